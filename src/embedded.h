@@ -1,0 +1,12 @@
+/* embedded.h: the Lua files of lua/, compiled into the binary by embed.lua. Read only. */
+#pragma once
+
+#include <stddef.h>
+
+struct dm_embedded {
+    const char *name; /* path below lua/ without ".lua", such as "dutch-master/cluster" */
+    const unsigned char *code;
+    size_t size;
+};
+
+extern const struct dm_embedded dm_embedded[]; /* ends with a NULL name */
