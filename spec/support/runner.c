@@ -1,0 +1,131 @@
+/* runner.c: dm-spec FILE [ARGS...] runs a Lua file with the core linked in, so that sanitizers and
+ * valgrind see one executable: dm-spec /usr/bin/busted --run=core. Lua comes from the source tree,
+ * the working directory must be its top. Adds require 'spec.loop', the core's loop in single steps.
+ */
+#include "core.h"
+#include "lua_core.h"
+#include "lua_embedded.h"
+#include "lua_state.h"
+
+#include <lauxlib.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static struct dm_core core;
+static uv_timer_t limit;
+
+static void on_limit(uv_timer_t *timer) {
+    (void)timer;
+}
+
+/* run_once(ms): one iteration that blocks at most so long. */
+static int l_run_once(lua_State *L) {
+    uv_update_time(core.loop);
+    uv_timer_start(&limit, on_limit, (uint64_t)luaL_optinteger(L, 1, 1000), 0);
+    uv_run(core.loop, UV_RUN_ONCE);
+    uv_timer_stop(&limit);
+    return 0;
+}
+
+/* os.exit(code) unwinds to main, so that everything is closed and checked. */
+static int l_exit(lua_State *L) {
+    core.exit_code = lua_isboolean(L, 1) ? !lua_toboolean(L, 1) : luaL_optint(L, 1, 0);
+    lua_pushlightuserdata(L, &core);
+    return lua_error(L);
+}
+
+/* close(): runs the callbacks of what was closed. */
+static int l_close(lua_State *L) {
+    (void)L;
+    for (int i = 0; i < 4; i++) {
+        uv_run(core.loop, UV_RUN_NOWAIT);
+    }
+    return 0;
+}
+
+static int l_traceback(lua_State *L) {
+    if (lua_isstring(L, 1)) {
+        luaL_traceback(L, L, lua_tostring(L, 1), 1);
+    }
+    return 1;
+}
+
+static int luaopen_spec_loop(lua_State *L) {
+    static const luaL_Reg functions[] = {
+        {"run_once", l_run_once}, {"close", l_close}, {NULL, NULL}};
+    lua_newtable(L);
+    luaL_register(L, NULL, functions);
+    return 1;
+}
+
+static void open_state(lua_State *L, int argc, char **argv) {
+    dm_lua_set_core(L, &core);
+    lua_getglobal(L, "os");
+    lua_pushcfunction(L, l_exit);
+    lua_setfield(L, -2, "exit");
+    lua_getglobal(L, "package");
+    lua_getfield(L, -1, "path");
+    lua_pushfstring(L, "lua/?.lua;?.lua;%s", lua_tostring(L, -1));
+    lua_setfield(L, -3, "path");
+    lua_pop(L, 1);
+    lua_getfield(L, -1, "preload");
+    lua_pushcfunction(L, luaopen_dutch_core);
+    lua_setfield(L, -2, "dutch-master.core");
+    lua_pushcfunction(L, luaopen_spec_loop);
+    lua_setfield(L, -2, "spec.loop");
+    lua_createtable(L, argc, 0);
+    for (int i = 0; i < argc; i++) {
+        lua_pushstring(L, argv[i]);
+        lua_rawseti(L, -2, i - 1);
+    }
+    lua_setglobal(L, "arg");
+    lua_settop(L, 0);
+}
+
+static int run_file(lua_State *L, int argc, char **argv) {
+    lua_pushcfunction(L, l_traceback);
+    if (luaL_loadfile(L, argv[1]) != 0) {
+        fprintf(stderr, "dm-spec: %s\n", lua_tostring(L, -1));
+        return 2;
+    }
+    for (int i = 2; i < argc; i++) {
+        lua_pushstring(L, argv[i]);
+    }
+    if (lua_pcall(L, argc - 2, 0, 1) != 0) {
+        if (lua_touserdata(L, -1) == &core) {
+            return core.exit_code;
+        }
+        if (lua_isstring(L, -1)) {
+            fprintf(stderr, "dm-spec: %s\n", lua_tostring(L, -1));
+        }
+        return 1;
+    }
+    return core.stopped ? core.exit_code : 0;
+}
+
+int main(int argc, char **argv) {
+    uv_loop_t loop;
+    if (argc < 2) {
+        fputs("usage: dm-spec FILE [ARGS...]\n", stderr);
+        return 2;
+    }
+    char *lua = realpath("lua", NULL);
+    if (lua) {
+        setenv("DUTCH_MASTER_LUA", lua, 0);
+        free(lua);
+    }
+    signal(SIGPIPE, SIG_IGN);
+    lua_State *L = dm_lua_state_new();
+    if (!L || uv_loop_init(&loop) != 0 || dm_core_init(&core, &loop) != 0) {
+        return 2;
+    }
+    uv_timer_init(&loop, &limit);
+    open_state(L, argc, argv);
+    const int code = run_file(L, argc, argv);
+    lua_close(L);
+    uv_close((uv_handle_t *)&limit, NULL);
+    dm_core_deinit(&core);
+    dm_core_close_loop(&loop);
+    return code;
+}

@@ -1,0 +1,3 @@
+describe('layers', function()
+    it('compile', function() assert.is_string(require('dutch-master.core').version) end)
+end)

@@ -1,0 +1,63 @@
+/* main.c: the order in which things come up, and in reverse go down. What is done when is decided
+ * in lua/dutch-master/; how it is done, in the other files here. */
+#include "core.h"
+#include "lua_state.h"
+#include "lua_worker.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { EXIT_PANIC = 70 };
+
+/* Otherwise the loop's epoll would get number 0 to 2, and libuv aborts when it closes that. */
+static void open_standard_fds(void) {
+    int fd;
+    do {
+        fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    } while (fd >= 0 && fd <= 2 && fcntl(fd, F_SETFD, 0) == 0);
+    if (fd > 2) {
+        close(fd);
+    }
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "--lua-worker") == 0) {
+        return dm_lua_worker_main(argc, argv);
+    }
+    uv_loop_t loop;
+    struct dm_core core;
+    int code = EXIT_PANIC;
+
+    open_standard_fds();
+    signal(SIGPIPE, SIG_IGN);
+    if (uv_loop_init(&loop) != 0) {
+        goto out;
+    }
+    if (dm_core_init(&core, &loop) != 0) {
+        goto out_loop;
+    }
+    struct lua_State *L = dm_lua_state_open(&core);
+    if (!L) {
+        goto out_core;
+    }
+
+    code = dm_lua_state_enter(L, argc, argv);
+    if (code == DM_LUA_RUN) {
+        uv_run(&loop, UV_RUN_DEFAULT);
+        code = core.stopped ? core.exit_code : EXIT_PANIC;
+    } else if (code == DM_LUA_PANIC) {
+        code = EXIT_PANIC;
+    }
+
+    dm_lua_state_close(L);
+out_core:
+    dm_core_deinit(&core);
+out_loop:
+    dm_core_close_loop(&loop);
+out:
+    return code;
+}
