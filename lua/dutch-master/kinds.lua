@@ -1,0 +1,266 @@
+-- The kinds of worker, one row of data each: how argv and environment are made, whether there is a channel, what
+-- counts as ready and how a worker is asked to stop. Pure: a row turns (plan, context) into what core.spawn takes
+-- and touches nothing.
+--
+-- context, all of one fork:
+--   id, slot, generation     numbers
+--   master_pid               of this master
+--   cwd                      directory of the fork, absolute, or nil to stay
+--   environ                  the master's own environment, {NAME = value}
+--   environment              workerEnvironment of this fork, {NAME = value}; false removes a name
+--   executable               this binary, for Lua workers
+--   preload                  path of drain.cjs, or nil to go without
+--   notify_name              value for NOTIFY_SOCKET, or nil
+--   listen                   { {name =, address = text}, ... } handed down from fd 3 on, in this order
+local M = {}
+
+local DEFAULT_PATH = '/usr/local/bin:/usr/bin:/bin'
+local FIRST_FD = 3 -- where inherited descriptors begin, by the convention of LISTEN_FDS
+
+-- Names that speak of the master alone: what its own supervisor, or an outer dutch-master or Node, told it.
+local MASTERS_OWN = {
+    'LISTEN_PID', 'LISTEN_FDS', 'LISTEN_FDNAMES', 'LISTEN_PIDFDID', 'NOTIFY_SOCKET', 'WATCHDOG_USEC', 'WATCHDOG_PID',
+    'FDSTORE', 'MAINPID', 'MAINPIDFDID', 'SYSTEMD_EXEC_PID', 'INVOCATION_ID', 'JOURNAL_STREAM', 'EINHORN_FD_COUNT',
+    'NODE_CHANNEL_FD', 'NODE_CHANNEL_SERIALIZATION_MODE', 'NODE_UNIQUE_ID', 'UNICORN_FD', 'NGINX', 'FPM_SOCKETS',
+    'DUTCH_MASTER_PID', 'DUTCH_MASTER_WORKER', 'DUTCH_MASTER_SLOT', 'DUTCH_MASTER_GENERATION',
+}
+
+local function basename(path)
+    return path:match('[^/]*$')
+end
+
+local function append(list, more)
+    for _, value in ipairs(more or {}) do
+        list[#list + 1] = value
+    end
+    return list
+end
+
+--- The environment of a fork as {NAME = value}, without what the kind adds. nil, message when a name or a value
+--- cannot be one.
+function M.environment(context)
+    local env = {}
+    for name, value in pairs(context.environ or {}) do
+        env[name] = value
+    end
+    for _, name in ipairs(MASTERS_OWN) do
+        env[name] = nil
+    end
+    for name, value in pairs(context.environment or {}) do
+        if type(name) ~= 'string' or name == '' or name:find('[=%z]') then
+            return nil, ('workerEnvironment: %q cannot be the name of a variable'):format(tostring(name))
+        end
+        if value == false then
+            env[name] = nil
+        else
+            local text = tostring(value)
+            if type(value) == 'table' or text:find('%z') then
+                return nil, ('workerEnvironment.%s: expected text, found %s'):format(name, type(value))
+            end
+            env[name] = text
+        end
+    end
+    if context.cwd then
+        env.PWD = context.cwd
+    end
+    env.DUTCH_MASTER_PID = tostring(context.master_pid or '')
+    env.DUTCH_MASTER_WORKER = tostring(context.id)
+    env.DUTCH_MASTER_SLOT = tostring(context.slot)
+    env.DUTCH_MASTER_GENERATION = tostring(context.generation)
+    env.NOTIFY_SOCKET = context.notify_name
+    return env
+end
+
+--- 'NAME=value' strings in a stable order.
+function M.flatten(env)
+    local names, list = {}, {}
+    for name in pairs(env) do
+        names[#names + 1] = name
+    end
+    table.sort(names)
+    for i, name in ipairs(names) do
+        list[i] = name .. '=' .. env[name]
+    end
+    return list
+end
+
+local function finish(fields, env)
+    fields.search_path = env.PATH or DEFAULT_PATH
+    fields.env = M.flatten(env)
+    return fields
+end
+
+local function with_channel(env, context)
+    env.NODE_CHANNEL_FD = tostring(FIRST_FD) -- no other descriptors are handed to a worker with a channel
+    env.NODE_CHANNEL_SERIALIZATION_MODE = 'json'
+    env.NODE_UNIQUE_ID = tostring(context.id)
+end
+
+-- Where among the interpreter's words Node's own options may begin, or nil when none of them is Node
+-- (bun, deno, a shell): those do not take --require.
+local function takes_require(interpreter)
+    for _, word in ipairs(interpreter) do
+        local name = basename(word)
+        if name:match('^node[%d.]*$') or name == 'nodejs' then
+            return true
+        end
+    end
+    return false
+end
+
+local function spawn_node(plan, context)
+    local env, message = M.environment(context)
+    if not env then
+        return nil, message
+    end
+    with_channel(env, context)
+    local interpreter = plan.interpreter or { 'node' }
+    local argv = append({}, interpreter)
+    if plan.drain ~= false and context.preload and takes_require(interpreter) then
+        append(argv, { '--require', context.preload })
+    end
+    append(argv, { plan.worker })
+    append(argv, plan.args)
+    -- Node finds 'server' as server.js or server/index.js: only a name with an ending is certainly a file.
+    local must_read = basename(plan.worker):find('%.[%w]+$') and plan.worker or nil
+    return finish({ file = argv[1], argv = argv, channel = true, must_read = must_read, listen_pid = false }, env)
+end
+
+local function spawn_lua(plan, context)
+    local env, message = M.environment(context)
+    if not env then
+        return nil, message
+    end
+    with_channel(env, context)
+    local argv = append({ 'dutch-master', '--lua-worker', plan.worker }, plan.args)
+    local file = context.executable
+    if plan.interpreter then
+        argv = append(append(append({}, plan.interpreter), { plan.worker }), plan.args)
+        file = argv[1]
+    end
+    return finish({ file = file, argv = argv, channel = true, must_read = plan.worker, listen_pid = false }, env)
+end
+
+-- How servers are told which descriptors are theirs. Each takes (env, argv, sockets), sockets = {{fd, name, address}}.
+M.socket_styles = {
+    -- systemd's convention; the child itself adds LISTEN_PID.
+    listen_fds = function(env, _, sockets)
+        local names = {}
+        for i, socket in ipairs(sockets) do
+            names[i] = socket.name
+        end
+        env.LISTEN_FDS = tostring(#sockets)
+        env.LISTEN_FDNAMES = table.concat(names, ':')
+    end,
+    -- {fd} is the first socket's number, {fd:NAME} that of the socket of this name.
+    argv = function(_, argv, sockets)
+        local by_name = {}
+        for _, socket in ipairs(sockets) do
+            by_name[socket.name] = by_name[socket.name] or tostring(socket.fd)
+        end
+        for i, word in ipairs(argv) do
+            word = word:gsub('{fd}', tostring(sockets[1].fd))
+            argv[i] = word:gsub('{fd:([^}]*)}', by_name)
+        end
+    end,
+    -- nginx wants a separator after every number.
+    nginx = function(env, _, sockets)
+        local text = ''
+        for _, socket in ipairs(sockets) do
+            text = text .. socket.fd .. ';'
+        end
+        env.NGINX = text
+    end,
+    -- php-fpm: the text of the address must equal its `listen`.
+    fpm = function(env, _, sockets)
+        local list = {}
+        for i, socket in ipairs(sockets) do
+            list[i] = socket.address .. '=' .. socket.fd
+        end
+        env.FPM_SOCKETS = table.concat(list, ',')
+    end,
+    unicorn = function(env, _, sockets)
+        local list = {}
+        for i, socket in ipairs(sockets) do
+            list[i] = tostring(socket.fd)
+        end
+        env.UNICORN_FD = table.concat(list, ',')
+    end,
+}
+
+-- LISTEN_FDNAMES separates by colons and takes printable ASCII; names are at most 255 long.
+local function socket_name(name, place)
+    name = tostring(name or ''):gsub('[^\33-\126]', '_'):gsub(':', '_'):sub(1, 255)
+    return name == '' and 'socket' .. place or name
+end
+
+local function spawn_exec(plan, context)
+    local env, message = M.environment(context)
+    if not env then
+        return nil, message
+    end
+    local argv = append({}, plan.argv or { plan.worker })
+    if plan.interpreter then
+        argv = append(append({}, plan.interpreter), argv)
+    end
+    append(argv, plan.args)
+    local sockets = {}
+    for i, socket in ipairs(context.listen or {}) do
+        sockets[i] = { fd = FIRST_FD + i - 1, name = socket_name(socket.name, i), address = tostring(socket.address) }
+    end
+    local style = plan.socket_style or 'listen_fds'
+    if #sockets > 0 then
+        M.socket_styles[style](env, argv, sockets)
+    end
+    local fields = { file = argv[1], argv = argv, channel = false }
+    fields.listen_pid = #sockets > 0 and style == 'listen_fds'
+    return finish(fields, env)
+end
+
+-- legend: has_channel  a socketpair speaking the protocol of conversation.lua
+--         asks         what a graceful stop begins with: the channel's disconnect act, or the stop signal itself
+--         default_...  used where the plan says nothing
+M.rows = {
+    node = {
+        name = 'node',
+        has_channel = true,
+        asks = 'disconnect',
+        default_stop_signal = 'SIGTERM',
+        default_ready = { type = 'listening' },
+        spawn = spawn_node,
+    },
+    lua = {
+        name = 'lua',
+        has_channel = true,
+        asks = 'disconnect',
+        default_stop_signal = 'SIGTERM',
+        default_ready = { type = 'listening' },
+        spawn = spawn_lua,
+    },
+    exec = {
+        name = 'exec',
+        has_channel = false,
+        asks = 'signal',
+        default_stop_signal = 'SIGTERM',
+        default_ready = { type = 'auto', alive_ms = 1000 },
+        spawn = spawn_exec,
+    },
+}
+
+local BY_ENDING = { js = 'node', mjs = 'node', cjs = 'node', ts = 'node', mts = 'node', cts = 'node', lua = 'lua' }
+
+--- The kind that a `worker` value means when the plan does not say it: a path by its ending, anything else exec.
+function M.guess(worker)
+    if type(worker) ~= 'string' then
+        return 'exec'
+    end
+    return BY_ENDING[basename(worker):match('%.(%w+)$') or ''] or 'exec'
+end
+
+--- The row of a plan.
+function M.of(plan)
+    local kind = plan.kind or M.guess(plan.argv or plan.worker)
+    return M.rows[kind] or error('no such kind of worker: ' .. tostring(kind), 2)
+end
+
+return M
