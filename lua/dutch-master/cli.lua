@@ -1,0 +1,134 @@
+--- The command line: finds out what is asked, and hands over.
+-- `dutch-master master.lua` runs a master (dutch-master.init); `dutch-master VERB` is a client of a running one, or of
+-- none (check, completion). Each verb is a module of dutch-master.cli that returns a description and a function `run`:
+-- help, completion and the check of arguments come from the description, so that they cannot differ from each other.
+-- Nothing here may touch a worker: a verb asks the master, over its control socket.
+
+local arguments = require 'dutch-master.cli.arguments'
+local help = require 'dutch-master.cli.help'
+local suggest = require 'dutch-master.cli.suggest'
+local terminal = require 'dutch-master.cli.terminal'
+
+local M = {}
+
+--- In the order of the help text.
+M.verbs = {
+    'check', 'plan', 'status', 'top', 'why', 'events', 'restart', 'reload', 'scale', 'stop', 'completion',
+}
+
+--- What the programs of others are called with, and what is meant here.
+local OTHER_NAMES = {
+    ls = 'status', list = 'status', ps = 'status', show = 'status', stats = 'status',
+    monit = 'top', monitor = 'top', watch = 'top',
+    logs = 'events', log = 'events', describe = 'why', deploy = 'restart', upgrade = 'restart',
+    validate = 'check', test = 'check', quit = 'stop', kill = 'stop', shutdown = 'stop',
+}
+
+local USAGE, SYSTEM, SCRIPT = 2, 71, 78
+
+function M.verb(name)
+    return require('dutch-master.cli.' .. name)
+end
+
+local function is_verb(name)
+    for _, verb in ipairs(M.verbs) do
+        if verb == name then
+            return true
+        end
+    end
+    return false
+end
+
+local function usage_error(ctx, message, verb)
+    ctx.err('dutch-master: ' .. message .. '\n' .. help.usage(verb) .. '\n')
+    return USAGE
+end
+
+local function unknown_verb(ctx, word)
+    if word == 'start' or word == 'run' then
+        local told = ('there is no verb "%s": a master is started with `dutch-master master.lua`'):format(word)
+        return usage_error(ctx, told)
+    end
+    local meant = OTHER_NAMES[word] or suggest.nearest(word, M.verbs)
+    local hint = meant and (' (did you mean "%s"?)'):format(meant) or ''
+    return usage_error(ctx, ('unknown verb "%s"%s'):format(word, hint))
+end
+
+--- A script is told from a mistyped verb by its looks, or by being there.
+local function looks_like_script(ctx, word)
+    return word:find('/', 1, true) ~= nil or word:find('%.lua$') ~= nil or ctx.platform.stat(word) ~= nil
+end
+
+local function run_master(ctx, argv, first)
+    if argv[first + 1] then
+        return usage_error(ctx, ('unexpected "%s" after the script'):format(argv[first + 1]))
+    end
+    local path, message = arguments.absolute(ctx.platform, argv[first])
+    if not path then
+        ctx.err('dutch-master: ' .. message .. '\n')
+        return SYSTEM
+    end
+    local seen, why = ctx.platform.stat(path)
+    if not seen then
+        ctx.err(('dutch-master: %s: %s\n'):format(argv[first], why))
+        return SCRIPT
+    end
+    return require('dutch-master.init').run { script = path, argv = argv }
+end
+
+local function run_verb(ctx, name, argv, first)
+    local verb = M.verb(name)
+    local parsed, message = arguments.parse(verb, argv, first)
+    if not parsed then
+        return usage_error(ctx, message, verb)
+    end
+    if parsed.options.help then
+        ctx.out(help.verb(verb))
+        return 0
+    end
+    ctx.color = ctx.color and not parsed.options.no_color
+    ctx.options, ctx.argument = parsed.options, parsed.argument
+    if verb.takes_script ~= false then
+        ctx.script_name = parsed.script or 'master.lua'
+        ctx.script, message = arguments.absolute(ctx.platform, ctx.script_name)
+        if not ctx.script then
+            ctx.err('dutch-master: ' .. message .. '\n')
+            return SYSTEM
+        end
+    end
+    return verb.run(ctx)
+end
+
+--- argv[0] is the program. Returns an exit code, or nil: the loop runs until platform.stop(code).
+function M.main(argv, platform)
+    local ctx = terminal.context(platform or require 'dutch-master.platform')
+    local word = argv[1]
+    if not word then
+        return usage_error(ctx, 'which script? Try `dutch-master master.lua`, or `dutch-master --help`')
+    elseif word == '--help' or word == '-h' or word == 'help' then
+        if argv[2] and is_verb(argv[2]) then
+            ctx.out(help.verb(M.verb(argv[2])))
+        elseif argv[2] then
+            return unknown_verb(ctx, argv[2])
+        else
+            ctx.out(help.all(M))
+        end
+        return 0
+    elseif word == '--version' or word == '-V' or word == 'version' then
+        ctx.out(('dutch-master %s\n'):format(ctx.platform.version))
+        return 0
+    elseif word == '-t' then
+        return run_verb(ctx, 'check', argv, 2)
+    elseif is_verb(word) then
+        return run_verb(ctx, word, argv, 2)
+    elseif word == '--' then
+        return argv[2] and run_master(ctx, argv, 2) or usage_error(ctx, 'which script?')
+    elseif word:sub(1, 1) == '-' then
+        return usage_error(ctx, ('unknown option "%s"'):format(word))
+    elseif looks_like_script(ctx, word) then
+        return run_master(ctx, argv, 1)
+    end
+    return unknown_verb(ctx, word)
+end
+
+return M

@@ -1,0 +1,143 @@
+--- Words of a command line into options, according to a verb's description. Pure, but for `absolute`.
+--
+-- A description: { name, summary, description, codes, examples = {...}, run = function(ctx),
+--   options = { {long=, short=, value=, doc=, number=}, ... }   with `value` it takes one: --timeout 5, --timeout=5
+--   argument = { name=, pattern=, expects=, required= }         a word that is not the script
+--   takes_script = false, talks = true                          asks the master over its socket }
+
+local suggest = require 'dutch-master.cli.suggest'
+
+local M = {}
+
+local HELP = { long = 'help', short = 'h', doc = 'this text' }
+local NO_COLOR = { long = 'no-color', doc = 'no colours (NO_COLOR in the environment does the same)' }
+local SOCKET = { long = 'socket', value = 'PATH', doc = 'the control socket, if it is not where the script puts it' }
+
+--- All options of a verb, those that every verb has included.
+function M.options(verb)
+    local all = {}
+    for _, option in ipairs(verb.options or {}) do
+        all[#all + 1] = option
+    end
+    if verb.talks then
+        all[#all + 1] = SOCKET
+    end
+    all[#all + 1] = NO_COLOR
+    all[#all + 1] = HELP
+    return all
+end
+
+local function find(verb, kind, name)
+    local names = {}
+    for _, option in ipairs(M.options(verb)) do
+        if option[kind] == name then
+            return option
+        end
+        names[#names + 1] = option.long
+    end
+    local meant = kind == 'long' and suggest.nearest(name, names)
+    return nil, meant and (' (did you mean "--%s"?)'):format(meant) or ''
+end
+
+local function key(option)
+    return (option.long:gsub('-', '_'))
+end
+
+local function checked(option, text)
+    if option.number then
+        local number = tonumber(text)
+        if not number or number ~= number or number < (option.least or 0) or number == math.huge then
+            return nil, ('--%s: expected a number, found "%s"'):format(option.long, text)
+        end
+        return number
+    end
+    return text
+end
+
+local function positional(verb, parsed, word)
+    local argument = verb.argument
+    if argument and not parsed.argument and word:find(argument.pattern) then
+        parsed.argument = word
+    elseif verb.takes_script ~= false and not parsed.script then
+        if word == '' then
+            return nil, 'the name of the script is empty'
+        end
+        parsed.script = word
+    elseif argument and not parsed.argument then
+        return nil, ('expected %s, found "%s"'):format(argument.expects or argument.name, word)
+    else
+        return nil, ('unexpected "%s"'):format(word)
+    end
+    return true
+end
+
+--- -> { options = {json = true, ...}, argument =, script = } | nil, message
+function M.parse(verb, argv, first)
+    local parsed = { options = {} }
+    local i, only_words = first, false
+    while argv[i] do
+        local word, ok, message = argv[i], true, nil
+        if only_words or word == '-' or not word:find '^%-' or word:find '^%-%d+$' then
+            ok, message = positional(verb, parsed, word)
+        elseif word == '--' then
+            only_words = true
+        else
+            local name, value = word:match '^%-%-([^=]+)=(.*)$'
+            name = name or word:match '^%-%-(.+)$'
+            local option, hint = find(verb, name and 'long' or 'short', name or word:sub(2))
+            if not option then
+                return nil, ('%s: unknown option "%s"%s'):format(verb.name, word, hint or '')
+            elseif option.value then
+                if not value then
+                    i = i + 1
+                    value = argv[i]
+                end
+                if not value then
+                    return nil, ('%s: --%s needs a value (%s)'):format(verb.name, option.long, option.value)
+                end
+                ok, message = checked(option, value)
+                parsed.options[key(option)] = ok
+            elseif value then
+                return nil, ('%s: --%s takes no value'):format(verb.name, option.long)
+            else
+                parsed.options[key(option)] = true
+            end
+        end
+        if not ok then
+            return nil, ('%s: %s'):format(verb.name, message)
+        end
+        i = i + 1
+    end
+    if verb.argument and verb.argument.required and not parsed.argument and not parsed.options.help then
+        return nil, ('%s: %s is missing'):format(verb.name, verb.argument.expects or verb.argument.name)
+    end
+    return parsed
+end
+
+--- "/a/./b//../c" -> "/a/c". By the letters only: a symbolic link on the way (Capistrano's `current`) is part of the
+-- name, and the master of /deploys/app/current/master.lua stays the same one when the link moves.
+function M.normalise(path)
+    local parts = {}
+    for part in path:gmatch '[^/]+' do
+        if part == '..' then
+            parts[#parts] = nil
+        elseif part ~= '.' then
+            parts[#parts + 1] = part
+        end
+    end
+    return '/' .. table.concat(parts, '/')
+end
+
+--- -> absolute path | nil, message
+function M.absolute(platform, path)
+    if path:sub(1, 1) == '/' then
+        return M.normalise(path)
+    end
+    local cwd, message = platform.cwd()
+    if not cwd then
+        return nil, 'the working directory cannot be found: ' .. tostring(message)
+    end
+    return M.normalise(cwd .. '/' .. path)
+end
+
+return M

@@ -1,0 +1,70 @@
+--- What `plan` and `reload` say: the difference between two plans, as the master found it. Pure.
+
+local control = require 'dutch-master.control'
+local format = require 'dutch-master.cli.format'
+
+local M = {}
+
+local COLUMNS = { { title = 'OPTION' }, { title = 'FROM' }, { title = 'TO' }, { title = 'TAKES EFFECT' } }
+
+local APPLIES = {
+    ['now'] = { 'green', 'now' },
+    ['next fork'] = { 'cyan', 'at the next fork' },
+    ['restart'] = { 'yellow', 'by a restart' },
+}
+
+function M.value(value)
+    if value == nil or value == require 'cjson'.null then
+        return '(none)'
+    elseif type(value) == 'table' then
+        return (control.encode(value):gsub('\\/', '/'))
+    elseif type(value) == 'string' then
+        return format.visible(value)
+    end
+    return tostring(value)
+end
+
+--- `was_applied`: the changes that need no restart have been made, and are not only announced.
+function M.render(ctx, changes, was_applied)
+    if #changes == 0 then
+        return 'No changes\n'
+    end
+    local rows = {}
+    for i, change in ipairs(changes) do
+        local words = APPLIES[change.applies] or { 'dim', tostring(change.applies) }
+        local text = words[2]
+        if change.applies == 'now' then
+            text = was_applied and 'applied' or 'by a reload, at once'
+        end
+        rows[i] = { format.visible(change.key), M.value(change.from), M.value(change.to), ctx.paint(words[1], text) }
+    end
+    local lines = format.table(COLUMNS, rows)
+    lines[1] = ctx.paint('dim', lines[1])
+    return table.concat(lines, '\n') .. '\n'
+end
+
+--- A run function for a verb that asks for changes.
+function M.run(ctx, verb, was_applied)
+    local client = require 'dutch-master.cli.client'
+    return (client.ask(ctx, { verb = verb }, {
+        -- A script may take as long as its budget.
+        timeout_ms = 30000,
+        done = function(answer)
+            if ctx.options.json then
+                ctx.out(control.encode(answer) .. '\n')
+            else
+                ctx.out(M.render(ctx, answer.changes, was_applied))
+            end
+            return 0
+        end,
+        failed = function(error)
+            if ctx.options.json then
+                ctx.out(control.encode { ok = false, error = error } .. '\n')
+            end
+            ctx.err(('%s\n'):format(format.block(error.message)))
+            return error.code == 'ESCRIPT' and 78 or 1
+        end,
+    }))
+end
+
+return M

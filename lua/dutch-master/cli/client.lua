@@ -1,0 +1,174 @@
+--- The verbs' side of the control socket: finds the master of a script, asks, and hands over what it says.
+
+local cjson = require 'cjson.safe'
+local control = require 'dutch-master.control'
+
+local M = {}
+
+local FAILED, NOT_RUNNING, TIMED_OUT = 1, 3, 124
+
+--- A master answers in milliseconds; one that does not within this is stuck, and a person is told so.
+local ANSWER_MS = 5000
+
+--- Where the master of the script may listen, the likely place first. The master may have been started by a service
+-- manager, without the XDG_RUNTIME_DIR of the shell that asks, or as the owner of the script when root asks.
+local function places(ctx)
+    local platform, name = ctx.platform, control.name_for(ctx.script) .. '.sock'
+    local found, seen = {}, {}
+    local function add(dir)
+        local path = dir and dir .. '/' .. name
+        if path and not seen[path] and platform.stat(path) then
+            seen[path] = true
+            found[#found + 1] = path
+        end
+    end
+    if ctx.options.socket then
+        return { ctx.options.socket }
+    end
+    add((platform.runtime_dir()))
+    local owner = platform.stat(ctx.script)
+    for _, uid in ipairs { platform.uid(), owner and owner.uid or platform.uid() } do
+        add(uid == 0 and '/run/dutch-master' or nil)
+        add(('/run/user/%d/dutch-master'):format(uid))
+        add(('/tmp/dutch-master-%d'):format(uid))
+    end
+    return found
+end
+
+--- The script may have chosen a path of its own.
+local function chosen_place(ctx)
+    local ok, script = pcall(require, 'dutch-master.script')
+    if not ok or not ctx.platform.stat(ctx.script) then
+        return nil
+    end
+    local session = script.new { platform = ctx.platform, core = ctx.platform, path = ctx.script }:evaluate()
+    if not session then
+        return nil
+    end
+    local path = session.plan.control_socket
+    session:close()
+    return path
+end
+
+--- The peer must be somebody whose answer counts: a socket in a directory that anybody may write to is nobody's word.
+local function is_trusted(ctx, conn)
+    local uid = conn:uid()
+    local owner = ctx.platform.stat(ctx.script)
+    return uid == nil or uid == 0 or uid == ctx.platform.uid() or (owner and owner.uid == uid)
+end
+
+local function connect(ctx)
+    local message, code = nil, 'ENOENT'
+    local function try(path)
+        local conn, why, kind = ctx.platform.connect(path)
+        if conn and not is_trusted(ctx, conn) then
+            why, kind = ('%s is served by user %d'):format(path, conn:uid()), 'EPERM'
+            conn:close()
+            conn = nil
+        end
+        if not conn and kind ~= 'ENOENT' and kind ~= 'ECONNREFUSED' then
+            message, code = why, kind
+        end
+        return conn
+    end
+    for _, path in ipairs(places(ctx)) do
+        local conn = try(path)
+        if conn then
+            return conn
+        end
+    end
+    local path = not ctx.options.socket and chosen_place(ctx)
+    local conn = path and try(path)
+    if conn then
+        return conn
+    end
+    return nil, message, code
+end
+
+--- Ends the program, once.
+function M.finish(ctx, code)
+    if not ctx.finished then
+        ctx.finished = true
+        ctx.platform.stop(code)
+    end
+end
+
+local function say(ctx, message)
+    ctx.err('dutch-master: ' .. message .. '\n')
+end
+
+local function no_master(ctx, message, code)
+    if code == 'EACCES' or code == 'EPERM' then
+        say(ctx, ('%s: the master belongs to another user (%s)'):format(ctx.script_name, message))
+        return FAILED
+    elseif message then
+        say(ctx, ('%s: %s'):format(ctx.script_name, message))
+        return FAILED
+    end
+    if ctx.options.json then
+        ctx.out(control.encode { running = false, script = ctx.script } .. '\n')
+    end
+    say(ctx, ('%s: not running (start it with `dutch-master %s`)'):format(ctx.script, ctx.script_name))
+    return NOT_RUNNING
+end
+
+--- Asks `request`. on.event(message), on.done(message) -> exit code, or nil to go on; on.failed(error) -> exit code;
+-- on.lost(reason) -> exit code when the master hangs up before it answered. on.timeout_ms: for the whole, with
+-- on.timed_out() -> exit code; without it, the first word must come within ANSWER_MS and the rest may take its time.
+-- Returns an exit code; or nil and a function that asks once more on the same connection, and the loop must run.
+function M.ask(ctx, request, on)
+    local conn, message, code = connect(ctx)
+    if not conn then
+        return no_master(ctx, message, code)
+    end
+    local limit = ctx.platform.timer(function()
+        if on.timed_out then
+            return M.finish(ctx, on.timed_out())
+        end
+        say(ctx, ('%s: the master does not answer'):format(ctx.script_name))
+        M.finish(ctx, TIMED_OUT)
+    end)
+    limit:start(on.timeout_ms or ANSWER_MS)
+    conn:on_line(function(line)
+        local answer = cjson.decode(line)
+        if type(answer) ~= 'table' or answer.id ~= request.id then
+            return
+        end
+        if not on.timeout_ms then
+            limit:stop()
+        end
+        if answer.event then
+            return on.event and on.event(answer)
+        elseif not answer.ok then
+            local error = type(answer.error) == 'table' and answer.error or {}
+            if on.failed then
+                return M.finish(ctx, on.failed(error))
+            end
+            say(ctx, ('%s: %s'):format(request.verb, tostring(error.message)))
+            return M.finish(ctx, FAILED)
+        end
+        local result = on.done(answer)
+        if result then
+            M.finish(ctx, result)
+        end
+    end)
+    conn:on_close(function(reason)
+        if ctx.finished then
+            return
+        end
+        if on.lost then
+            return M.finish(ctx, on.lost(reason))
+        end
+        say(ctx, ('%s: the master hung up%s'):format(ctx.script_name, reason and (' (%s)'):format(reason) or ''))
+        M.finish(ctx, FAILED)
+    end)
+    request.v, request.id = control.VERSION, 1
+    local line = control.encode(request) .. '\n'
+    conn:write(line)
+    return nil, function()
+        limit:start(on.timeout_ms or ANSWER_MS)
+        conn:write(line)
+    end
+end
+
+return M

@@ -1,0 +1,157 @@
+--- dutch-master completion: words for the Tab key, made of the verbs' descriptions.
+
+local arguments = require 'dutch-master.cli.arguments'
+
+local M = {
+    name = 'completion',
+    takes_script = false,
+    summary = 'print the completion script for bash, zsh or fish',
+    description = 'Prints a completion script for a shell.',
+    argument = { name = 'bash|zsh|fish', pattern = '^%a+$', required = true, expects = 'bash, zsh or fish' },
+    examples = {
+        'dutch-master completion bash > /etc/bash_completion.d/dutch-master',
+        'dutch-master completion zsh > "${fpath[1]}/_dutch-master"',
+        'dutch-master completion fish > ~/.config/fish/completions/dutch-master.fish',
+    },
+    codes = '0, 2 a shell that is not known',
+}
+
+local function verbs()
+    local cli = require 'dutch-master.cli'
+    local list = {}
+    for i, name in ipairs(cli.verbs) do
+        list[i] = cli.verb(name)
+    end
+    return list
+end
+
+local function option_words(verb)
+    local words = {}
+    for _, option in ipairs(arguments.options(verb)) do
+        words[#words + 1] = '--' .. option.long
+    end
+    return table.concat(words, ' ')
+end
+
+local shells = {}
+
+function shells.bash()
+    local names, cases = {}, {}
+    for i, verb in ipairs(verbs()) do
+        names[i] = verb.name
+        cases[i] = ("        %s) words='%s' ;;"):format(verb.name,
+            verb.name == 'completion' and 'bash zsh fish --help' or option_words(verb))
+    end
+    return ([[
+# bash completion for dutch-master
+_dutch_master() {
+    local current=${COMP_WORDS[COMP_CWORD]} words=
+    COMPREPLY=()
+    if [ "$COMP_CWORD" -eq 1 ]; then
+        words='@VERBS@ --help --version'
+    else
+        case ${COMP_WORDS[1]} in
+@CASES@
+        *) return ;;
+        esac
+    fi
+    local IFS=$'\n'
+    case $current in
+    -*) ;;
+    *)
+        [ "${COMP_WORDS[1]}" = completion ] && [ "$COMP_CWORD" -gt 1 ] ||
+            COMPREPLY=($(compgen -f -X '!*.lua' -- "$current") $(compgen -d -S / -- "$current"))
+        ;;
+    esac
+    COMPREPLY+=($(compgen -W "${words// /$'\n'}" -- "$current"))
+    case ${COMPREPLY[0]} in
+    */) [ "${#COMPREPLY[@]}" -eq 1 ] && compopt -o nospace 2>/dev/null ;;
+    esac
+    return 0
+}
+complete -F _dutch_master dutch-master
+]]):gsub('@(%u+)@', { VERBS = table.concat(names, ' '), CASES = table.concat(cases, '\n') })
+end
+
+local function quoted(text)
+    return "'" .. text:gsub("'", "'\\''") .. "'"
+end
+
+local function zsh_text(text)
+    return (text:gsub("[%[%]:]", '\\%0'))
+end
+
+function shells.zsh()
+    local lines = { '#compdef dutch-master', '', '_dutch_master() {', '    local -a verbs', '    verbs=(' }
+    for _, verb in ipairs(verbs()) do
+        lines[#lines + 1] = '        ' .. quoted(verb.name .. ':' .. verb.summary)
+    end
+    lines[#lines + 1] = '    )'
+    lines[#lines + 1] = '    if (( CURRENT == 2 )); then'
+    lines[#lines + 1] = "        _describe -t verbs verb verbs"
+    lines[#lines + 1] = "        _files -g '*.lua(-.)'"
+    lines[#lines + 1] = '        return'
+    lines[#lines + 1] = '    fi'
+    lines[#lines + 1] = '    local verb=$words[2]'
+    lines[#lines + 1] = '    shift words'
+    lines[#lines + 1] = '    (( CURRENT-- ))'
+    lines[#lines + 1] = '    case $verb in'
+    for _, verb in ipairs(verbs()) do
+        local specs = {}
+        for _, option in ipairs(arguments.options(verb)) do
+            specs[#specs + 1] = quoted(('--%s[%s]%s'):format(option.long, zsh_text(option.doc),
+                option.value and (':' .. option.value .. ':') or ''))
+        end
+        if verb.name == 'completion' then
+            specs[#specs + 1] = quoted('1:shell:(bash zsh fish)')
+        else
+            specs[#specs + 1] = quoted '*:script:_files -g "*.lua(-.)"'
+        end
+        lines[#lines + 1] = ('    %s) _arguments %s ;;'):format(verb.name, table.concat(specs, ' '))
+    end
+    lines[#lines + 1] = '    esac'
+    lines[#lines + 1] = '}'
+    lines[#lines + 1] = ''
+    lines[#lines + 1] = 'if [ "$funcstack[1]" = _dutch-master ]; then'
+    lines[#lines + 1] = '    _dutch_master "$@"'
+    lines[#lines + 1] = 'else'
+    lines[#lines + 1] = '    compdef _dutch_master dutch-master'
+    lines[#lines + 1] = 'fi'
+    return table.concat(lines, '\n') .. '\n'
+end
+
+function shells.fish()
+    local names = {}
+    for i, verb in ipairs(verbs()) do
+        names[i] = verb.name
+    end
+    local lines = {
+        '# fish completion for dutch-master',
+        ("set -l verbs %s"):format(table.concat(names, ' ')),
+        "complete -c dutch-master -n \"not __fish_seen_subcommand_from $verbs\" -l help -d 'the verbs'",
+        "complete -c dutch-master -n \"not __fish_seen_subcommand_from $verbs\" -l version -d 'the version'",
+    }
+    for _, verb in ipairs(verbs()) do
+        local none = 'complete -c dutch-master -f -n "not __fish_seen_subcommand_from $verbs" -a %s -d %s'
+        lines[#lines + 1] = none:format(verb.name, quoted(verb.summary))
+        for _, option in ipairs(arguments.options(verb)) do
+            local after = "complete -c dutch-master -n '__fish_seen_subcommand_from %s' -l %s%s%s -d %s"
+            lines[#lines + 1] = after:format(verb.name, option.long, option.short and ' -s ' .. option.short or '',
+                option.value and ' -x' or '', quoted(option.doc))
+        end
+    end
+    lines[#lines + 1] = "complete -c dutch-master -f -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'"
+    return table.concat(lines, '\n') .. '\n'
+end
+
+function M.run(ctx)
+    local shell = shells[ctx.argument]
+    if not shell then
+        ctx.err(('dutch-master: completion: expected bash, zsh or fish, found "%s"\n'):format(ctx.argument))
+        return 2
+    end
+    ctx.out((shell()))
+    return 0
+end
+
+return M

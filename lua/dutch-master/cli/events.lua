@@ -1,0 +1,66 @@
+--- dutch-master events: the log records the master remembers, and with --follow those to come.
+
+local client = require 'dutch-master.cli.client'
+local control = require 'dutch-master.control'
+local format = require 'dutch-master.cli.format'
+
+local M = {
+    name = 'events',
+    talks = true,
+    summary = 'the last log records; --follow for those to come',
+    description = 'The master keeps its last 1000 log records, wherever its log goes.',
+    options = {
+        { long = 'follow', short = 'f', doc = 'go on with what happens, until ^C' },
+        { long = 'last', short = 'n', value = 'N', number = true, doc = 'how many of the past (default 20)' },
+        { long = 'json', short = 'j', doc = "the records as they are in the log, bunyan's format" },
+    },
+    examples = { 'dutch-master events --follow', 'dutch-master events -n 1000 --json | bunyan' },
+    codes = '0, 1 the master went away, 3 not running',
+}
+
+local LEVELS = { [10] = 'trace', [20] = 'debug', [30] = 'info', [40] = 'warn', [50] = 'error', [60] = 'fatal' }
+local COLORS = { warn = 'yellow', error = 'red', fatal = 'red', info = 'cyan' }
+local USUAL = { name = true, hostname = true, pid = true, level = true, msg = true, time = true, v = true }
+
+local function fact(value)
+    if type(value) == 'table' then
+        return control.encode(value)
+    end
+    return format.visible(value)
+end
+
+--- "10:01:02.123 info  Worker listening  workerId=3 workerPid=4711"
+function M.line(ctx, record)
+    local level = LEVELS[record.level] or tostring(record.level)
+    local names, facts = {}, {}
+    for name in pairs(record) do
+        if not USUAL[name] then
+            names[#names + 1] = name
+        end
+    end
+    table.sort(names)
+    for i, name in ipairs(names) do
+        facts[i] = format.visible(name) .. '=' .. fact(record[name])
+    end
+    local time = tostring(record.time or ''):match 'T([%d:%.]+)' or tostring(record.time)
+    local text = facts[1] and '  ' .. ctx.paint('dim', table.concat(facts, ' ')) or ''
+    return ('%s %s %s%s'):format(ctx.paint('dim', time), ctx.paint(COLORS[level], ('%-5s'):format(level)),
+        format.visible(record.msg), text)
+end
+
+function M.run(ctx)
+    return (client.ask(ctx, { verb = 'events', last = ctx.options.last, follow = ctx.options.follow }, {
+        event = function(answer)
+            if ctx.options.json then
+                ctx.out(control.encode(answer.record) .. '\n')
+            else
+                ctx.out(M.line(ctx, answer.record) .. '\n')
+            end
+        end,
+        done = function()
+            return 0
+        end,
+    }))
+end
+
+return M

@@ -1,0 +1,112 @@
+--- Numbers and tables for people. Pure.
+
+local M = {}
+
+--- 820 -> "0.8s", 3723000 -> "1h02m"
+function M.duration(ms)
+    local seconds = ms / 1000
+    if seconds < 10 then
+        return ('%.1fs'):format(seconds)
+    elseif seconds < 60 then
+        return ('%ds'):format(seconds)
+    elseif seconds < 3600 then
+        return ('%dm%02ds'):format(seconds / 60, seconds % 60)
+    elseif seconds < 86400 then
+        return ('%dh%02dm'):format(seconds / 3600, seconds % 3600 / 60)
+    end
+    return ('%dd%02dh'):format(seconds / 86400, seconds % 86400 / 3600)
+end
+
+--- 5120 -> "5.0M"
+function M.kilobytes(kb)
+    if kb < 1024 then
+        return ('%dK'):format(kb)
+    elseif kb < 1024 * 1024 then
+        return ('%.1fM'):format(kb / 1024)
+    end
+    return ('%.2fG'):format(kb / 1024 / 1024)
+end
+
+--- plural(1, 'worker') -> "1 worker"
+function M.plural(count, word)
+    return ('%d %s%s'):format(count, word, count == 1 and '' or 's')
+end
+
+local ESCAPES = { ['\27'] = '\\e', ['\n'] = '\\n', ['\r'] = '\\r' }
+
+--- Control bytes of others' text, made visible: a worker's stderr must not move the cursor of whoever reads it.
+function M.visible(text)
+    return (tostring(text):gsub('[%z\1-\8\10-\31\127]', function(byte)
+        return ESCAPES[byte] or ('\\x%02x'):format(byte:byte())
+    end))
+end
+
+--- The same for a text of several lines.
+function M.block(text)
+    local lines = {}
+    for line in (tostring(text) .. '\n'):gmatch '([^\n]*)\n' do
+        lines[#lines + 1] = M.visible(line)
+    end
+    return table.concat(lines, '\n')
+end
+
+--- Columns a text takes on a terminal: bytes of UTF-8 that continue a character and colours take none.
+function M.width(text)
+    local plain = text:gsub('\27%[[%d;]*m', '')
+    local _, continued = plain:gsub('[\128-\191]', '')
+    return #plain - continued
+end
+
+--- The end of a path says more than its beginning.
+function M.shorten_left(text, width, utf8)
+    if #text <= width then
+        return text
+    end
+    local mark = utf8 and '…' or '...'
+    local room = width - (utf8 and 1 or 3)
+    return room < 1 and '' or mark .. text:sub(-room)
+end
+
+--- Rows as lines with aligned columns. `columns` = { {title=, right=bool, flexible=bool}, ... }; a flexible column is
+-- cut from the left when a line is wider than `width`.
+function M.table(columns, rows, width, utf8)
+    local widths = {}
+    for i, column in ipairs(columns) do
+        widths[i] = M.width(column.title)
+        for _, row in ipairs(rows) do
+            widths[i] = math.max(widths[i], M.width(row[i]))
+        end
+    end
+    local total = 2 * (#columns - 1)
+    for _, w in ipairs(widths) do
+        total = total + w
+    end
+    for i, column in ipairs(columns) do
+        if column.flexible and width and total > width then
+            widths[i] = math.max(8, widths[i] - (total - width))
+        end
+    end
+    local function line(row)
+        local cells = {}
+        for i, column in ipairs(columns) do
+            local text = row[i]
+            if column.flexible then
+                text = M.shorten_left(text, widths[i], utf8)
+            end
+            local padding = (' '):rep(widths[i] - M.width(text))
+            cells[i] = column.right and padding .. text or text .. padding
+        end
+        return (table.concat(cells, '  '):gsub('%s+$', ''))
+    end
+    local titles = {}
+    for i, column in ipairs(columns) do
+        titles[i] = column.title
+    end
+    local lines = { line(titles) }
+    for _, row in ipairs(rows) do
+        lines[#lines + 1] = line(row)
+    end
+    return lines
+end
+
+return M

@@ -1,0 +1,80 @@
+--- Help texts, made of the verbs' descriptions. Pure.
+
+local arguments = require 'dutch-master.cli.arguments'
+
+local M = {}
+
+local function synopsis(verb)
+    local words = { 'dutch-master', verb.name }
+    if verb.argument then
+        words[#words + 1] = verb.argument.required and verb.argument.name or '[' .. verb.argument.name .. ']'
+    end
+    if verb.takes_script ~= false then
+        words[#words + 1] = '[master.lua]'
+    end
+    for _, option in ipairs(verb.options or {}) do
+        words[#words + 1] = ('[--%s%s]'):format(option.long, option.value and ' ' .. option.value or '')
+    end
+    return table.concat(words, ' ')
+end
+
+--- One or two lines for an error.
+function M.usage(verb)
+    if verb then
+        return 'usage: ' .. synopsis(verb)
+    end
+    return 'usage: dutch-master master.lua\n'
+        .. '       dutch-master VERB [master.lua] [options]     (dutch-master --help lists the verbs)'
+end
+
+function M.verb(verb)
+    local lines = { synopsis(verb), '', verb.description or verb.summary, '', 'Options:' }
+    for _, option in ipairs(arguments.options(verb)) do
+        local name = (option.short and '-' .. option.short .. ', ' or '    ') .. '--' .. option.long
+        if option.value then
+            name = name .. ' ' .. option.value
+        end
+        lines[#lines + 1] = ('  %-22s  %s'):format(name, option.doc)
+    end
+    if verb.examples then
+        lines[#lines + 1] = ''
+        lines[#lines + 1] = 'Examples:'
+        for _, example in ipairs(verb.examples) do
+            lines[#lines + 1] = '  ' .. example
+        end
+    end
+    if verb.codes then
+        lines[#lines + 1] = ''
+        lines[#lines + 1] = 'Exit codes: ' .. verb.codes
+    end
+    return table.concat(lines, '\n') .. '\n'
+end
+
+local HEAD = [[
+dutch-master master.lua                run a cluster, in the foreground
+dutch-master VERB [master.lua] [...]   ask the one that runs (default: ./master.lua)
+
+]]
+
+local TAIL = [[
+
+  dutch-master check && dutch-master restart --wait      # a deploy: 0 = the new release serves
+  dutch-master status --watch                            # what runs now
+  dutch-master why                                       # what went wrong last, in words
+
+Signals: USR2, HUP restart all gracefully; TERM, QUIT stop gracefully; INT twice stops at once;
+         USR1 reopens logs; TTIN, TTOU one worker more, fewer.
+Exit codes: 0 done, 1 failed, 2 usage, 3 not running, 10 restart aborted (old release serves),
+         11 rolled back, 12 superseded by a later restart, 71 system, 78 script, 124 timed out.
+More: dutch-master VERB --help, man dutch-master, man dutch-master.lua
+]]
+
+function M.all(cli)
+    local lines = {}
+    for _, name in ipairs(cli.verbs) do
+        lines[#lines + 1] = ('  %-11s %s\n'):format(name, cli.verb(name).summary)
+    end
+    return HEAD .. table.concat(lines) .. TAIL
+end
+
+return M

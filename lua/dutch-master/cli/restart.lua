@@ -1,0 +1,186 @@
+--- dutch-master restart: a rolling restart, and with --wait its verdict as an exit code.
+
+local client = require 'dutch-master.cli.client'
+local control = require 'dutch-master.control'
+local format = require 'dutch-master.cli.format'
+
+local M = {
+    name = 'restart',
+    talks = true,
+    summary = 'replace all workers gracefully; --wait for the verdict',
+    description = 'Replaces every worker by a new one, without losing a request. The old ones go on serving until the\n'
+        .. 'new ones are ready. With --wait the exit code says whether the new release serves: what a deploy needs.\n'
+        .. 'A client that goes away, or times out, does not disturb the restart.',
+    options = {
+        { long = 'wait', short = 'w', doc = 'until it is decided; progress, and the failing worker if there is one' },
+        { long = 'timeout', short = 't', value = 'SECONDS', number = true, doc = 'wait, but no longer than this' },
+        { long = 'json', short = 'j', doc = 'JSON lines' },
+    },
+    examples = {
+        'dutch-master restart --wait',
+        'dutch-master restart --wait --timeout 120 /deploys/app/current/master.lua',
+    },
+    codes = '0 the new release serves, 10 aborted and the old one serves, 11 rolled back,\n'
+        .. '12 superseded by a later restart, 3 not running, 124 timed out (it goes on), 1 anything else',
+}
+
+local CODES = { done = 0, aborted = 10, rolled_back = 11, superseded = 12, stopped = 1 }
+local STDERR_LINES = 20
+
+local function last_lines(text, count)
+    local lines = {}
+    for line in (text or ''):gmatch '[^\n]+' do
+        lines[#lines + 1] = line
+    end
+    return lines, math.max(1, #lines - count + 1)
+end
+
+--- How it ended, in words: "exited with code 1", "was killed by SIGKILL", "could not be started (exec: ENOENT)".
+function M.how_ended(report)
+    if report.step then
+        return ('could not be started: %s failed%s'):format(report.step,
+            report.message and (', ' .. format.visible(report.message)) or report.code and (', ' .. report.code) or '')
+    elseif report.signal then
+        return 'was killed by ' .. report.signal
+    elseif report.code then
+        return ('exited with code %s'):format(tostring(report.code))
+    end
+    return format.visible(report.reason or report.message or 'failed')
+end
+
+local function explain_failure(ctx, failure)
+    ctx.err(('  worker %s (pid %s, slot %s) %s\n'):format(tostring(failure.worker or '-'), tostring(failure.pid or '-'),
+        tostring(failure.slot or '-'), M.how_ended(failure)))
+    if failure.reason and (failure.code or failure.signal or failure.step) then
+        ctx.err(('  %s\n'):format(format.visible(failure.reason)))
+    end
+    local lines, first = last_lines(failure.stderr, STDERR_LINES)
+    if lines[1] then
+        ctx.err '  the last it wrote to stderr:\n'
+        for i = first, #lines do
+            ctx.err('    ' .. format.visible(lines[i]) .. '\n')
+        end
+    else
+        ctx.err '  it wrote nothing to stderr\n'
+    end
+end
+
+local WORDS = {
+    done = { 'green', 'done' },
+    aborted = { 'red', 'aborted: the old release goes on serving' },
+    rolled_back = { 'red', 'rolled back: the old release serves again' },
+    superseded = { 'yellow', 'superseded by a later restart' },
+    stopped = { 'yellow', 'ended: the master stops' },
+}
+
+function M.tell(ctx, verdict)
+    local words = WORDS[verdict.result] or { 'red', tostring(verdict.result) }
+    local write = verdict.result == 'done' and ctx.out or ctx.err
+    local replaced = ''
+    if verdict.total and verdict.total > 0 then
+        replaced = (', %d of %d replaced'):format(verdict.done, verdict.total)
+    end
+    write(('Restart %s (generation %s%s, %s)\n'):format(ctx.paint(words[1], words[2]), tostring(verdict.generation),
+        replaced, format.duration(verdict.duration_ms or 0)))
+    if verdict.result ~= 'done' and verdict.message then
+        write('  ' .. format.block(verdict.message):gsub('\n', '\n  ') .. '\n')
+    end
+    if verdict.failure then
+        explain_failure(ctx, verdict.failure)
+    end
+end
+
+--- One line that is written over and over on a terminal, a line each elsewhere.
+local function progress_writer(ctx)
+    local begun = ctx.platform.now()
+    return function(progress)
+        local total = math.max(progress.total or 0, 1)
+        local elapsed = format.duration(ctx.platform.now() - begun)
+        if not ctx.tty then
+            local worker = progress.worker
+            worker = type(worker) == 'table' and worker.id or worker
+            worker = worker and (', worker %s is ready'):format(tostring(worker)) or ''
+            return ctx.out(('%d of %d replaced%s, %s\n'):format(progress.done, progress.total or 0, worker, elapsed))
+        end
+        local width = math.max(10, math.min(40, (ctx.columns() or 80) - 40))
+        local full = math.floor(width * progress.done / total + 0.5)
+        local on, off = ctx.utf8 and '█' or '#', ctx.utf8 and '░' or '.'
+        ctx.out(('\r\27[K%s%s %d of %d replaced, %s'):format(ctx.paint('green', on:rep(full)), off:rep(width - full),
+            progress.done, progress.total or 0, elapsed))
+    end
+end
+
+local function wait(ctx)
+    local show, ticker, last = progress_writer(ctx), nil, nil
+    local function end_bar()
+        if ticker then
+            ticker:stop()
+        end
+        if last and ctx.tty and not ctx.options.json then
+            ctx.out '\r\27[K'
+        end
+    end
+    local function on_event(answer)
+        if ctx.options.json then
+            return ctx.out(control.encode(answer) .. '\n')
+        elseif answer.event ~= 'progress' then
+            return
+        end
+        last = answer
+        show(answer)
+        if ctx.tty and not ticker then
+            ticker = ctx.platform.timer(function()
+                show(last)
+                ticker:start(200)
+            end)
+            ticker:start(200)
+        end
+    end
+    return client.ask(ctx, { verb = 'restart', wait = true }, {
+        event = on_event,
+        timeout_ms = ctx.options.timeout and ctx.options.timeout * 1000,
+        timed_out = ctx.options.timeout and function()
+            end_bar()
+            ctx.err(('dutch-master: not decided within %gs; the restart goes on (dutch-master status)\n'):format(
+                ctx.options.timeout))
+            return 124
+        end,
+        failed = function(error)
+            end_bar()
+            ctx.err(('dutch-master: restart: %s\n'):format(format.visible(error.message)))
+            return 1
+        end,
+        lost = function()
+            end_bar()
+            ctx.err 'dutch-master: the master went away before the restart was decided\n'
+            return 1
+        end,
+        done = function(answer)
+            end_bar()
+            if ctx.options.json then
+                ctx.out(control.encode(answer) .. '\n')
+            else
+                M.tell(ctx, answer.verdict)
+            end
+            return CODES[answer.verdict.result] or 1
+        end,
+    })
+end
+
+function M.run(ctx)
+    if ctx.options.wait or ctx.options.timeout then
+        return (wait(ctx))
+    end
+    return (client.ask(ctx, { verb = 'restart' }, {
+        done = function(answer)
+            if ctx.options.json then
+                ctx.out(control.encode(answer) .. '\n')
+            else
+                ctx.out(('Restart requested (generation %s)\n'):format(tostring(answer.generation)))
+            end
+            return 0
+        end,
+    }))
+end
+
+return M

@@ -1,0 +1,41 @@
+--- dutch-master scale: more or fewer workers, by the difference only.
+
+local client = require 'dutch-master.cli.client'
+local control = require 'dutch-master.control'
+local format = require 'dutch-master.cli.format'
+
+local M = {
+    name = 'scale',
+    talks = true,
+    summary = 'set the number of workers (4), or change it (+1, -1)',
+    description = 'Starts or gracefully stops the difference; the workers that stay are not touched. The number holds\n'
+        .. 'until numWorkers of the script is read again: at the next restart or reload.',
+    argument = {
+        name = 'N', pattern = '^[+-]?%d+$', required = true, expects = 'a number of workers such as 4, +1 or -1',
+    },
+    options = { { long = 'json', short = 'j', doc = 'one line of JSON' } },
+    examples = { 'dutch-master scale 4', 'dutch-master scale +1', 'dutch-master scale -1 /srv/app/master.lua' },
+    codes = '0 done, 1 refused, 3 not running',
+}
+
+function M.run(ctx)
+    local number = tonumber((ctx.argument:gsub('^%+', '')))
+    local request = { verb = 'scale' }
+    if ctx.argument:find '^[+-]' then
+        request.by = number
+    else
+        request.workers = number
+    end
+    return (client.ask(ctx, request, {
+        done = function(answer)
+            if ctx.options.json then
+                ctx.out(control.encode { ok = true, from = answer.from, to = answer.to } .. '\n')
+            else
+                ctx.out(('%s, were %d\n'):format(format.plural(answer.to, 'worker'), answer.from))
+            end
+            return 0
+        end,
+    }))
+end
+
+return M

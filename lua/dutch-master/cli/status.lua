@@ -1,0 +1,157 @@
+--- dutch-master status: what runs now.
+
+local client = require 'dutch-master.cli.client'
+local control = require 'dutch-master.control'
+local format = require 'dutch-master.cli.format'
+
+local M = {
+    name = 'status',
+    talks = true,
+    summary = 'what runs: workers, releases, memory, queues',
+    description = 'Shows the cluster and each of its workers: state, generation, the directory it really runs in,\n'
+        .. 'how long it serves, crash replacements of its slot, memory, CPU time, connections that wait for it,\n'
+        .. 'and whether new connections are steered to it.',
+    options = {
+        { long = 'json', short = 'j', doc = 'one line of JSON' },
+        { long = 'watch', short = 'w', doc = 'again each second, until ^C' },
+    },
+    examples = {
+        'dutch-master status', 'dutch-master status --watch', 'dutch-master status /srv/app/master.lua --json',
+    },
+    codes = '0 running, 3 not running, 124 the master does not answer',
+}
+
+local WATCH_MS = 1000
+
+--- Colours by how much a person should care.
+local COLORS = {
+    running = 'green', starting = 'yellow', retiring = 'cyan', settling = 'cyan', stopping = 'yellow',
+    terminating = 'magenta', killing = 'red', waiting = 'red', steady = 'green', rolling = 'cyan', booting = 'yellow',
+}
+
+local COLUMNS = {
+    { title = 'SLOT', right = true }, { title = 'WORKER', right = true }, { title = 'PID', right = true },
+    { title = 'STATE' },
+    { title = 'GEN', right = true }, { title = 'UP', right = true }, { title = 'RESTARTS', right = true },
+    { title = 'RSS', right = true }, { title = 'CPU', right = true }, { title = 'QUEUE', right = true },
+    { title = 'STEERED' }, { title = 'RELEASE', flexible = true },
+}
+
+function M.paint_state(ctx, state)
+    return ctx.paint(COLORS[state], state)
+end
+
+local function steered(value)
+    if type(value) == 'boolean' then
+        return value and 'yes' or 'no'
+    end
+    return value and tostring(value) or '-'
+end
+
+local function number(value, show)
+    return type(value) == 'number' and show(value) or '-'
+end
+
+local function worker_row(ctx, worker)
+    return {
+        tostring(worker.slot), tostring(worker.id), tostring(worker.pid or '-'), M.paint_state(ctx, worker.state),
+        tostring(worker.generation), number(worker.uptime_ms, format.duration), tostring(worker.restarts or 0),
+        number(worker.rss_kb, format.kilobytes), number(worker.cpu_ms, format.duration), tostring(worker.queue or '-'),
+        steered(worker.steered), worker.release and format.visible(worker.release) or '-',
+    }
+end
+
+--- A slot whose worker is gone and whose next one is not yet forked.
+local function empty_row(ctx, slot)
+    local wait = slot.backoff_ms and (' %s'):format(format.duration(slot.backoff_ms)) or ''
+    return {
+        tostring(slot.slot), '-', '-', M.paint_state(ctx, 'waiting') .. wait, '-', '-', tostring(slot.attempts or '-'),
+        '-', '-', '-', '-', '-',
+    }
+end
+
+function M.rows(ctx, status)
+    local rows, held = {}, {}
+    for _, worker in ipairs(status.workers) do
+        held[worker.slot] = true
+        rows[#rows + 1] = { slot = worker.slot, id = worker.id, cells = worker_row(ctx, worker) }
+    end
+    for _, slot in ipairs(status.slots or {}) do
+        if not held[slot.slot] and slot.state ~= 'drained' then
+            rows[#rows + 1] = { slot = slot.slot, id = 0, cells = empty_row(ctx, slot) }
+        end
+    end
+    table.sort(rows, function(a, b)
+        if a.slot ~= b.slot then
+            return a.slot < b.slot
+        end
+        return a.id < b.id
+    end)
+    local cells = {}
+    for i, row in ipairs(rows) do
+        cells[i] = row.cells
+    end
+    return cells
+end
+
+--- The line above the table.
+function M.headline(ctx, status)
+    local serving = 0
+    for _, worker in ipairs(status.workers) do
+        if worker.state == 'running' or worker.state == 'retiring' then
+            serving = serving + 1
+        end
+    end
+    local roll = ''
+    if status.roll then
+        local elapsed = format.duration(status.roll.elapsed_ms)
+        roll = (', %d of %d replaced in %s'):format(status.roll.done, status.roll.total, elapsed)
+    end
+    return ('%s%s, %d of %s serving, generation %d'):format(M.paint_state(ctx, status.state), roll, serving,
+        format.plural(status.wanted, 'worker'), status.generation)
+end
+
+function M.render(ctx, status)
+    local lines = {
+        ctx.paint('bold', format.visible(status.script)),
+        M.headline(ctx, status),
+        ('master: pid %d, up %s, %s, version %s'):format(status.pid, format.duration(status.uptime_ms),
+            number(status.rss_kb, format.kilobytes), status.version),
+        '',
+    }
+    local rows = format.table(COLUMNS, M.rows(ctx, status), ctx.columns(), ctx.utf8)
+    rows[1] = ctx.paint('dim', rows[1])
+    for _, row in ipairs(rows) do
+        lines[#lines + 1] = row
+    end
+    return table.concat(lines, '\n') .. '\n'
+end
+
+function M.run(ctx)
+    local timer, again, code
+    local function on_done(answer)
+        if ctx.options.json then
+            answer.status.running = true
+            ctx.out(control.encode(answer.status) .. '\n')
+        elseif ctx.options.watch and ctx.tty then
+            -- Home, then each line to its end, then what is left of the screen: without the flicker of clearing first.
+            ctx.out('\27[H' .. M.render(ctx, answer.status):gsub('\n', '\27[K\n') .. '\27[J')
+        else
+            ctx.out(M.render(ctx, answer.status))
+        end
+        if not ctx.options.watch then
+            return 0
+        end
+        timer = timer or ctx.platform.timer(function()
+            again()
+        end)
+        timer:start(WATCH_MS)
+    end
+    if ctx.options.watch and ctx.tty and not ctx.options.json then
+        ctx.out '\27[2J'
+    end
+    code, again = client.ask(ctx, { verb = 'status' }, { done = on_done })
+    return code
+end
+
+return M

@@ -1,0 +1,198 @@
+--- dutch-master why: how workers ended, in sentences.
+
+local client = require 'dutch-master.cli.client'
+local control = require 'dutch-master.control'
+local format = require 'dutch-master.cli.format'
+local restart = require 'dutch-master.cli.restart'
+
+local M = {
+    name = 'why',
+    talks = true,
+    summary = 'why a worker ended, or why the last ones did',
+    description = 'What the master knows of the end of a worker: exit code or signal, who sent it where the kernel\n'
+        .. 'says so, whether memory ran out, how long it lived, in which release, and the last it wrote to stderr.\n'
+        .. 'Without a worker: the last five, the last first.',
+    argument = { name = 'WORKER', pattern = '^%d+$', expects = 'the id of a worker' },
+    options = {
+        { long = 'all', short = 'a', doc = 'all that the master remembers (100)' },
+        { long = 'json', short = 'j', doc = 'one line of JSON' },
+    },
+    examples = { 'dutch-master why', 'dutch-master why 17', 'dutch-master why 17 /srv/app/master.lua --json' },
+    codes = '0, 1 no such worker, 3 not running',
+}
+
+local SHOWN = 5
+local STDERR_LINES = 15
+
+--- Signals and codes that have a meaning of their own.
+local SIGNALS = {
+    SIGSEGV = 'it touched memory that is not its own: a bug in native code',
+    SIGBUS = 'it touched memory that is not there: a bug, or a file that became shorter',
+    SIGABRT = 'it aborted itself: an assertion, or Node out of heap',
+    SIGILL = 'it ran an instruction that this CPU does not have',
+    SIGFPE = 'it divided an integer by zero',
+    SIGPIPE = 'it wrote to a pipe or socket that nobody reads any more',
+    SIGXCPU = 'it used more CPU time than its limit',
+    SIGXFSZ = 'it wrote a file larger than its limit',
+    SIGSYS = 'it used a system call that a sandbox forbids',
+}
+local CODES = {
+    [126] = 'the shell found the program but could not run it',
+    [127] = 'the shell did not find the program',
+    [134] = 'a shell says so for SIGABRT: it aborted itself',
+    [137] = 'a shell says so for SIGKILL: something killed it hard, often for memory',
+    [139] = 'a shell says so for SIGSEGV',
+    [143] = 'a shell says so for SIGTERM',
+}
+
+local function sender(report)
+    local from = report.sender
+    if not from or not from.pid then
+        return ''
+    end
+    return (', sent by process %s of user %s'):format(tostring(from.pid), tostring(from.uid))
+end
+
+local function ending(report)
+    local text = restart.how_ended(report)
+    if report.signal then
+        text = text .. sender(report)
+        if report.core then
+            text = text .. ', and left a core file'
+        end
+    end
+    return text
+end
+
+local function meaning(report)
+    if report.oom then
+        return 'The kernel killed it because memory ran out.'
+    end
+    local text = report.signal and SIGNALS[report.signal] or not report.step and CODES[report.code]
+    return text and ('That means: %s.'):format(text)
+end
+
+local function when(report)
+    local at = report.at
+    if type(at) == 'number' then
+        at = os.date('%Y-%m-%d %H:%M:%S', at)
+    end
+    return at and (' at ' .. tostring(at)) or ''
+end
+
+--- The report of one exit as lines.
+function M.explain(ctx, report)
+    local lines = {}
+    local function add(text)
+        lines[#lines + 1] = text
+    end
+    local name = ('Worker %s (pid %s, slot %s, generation %s)'):format(tostring(report.worker),
+        tostring(report.pid or '-'), tostring(report.slot or '-'), tostring(report.generation or '-'))
+    add(('%s %s%s.'):format(ctx.paint('bold', name), ending(report), when(report)))
+    local why = meaning(report)
+    if why then
+        add('  ' .. why)
+    end
+    if report.why then
+        local cause = tostring(report.why)
+        add(('  %s%s'):format(format.visible(cause), cause:find '[%.!?]$' and '' or '.'))
+    elseif report.cause then
+        add(('  Cause: %s.'):format(format.visible(report.cause)))
+    end
+    local facts = {}
+    if type(report.age_ms) == 'number' then
+        facts[#facts + 1] = 'It lived ' .. format.duration(report.age_ms)
+    end
+    if type(report.cpu_ms) == 'number' then
+        facts[#facts + 1] = ('used %s of CPU'):format(format.duration(report.cpu_ms))
+    end
+    if type(report.max_rss_kb) == 'number' then
+        facts[#facts + 1] = ('%s of memory at most'):format(format.kilobytes(report.max_rss_kb))
+    end
+    if facts[1] then
+        add('  ' .. table.concat(facts, ', ') .. '.')
+    end
+    if report.release then
+        add('  It ran in ' .. format.visible(report.release))
+    end
+    local written = {}
+    for line in (report.stderr or ''):gmatch '[^\n]+' do
+        written[#written + 1] = line
+    end
+    if written[1] then
+        add '  The last it wrote to stderr:'
+        for i = math.max(1, #written - STDERR_LINES + 1), #written do
+            add('    ' .. format.visible(written[i]))
+        end
+    elseif report.stderr_unknown then
+        add('  Its stderr is not known: ' .. format.visible(report.stderr_unknown))
+    else
+        add '  It wrote nothing to stderr.'
+    end
+    return lines
+end
+
+local function newest_first(exits)
+    local copy = {}
+    for i = 1, #exits do
+        copy[i] = exits[i]
+    end
+    if copy[1] and copy[#copy].at and copy[1].at and copy[1].at < copy[#copy].at then
+        local reversed = {}
+        for i = #copy, 1, -1 do
+            reversed[#reversed + 1] = copy[i]
+        end
+        return reversed
+    end
+    return copy
+end
+
+local function explain_now(ctx, answer)
+    for _, slot in ipairs(answer.slots) do
+        if slot.backoff_ms and slot.backoff_ms > 0 then
+            ctx.out(('Slot %s is without a worker; the next attempt is in %s.\n'):format(tostring(slot.slot),
+                format.duration(slot.backoff_ms)))
+        end
+    end
+    local verdict = answer.verdict
+    if verdict and verdict.result ~= 'done' then
+        ctx.out(('The last restart (generation %s) was %s%s\n\n'):format(tostring(verdict.generation), verdict.result,
+            verdict.message and ': ' .. format.visible(verdict.message) or ''))
+    end
+end
+
+function M.run(ctx)
+    local id = tonumber(ctx.argument)
+    return (client.ask(ctx, { verb = 'why', worker = id }, {
+        done = function(answer)
+            if ctx.options.json then
+                ctx.out(control.encode(answer) .. '\n')
+                return (answer.exits[1] or answer.alive or not id) and 0 or 1
+            end
+            if answer.alive then
+                ctx.out(('Worker %d (pid %s) has not ended: it is %s and %s old.\n'):format(id,
+                    tostring(answer.alive.pid), answer.alive.state, format.duration(answer.alive.uptime_ms)))
+                return 0
+            elseif id and not answer.exits[1] then
+                ctx.err(('dutch-master: no worker %d is known (the last 100 exits are)\n'):format(id))
+                return 1
+            elseif not id then
+                explain_now(ctx, answer)
+                if not answer.exits[1] then
+                    ctx.out 'No worker has ended.\n'
+                    return 0
+                end
+            end
+            for i, report in ipairs(newest_first(answer.exits)) do
+                if i > SHOWN and not ctx.options.all then
+                    ctx.out(('%d earlier ones: --all\n'):format(#answer.exits - SHOWN))
+                    break
+                end
+                ctx.out(table.concat(M.explain(ctx, report), '\n') .. '\n\n')
+            end
+            return 0
+        end,
+    }))
+end
+
+return M

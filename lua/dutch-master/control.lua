@@ -1,0 +1,434 @@
+--- The control socket, the master's side: JSON lines in, JSON lines out.
+--   -> {"v":1,"id":1,"verb":"status"}
+--   <- {"v":1,"id":1,"event":"progress",...}   none, one or many
+--   <- {"v":1,"id":1,"ok":true,...}            exactly one: or {"ok":false,"error":{"message":...,"code":...}}
+--
+-- Who may connect, how long a line or an unread answer may be and how many clients there are is the platform's
+-- business (serve); here the work is bounded that one turn of the loop does for all clients together, so that a
+-- flood of requests waits and the workers do not. A client that goes away takes back nothing that it asked for.
+--
+-- Use: claim = control.claim{...} before anything is bound or forked (two masters of one script); then
+-- control.new{...}:open(); at the end :close() and claim:release().
+
+local bit = require 'bit'
+local cjson = require 'cjson.safe'
+
+local M = { VERSION = 1 }
+
+local json = cjson.new()
+json.decode_max_depth(16)
+json.encode_sparse_array(true)
+
+--- Requests handled in one turn of the loop, all clients together. A status of 100 workers takes about a millisecond.
+local PER_TURN = 4
+--- Requests of one client that wait for their turn, or for their answer.
+local MAX_WAITING = 256
+--- sun_path has 108 bytes, one for the NUL.
+local MAX_PATH = 107
+--- Records kept by the log for `events`.
+local MAX_EVENTS = 1000
+
+--- An empty list in JSON; cjson would write an empty table as an object.
+local EMPTY_LIST = '\0[]'
+
+local function encode(message)
+    local text, reason = json.encode(message)
+    if not text then
+        return nil, reason
+    end
+    return (text:gsub('"\\u0000%[%]"', '[]'))
+end
+
+local function list(items)
+    if not items or #items == 0 then
+        return EMPTY_LIST
+    end
+    return items
+end
+
+M.encode = encode
+
+--- FNV-1a, 64 bits: which script, in 16 digits.
+local function hash(text)
+    local value = 0xcbf29ce484222325ULL
+    for i = 1, #text do
+        value = bit.bxor(value, text:byte(i)) * 0x100000001b3ULL
+    end
+    return bit.tohex(value)
+end
+
+--- What the files of a script's master are called: its name for people, its path for uniqueness.
+function M.name_for(script)
+    local base = script:match '([^/]+)$':gsub('%.lua$', ''):gsub('[^%w._-]', '_'):sub(1, 40)
+    return base .. '-' .. hash(script)
+end
+
+--- The socket of the master of `script` -> path | nil, message, code
+function M.path_for(script, plan, platform)
+    local path = plan and plan.control_socket
+    if not path then
+        local dir, message, code = platform.runtime_dir()
+        if not dir then
+            return nil, message, code
+        end
+        path = dir .. '/' .. M.name_for(script) .. '.sock'
+    end
+    if #path > MAX_PATH then
+        return nil, ('%s: too long for a socket, %d bytes of at most %d'):format(path, #path, MAX_PATH), 'ENAMETOOLONG'
+    end
+    return path
+end
+
+local Claim = {}
+Claim.__index = Claim
+
+function Claim:release()
+    self.lock:close()
+end
+
+--- Takes the place of the one master of `script`. -> claim | nil, message, code; EAGAIN: another one has it.
+-- The socket is also served where the script's path alone puts it: a client can find it without evaluating the script.
+function M.claim(world)
+    local platform, script, plan = world.platform, world.script, world.plan
+    local chosen = plan and plan.control_socket
+    local usual, message, code = M.path_for(script, nil, platform)
+    if chosen then
+        local ok, too_long, why = M.path_for(script, plan, platform)
+        if not ok then
+            return nil, too_long, why
+        end
+    elseif not usual then
+        return nil, message, code
+    end
+    local lock
+    if usual then
+        lock, message, code = platform.lock((usual:gsub('%.sock$', '.lock')))
+    end
+    if not lock and code ~= 'EAGAIN' and chosen then
+        usual = nil
+        lock, message, code = platform.lock(chosen .. '.lock')
+    end
+    if not lock then
+        if code == 'EAGAIN' then
+            message = ('a master of %s is running already: %s'):format(script, message)
+        end
+        return nil, message, code
+    end
+    local paths = {}
+    if chosen then
+        paths[#paths + 1] = chosen
+    end
+    if usual and usual ~= chosen then
+        paths[#paths + 1] = usual
+    end
+    return setmetatable({ lock = lock, paths = paths, path = paths[1] }, Claim)
+end
+
+local Control = {}
+Control.__index = Control
+
+--- { platform, cluster, log, claim }
+function M.new(world)
+    return setmetatable({
+        platform = world.platform,
+        cluster = world.cluster,
+        log = world.log,
+        claim = world.claim,
+        servers = {},
+        waiting = {},
+        handled = 0,
+        closed = false,
+    }, Control)
+end
+
+--- One request, and its one answer.
+local Answer = {}
+Answer.__index = Answer
+
+function Answer:send(message)
+    if self.client.gone then
+        return
+    end
+    message.v, message.id = M.VERSION, self.id
+    local text, reason = encode(message)
+    if not text then
+        text = encode { v = M.VERSION, id = self.id, ok = false, error = { message = reason, code = 'EJSON' } }
+    end
+    self.client.conn:write(text .. '\n')
+end
+
+function Answer:event(name, fields)
+    if not self.over then
+        fields.event = name
+        self:send(fields)
+    end
+end
+
+function Answer:done(fields)
+    if self.over then
+        return
+    end
+    self.over = true
+    self.client.open = self.client.open - 1
+    fields = fields or {}
+    fields.ok = fields.ok ~= false
+    self:send(fields)
+end
+
+function Answer:fail(message, code)
+    self:done { ok = false, error = { message = tostring(message), code = code or 'EFAILED' } }
+end
+
+function Answer:who()
+    return { pid = self.client.conn:pid(), uid = self.client.conn:uid() }
+end
+
+local verbs = {}
+
+function verbs.ping(_, _, answer)
+    answer:done {}
+end
+
+function verbs.status(control, _, answer)
+    local snapshot = control.cluster:snapshot()
+    local copy = {}
+    for key, value in pairs(snapshot) do
+        copy[key] = value
+    end
+    copy.workers, copy.slots = list(copy.workers), list(copy.slots)
+    answer:done { status = copy }
+end
+
+function verbs.restart(control, request, answer)
+    local wait = request.wait == true
+    local ok, message, code = control.cluster:restart {
+        cause = 'control',
+        who = answer:who(),
+        on_progress = function(progress)
+            if wait then
+                answer:event('progress', { done = progress.done, total = progress.total, worker = progress.worker })
+            end
+        end,
+        on_verdict = function(verdict)
+            if wait then
+                answer:done { verdict = verdict }
+            end
+        end,
+    }
+    if ok == nil and message then
+        return answer:fail(message, code)
+    elseif wait then
+        return answer:event('accepted', { generation = control.cluster:snapshot().generation })
+    end
+    answer:done { generation = control.cluster:snapshot().generation }
+end
+
+local function answer_changes(answer, changes, message)
+    if not changes then
+        return answer:fail(type(message) == 'table' and message.message or message, 'ESCRIPT')
+    end
+    answer:done { changes = list(changes.changes) }
+end
+
+function verbs.reload(control, _, answer)
+    answer_changes(answer, control.cluster:reload(answer:who()))
+end
+
+function verbs.plan(control, _, answer)
+    answer_changes(answer, control.cluster:preview())
+end
+
+function verbs.stop(control, request, answer)
+    local wait = request.wait == true
+    if wait then
+        answer:event('accepted', {})
+    else
+        answer:done {}
+    end
+    control.cluster:stop {
+        cause = 'control',
+        who = answer:who(),
+        on_stopped = function(exit_code)
+            answer:done { exit_code = exit_code }
+        end,
+    }
+end
+
+function verbs.scale(control, request, answer)
+    local before = control.cluster:snapshot().wanted
+    local wanted
+    if type(request.by) == 'number' then
+        wanted = before + request.by
+    else
+        wanted = request.workers
+    end
+    if type(wanted) ~= 'number' or wanted ~= math.floor(wanted) or wanted < 1 or wanted > 4096 then
+        return answer:fail(('expected an integer from 1 to 4096, found %s'):format(tostring(wanted)), 'EINVAL')
+    end
+    local ok, message, code = control.cluster:scale(wanted, answer:who())
+    if not ok then
+        return answer:fail(message, code)
+    end
+    answer:done { from = before, to = wanted }
+end
+
+function verbs.events(control, request, answer)
+    local number = request.last
+    if type(number) ~= 'number' or number < 0 or number ~= math.floor(number) then
+        number = 20
+    end
+    for _, record in ipairs(control.log:recent(math.min(number, MAX_EVENTS))) do
+        answer:event('record', { record = record })
+    end
+    if request.follow ~= true then
+        return answer:done {}
+    end
+    local unsubscribe = control.log:subscribe(function(record)
+        answer:event('record', { record = record })
+    end)
+    answer.client.unsubscribe[#answer.client.unsubscribe + 1] = unsubscribe
+end
+
+function verbs.why(control, request, answer)
+    local exits
+    if request.worker ~= nil then
+        if type(request.worker) ~= 'number' then
+            return answer:fail('worker: expected a number', 'EINVAL')
+        end
+        exits = control.cluster:exits_of(request.worker)
+    else
+        exits = control.cluster:exits()
+    end
+    local snapshot = control.cluster:snapshot()
+    local alive
+    for _, worker in ipairs(snapshot.workers) do
+        if worker.id == request.worker then
+            alive = worker
+        end
+    end
+    answer:done {
+        exits = list(exits),
+        alive = alive,
+        verdict = snapshot.last_verdict,
+        state = snapshot.state,
+        slots = list(snapshot.slots),
+    }
+end
+
+--- For people who try names.
+local VERBS = { 'events', 'ping', 'plan', 'reload', 'restart', 'scale', 'status', 'stop', 'why' }
+
+local function handle(control, client, line)
+    local request = json.decode(line)
+    local answer = setmetatable({ client = client, id = nil, over = false }, Answer)
+    client.open = client.open + 1
+    if type(request) ~= 'table' then
+        answer:fail('not a JSON object', 'EJSON')
+        return client.conn:close()
+    end
+    local id = request.id
+    if type(id) == 'number' or (type(id) == 'string' and #id <= 64) then
+        answer.id = id
+    end
+    if request.v ~= M.VERSION then
+        return answer:fail(('this master speaks version %d'):format(M.VERSION), 'EVERSION')
+    end
+    local verb = type(request.verb) == 'string' and verbs[request.verb]
+    if not verb then
+        return answer:fail('unknown verb, there are: ' .. table.concat(VERBS, ', '), 'ENOVERB')
+    end
+    local ok, message = pcall(verb, control, request, answer)
+    if not ok then
+        control.log:error({ verb = request.verb, err = tostring(message) }, 'Control request failed')
+        answer:fail(message, 'EINTERNAL')
+    end
+end
+
+--- Handles what waits, a few requests a turn, the clients one after the other.
+local function take_turn(control)
+    control.handled = 0
+    while control.handled < PER_TURN and control.waiting[1] do
+        local client = table.remove(control.waiting, 1)
+        if not client.gone then
+            control.handled = control.handled + 1
+            handle(control, client, table.remove(client.lines, 1))
+            if client.lines[1] and not client.gone then
+                control.waiting[#control.waiting + 1] = client
+            else
+                client.queued = false
+            end
+        end
+    end
+    if control.waiting[1] or control.handled > 0 then
+        control.timer:start(0)
+    end
+end
+
+local function on_line(control, client, line)
+    if line == '' or client.gone then
+        return
+    elseif #client.lines + client.open >= MAX_WAITING then
+        local answer = setmetatable({ client = client }, Answer)
+        client.open = client.open + 1
+        answer:fail('too many requests at once', 'EBUSY')
+        return client.conn:close()
+    elseif not client.queued and control.handled < PER_TURN then
+        if control.handled == 0 then
+            control.timer:start(0)
+        end
+        control.handled = control.handled + 1
+        return handle(control, client, line)
+    end
+    client.lines[#client.lines + 1] = line
+    if not client.queued then
+        client.queued = true
+        control.waiting[#control.waiting + 1] = client
+    end
+end
+
+local function on_client(control, conn)
+    local client = { conn = conn, lines = {}, open = 0, gone = false, queued = false, unsubscribe = {} }
+    conn:on_line(function(line)
+        on_line(control, client, line)
+    end)
+    conn:on_close(function()
+        client.gone = true
+        for _, unsubscribe in ipairs(client.unsubscribe) do
+            unsubscribe()
+        end
+        client.unsubscribe, client.lines = {}, {}
+    end)
+end
+
+--- -> true | nil, message, code
+function Control:open()
+    self.timer = self.platform.timer(function()
+        take_turn(self)
+    end)
+    for _, path in ipairs(self.claim.paths) do
+        local server, message, code = self.platform.serve(path, {
+            on_client = function(conn)
+                on_client(self, conn)
+            end,
+        })
+        if not server then
+            self:close()
+            return nil, message, code
+        end
+        self.servers[#self.servers + 1] = server
+    end
+    return true
+end
+
+function Control:close()
+    for _, server in ipairs(self.servers) do
+        server:close()
+    end
+    self.servers = {}
+    if self.timer then
+        self.timer:close()
+        self.timer = nil
+    end
+end
+
+return M
