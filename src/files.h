@@ -1,0 +1,30 @@
+/* files.h: the questions policy asks the file system, a private directory, and the pid file.
+ *
+ * All functions return 0 (or a length) or a negative errno. Where the errno alone would leave a
+ * person guessing, *why is set to a constant sentence that says what is wrong and what to do.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+
+struct dm_pid_file;
+
+/* "file", "directory", "link", "socket", "fifo", "char", "block" or "unknown". */
+const char *dm_file_type(mode_t mode);
+
+/* The whole of a regular file, malloc'ed and NUL-terminated; -EFBIG beyond max bytes. */
+int dm_read_file(const char *path, size_t max, char **data, size_t *len);
+
+/* Makes the directory if it is missing; it must be ours alone: 0700, not a symbolic link. */
+int dm_private_dir(const char *path, const char **why);
+
+/* The private directory for locks and control sockets, made if it is missing. */
+int dm_runtime_dir(char *path, size_t size, const char **why);
+
+/* Writes our pid to the file, replacing at most a regular file of our own. */
+int dm_pid_file_open(const char *path, struct dm_pid_file **file, const char **why);
+/* Removes the file if it is still the one we wrote, and frees. */
+void dm_pid_file_close(struct dm_pid_file *file);

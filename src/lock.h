@@ -1,0 +1,13 @@
+/* lock.h: one file, locked while we live, that decides between two masters of one script. */
+#pragma once
+
+#include <sys/types.h>
+
+struct dm_lock;
+
+/* 0, -EAGAIN if another process holds the lock (*holder is its pid, 0 if not readable), or another
+ * negative errno, with *why set where the errno does not say enough. Makes the parent directory,
+ * mode 0700, if it is missing. */
+int dm_lock_open(const char *path, struct dm_lock **lock, pid_t *holder, const char **why);
+/* Removes the file if it is still ours, releases the lock and frees. */
+void dm_lock_close(struct dm_lock *lock);
