@@ -218,9 +218,9 @@ function verbs.restart(control, request, answer)
     if ok == nil and message then
         return answer:fail(message, code)
     elseif wait then
-        return answer:event('accepted', {})
+        return answer:event('accepted', { generation = control.cluster:snapshot().generation })
     end
-    answer:done {}
+    answer:done { generation = control.cluster:snapshot().generation }
 end
 
 local function answer_changes(answer, changes, message)

@@ -1,0 +1,528 @@
+--- cluster.lua: all slots, and what the user may ask of them: restart, scale, stop.
+--
+-- The cluster is declarative. Wanted is a number of slots and a generation; a restart raises the generation, scaling
+-- changes the number, and the slots find the shortest way from what is to what is wanted. Stop beats everything.
+
+local machine = require 'dutch-master.machine'
+local Roll = require 'dutch-master.roll'
+local Slot = require 'dutch-master.slot'
+local ignore, bug = machine.ignore, machine.bug
+
+local Cluster = {}
+Cluster.__index = Cluster
+
+-- How long after the last worker's own deadline the cluster still waits before it gives up.
+local STOP_GRACE_MS = 2000
+-- `why` looks back this far.
+local EXITS_KEPT = 100
+
+-- sysexits.h: a script that cannot be used.
+local EXIT_SCRIPT = 78
+
+local definition
+
+--- @param options {platform, agenda, log, launcher, sockets, on_exit = function(code), on_change = function(cluster) or nil}
+--   launcher makes workers: see launcher.lua.
+function Cluster.new(options)
+    local self = setmetatable(options, Cluster)
+    self.started_at = self.platform.now()
+    self.generation = 1 -- of workers that are forked now
+    self.newest = 1 -- the highest number given to a roll
+    self.slots = {} -- in order of their number, without drained ones
+    self.workers = {} -- id -> worker, every live process
+    self.process_count = 0
+    self.exits = {}
+    return self
+end
+
+--- Starts the slots.
+-- @param count how many
+function Cluster:start(count)
+    self.log:info({ numWorkers = count }, 'Starting cluster')
+    self.agenda:start(self, definition)
+    self:resize(count)
+end
+
+--- Asks for a rolling restart.
+-- @param request {cause = 'signal'|'control'|'script', signal, who = {pid, uid}, on_progress, on_verdict}
+function Cluster:restart(request)
+    self.agenda:post(self, 'restart', request)
+end
+
+--- Asks for a stop. The second request is at once.
+-- @param request {cause, signal, who, now = true to kill, on_stopped = function(code)}
+function Cluster:stop(request)
+    self.agenda:post(self, 'stop', request)
+end
+
+--- Sets the number of workers; only the difference is started or drained.
+-- @return true, or nil, message
+function Cluster:scale(count)
+    if type(count) ~= 'number' or count % 1 ~= 0 or count < 1 or count > 4096 then
+        return nil, 'expected a whole number of workers from 1 to 4096, found ' .. tostring(count)
+    end
+    if self.state == 'stopping' or self.state == 'stopped' then
+        return nil, 'the cluster is stopping'
+    end
+    self.agenda:post(self, 'scale', count)
+    return true
+end
+
+--- Evaluates the script again and takes over what needs no restart.
+-- @return {changes = {...}}, or nil, err
+function Cluster:reload()
+    local before = self.launcher.plan
+    local loaded, err = self.launcher:load()
+    if not loaded then
+        return nil, err
+    end
+    self:adopt(loaded)
+    return { changes = self.launcher.compare(before, self.launcher.plan) }
+end
+
+--- What reload() or a restart would change, without effect.
+function Cluster:preview()
+    return self.launcher:preview()
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Workers and slots
+
+local function change(self)
+    if self.on_change then
+        self.on_change(self)
+    end
+end
+
+local function slot_of(self, worker)
+    for _, slot in ipairs(self.slots) do
+        if slot.number == worker.slot and (slot.current == worker or slot.incoming == worker) then
+            return slot
+        end
+    end
+end
+
+local function to_slot(self, worker, event, ...)
+    local slot = slot_of(self, worker)
+    if slot then
+        self.agenda:post(slot, event, worker, ...)
+    end
+end
+
+local function remember(self, report)
+    table.insert(self.exits, report)
+    if #self.exits > EXITS_KEPT then
+        table.remove(self.exits, 1)
+    end
+end
+
+local function worker_gone(self, worker)
+    self.workers[worker.id] = nil
+    self.process_count = self.process_count - 1
+    self.killed = self.killed or worker.killed
+    remember(self, worker.report)
+    self.launcher:hook('onWorkerExit', worker.report)
+    if self.roll then
+        self.roll:worker_gone(worker)
+    end
+    if self.process_count == 0 then
+        self.agenda:post(self, 'emptied')
+    end
+    change(self)
+end
+
+local function fork(self, slot)
+    local worker, why, where = self.launcher:launch {
+        slot = slot.number,
+        generation = slot.generation,
+        on = {
+            ready = function(worker)
+                to_slot(self, worker, 'ready')
+                self.launcher:hook('onWorkerReady', worker:describe())
+                change(self)
+            end,
+            lost = function(worker, reason)
+                to_slot(self, worker, 'lost', reason)
+            end,
+            replace = function(worker, reason)
+                worker.why = reason
+                local place = slot_of(self, worker)
+                if place then
+                    self.agenda:post(place, 'replace')
+                end
+            end,
+            gone = function(worker)
+                worker_gone(self, worker)
+            end,
+            message = function(worker, message)
+                self.launcher:hook('onMessage', worker:describe(), message)
+            end,
+        },
+    }
+    if worker then
+        self.workers[worker.id] = worker
+        self.process_count = self.process_count + 1
+        self.has_forked = true
+    elseif where == 'script' and not self.has_forked then
+        self.agenda:post(self, 'fatal', why, EXIT_SCRIPT) -- nothing runs yet: better to say so than to wait
+    end
+    return worker, why
+end
+
+local function new_slot(self, number)
+    return Slot.new {
+        number = number,
+        generation = self.generation,
+        platform = self.platform,
+        agenda = self.agenda,
+        rules = function()
+            local plan = self.launcher.plan
+            return { first_ms = plan.backoff.first_ms, max_ms = plan.backoff.max_ms, reset_ms = plan.backoff.reset_ms,
+                soak_ms = plan.restart_soak_ms }
+        end,
+        on = {
+            fork = function(slot)
+                return fork(self, slot)
+            end,
+            filled = function(slot)
+                if self.roll then
+                    self.roll:slot_filled(slot)
+                end
+                self.agenda:post(self, 'served')
+            end,
+            proved = function(slot)
+                if self.roll and self.roll.active[slot] then
+                    self.roll:slot_proved(slot)
+                else
+                    self.agenda:post(slot, 'commit')
+                end
+            end,
+            failed = function(slot, worker, why)
+                if slot.wait_ms > 0 then
+                    self.log:info({ slot = slot.number, failures = slot.failures, wait = slot.wait_ms / 1000 },
+                        'Waiting before the next fork')
+                end
+                if self.roll then
+                    self.roll:slot_failed(slot, worker, why)
+                end
+            end,
+        },
+    }
+end
+
+--- Starts or drains the difference between the present number of slots and `count`.
+function Cluster:resize(count)
+    self.wanted = count
+    self.sockets:want(count)
+    while #self.slots > count do
+        local slot = table.remove(self.slots)
+        if self.roll then
+            self.roll:remove(slot)
+        end
+        self.agenda:post(slot, 'drain', 'scaled down')
+    end
+    while #self.slots < count do
+        self.slots[#self.slots + 1] = new_slot(self, #self.slots + 1)
+    end
+    self.agenda:post(self, 'served')
+end
+
+--- Takes over the plan that the launcher has loaded: listeners and the number of workers, if the script changed it.
+-- @param loaded {plan, num_workers}
+-- @return true, or nil, message when an address could not be had (nothing has changed then)
+function Cluster:adopt(loaded)
+    local ok, message = self.sockets:update(loaded.plan.listen or {})
+    if not ok then
+        return nil, message
+    end
+    if loaded.num_workers ~= self.configured then
+        self.configured = loaded.num_workers
+        if loaded.num_workers ~= self.wanted then
+            self:resize(loaded.num_workers)
+        end
+    end
+    return true
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Actions
+
+local function all_serve(self)
+    for _, slot in ipairs(self.slots) do
+        if not slot.current then
+            return false
+        end
+    end
+    return true
+end
+
+local function served_while_booting(self)
+    change(self)
+    if all_serve(self) then
+        self.log:info({ workers = #self.slots }, 'Cluster ready')
+        self.ready = true
+        self.launcher:hook('onReady')
+        return 'steady'
+    end
+end
+
+local function refuse(self, request, message, result)
+    if request.on_verdict then
+        request.on_verdict({ result = result, generation = self.generation, total = #self.slots, done = 0,
+            duration_ms = 0, message = message })
+    end
+end
+
+local function batch_size(plan, count)
+    local wish = plan.restart_concurrency
+    if type(wish) ~= 'number' then
+        return count
+    elseif wish < 1 then
+        return math.max(math.floor(wish * count), 1)
+    end
+    return math.min(wish, count)
+end
+
+local function end_of_roll(self, roll, verdict)
+    self.roll = nil
+    local fields = { generation = verdict.generation, duration = verdict.duration_ms / 1000 }
+    if verdict.result == 'done' then
+        self.log:info(fields, 'Restart complete')
+    elseif verdict.result == 'superseded' then
+        self.log:info(fields, 'Restart superseded by a later one')
+    elseif verdict.result == 'aborted' then
+        local failure = verdict.failure or {}
+        fields.reason, fields.slot, fields.failedWorkerId = verdict.message, failure.slot, failure.worker
+        fields.code, fields.signal, fields.stderr = failure.code, failure.signal, failure.stderr
+        self.log:error(fields, 'Restart aborted, the old workers stay')
+    end
+    self.last_verdict = verdict
+    self.launcher:hook('onRestart', verdict)
+    if not roll.replaced then
+        self.agenda:post(self, 'rolled')
+    end
+end
+
+local function abort(self, roll)
+    self.generation = roll.previous
+    for slot in pairs(roll.active) do
+        self.agenda:post(slot, 'cancel', roll.previous)
+    end
+end
+
+local function begin_roll(self, request)
+    self.log:info({ signal = request.signal, cause = request.cause, by = request.who }, 'Restart requested')
+    local loaded, err = self.launcher:load()
+    local message = err and err.message
+    if loaded then
+        local ok, why = self:adopt(loaded)
+        if not ok then
+            loaded, message = nil, why
+        end
+    end
+    if not loaded then
+        self.log:error({ reason = message }, 'Restart aborted, the old workers stay')
+        refuse(self, request, message, 'aborted')
+        return nil
+    end
+    local previous = self.generation
+    if self.roll then
+        previous = self.roll.previous
+        self.roll.replaced = true
+        self.roll:finish('superseded', 'a later restart was requested')
+    end
+    self.newest = self.newest + 1
+    self.generation = self.newest
+    local count = #self.slots
+    local size = batch_size(loaded.plan, count)
+    self.roll = Roll.new {
+        generation = self.generation,
+        previous = previous,
+        slots = self.slots,
+        size = size,
+        attempts = loaded.plan.restart_attempts,
+        platform = self.platform,
+        agenda = self.agenda,
+        log = self.log,
+        room = function(n)
+            return self.process_count + n <= #self.slots + size
+        end,
+        on_abort = function(roll)
+            abort(self, roll)
+        end,
+        on_end = function(roll, verdict)
+            end_of_roll(self, roll, verdict)
+        end,
+    }
+    self.roll:add(request)
+    self.roll:advance()
+    change(self)
+    return 'rolling'
+end
+
+local function begin_stop(self, request)
+    self.log:info({ signal = request.signal, cause = request.cause, by = request.who }, 'Shutdown requested')
+    self.stop_requests = { request }
+    if self.roll then
+        self.roll:finish('stopped', 'the cluster was stopped')
+    end
+    for _, slot in ipairs(self.slots) do
+        self.agenda:post(slot, 'drain', 'stopped')
+    end
+    self.slots = {}
+    if request.now then
+        for _, worker in pairs(self.workers) do
+            self.agenda:post(worker, 'kill')
+        end
+    end
+    if self.process_count == 0 then
+        self.agenda:post(self, 'emptied')
+    end
+    change(self)
+    return 'stopping'
+end
+
+local function stop_at_once(self, request)
+    table.insert(self.stop_requests, request)
+    if request.signal == 'SIGINT' or request.signal == 'SIGTERM' or request.now then
+        self.log:warn({ signal = request.signal, by = request.who }, 'Shutdown requested again, killing the workers')
+        for _, worker in pairs(self.workers) do
+            self.agenda:post(worker, 'kill')
+        end
+    end
+end
+
+local function finish(self, code)
+    for _, request in ipairs(self.stop_requests) do
+        if request.on_stopped then
+            request.on_stopped(code)
+        end
+    end
+    change(self)
+    self.agenda:finish(self)
+    self.on_exit(code)
+    return 'stopped'
+end
+
+local function emptied(self)
+    if self.exit_code then
+        return finish(self, self.exit_code)
+    elseif self.killed then
+        self.log:warn('Cluster did not shutdown cleanly within timeout, exiting')
+        return finish(self, 1)
+    end
+    self.log:info('Cluster shutdown cleanly')
+    return finish(self, 0)
+end
+
+local function give_up(self)
+    if self.gave_up then
+        self.log:error({ workers = self.process_count }, 'Workers are still alive after SIGKILL, exiting without them')
+        return finish(self, 1)
+    end
+    self.log:warn('Cluster did not shutdown cleanly within timeout, exiting')
+    self.gave_up, self.exit_code = true, 1
+    for _, worker in pairs(self.workers) do
+        self.agenda:post(worker, 'kill')
+    end
+    return 'stopping'
+end
+
+local function fatal(self, message, code)
+    self.log:fatal({ code = code }, message)
+    self.exit_code = code
+    return begin_stop(self, { cause = 'error' })
+end
+
+local function resize(self, count)
+    self.log:info({ from = #self.slots, to = count }, 'Scaling cluster')
+    self:resize(count)
+    change(self)
+end
+
+definition = machine.define {
+    name = 'cluster',
+    initial = 'booting',
+    events = {
+        'served', -- a slot is served
+        'restart', -- (request)
+        'rolled', -- the roll has its verdict
+        'scale', -- (count)
+        'stop', -- (request)
+        'fatal', -- (message, exit code) it cannot go on
+        'emptied', -- no process is left
+        'deadline',
+    },
+    deadline = {
+        stopping = function(self)
+            if self.gave_up then
+                return STOP_GRACE_MS
+            end
+            return self.launcher.plan.stop_timeout_ms + STOP_GRACE_MS
+        end,
+    },
+    states = {
+        booting = { -- until every slot has been served at the same time once
+            served = served_while_booting,
+            restart = begin_roll,
+            rolled = bug,
+            scale = resize,
+            stop = begin_stop,
+            fatal = fatal,
+            emptied = ignore, -- the slots are waiting to fork
+            deadline = bug,
+        },
+        steady = {
+            served = ignore,
+            restart = begin_roll,
+            rolled = ignore,
+            scale = resize,
+            stop = begin_stop,
+            fatal = ignore,
+            emptied = ignore,
+            deadline = bug,
+        },
+        rolling = {
+            served = ignore,
+            restart = begin_roll,
+            rolled = function(self)
+                change(self)
+                if self.ready then
+                    return 'steady'
+                end
+                self.agenda:post(self, 'served')
+                return 'booting'
+            end,
+            scale = resize,
+            stop = begin_stop,
+            fatal = ignore,
+            emptied = ignore,
+            deadline = bug,
+        },
+        stopping = {
+            served = ignore,
+            restart = function(self, request)
+                refuse(self, request, 'the cluster is stopping', 'stopped')
+            end,
+            rolled = ignore,
+            scale = ignore,
+            stop = stop_at_once,
+            fatal = ignore,
+            emptied = emptied,
+            deadline = give_up,
+        },
+        stopped = {
+            served = ignore,
+            restart = ignore,
+            rolled = ignore,
+            scale = ignore,
+            stop = ignore,
+            fatal = ignore,
+            emptied = ignore,
+            deadline = bug,
+        },
+    },
+}
+
+Cluster.definition = definition
+return Cluster

@@ -1,0 +1,251 @@
+--- launcher.lua: how a worker is made.
+--
+-- Every fork evaluates the script anew, in a state of its own, runs beforeFork there, and forks from the plan that came
+-- out. The newest good evaluation is kept: its hooks are the ones that run between forks, and its plan serves on when a
+-- later edit of the script is bad. Nobody else holds a session of the script.
+
+local kinds = require 'dutch-master.kinds'
+local Worker = require 'dutch-master.worker'
+
+local Launcher = {}
+Launcher.__index = Launcher
+
+--- @param options {platform, script (see script.lua), log, sockets, agenda, tickets, environ, cwd (where the master was
+--   started, or nil), executable, preload (path of drain.cjs or nil)}
+function Launcher.new(options)
+    local self = setmetatable(options, Launcher)
+    self.next_id = 1
+    self.releases = {} -- generation -> {cwd, release} of its first fork, for pinRelease
+    return self
+end
+
+-- Takes a good session over and lets go of the last one.
+local function keep(self, session)
+    if self.session and self.session ~= session then
+        self.session:close()
+    end
+    self.session = session
+    self.plan = session.plan
+end
+
+local function number_of_workers(session)
+    local plan = session.plan
+    if type(plan.num_workers) == 'number' then
+        return plan.num_workers
+    end
+    local ok, count = session:call('numWorkers')
+    if not ok then
+        return nil, count
+    end
+    return count
+end
+
+local function evaluate(self)
+    local session, err = self.script:evaluate()
+    if not session then
+        return nil, err
+    end
+    local count, why = number_of_workers(session)
+    if not count then
+        session:close()
+        return nil, why
+    end
+    return session, count
+end
+
+--- Evaluates the script and keeps the result if it is good.
+-- @return {plan, num_workers}, or nil, err {message}
+function Launcher:load()
+    local session, count = evaluate(self)
+    if not session then
+        return nil, count
+    end
+    keep(self, session)
+    return { plan = session.plan, num_workers = count }
+end
+
+--- Evaluates the script without keeping the result.
+-- @return {changes}, or nil, err
+function Launcher:preview()
+    local session, count = evaluate(self)
+    if not session then
+        return nil, count
+    end
+    local plan = session.plan
+    session:close()
+    return { changes = self.compare(self.plan, plan) }
+end
+
+--- Runs a hook of the script that nobody waits for. Its failure is a log record.
+function Launcher:hook(name, ...)
+    if not (self.session and self.plan.hooks[name]) then
+        return
+    end
+    local ok, err = self.session:call(name, ...)
+    if not ok then
+        self.log:error({ hook = name, traceback = err.traceback }, 'Hook failed: ' .. err.message)
+    end
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- One fork
+
+-- A session for this fork: a new one, or the last good one when the script cannot be evaluated now.
+local function session_for_fork(self)
+    local session, err = self.script:evaluate()
+    if session then
+        return session
+    end
+    self.log:error({ traceback = err.traceback }, 'Script is bad, the last good one serves on: ' .. err.message)
+    return self.session
+end
+
+local function before_fork(session, info)
+    if not session.plan.hooks.beforeFork then
+        return true
+    end
+    local ok, verdict, reason = session:call('beforeFork', info)
+    if not ok then
+        return nil, verdict.message, 'script'
+    elseif verdict == false then
+        return nil, 'beforeFork said no: ' .. tostring(reason or 'no reason given')
+    end
+    return true
+end
+
+local function environment(session, info)
+    if not session.plan.hooks.workerEnvironment then
+        return session.plan.environment
+    end
+    local ok, result = session:call('workerEnvironment', info)
+    if not ok then
+        return nil, result.message
+    end
+    return result
+end
+
+-- Where this fork runs. With pinRelease a generation stays in the directory that its first fork was given.
+local function place(self, session, generation)
+    local pinned = session.plan.pin_release and self.releases[generation]
+    if pinned then
+        return pinned.release, pinned.release
+    end
+    local cwd = session.cwd or self.cwd
+    local release = cwd and self.platform.realpath(cwd) or cwd
+    if not self.releases[generation] then
+        self.releases[generation] = { release = release }
+        self.releases[generation - 8] = nil -- a slot is at most a few generations behind
+    end
+    return cwd, release
+end
+
+local function add_identity(fields, plan)
+    fields.uid, fields.gid, fields.groups = plan.uid, plan.gid, plan.groups
+    fields.umask, fields.limits, fields.nice, fields.cpus = plan.umask, plan.limits, plan.nice, plan.cpus
+    fields.die_with_master = plan.die_with_master
+end
+
+-- @return the descriptor to close after the fork, if one was opened; nil, message on failure
+local function add_output(self, fields, plan)
+    fields.capture_stderr = true
+    fields.stdout, fields.stderr = 1, 2
+    if plan.worker_output == 'null' then
+        fields.stdout, fields.stderr = self.platform.null_fd(), self.platform.null_fd()
+    elseif plan.worker_output and plan.worker_output ~= 'inherit' then
+        local fd, message = self.platform.open_append(plan.worker_output)
+        if not fd then
+            return nil, 'workerOutput: ' .. message
+        end
+        fields.stdout, fields.stderr = fd, fd
+        return fd
+    end
+    return false
+end
+
+local function fields_of(self, worker, session, env, cwd)
+    local plan, kind = session.plan, worker.kind
+    local context = {
+        id = worker.id, slot = worker.slot, generation = worker.generation, cwd = cwd, environ = self.environ,
+        environment = env, executable = self.executable, preload = self.preload, master_pid = self.platform.pid(),
+    }
+    local fds
+    if not kind.has_channel then
+        local name, message = worker:open_notify()
+        if not name then
+            return nil, 'notify socket: ' .. message
+        end
+        context.notify_name = name
+        fds, context.listen = self.sockets:take(worker.id)
+        if not fds then
+            return nil, context.listen
+        end
+    end
+    local fields, message = kind.spawn(plan, context)
+    if not fields then
+        return nil, message
+    end
+    fields.cwd, fields.fds = cwd, fds
+    add_identity(fields, plan)
+    return fields
+end
+
+local function start(self, worker, session, info)
+    local plan = session.plan
+    local env, message = environment(session, info)
+    if not env then
+        return nil, message
+    end
+    local cwd
+    cwd, worker.release = place(self, session, worker.generation)
+    local fields, why = fields_of(self, worker, session, env, cwd)
+    if not fields then
+        return nil, why
+    end
+    local opened, no_output = add_output(self, fields, plan)
+    if opened == nil then
+        return nil, no_output
+    end
+    worker.plan = plan
+    local ok, failure, code = worker:spawn(fields)
+    if opened then
+        self.platform.close_fd(opened)
+    end
+    if not ok then
+        return nil, ('fork: %s: %s'):format(code or 'error', failure)
+    end
+    return worker
+end
+
+--- Makes a worker: evaluates the script, runs its hooks, forks.
+-- @param options {slot, generation, on}: see worker.lua
+-- @return the worker, or nil, why, 'script' when the script itself failed
+function Launcher:launch(options)
+    local session = session_for_fork(self)
+    local id = self.next_id
+    self.next_id = id + 1
+    local info = { id = id, slot = options.slot, generation = options.generation }
+    local ok, why, where = before_fork(session, info)
+    if not ok then
+        if session ~= self.session then
+            session:close()
+        end
+        self.log:error({ slot = options.slot, generation = options.generation }, 'Fork abandoned: ' .. why)
+        return nil, why, where
+    end
+    keep(self, session)
+    local worker = Worker.new {
+        id = id, slot = options.slot, generation = options.generation, on = options.on,
+        plan = session.plan, kind = kinds.of(session.plan), platform = self.platform, agenda = self.agenda,
+        log = self.log, sockets = self.sockets, tickets = self.tickets,
+    }
+    local started, failure = start(self, worker, session, info)
+    if not started then
+        worker:discard()
+        self.sockets:drop(id)
+        self.log:error({ slot = options.slot, generation = options.generation }, 'Fork failed: ' .. failure)
+        return nil, failure
+    end
+    return worker
+end
+
+return Launcher

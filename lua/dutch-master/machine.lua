@@ -1,0 +1,160 @@
+--- machine.lua: state machines as total tables.
+--
+-- A machine is a table of rows: for each state, what it does with each event. define() refuses a table with a hole, so
+-- a case nobody thought of is found when the module is loaded, not at 3 a.m. Every object has one deadline, which
+-- belongs to its state: entering a state arms it, leaving the state disarms it.
+--
+-- Events run to completion: the agenda is one queue for all objects of a cluster, and an event raised while another is
+-- handled waits its turn. So an action never sees an object in the middle of a transition.
+
+local M = {}
+
+--- A cell for an event that may come in this state and means nothing there.
+M.ignore = 'ignore'
+--- A cell for an event that cannot come in this state. If it does, it is logged as an error and ignored.
+M.bug = 'bug'
+
+local function check_row(name, state, row, events)
+    for _, event in ipairs(events) do
+        local cell = row[event]
+        if cell == nil then
+            error(('machine %s: state %s does not say what to do on %s'):format(name, state, event), 3)
+        end
+        if cell ~= M.ignore and cell ~= M.bug and type(cell) ~= 'function' then
+            error(('machine %s: state %s, event %s: a cell is a function, ignore or bug'):format(name, state, event), 3)
+        end
+    end
+    for event in pairs(row) do
+        if not events[event] then
+            error(('machine %s: state %s mentions the unknown event %s'):format(name, state, event), 3)
+        end
+    end
+end
+
+--- Defines a machine.
+-- @param definition {name, initial, events = {names}, states = {state = {event = cell}},
+--   deadline = {state = function(object) -> ms or nil}}
+--   A cell is a function(object, ...) that returns the next state, or nil to stay (its deadline runs on). Returning the
+--   present state enters it again (its deadline is re-armed).
+-- @return the definition, checked
+function M.define(definition)
+    local name, events = definition.name, definition.events
+    for _, event in ipairs(events) do
+        events[event] = true
+    end
+    for state, row in pairs(definition.states) do
+        check_row(name, state, row, events)
+    end
+    assert(definition.states[definition.initial], 'the initial state is not in the table')
+    for state in pairs(definition.deadline or {}) do
+        assert(definition.states[state], 'a deadline for an unknown state')
+        assert(events.deadline, 'a machine with deadlines needs the event deadline')
+    end
+    return definition
+end
+
+local Agenda = {}
+Agenda.__index = Agenda
+
+--- The queue of events of one cluster.
+-- @param options {timer = function(fn) -> timer, on_error = function(message), on_bug = function(object, event),
+--   on_transition = function(object, from, event, to) or nil}
+function M.agenda(options)
+    return setmetatable({
+        timer = options.timer,
+        on_error = options.on_error,
+        on_bug = options.on_bug,
+        on_transition = options.on_transition,
+        queue = {},
+        head = 1,
+        tail = 0,
+        running = false,
+    }, Agenda)
+end
+
+local function enter(self, object, state)
+    local definition = object.machine
+    object.state = state
+    local deadline = definition.deadline and definition.deadline[state]
+    local ms = deadline and deadline(object)
+    if ms then
+        if not object.deadline_timer then
+            object.deadline_timer = self.timer(function()
+                object.deadline_armed = false
+                self:post(object, 'deadline')
+            end)
+        end
+        object.deadline_armed = true
+        object.deadline_timer:start(ms)
+    elseif object.deadline_armed then
+        object.deadline_armed = false
+        object.deadline_timer:stop()
+    end
+end
+
+--- Gives an object its machine and puts it into the initial state. The object then has .machine and .state.
+function Agenda:start(object, definition)
+    object.machine = definition
+    enter(self, object, definition.initial)
+    return object
+end
+
+--- Takes an object out: its deadline is gone, later events to it are dropped.
+function Agenda:finish(object)
+    if object.deadline_timer then
+        object.deadline_timer:close()
+        object.deadline_timer = nil
+        object.deadline_armed = false
+    end
+    object.finished = true
+end
+
+local function step(self, object, event, ...)
+    if object.finished then
+        return
+    end
+    local from = object.state
+    local cell = object.machine.states[from][event]
+    if cell == nil then
+        error(('%s has no event %s'):format(object.machine.name, tostring(event)))
+    elseif cell == M.bug then
+        self.on_bug(object, event)
+    elseif cell ~= M.ignore then
+        local to = cell(object, ...)
+        if to then
+            assert(object.machine.states[to], to)
+            if not object.finished then
+                enter(self, object, to)
+            end
+            if self.on_transition then
+                self.on_transition(object, from, event, to)
+            end
+        end
+    end
+end
+
+--- Raises an event. It is handled at once unless another is being handled, else after all that came before it.
+-- An error in an action is given to on_error and ends that event alone.
+function Agenda:post(object, event, ...)
+    self.tail = self.tail + 1
+    self.queue[self.tail] = { n = select('#', ...), object, event, ... }
+    if self.running then
+        return
+    end
+    self.running = true
+    while self.head <= self.tail do
+        local entry = self.queue[self.head]
+        self.queue[self.head] = nil
+        self.head = self.head + 1
+        local ok, message = xpcall(function()
+            step(self, entry[1], entry[2], unpack(entry, 3, 2 + entry.n))
+        end, debug.traceback)
+        if not ok then
+            self.on_error(message)
+        end
+    end
+    self.head, self.tail = 1, 0
+    self.running = false
+end
+
+return M

@@ -1,0 +1,15 @@
+--- platform.lua: the whole outside world, as one table of functions. Policy gets this table and knows no other; unit
+-- specs give it spec/support/fake_platform.lua instead. What it says is said in src/lua_*.c, beside each function.
+
+local core = require 'dutch-master.core'
+
+local M = setmetatable({}, { __index = core })
+
+math.randomseed(core.pid() * 65536 + core.now() % 65536)
+
+--- A random number in [0, 1), for jitter.
+function M.random()
+    return math.random()
+end
+
+return M

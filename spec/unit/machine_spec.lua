@@ -1,0 +1,105 @@
+local Platform = require 'spec.support.fake_platform'
+local machine = require 'dutch-master.machine'
+
+local function agenda(platform, log)
+    return machine.agenda {
+        timer = platform.timer,
+        on_error = function(message)
+            table.insert(log, 'error: ' .. message:match('^[^\n]*'))
+        end,
+        on_bug = function(object, event)
+            table.insert(log, 'bug: ' .. object.state .. ' ' .. event)
+        end,
+    }
+end
+
+describe('machine', function()
+    it('refuses a table in which a state does not say what to do on an event', function()
+        assert.has_error(function()
+            machine.define { name = 'm', initial = 'a', events = { 'x', 'y' }, states = { a = { x = machine.ignore } } }
+        end, 'machine m: state a does not say what to do on y')
+    end)
+
+    it('refuses an event that is not in the list, and a cell that is no action', function()
+        assert.has_error(function()
+            machine.define { name = 'm', initial = 'a', events = { 'x' },
+                states = { a = { x = machine.ignore, z = machine.bug } } }
+        end, 'machine m: state a mentions the unknown event z')
+        assert.has_error(function()
+            machine.define { name = 'm', initial = 'a', events = { 'x' }, states = { a = { x = 'ignored' } } }
+        end, 'machine m: state a, event x: a cell is a function, ignore or bug')
+    end)
+
+    it('runs events to completion, in the order they were raised', function()
+        local platform, log = Platform.new(), {}
+        local queue = agenda(platform, log)
+        local definition, first, second
+        definition = machine.define {
+            name = 'm', initial = 'a', events = { 'go', 'told' },
+            states = { a = {
+                go = function(self)
+                    queue:post(second, 'told')
+                    queue:post(self, 'told')
+                    table.insert(log, 'go done')
+                end,
+                told = function(self)
+                    table.insert(log, self.name)
+                end,
+            } },
+        }
+        first = queue:start({ name = 'first' }, definition)
+        second = queue:start({ name = 'second' }, definition)
+        queue:post(first, 'go')
+        assert.same({ 'go done', 'second', 'first' }, log)
+    end)
+
+    it('has one deadline, which ends with the state it belongs to', function()
+        local platform, log = Platform.new(), {}
+        local queue = agenda(platform, log)
+        local object = queue:start({}, machine.define {
+            name = 'm', initial = 'waiting', events = { 'go', 'deadline' },
+            deadline = { waiting = function()
+                return 100
+            end },
+            states = {
+                waiting = { go = function()
+                    return 'gone'
+                end, deadline = function()
+                    table.insert(log, 'late')
+                    return 'waiting'
+                end },
+                gone = { go = machine.ignore, deadline = machine.bug },
+            },
+        })
+        platform:advance(250)
+        assert.same({ 'late', 'late' }, log)
+        queue:post(object, 'go')
+        platform:advance(1000)
+        assert.same({ 'late', 'late' }, log)
+        assert.equal(0, platform:armed())
+    end)
+
+    it('survives an action that throws, and reports what cannot happen', function()
+        local platform, log = Platform.new(), {}
+        local queue = agenda(platform, log)
+        local object = queue:start({}, machine.define {
+            name = 'm', initial = 'a', events = { 'throw', 'odd', 'fine' },
+            states = { a = {
+                throw = function()
+                    error('oh', 0)
+                end,
+                odd = machine.bug,
+                fine = function()
+                    table.insert(log, 'fine')
+                end,
+            } },
+        })
+        queue:post(object, 'throw')
+        queue:post(object, 'odd')
+        queue:post(object, 'fine')
+        assert.same({ 'error: oh', 'bug: a odd', 'fine' }, log)
+        queue:finish(object)
+        queue:post(object, 'fine')
+        assert.equal(3, #log)
+    end)
+end)

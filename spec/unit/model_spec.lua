@@ -1,0 +1,217 @@
+--- Random walks over the machines with a virtual clock: workers that crash, hang, are stubborn, slow or cannot be
+-- forked, under random restarts, scalings and, at the end, a stop. After every transition the invariants hold.
+-- DM_SEED and DM_WALKS repeat or lengthen a run.
+
+local fake = require 'spec.support.fake_cluster'
+
+local SEED = tonumber(os.getenv 'DM_SEED') or os.time()
+local WALKS = tonumber(os.getenv 'DM_WALKS') or 300
+
+local BEHAVIOURS = {
+    { weight = 12, make = function(random)
+        return { ready_ms = 1 + random() * 50, exit_ms = random() * 100 }
+    end },
+    { weight = 2, make = function(random) -- crashes at boot
+        return { crash_ms = random() * 20 }
+    end },
+    { weight = 2, make = function(random) -- ready, then crashes
+        return { ready_ms = 5, crash_ms = 6 + random() * 3000, closes_first = random() < 0.5 }
+    end },
+    { weight = 1, make = function() -- never ready
+        return {}
+    end },
+    { weight = 1, make = function() -- stubborn
+        return { ready_ms = 10, ignores_disconnect = true, ignores_term = true }
+    end },
+    { weight = 1, make = function() -- leaves on SIGTERM only
+        return { ready_ms = 10, ignores_disconnect = true }
+    end },
+    { weight = 1, make = function() -- the directory is missing
+        return { failed = { step = 'chdir', code = 'ENOENT', message = 'no such directory' } }
+    end },
+    { weight = 1, make = function()
+        return { fork_fails = 'EAGAIN' }
+    end },
+}
+
+local function pick(random)
+    local total = 0
+    for _, entry in ipairs(BEHAVIOURS) do
+        total = total + entry.weight
+    end
+    local at = random() * total
+    for _, entry in ipairs(BEHAVIOURS) do
+        at = at - entry.weight
+        if at <= 0 then
+            return entry.make(random)
+        end
+    end
+    return BEHAVIOURS[1].make(random)
+end
+
+local LEAVING = { settling = true, stopping = true, terminating = true, killing = true }
+
+local function holds(world, condition, text)
+    if not condition then
+        error('invariant: ' .. text .. '; seed ' .. world.seed, 0)
+    end
+end
+
+local function check_slots(world)
+    local held = {}
+    for _, slot in ipairs(world.cluster.slots) do
+        for _, worker in ipairs { slot.current or false, slot.incoming or false } do
+            if worker then
+                holds(world, not held[worker], 'a worker belongs to one slot')
+                held[worker] = true
+            end
+        end
+        if not slot.current and not slot.incoming then
+            holds(world, slot.deadline_armed, 'a slot without a worker has a fork to come (4)')
+        end
+        holds(world, slot.state ~= 'serving' or slot.current and not slot.incoming, 'serving holds one worker (2)')
+        holds(world, slot.state ~= 'proving' or slot.current and slot.incoming, 'proving holds two workers (2)')
+    end
+    return held
+end
+
+local function check(world)
+    local held = check_slots(world)
+    local alive = 0
+    for _, worker in pairs(world.cluster.workers) do
+        alive = alive + 1
+        holds(world, worker.child.is_alive, 'every worker in the book is alive')
+        holds(world, held[worker] or worker.told or worker.lost, 'a worker outside of a slot is leaving')
+        if worker.state == 'starting' or LEAVING[worker.state] then
+            holds(world, worker.deadline_armed, 'whoever starts or leaves has a deadline (3): ' .. worker.state)
+        else
+            holds(world, not worker.deadline_armed, 'whoever serves has none (3)')
+        end
+        holds(world, not world.sockets.joined[worker.id] or worker.state == 'running' or worker.state == 'retiring',
+            'only those who serve are in rotation')
+    end
+    holds(world, alive == #world.platform:live_children(), 'workers and children are the same (2)')
+    holds(world, world.platform.spawned == world.platform.reaped + alive, 'every pid is reaped exactly once (2)')
+end
+
+-- Invariant 1: a serving worker is told to leave only when its successor serves, its slot is given up, or on stop.
+local function watch_leaving(world)
+    world.on_transition = function(object, from, event)
+        if object.machine.name == 'slot' and event == 'commit' then
+            local successor = object.current
+            holds(world, successor.ready_at and successor.generation == object.generation,
+                'a slot commits to a worker of its generation that serves (1)')
+        elseif object.machine.name == 'worker' and event == 'stop' and (from == 'running' or from == 'retiring') then
+            holds(world, ({ replaced = true, ['asked to be replaced'] = true, stopped = true, ['scaled down'] = true,
+                superseded = true, ['restart aborted'] = true })[object.why], 'told to leave for no reason (1)')
+            local unproved = object.why == 'superseded' or object.why == 'restart aborted'
+            for _, slot in ipairs(world.cluster.slots) do
+                holds(world, not unproved or slot.current ~= object, 'only a replacement can be superseded (1)')
+            end
+        end
+    end
+end
+
+local function random_event(world, random)
+    local cluster, kind = world.cluster, random()
+    if kind < 0.25 then
+        world.asked = world.asked + 1
+        cluster:restart { cause = 'signal', signal = 'SIGUSR2', on_verdict = function()
+            world.verdicts = world.verdicts + 1
+        end }
+    elseif kind < 0.45 then
+        cluster:scale(1 + math.floor(random() * 6))
+    elseif kind < 0.75 then
+        local children = world.platform:live_children()
+        local child = children[1 + math.floor(random() * #children)]
+        if child then
+            local what = random()
+            if what < 0.4 then
+                child:line('{"event":"request-restart"}')
+            elseif what < 0.6 then
+                child:exit { signal = 'SIGSEGV' }
+            elseif what < 0.7 then
+                child:close_channel()
+            elseif what < 0.8 then
+                child:line('{"cmd":"NODE_CLUSTER","act":"exitedAfterDisconnect","seq":7}')
+            else
+                child:line('not json')
+            end
+        end
+    end
+end
+
+local function walk(seed)
+    local world
+    world = fake.new {
+        seed = seed,
+        settle_ms = 150,
+        plan = fake.plan { num_workers = 3, ready_timeout_ms = 2000, backoff = { first_ms = 100, max_ms = 3000,
+            reset_ms = 10000 }, restart_soak_ms = seed % 2 * 500,
+            restart_concurrency = ({ nil, 1, 0.5 })[seed % 3] },
+        behaviour = function(_, platform)
+            if world and world.tame then
+                return { ready_ms = 5, exit_ms = 5 }
+            end
+            return pick(platform.random)
+        end,
+    }
+    world.seed, world.asked, world.verdicts = seed, 0, 0
+    watch_leaving(world)
+    world.boot()
+    local random = world.platform.random
+    for _ = 1, 60 do
+        world.platform:advance(random() * random() * 4000)
+        check(world)
+        random_event(world, random)
+        check(world)
+        holds(world, #world.errors == 0, world.errors[1] or '')
+        holds(world, #world.bugs == 0, 'cannot happen, happened: ' .. tostring(world.bugs[1]))
+    end
+    -- Left in peace with good workers, it settles: everyone serves, and whoever was told to leave has left.
+    world.tame = true
+    world.platform:advance(120000)
+    check(world)
+    holds(world, world.cluster.state == 'steady', 'left in peace the cluster is steady, not ' .. world.cluster.state)
+    for _, slot in ipairs(world.cluster.slots) do
+        holds(world, slot.state == 'serving', 'left in peace every slot serves')
+    end
+    holds(world, world.cluster.process_count == #world.cluster.slots, 'nobody lingers')
+    holds(world, world.asked == world.verdicts, 'each request gets one verdict (5)')
+    world.tame = false
+    world.platform:advance(random() * 3000)
+    -- Stop ends within its deadline and leaves nothing (6).
+    world.cluster:restart { cause = 'signal', on_verdict = function()
+        world.verdicts = world.verdicts + 1
+    end }
+    world.asked = world.asked + 1
+    world.platform:advance(random() * 300)
+    world.cluster:stop { cause = 'signal', signal = 'SIGTERM' }
+    world.platform:advance(36000)
+    holds(world, world.code ~= nil, 'stop ends within its deadline (6)')
+    holds(world, #world.platform:live_children() == 0, 'stop leaves no process (6)')
+    holds(world, world.platform:armed() == 0, 'no timer survives the stop')
+    holds(world, world.asked == world.verdicts, 'each request gets one verdict, also on stop (5)')
+    holds(world, #world.errors == 0, world.errors[1] or '')
+    holds(world, #world.bugs == 0, 'cannot happen, happened: ' .. tostring(world.bugs[1]))
+    return world
+end
+
+describe('the model', function()
+    it('keeps its invariants in ' .. WALKS .. ' random walks from seed ' .. SEED, function()
+        local visited = {}
+        for i = 1, WALKS do
+            local world = walk(SEED + i)
+            for _, transition in ipairs(world.transitions) do
+                visited[transition.object.machine.name .. ' ' .. transition.from .. ' ' .. transition.event] = true
+            end
+        end
+        -- The walks are worth something only if they get around.
+        for _, cell in ipairs { 'worker starting deadline', 'worker retiring keep', 'worker settling exit',
+            'worker terminating deadline', 'worker killing exit', 'slot proving lost', 'slot proving commit',
+            'slot replacing cancel', 'slot filling replace', 'slot replacing replace', 'cluster rolling restart',
+            'cluster rolling stop' } do
+            assert.is_true(visited[cell] or false, 'the walks never took: ' .. cell)
+        end
+    end)
+end)
