@@ -61,4 +61,5 @@ void dm_lua_open_io(lua_State *L) {
     lua_rawset(L, LUA_REGISTRYINDEX);
     dm_lua_open_files(L);
     dm_lua_open_sink(L);
+    dm_lua_open_notify(L);
 }

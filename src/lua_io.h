@@ -28,3 +28,4 @@ void dm_lua_new_type(lua_State *L, const char *name, const luaL_Reg *methods, lu
 /* Each adds its functions to the table on top of the stack. */
 void dm_lua_open_files(lua_State *L);
 void dm_lua_open_sink(lua_State *L);
+void dm_lua_open_notify(lua_State *L);
