@@ -218,9 +218,9 @@ function verbs.restart(control, request, answer)
     if ok == nil and message then
         return answer:fail(message, code)
     elseif wait then
-        return answer:event('accepted', { generation = control.cluster:snapshot().generation })
+        return answer:event('accepted', {})
     end
-    answer:done { generation = control.cluster:snapshot().generation }
+    answer:done {}
 end
 
 local function answer_changes(answer, changes, message)

@@ -17,6 +17,8 @@ local SHORT_FIELD, SHORT_MESSAGE = 1024, 8 * 1024
 local TRUNCATED = '...[truncated]'
 -- Tables nested deeper than this are cut, so that a cycle ends.
 local DEPTH_MAX = 8
+-- Records remembered for `recent`, and bytes of one of them: what is longer is cut field by field.
+local RECENT, RECENT_MAX = 1000, 4096
 -- How long close() waits for a slow reader, in ms.
 local CLOSE_MS = 1000
 
@@ -204,17 +206,18 @@ local function join(head, parts, tail)
     return head .. ',' .. table.concat(parts, ',') .. tail
 end
 
---- One record as a line of bunyan's format.
-function M.format_json(core, level, fields, msg)
+--- One record as a line of bunyan's format, of at most `max` bytes.
+function M.format_json(core, level, fields, msg, max)
+    max = max or RECORD_MAX
     local head = ('{"name":%s,"hostname":%s,"pid":%d,"level":%d'):format(
         core.name_json, core.hostname_json, core.pid, M.levels[level])
     local function tail(text)
         return (',"msg":%s,"time":"%s","v":0}\n'):format(quote(text), iso_time(core.wall()))
     end
     local line = join(head, encode_fields(fields), tail(msg))
-    if #line <= RECORD_MAX then return line end
-    local last = tail(shorten(msg, SHORT_MESSAGE))
-    return join(head, encode_short(fields, RECORD_MAX - #head - #last - 64), last)
+    if #line <= max then return line end
+    local last = tail(shorten(msg, math.min(SHORT_MESSAGE, max / 4)))
+    return join(head, encode_short(fields, max - #head - #last - 64), last)
 end
 
 local ESCAPES = { ['\n'] = '\\n', ['\r'] = '\\r', ['\t'] = '\\t', ['\27'] = '\\e' }
@@ -343,6 +346,19 @@ local function write_custom(core, level, fields, msg)
     write_sink(core, level, fields, msg)
 end
 
+-- Kept as text: a thousand small tables would be four times as large.
+local function remember(core, level, fields, msg)
+    local line = M.format_json(core, level, fields, msg, RECENT_MAX)
+    core.recent[core.written % RECENT + 1] = line
+    core.written = core.written + 1
+    if not next(core.subscribers) then return end
+    local record = cjson.decode(line)
+    for _, subscriber in pairs(core.subscribers) do
+        -- A subscriber that fails has its own ways to say so; the log goes on.
+        pcall(subscriber, record)
+    end
+end
+
 local function merged(a, b)
     local all = {}
     for key, value in pairs(a) do
@@ -363,6 +379,7 @@ local function write(self, level, fields, msg)
     if type(fields) ~= 'table' then fields = { value = fields } end
     fields = merged(self.fields, fields)
     msg = tostring(msg == nil and '' or msg)
+    remember(core, level, fields, msg)
     if core.custom then
         write_custom(core, level, fields, msg)
     else
@@ -394,6 +411,25 @@ end
 --- Sets the level by name, for this logger and all that share its target.
 function Logger:set_level(level)
     self.core.level = assert(M.levels[level], 'no such level')
+end
+
+--- The last n records (of at most 1000 remembered), the oldest first, in bunyan's form; long ones are cut short.
+function Logger:recent(n)
+    local core = self.core
+    local records = {}
+    for i = math.max(core.written - math.min(n, RECENT), 0), core.written - 1 do
+        records[#records + 1] = cjson.decode(core.recent[i % RECENT + 1])
+    end
+    return records
+end
+
+--- Calls fn(record) for each record from now on. Returns a function that ends it.
+function Logger:subscribe(fn)
+    local subscribers, key = self.core.subscribers, {}
+    subscribers[key] = fn
+    return function()
+        subscribers[key] = nil
+    end
 end
 
 --- Opens the log file anew, for rotation. nil, message, code if that fails; the old one then stays.
@@ -433,6 +469,9 @@ function M.new(options)
         layout = options.format,
         may_color = not no_color,
         default_target = options.default_target or 1,
+        recent = {},
+        written = 0,
+        subscribers = {},
     }
     local target = options.target or options.path or core.default_target
     if type(target) == 'function' then

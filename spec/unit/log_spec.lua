@@ -341,6 +341,45 @@ describe('log', function()
         end)
     end)
 
+    describe('memory', function()
+        it('keeps the last thousand records, whatever their target', function()
+            local logger = new { target = function() end }
+            for i = 1, 1005 do
+                logger:child({ workerId = i }):info('record ' .. i)
+            end
+            logger:debug 'below the level'
+            local last = logger:recent(3)
+            assert.same({ 'record 1003', 'record 1004', 'record 1005' }, { last[1].msg, last[2].msg, last[3].msg })
+            assert.same({ 1005, 30, 'my-app' }, { last[3].workerId, last[3].level, last[3].name })
+            local all = logger:recent(5000)
+            assert.same({ 1000, 'record 6' }, { #all, all[1].msg })
+            assert.same({}, logger:recent(0))
+        end)
+
+        it('cuts long records short', function()
+            local logger = new()
+            logger:info({ stderr = ('x'):rep(60000), other = 'kept' }, ('m'):rep(9000))
+            local last = logger:recent(1)[1]
+            assert.is_true(#last.stderr < 2000 and #last.msg < 2000)
+            assert.equal('kept', last.other)
+            assert.is_true(last.truncated)
+        end)
+
+        it('tells subscribers, until they have heard enough or when one of them fails', function()
+            local logger, heard = new(), {}
+            logger:subscribe(function()
+                error 'deaf'
+            end)
+            local stop = logger:subscribe(function(heard_record)
+                heard[#heard + 1] = heard_record.msg
+            end)
+            logger:info 'one'
+            stop()
+            logger:info 'two'
+            assert.same({ 'one' }, heard)
+        end)
+    end)
+
     it('reopens and closes its sink', function()
         local logger = new { target = '/var/log/app.log' }
         assert.same({ '/var/log/app.log' }, opened)

@@ -176,7 +176,7 @@ function M.run(ctx)
             if ctx.options.json then
                 ctx.out(control.encode(answer) .. '\n')
             else
-                ctx.out(('Restart requested (generation %s)\n'):format(tostring(answer.generation)))
+                ctx.out 'Restart requested\n'
             end
             return 0
         end,
