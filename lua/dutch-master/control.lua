@@ -277,6 +277,9 @@ function verbs.events(control, request, answer)
     if type(number) ~= 'number' or number < 0 or number ~= math.floor(number) then
         number = 20
     end
+    if request.follow == true then
+        answer:event('accepted', {})
+    end
     for _, record in ipairs(control.log:recent(math.min(number, MAX_EVENTS))) do
         answer:event('record', { record = record })
     end

@@ -125,6 +125,8 @@ describe('a verb', function()
             assert.truthy(w.errors():find('not running', 1, true))
         end
         assert.equal(3, run({}, 'scale', '3').code)
+        assert.equal(3, run({ tty = true }, 'top').code)
+        assert.equal(1, run({}, 'top').code)
         -- A socket file that nobody serves is no master.
         assert.equal(3, run({ files = { [SCRIPT] = true, [SOCKET] = true } }, 'status').code)
     end)
@@ -335,7 +337,8 @@ end)
 describe('why', function()
     local report = {
         worker = 7, pid = 107, slot = 2, generation = 3, release = '/srv/releases/2', signal = 'SIGKILL',
-        age_ms = 61000, cpu_ms = 1500, max_rss_kb = 204800, sender = { pid = 1, uid = 0 }, oom = true, stderr = 'heap full\27[2J\n',
+        age_ms = 61000, cpu_ms = 1500, max_rss_kb = 204800, sender = { pid = 1, uid = 0 }, oom = true,
+        stderr = 'heap full\27[2J\n',
         why = 'It was serving', at = '2026-01-02T03:04:05Z',
     }
 

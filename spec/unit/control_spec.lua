@@ -274,9 +274,10 @@ describe('control', function()
             assert.equal('record 11', conn.answers[1].record.msg)
             conn = connect()
             conn.ask { id = 2, verb = 'events', last = 1, follow = true }
-            assert.equal('record 30', conn.answers[1].record.msg)
+            assert.equal('accepted', conn.answers[1].event)
+            assert.equal('record 30', conn.answers[2].record.msg)
             next(log.subscribers)({ msg = 'new' })
-            assert.equal('new', conn.answers[2].record.msg)
+            assert.equal('new', conn.answers[3].record.msg)
             conn.gone()
             assert.same({}, log.subscribers)
         end)
@@ -303,8 +304,9 @@ describe('control', function()
             asked.on_progress { done = 2, total = 2 }
             assert.equal(3, #conn.answers)
             assert.equal('accepted', conn.answers[1].event)
-            assert.same({ 'progress', 1, 2, 9, 5 }, { conn.answers[2].event, conn.answers[2].done, conn.answers[2].total,
-                conn.answers[2].worker, conn.answers[2].id })
+            local progress = conn.answers[2]
+            assert.same({ 'progress', 1, 2, 9, 5 },
+                { progress.event, progress.done, progress.total, progress.worker, progress.id })
             assert.equal('done', conn.answers[3].verdict.result)
         end)
 

@@ -51,7 +51,9 @@ end
 function M.run(ctx)
     return (client.ask(ctx, { verb = 'events', last = ctx.options.last, follow = ctx.options.follow }, {
         event = function(answer)
-            if ctx.options.json then
+            if answer.event ~= 'record' then
+                return
+            elseif ctx.options.json then
                 ctx.out(control.encode(answer.record) .. '\n')
             else
                 ctx.out(M.line(ctx, answer.record) .. '\n')

@@ -1,12 +1,309 @@
 --- dutch-master top: a live view to leave open on a second screen.
+-- The alternate screen is used, so that the shell's own comes back as it was; so does the terminal's mode, on every
+-- way out. Each frame is written over the last one, at most one a second and one for each key.
+
+local client = require 'dutch-master.cli.client'
+local events = require 'dutch-master.cli.events'
+local format = require 'dutch-master.cli.format'
+local status = require 'dutch-master.cli.status'
+
 local M = {
     name = 'top',
     talks = true,
-    summary = 'a live view of the workers',
-    description = 'A live view.',
-    run = function(ctx)
-        ctx.err 'dutch-master: top needs a terminal\n'
-        return 1
-    end,
+    summary = 'a live view of the workers; q quits',
+    description = 'Shows the workers with their CPU and memory, and the last log records, and goes on doing so.\n'
+        .. 'Keys: q quits; s slot, c CPU, m memory, u age, w queue sort; r reverses; space is a pause.',
+    options = {
+        { long = 'interval', short = 'i', value = 'SECONDS', number = true, least = 0.1, doc = 'default 1' },
+    },
+    examples = { 'dutch-master top', 'ssh -t app1 dutch-master top /srv/app/master.lua' },
+    codes = '0, 1 no terminal or the master went away, 3 not running',
 }
+
+--- Samples kept of each worker, which is the width of its history.
+local HISTORY = 12
+local BARS = { ' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█' }
+local ASCII_BARS = { ' ', '.', ':', '-', '=', '+', '*', '#', '@' }
+local MAX_RECORDS = 50
+
+local ORDERS = {
+    s = { name = 'slot', key = function(w) return w.slot * 1e6 + w.id end },
+    c = { name = 'CPU', key = function(w) return -w.cpu end },
+    m = { name = 'memory', key = function(w) return -(w.rss_kb or 0) end },
+    u = { name = 'age', key = function(w) return -(w.uptime_ms or 0) end },
+    w = { name = 'queue', key = function(w) return -(w.queue or 0) end },
+}
+
+--- Values as a line of small bars, the last to the right. `top` is what a full bar stands for.
+function M.sparkline(values, top, width, utf8)
+    local bars, out = utf8 and BARS or ASCII_BARS, {}
+    for i = 1, width do
+        local value = values[#values - width + i]
+        local level = 0
+        if value and top > 0 then
+            level = math.floor(math.min(value / top, 1) * 8 + 0.5)
+        end
+        out[i] = bars[level + 1]
+    end
+    return table.concat(out)
+end
+
+--- Cuts a line that may hold colours to `width` columns.
+function M.cut(line, width)
+    local out, used, i = {}, 0, 1
+    while i <= #line do
+        local color = line:match('^\27%[[%d;]*m', i)
+        if color then
+            out[#out + 1] = color
+            i = i + #color
+        else
+            local char = line:match('^[%z\1-\127\194-\244][\128-\191]*', i) or line:sub(i, i)
+            if used == width then
+                out[#out + 1] = '\27[0m'
+                break
+            end
+            out[#out + 1] = char
+            used = used + 1
+            i = i + #char
+        end
+    end
+    return table.concat(out)
+end
+
+--- What is known of the workers over time: their CPU in percent of one core, from one status to the next.
+function M.observe(history, snapshot, now)
+    local seen = {}
+    for _, worker in ipairs(snapshot.workers) do
+        local past = history[worker.id] or { cpu = {}, rss = {} }
+        worker.cpu = 0
+        if past.at and now > past.at and worker.cpu_ms and past.cpu_ms then
+            worker.cpu = math.max(0, (worker.cpu_ms - past.cpu_ms) / (now - past.at) * 100)
+            past.cpu[#past.cpu + 1] = worker.cpu
+        end
+        past.rss[#past.rss + 1] = worker.rss_kb or 0
+        for _, values in ipairs { past.cpu, past.rss } do
+            if #values > HISTORY then
+                table.remove(values, 1)
+            end
+        end
+        past.at, past.cpu_ms = now, worker.cpu_ms
+        seen[worker.id] = past
+    end
+    return seen
+end
+
+local COLUMNS = {
+    { title = 'SLOT', right = true }, { title = 'WORKER', right = true }, { title = 'PID', right = true },
+    { title = 'STATE' }, { title = 'GEN', right = true }, { title = 'UP', right = true },
+    { title = 'CPU%', right = true }, { title = '' }, { title = 'RSS', right = true }, { title = '' },
+    { title = 'QUEUE', right = true }, { title = 'RESTARTS', right = true }, { title = 'RELEASE', flexible = true },
+}
+
+local function rows(ctx, view, columns)
+    local workers = {}
+    local top_rss = 1
+    for i, worker in ipairs(view.snapshot.workers) do
+        workers[i] = worker
+        for _, value in ipairs(view.history[worker.id].rss) do
+            top_rss = math.max(top_rss, value)
+        end
+    end
+    local key, sign = ORDERS[view.order].key, view.reverse and -1 or 1
+    table.sort(workers, function(a, b)
+        local x, y = key(a) * sign, key(b) * sign
+        if x ~= y then
+            return x < y
+        end
+        return a.id < b.id
+    end)
+    local wide = columns >= 100
+    local cells = {}
+    for i, worker in ipairs(workers) do
+        local past = view.history[worker.id]
+        cells[i] = {
+            tostring(worker.slot), tostring(worker.id), tostring(worker.pid or '-'),
+            status.paint_state(ctx, worker.state), tostring(worker.generation),
+            worker.uptime_ms and format.duration(worker.uptime_ms) or '-', ('%.0f'):format(worker.cpu),
+            wide and ctx.paint('green', M.sparkline(past.cpu, 100, HISTORY, ctx.utf8)) or '',
+            worker.rss_kb and format.kilobytes(worker.rss_kb) or '-',
+            wide and ctx.paint('blue', M.sparkline(past.rss, top_rss, HISTORY, ctx.utf8)) or '',
+            tostring(worker.queue or '-'), tostring(worker.restarts or 0),
+            worker.release and format.visible(worker.release) or '-',
+        }
+    end
+    for _, slot in ipairs(view.snapshot.slots) do
+        if slot.backoff_ms and slot.backoff_ms > 0 then
+            cells[#cells + 1] = {
+                tostring(slot.slot), '-', '-', status.paint_state(ctx, 'waiting'), '-', '-', '-', '', '-', '', '-', '-',
+                'next attempt in ' .. format.duration(slot.backoff_ms),
+            }
+        end
+    end
+    return format.table(COLUMNS, cells, columns, ctx.utf8)
+end
+
+--- The lines of one frame, exactly `height` of them. view = { snapshot, history, records, order, reverse, paused }
+function M.frame(ctx, view, columns, height)
+    local s = view.snapshot
+    local total = 0
+    for _, worker in ipairs(s.workers) do
+        total = total + worker.cpu
+    end
+    local lines = {
+        ctx.paint('bold', 'dutch-master ' .. format.visible(s.version)) .. '  ' .. format.visible(s.script),
+        status.headline(ctx, s),
+        ('master: pid %d, up %s, %s    workers: CPU %.0f%%'):format(s.pid, format.duration(s.uptime_ms),
+            s.rss_kb and format.kilobytes(s.rss_kb) or '-', total),
+        '',
+    }
+    local log_lines = math.min(#view.records, math.max(3, math.floor(height / 4)))
+    local table_lines = rows(ctx, view, columns)
+    table_lines[1] = ctx.paint('dim', table_lines[1])
+    local room = math.max(1, height - #lines - log_lines - 3)
+    for i, line in ipairs(table_lines) do
+        if i > room and #table_lines > room + 1 then
+            lines[#lines + 1] = ctx.paint('dim', ('and %d more'):format(#table_lines - i + 1))
+            break
+        end
+        lines[#lines + 1] = line
+    end
+    while #lines < height - log_lines - 1 do
+        lines[#lines + 1] = ''
+    end
+    for i = #view.records - log_lines + 1, #view.records do
+        lines[#lines + 1] = events.line(ctx, view.records[i])
+    end
+    local keys = ('q quit  sort: s slot c CPU m memory u age w queue  r reverse  space pause   [by %s%s%s]'):format(
+        ORDERS[view.order].name, view.reverse and ', reversed' or '', view.paused and ', paused' or '')
+    lines[#lines + 1] = ctx.paint('dim', keys)
+    while #lines > height do
+        table.remove(lines, #lines - 1)
+    end
+    for i, line in ipairs(lines) do
+        lines[i] = M.cut(line, columns)
+    end
+    return lines
+end
+
+local function draw(ctx, view)
+    if not view.snapshot then
+        return
+    end
+    local columns, height = ctx.platform.tty_size(1)
+    columns, height = math.max(20, columns or 80), math.max(6, height or 24)
+    local lines = M.frame(ctx, view, columns, height)
+    ctx.out('\27[H' .. table.concat(lines, '\27[K\r\n') .. '\27[K\27[J')
+end
+
+local function on_key(ctx, view, key, quit)
+    if key == 'q' or key == 'Q' or key == '\3' or key == '\4' then
+        return quit(0)
+    elseif key == ' ' then
+        view.paused = not view.paused
+    elseif key == 'r' then
+        view.reverse = not view.reverse
+    elseif ORDERS[key] then
+        view.order = key
+    else
+        return
+    end
+    draw(ctx, view)
+end
+
+local function enter_screen(ctx)
+    ctx.platform.tty_raw(true)
+    ctx.out '\27[?1049h\27[?25l\27[2J'
+end
+
+local function leave_screen(ctx)
+    ctx.out '\27[?25h\27[?1049l'
+    ctx.platform.tty_raw(false)
+end
+
+--- Asks for status again and again, and follows the log; draws after each answer.
+local function start(ctx, view, quit)
+    local again, code
+    view.timer = ctx.platform.timer(function()
+        again()
+    end)
+    code, again = client.ask(ctx, { verb = 'status' }, {
+        done = function(answer)
+            if not view.entered then
+                view.entered = true
+                enter_screen(ctx)
+            end
+            if not view.paused then
+                view.history = M.observe(view.history, answer.status, ctx.platform.now())
+                view.snapshot = answer.status
+                draw(ctx, view)
+            end
+            view.timer:start((ctx.options.interval or 1) * 1000)
+        end,
+        timed_out = function()
+            return quit(124, 'the master does not answer')
+        end,
+        lost = function()
+            return quit(1, 'the master went away')
+        end,
+    })
+    if code then
+        return code
+    end
+    client.ask(ctx, { verb = 'events', last = MAX_RECORDS, follow = true }, {
+        event = function(answer)
+            if answer.event ~= 'record' then
+                return
+            end
+            table.insert(view.records, answer.record)
+            if #view.records > MAX_RECORDS then
+                table.remove(view.records, 1)
+            end
+        end,
+        done = function() end,
+        timed_out = function()
+            return quit(124, 'the master does not answer')
+        end,
+        lost = function()
+            return quit(1, 'the master went away')
+        end,
+    })
+end
+
+function M.run(ctx)
+    local view = { history = {}, records = {}, order = 's', reverse = false, paused = false }
+    local function quit(code, message)
+        if view.entered then
+            view.entered = false
+            leave_screen(ctx)
+        end
+        if message then
+            ctx.err('dutch-master: ' .. message .. '\n')
+        end
+        client.finish(ctx, code)
+        return code
+    end
+    if not (ctx.tty and ctx.platform.isatty(0)) then
+        ctx.err 'dutch-master: top needs a terminal (dutch-master status --watch does not)\n'
+        return 1
+    end
+    local code = start(ctx, view, quit)
+    if code then
+        return code
+    end
+    ctx.platform.signals({ 'SIGINT', 'SIGTERM', 'SIGHUP', 'SIGWINCH' }, function(name)
+        if name == 'SIGWINCH' then
+            return draw(ctx, view)
+        end
+        quit(name == 'SIGINT' and 0 or 1)
+    end)
+    ctx.platform.read_tty(function(bytes)
+        if bytes == nil or bytes == '' then
+            return quit(1)
+        end
+        for key in bytes:gmatch '.' do
+            on_key(ctx, view, key, quit)
+        end
+    end)
+end
+
 return M

@@ -1,0 +1,148 @@
+--- What the master tells the service manager that started it (sd_notify(3)), as its cluster changes.
+-- READY means that the workers serve, not that the master runs. Each RELOADING is closed by a READY, whatever
+-- became of the roll: there is no message for "reload failed", so the verdict is in STATUS. STOPPING is final.
+-- Without NOTIFY_SOCKET all of this is nothing.
+
+local Systemd = {}
+Systemd.__index = Systemd
+
+--- While the cluster boots, rolls or stops, the manager's time limit is pushed ahead of us: these phases have deadlines
+-- of their own. How often, and how far, in ms. The second is three times the first, so that a lost datagram is no end.
+local EXTEND_EVERY, EXTEND_BY = 5000, 15000
+--- Bytes. systemd ignores datagrams over 4096.
+local STATUS_MAX = 1024
+
+local BUSY = { booting = true, rolling = true, stopping = true }
+
+--- WATCHDOG_USEC is meant for us unless WATCHDOG_PID names somebody else. Half of it is how often to ping.
+local function watchdog_interval(environ, pid)
+    local usec = tonumber(environ.WATCHDOG_USEC)
+    if not usec or usec <= 0 or (environ.WATCHDOG_PID and tonumber(environ.WATCHDOG_PID) ~= pid) then
+        return nil
+    end
+    return math.max(1, math.floor(usec / 2000))
+end
+
+--- { platform, log }
+function Systemd.new(world)
+    local platform = world.platform
+    local self = setmetatable({ platform = platform, log = world.log, active = platform.sd_notify_set() }, Systemd)
+    if not self.active then
+        return self
+    end
+    self.extender = platform.timer(function()
+        self:send { 'EXTEND_TIMEOUT_USEC=' .. EXTEND_BY * 1000 }
+        self.extender:start(EXTEND_EVERY)
+    end)
+    local interval = watchdog_interval(platform.environ(), platform.pid())
+    if interval then
+        self.watchdog = platform.timer(function()
+            self:send { 'WATCHDOG=1' }
+            self.watchdog:start(interval)
+        end)
+        self.watchdog:start(interval)
+    end
+    return self
+end
+
+--- Failures never matter to the workers; the first one is worth a record.
+function Systemd:send(lines)
+    local ok, message = self.platform.sd_notify(table.concat(lines, '\n'))
+    if not ok and not self.complained then
+        self.complained = true
+        if self.log then
+            self.log:warn({ err = message }, 'The service manager could not be notified')
+        end
+    end
+end
+
+local function serving(state)
+    if state.serving then
+        return state.serving
+    end
+    local count = 0
+    for _, worker in ipairs(state.workers or {}) do
+        if worker.state == 'running' or worker.state == 'retiring' then
+            count = count + 1
+        end
+    end
+    return count
+end
+
+local function verdict_text(verdict)
+    if not verdict or verdict.result == 'done' then
+        return ''
+    end
+    return ('; the last restart was %s%s'):format(verdict.result, verdict.message and ': ' .. verdict.message or '')
+end
+
+--- One line for `systemctl status`.
+function Systemd.status(state)
+    local text
+    local count = ('%d of %d workers'):format(serving(state), state.wanted)
+    if state.state == 'booting' then
+        text = 'starting, ' .. count .. ' ready'
+    elseif state.state == 'stopping' then
+        local left = state.processes or #(state.workers or {})
+        text = ('stopping, %d worker%s left'):format(left, left == 1 and '' or 's')
+    else
+        text = ('%s serving, generation %d'):format(count, state.generation)
+        if state.roll then
+            text = ('restarting, %d of %d replaced, '):format(state.roll.done, state.roll.total) .. text
+        else
+            text = text .. verdict_text(state.last_verdict)
+        end
+    end
+    return (text:gsub('%c', ' '):sub(1, STATUS_MAX))
+end
+
+--- On every change of the cluster: { state, wanted, generation, serving, processes, roll = {done, total},
+-- last_verdict }, or a whole snapshot. Sends what is new.
+function Systemd:on_state(state)
+    if not self.active then
+        return
+    end
+    local lines = {}
+    if state.state == 'stopping' and not self.stopping then
+        self.stopping = true
+        lines[#lines + 1] = 'STOPPING=1'
+    elseif not self.stopping then
+        if state.state == 'rolling' and self.ready and not self.reloading then
+            self.reloading = true
+            lines[#lines + 1] = 'RELOADING=1'
+            -- Rounded up: a time before the manager's own request would not count.
+            lines[#lines + 1] = ('MONOTONIC_USEC=%.0f'):format((math.floor(self.platform.now()) + 1) * 1000)
+        elseif state.state == 'steady' and (self.reloading or not self.ready) then
+            self.ready, self.reloading = true, false
+            lines[#lines + 1] = 'READY=1'
+        end
+    end
+    local text = Systemd.status(state)
+    if text ~= self.said then
+        self.said = text
+        lines[#lines + 1] = 'STATUS=' .. text
+    end
+    if BUSY[state.state] and not self.extending then
+        self.extending = true
+        lines[#lines + 1] = 'EXTEND_TIMEOUT_USEC=' .. EXTEND_BY * 1000
+        self.extender:start(EXTEND_EVERY)
+    elseif not BUSY[state.state] and self.extending then
+        self.extending = false
+        self.extender:stop()
+    end
+    if lines[1] then
+        self:send(lines)
+    end
+end
+
+function Systemd:close()
+    for _, name in ipairs { 'extender', 'watchdog' } do
+        if self[name] then
+            self[name]:close()
+            self[name] = nil
+        end
+    end
+    self.active = false
+end
+
+return Systemd
