@@ -4,9 +4,29 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+/* ms. What a worker has for leaving when nobody is left to ask it properly. */
+static const uint64_t LAST_RESORT_MS = 5000;
+
+static void ignore_signal(struct dm_signals *signals, int number, pid_t sender, uid_t sender_uid) {
+    (void)signals;
+    (void)number;
+    (void)sender;
+    (void)sender_uid;
+}
+
 int dm_core_init(struct dm_core *core, uv_loop_t *loop) {
     *core = (struct dm_core){.loop = loop};
-    return 0;
+    /* Whoever started us may have blocked anything. */
+    sigset_t none;
+    sigemptyset(&none);
+    pthread_sigmask(SIG_SETMASK, &none, NULL);
+    dm_signals_init(&core->signals, core, ignore_signal);
+    dm_timers_init(&core->timers, loop);
+    const int rc = dm_reaper_init(&core->reaper, loop);
+    if (rc != 0) {
+        dm_timers_deinit(&core->timers);
+    }
+    return rc;
 }
 
 void dm_core_stop(struct dm_core *core, int exit_code) {
@@ -15,8 +35,16 @@ void dm_core_stop(struct dm_core *core, int exit_code) {
     uv_stop(core->loop);
 }
 
+void dm_children_stop_all(struct dm_core *core) {
+    core->silent = true;
+    dm_reaper_stop_all(&core->reaper, LAST_RESORT_MS);
+}
+
 void dm_core_deinit(struct dm_core *core) {
-    (void)core;
+    core->silent = true;
+    dm_reaper_deinit(&core->reaper);
+    dm_signals_deinit(&core->signals);
+    dm_timers_deinit(&core->timers);
 }
 
 static void close_left_over(uv_handle_t *handle, void *ctx) {

@@ -2,17 +2,30 @@
  * struct, bindings borrow it. The loop runs until dm_core_stop(). */
 #pragma once
 
+#include "reaper.h"
+#include "signals.h"
+#include "timer.h"
+
 #include <stdbool.h>
 #include <uv.h>
 
 struct dm_core {
     uv_loop_t *loop;
+    struct dm_reaper reaper;
+    struct dm_timers timers;
+    struct dm_signals signals; /* those that policy listens to; its owner sets the callback */
     int exit_code;
     bool stopped;
+    bool silent; /* no callback any more: whoever would hear it is gone */
 };
 
 int dm_core_init(struct dm_core *core, uv_loop_t *loop);
 void dm_core_stop(struct dm_core *core, int exit_code);
+
+/* The last resort, when policy is gone or has left somebody behind: SIGTERM, 5 s, SIGKILL, reaped,
+ * without a callback then or later. */
+void dm_children_stop_all(struct dm_core *core);
+
 void dm_core_deinit(struct dm_core *core);
 
 /* Lets close callbacks run and closes the loop; whoever left a handle open is named on stderr. */

@@ -5,12 +5,23 @@
 
 #include <lauxlib.h>
 
-static const char core_key;
+static const char core_key, main_key;
 
 void dm_lua_set_core(lua_State *L, struct dm_core *core) {
     lua_pushlightuserdata(L, (void *)&core_key);
     lua_pushlightuserdata(L, core);
     lua_rawset(L, LUA_REGISTRYINDEX);
+    lua_pushlightuserdata(L, (void *)&main_key);
+    lua_pushlightuserdata(L, L);
+    lua_rawset(L, LUA_REGISTRYINDEX);
+}
+
+lua_State *dm_lua_main(lua_State *L) {
+    lua_pushlightuserdata(L, (void *)&main_key);
+    lua_rawget(L, LUA_REGISTRYINDEX);
+    lua_State *main = lua_touserdata(L, -1);
+    lua_pop(L, 1);
+    return main;
 }
 
 struct dm_core *dm_lua_core(lua_State *L) {

@@ -66,6 +66,7 @@ struct lua_State *dm_lua_state_new(void) {
 static int on_panic(lua_State *L) {
     const char *message = lua_tostring(L, -1);
     fprintf(stderr, "dutch-master: panic: %s\n", message ? message : "error without message");
+    dm_children_stop_all(dm_lua_core(L));
     _exit(70);
 }
 

@@ -53,6 +53,7 @@ int main(int argc, char **argv) {
         code = EXIT_PANIC;
     }
 
+    dm_children_stop_all(&core);
     dm_lua_state_close(L);
 out_core:
     dm_core_deinit(&core);

@@ -123,6 +123,7 @@ int main(int argc, char **argv) {
     uv_timer_init(&loop, &limit);
     open_state(L, argc, argv);
     const int code = run_file(L, argc, argv);
+    dm_children_stop_all(&core);
     lua_close(L);
     uv_close((uv_handle_t *)&limit, NULL);
     dm_core_deinit(&core);

@@ -1,0 +1,22 @@
+/* lines.h: bytes in, lines out. Knows no descriptor and no loop. What comes in one piece is not
+ * copied; a half line is kept until its end comes, up to a bound. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+
+struct dm_lines {
+    char *partial; /* start of a line whose end has not come */
+    size_t length, capacity;
+    size_t max; /* bytes in a line, without its newline */
+};
+
+/* False: no more lines, please (the rest of the input is dropped). */
+typedef bool (*dm_on_line)(void *ctx, const char *line, size_t length);
+
+void dm_lines_init(struct dm_lines *lines, size_t max);
+/* 0, UV_EMSGSIZE (a line longer than max) or UV_ENOMEM, as negative errno. Callbacks must not feed.
+ */
+int dm_lines_feed(struct dm_lines *lines, const char *data, size_t size, dm_on_line on_line,
+                  void *ctx);
+void dm_lines_deinit(struct dm_lines *lines);

@@ -1,0 +1,26 @@
+/* signals.h: signals to this process, read from a signalfd. They stay blocked while listened to, so
+ * nothing runs in the middle of anything and no number of them can push another out. */
+#pragma once
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <uv.h>
+
+struct dm_signals {
+    uv_poll_t poll;
+    int fd; /* -1 before the first dm_signals_set */
+    sigset_t set;
+    void (*on_signal)(struct dm_signals *signals, int number, pid_t sender, uid_t sender_uid);
+    void *data;
+};
+
+void dm_signals_init(struct dm_signals *signals, void *data,
+                     void (*on_signal)(struct dm_signals *signals, int number, pid_t sender,
+                                       uid_t sender_uid));
+/* Replaces the set listened to. What is dropped from it is unblocked, with its old disposition. */
+int dm_signals_set(struct dm_signals *signals, uv_loop_t *loop, const sigset_t *set);
+void dm_signals_deinit(struct dm_signals *signals);
+
+int dm_signal_number(const char *name); /* "SIGTERM", "TERM", "SIGRTMIN+2"; 0 if there is none */
+const char *dm_signal_name(int number, char buffer[16]); /* "SIGTERM", or NULL */
