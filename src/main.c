@@ -25,15 +25,15 @@ static void open_standard_fds(void) {
 }
 
 int main(int argc, char **argv) {
-    if (argc > 1 && strcmp(argv[1], "--lua-worker") == 0) {
-        return dm_lua_worker_main(argc, argv);
-    }
     uv_loop_t loop;
     struct dm_core core;
     int code = EXIT_PANIC;
 
     open_standard_fds();
     signal(SIGPIPE, SIG_IGN);
+    if (argc > 1 && strcmp(argv[1], "--lua-worker") == 0) {
+        return dm_lua_worker_main(argc, argv);
+    }
     if (uv_loop_init(&loop) != 0) {
         goto out;
     }

@@ -1,0 +1,193 @@
+-- A load generator in luv's loop. Every request ends in exactly one of these:
+--   ok       a complete answer with status 200 (and the wanted body)
+--   bad      a complete answer that is not that, or one that was cut off
+--   reset    the connection was reset
+--   refused  it was not even made
+--   empty    it was closed before a byte of the answer
+--   timeout  nothing came in time
+-- A kept connection that ends while it waits for its next answer says nothing about that request: as
+-- every HTTP client does, it is sent once more on a new connection, and counted as `stale` besides.
+
+local uv = require 'luv'
+local http = require 'spec.support.http'
+local wait = require 'spec.support.wait'
+
+local M = {}
+M.__index = M
+
+local OUTCOMES = { 'ok', 'bad', 'reset', 'refused', 'empty', 'timeout' }
+local MAX_BODIES = 1000
+
+--- load.start { port= | socket=, clients=8, mode='close'|'keepalive', rate= (requests a second, all
+--- clients together), path=, timeout= (ms), expect= (pattern of the body) } starts at once.
+function M.start(options)
+    local self = setmetatable({ options = options, running = true, active = 0, waiting = {} }, M)
+    self.counts = { total = 0, stale = 0, max_ms = 0 }
+    for _, outcome in ipairs(OUTCOMES) do
+        self.counts[outcome] = 0
+    end
+    --- Body -> how often; the first few distinct ones.
+    self.bodies, self.distinct = {}, 0
+    self.errors = {}
+    self.target = { port = options.port, socket = options.socket, host = options.host, path = options.path }
+    self.keep_alive = options.mode == 'keepalive'
+    self.text = http.request_text(self.target, self.keep_alive)
+    self.timeout_ms = math.ceil((options.timeout or 10000) * wait.scale)
+    local clients = options.clients or 8
+    self.pause_ms = options.rate and math.ceil(clients * 1000 / options.rate) or 0
+    for _ = 1, clients do
+        self:new_client()
+    end
+    return self
+end
+
+function M:new_client()
+    local client = { timer = uv.new_timer() }
+    self.waiting[client] = true
+    client.timer:start(self.pause_ms > 0 and math.random(0, self.pause_ms) or 0, 0, function()
+        self:request(client)
+    end)
+end
+
+local function drop(client)
+    if client.handle then
+        if not client.handle:is_closing() then
+            client.handle:close()
+        end
+        client.handle = nil
+    end
+end
+
+function M:request(client, again)
+    self.waiting[client] = nil
+    if not again then
+        self.active = self.active + 1
+        client.started = uv.hrtime()
+    end
+    client.parser = http.parser()
+    client.timer:start(self.timeout_ms, 0, function()
+        self:ended(client, 'timeout')
+    end)
+    if client.handle then
+        client.reused = true
+        client.handle:write(self.text)
+        return
+    end
+    client.reused = false
+    local handle
+    handle = http.connect(self.target, function(err, connection)
+        if client.handle and client.handle ~= connection then
+            return
+        end
+        client.handle = connection
+        if err then
+            self:failed(client, err)
+            return
+        end
+        connection:write(self.text)
+        connection:read_start(function(read_error, data)
+            if client.handle == connection then
+                self:received(client, read_error, data)
+            end
+        end)
+    end)
+    client.handle = client.handle or handle
+end
+
+function M:failed(client, err)
+    local name = tostring(err):match '^%u+' or tostring(err)
+    self.errors[name] = (self.errors[name] or 0) + 1
+    self:ended(client, (name == 'ECONNRESET' or name == 'EPIPE') and 'reset' or
+        (name == 'ECONNREFUSED' or name == 'ENOENT') and 'refused' or 'bad')
+end
+
+function M:received(client, err, data)
+    if not client.parser then
+        drop(client) -- closed while it was idle
+    elseif data then
+        local outcome = client.parser:feed(data)
+        if outcome then
+            self:ended(client, outcome)
+        end
+    elseif client.reused and client.parser.data == '' and not client.parser.headers then
+        self.counts.stale = self.counts.stale + 1
+        drop(client)
+        self:request(client, true)
+    elseif err then
+        self:failed(client, err)
+    else
+        self:ended(client, client.parser:finish())
+    end
+end
+
+function M:judge(parser, outcome)
+    if outcome ~= 'done' then
+        return outcome
+    end
+    if self.bodies[parser.body] or self.distinct < MAX_BODIES then
+        self.distinct = self.distinct + (self.bodies[parser.body] and 0 or 1)
+        self.bodies[parser.body] = (self.bodies[parser.body] or 0) + 1
+    end
+    local expect = self.options.expect
+    return parser.status == 200 and (not expect or parser.body:find(expect)) and 'ok' or 'bad'
+end
+
+function M:ended(client, outcome)
+    local parser = client.parser
+    client.parser = nil
+    client.timer:stop()
+    outcome = self:judge(parser, outcome)
+    local counts = self.counts
+    counts[outcome] = counts[outcome] + 1
+    counts.total = counts.total + 1
+    local ms = (uv.hrtime() - client.started) / 1e6
+    counts.max_ms = math.max(counts.max_ms, ms)
+    self.active = self.active - 1
+    if outcome ~= 'ok' or not self.keep_alive or parser:closes() then
+        drop(client)
+    end
+    if not self.running then
+        drop(client)
+        client.timer:close()
+        return
+    end
+    self.waiting[client] = true
+    -- Refused connections would otherwise be tried without a pause.
+    client.timer:start(math.max(0, self.pause_ms - math.floor(ms), outcome == 'refused' and 10 or 0), 0, function()
+        self:request(client)
+    end)
+end
+
+--- Waits until so many requests have ended.
+function M:await(total, options)
+    return wait.wait_until(function()
+        return self.counts.total >= total
+    end, { what = ('%d requests'):format(total), timeout = options and options.timeout or 30000 })
+end
+
+--- Starts no more requests, waits for those that run, and returns the counts: a table with the
+--- outcomes above, total, stale, max_ms, failed (all that are not ok) and text (all of it, to print).
+function M:stop()
+    self.running = false
+    for client in pairs(self.waiting) do
+        drop(client)
+        client.timer:close()
+    end
+    self.waiting = {}
+    wait.wait_until(function()
+        return self.active == 0
+    end, { what = 'the last requests', timeout = self.timeout_ms + 1000 })
+    uv.run 'nowait'
+    local counts, parts = self.counts, {}
+    counts.failed = counts.total - counts.ok
+    for _, name in ipairs { 'total', 'failed', 'ok', 'bad', 'reset', 'refused', 'empty', 'timeout', 'stale' } do
+        parts[#parts + 1] = ('%s %d'):format(name, counts[name])
+    end
+    for name, count in pairs(self.errors) do
+        parts[#parts + 1] = ('%s %d'):format(name, count)
+    end
+    counts.text = table.concat(parts, ', ') .. (', slowest %d ms'):format(counts.max_ms)
+    return counts
+end
+
+return M
