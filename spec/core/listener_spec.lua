@@ -1,0 +1,252 @@
+local core = require 'dutch-master.core'
+local lfs = require 'lfs'
+local net = require 'spec.support.net'
+
+describe('core.listen', function()
+    local opened, before, dir
+
+    local function listen(text, options)
+        local listener, message, code = core.listen(assert(core.address(text)), options)
+        if listener then
+            opened[#opened + 1] = listener
+        end
+        return listener, message, code
+    end
+
+    before_each(function()
+        opened, before = {}, net.descriptors()
+        dir = os.tmpname()
+        os.remove(dir)
+        lfs.mkdir(dir)
+    end)
+
+    after_each(function()
+        for _, listener in ipairs(opened) do
+            listener:close()
+        end
+        assert.equal(before, net.descriptors())
+        for name in lfs.dir(dir) do
+            assert.is_true(name == '.' or name == '..', 'left behind: ' .. name)
+        end
+        lfs.rmdir(dir)
+    end)
+
+    local function serves(listener, host, port)
+        local client, code = net.connect(host, port)
+        if not client then
+            return nil, code
+        end
+        local fd, _, why
+        for _, lane in ipairs(listener:lanes()) do
+            fd, _, why = lane:accept()
+            if fd then
+                break
+            end
+        end
+        net.abort(client)
+        return fd and core.close_fd(fd), why
+    end
+
+    for _, reuseport in ipairs { false, true } do
+        describe(reuseport and 'with lanes' or 'shared', function()
+            local options = { reuseport = reuseport }
+
+            it('takes a free port and names it', function()
+                local listener = listen('127.0.0.1:0', options)
+                listener:lane()
+                local a = listener:address()
+                assert.is_true(a.port > 0)
+                assert.equal('127.0.0.1:' .. a.port, a.text)
+                assert.equal(not reuseport, listener:shared())
+                assert.truthy(serves(listener, '127.0.0.1', a.port))
+            end)
+
+            it('serves IPv4 and IPv6 on :port, IPv6 alone on [::]', function()
+                local both = listen(':0', options)
+                both:lane()
+                local port = both:address().port
+                assert.is_true(both:address().dual)
+                assert.truthy(serves(both, '127.0.0.1', port))
+                assert.truthy(serves(both, '::1', port))
+                local six = listen('[::]:0', options)
+                six:lane()
+                assert.truthy(serves(six, '::1', six:address().port))
+                assert.equal('ECONNREFUSED', select(2, serves(six, '127.0.0.1', six:address().port)))
+            end)
+
+            it('sees a port that is taken, also by a group of its own user', function()
+                for _, theirs in ipairs { false, true } do
+                    local other = assert(net.bind('127.0.0.1', 18123, theirs))
+                    local listener, message, code = listen('127.0.0.1:18123', options)
+                    net.C.close(other)
+                    assert.is_nil(listener)
+                    assert.equal('EADDRINUSE: address already in use: 127.0.0.1:18123', message)
+                    assert.equal('EADDRINUSE', code)
+                end
+                local mine = listen('127.0.0.1:18123', options)
+                mine:lane()
+                assert.equal('EADDRINUSE', select(3, listen('127.0.0.1:18123', options)))
+                assert.equal('EADDRINUSE', select(3, listen(':18123', options)))
+            end)
+
+            it('gives the port back at close', function()
+                for _ = 1, 3 do
+                    local listener = assert(listen('127.0.0.1:18124', options))
+                    listener:lane()
+                    local client = net.connect('127.0.0.1', 18124)
+                    listener:close()
+                    net.C.close(client)
+                    assert.equal('ECONNREFUSED', select(2, net.connect('127.0.0.1', 18124)))
+                end
+            end)
+
+            it('knows the queue and its limit', function()
+                local listener = listen('127.0.0.1:0', { reuseport = reuseport, backlog = 7 })
+                local lane = listener:lane()
+                local clients = {}
+                for i = 1, 5 do
+                    clients[i] = net.connect('127.0.0.1', listener:address().port)
+                end
+                assert.same({ 5, 7 }, { lane:queue() })
+                assert.equal(0x800, bit.band(net.C.fcntl(lane:fd(), 3), 0x800)) -- O_NONBLOCK
+                assert.equal(1, net.C.fcntl(lane:fd(), 1)) -- FD_CLOEXEC
+                for i = 1, 5 do
+                    assert(core.close_fd(lane:accept()))
+                    net.abort(clients[i])
+                end
+                assert.equal('EAGAIN', select(3, lane:accept()))
+                assert.same({ 0, 7 }, { lane:queue() })
+            end)
+
+            it('repairs what a worker did to a lane', function()
+                local listener = listen('127.0.0.1:0', { reuseport = reuseport, backlog = 100 })
+                local lane = listener:lane()
+                assert.same({}, lane:repair())
+                net.C.listen(lane:fd(), 5)
+                net.C.fcntl(lane:fd(), 4, require('ffi').new('int', 0))
+                assert.same({ 'backlog', 'nonblock' }, lane:repair())
+                assert.same({ 0, 100 }, { lane:queue() })
+                net.C.shutdown(lane:fd(), 2)
+                assert.equal('ECONNREFUSED', select(2, net.connect('127.0.0.1', listener:address().port)))
+                assert.same({ 'shutdown' }, lane:repair())
+                assert.truthy(serves(listener, '127.0.0.1', listener:address().port))
+                assert.same({}, lane:repair())
+            end)
+        end)
+    end
+
+    it('shares one UDP socket', function()
+        local listener = listen('udp:127.0.0.1:0', { reuseport = true })
+        assert.is_true(listener:shared())
+        assert.equal(2, net.option(listener:lane():fd(), 1, 3)) -- SO_TYPE
+        assert.equal('EADDRINUSE', select(3, listen(listener:address().text)))
+        assert.equal('ENOTSUP', select(3, listener:lane():queue()))
+    end)
+
+    it('refuses an address that is not ours', function()
+        local listener, message, code = listen('192.0.2.1:80')
+        assert.is_nil(listener)
+        assert.equal('EADDRNOTAVAIL', code)
+        assert.matches('192.0.2.1:80', message, 1, true)
+    end)
+
+    describe('of a unix socket', function()
+        local path
+        before_each(function()
+            path = dir .. '/app.sock'
+        end)
+
+        it('serves, with the mode asked for, and removes its path', function()
+            for _, prefix in ipairs { 'unix:', 'unixgram:' } do
+                local listener = assert(listen(prefix .. path, { mode = tonumber('660', 8) }))
+                assert.equal('rw-rw----', lfs.attributes(path, 'permissions'))
+                local kind = prefix == 'unix:' and net.STREAM or net.DGRAM
+                assert.equal(0, net.C.close((net.connect(path, nil, { type = kind }))))
+                listener:close()
+                assert.is_nil(lfs.attributes(path))
+            end
+        end)
+
+        it('serves an abstract name', function()
+            local name = '@dutch-master-spec-' .. net.C.getpid()
+            local listener = listen('unix:' .. name)
+            assert.equal(0, net.C.close((net.connect(name))))
+            assert.equal(name, listener:address().path)
+            assert.equal('EADDRINUSE', select(3, listen('unix:' .. name)))
+        end)
+
+        it('replaces a stale socket, never a live one, never a file', function()
+            local dead = net.C.socket(1, 1, 0)
+            local name, size = net.sockaddr(path)
+            assert.equal(0, net.C.bind(dead, name, size))
+            net.C.close(dead)
+            local listener = assert(listen('unix:' .. path))
+            local again, message, code = listen('unix:' .. path)
+            assert.is_nil(again)
+            assert.equal('EADDRINUSE: address already in use: unix:' .. path, message)
+            assert.equal('EADDRINUSE', code)
+            listener:close()
+            local file = io.open(path, 'w')
+            file:write('precious')
+            file:close()
+            assert.equal('EEXIST', select(3, listen('unix:' .. path)))
+            assert.equal('precious', io.open(path):read('*a'))
+            os.remove(path)
+        end)
+
+        it('puts a path back that a worker removed or took', function()
+            local listener = listen('unix:' .. path)
+            local lane = listener:lane()
+            net.C.unlink(path)
+            assert.same({ 'path' }, lane:repair())
+            net.C.close((net.connect(path)))
+            net.C.unlink(path)
+            local theirs = net.bind(path)
+            assert.same({ 'path' }, lane:repair())
+            net.C.close((net.connect(path)))
+            local count = 0
+            while true do
+                local fd = lane:accept()
+                if not fd then
+                    break
+                end
+                core.close_fd(fd)
+                count = count + 1
+            end
+            net.C.close(theirs)
+            assert.equal(2, count)
+            assert.same({}, lane:repair())
+        end)
+
+        it('leaves a successor\'s path alone at close', function()
+            local listener = listen('unix:' .. path)
+            net.C.unlink(path)
+            local theirs = net.bind(path)
+            listener:close()
+            assert.equal('socket', lfs.attributes(path, 'mode'))
+            net.C.close(theirs)
+            net.C.unlink(path)
+        end)
+    end)
+
+    it('takes over a socket from outside and never shuts it down', function()
+        local fd = net.bind('127.0.0.1', 18125)
+        local copy = core.dup_fd(fd)
+        local listener = core.listen(core.address('127.0.0.1:18125'), { fd = fd, reuseport = true })
+        assert.is_true(listener:shared())
+        assert.truthy(serves(listener, '127.0.0.1', 18125))
+        listener:close()
+        assert.equal(1, net.option(copy, 1, 30)) -- SO_ACCEPTCONN
+        core.close_fd(copy)
+    end)
+
+    it('gives a clean error after close', function()
+        local listener = listen('127.0.0.1:0')
+        local lane = listener:lane()
+        listener:close()
+        assert.same({ nil, 'closed', 'EBADF' }, { listener:address() })
+        assert.same({ nil, 'closed', 'EBADF' }, { lane:queue() })
+        assert.same({ nil, 'closed', 'EBADF' }, { lane:close() })
+        assert.same({ nil, 'closed', 'EBADF' }, { listener:steer({}) })
+    end)
+end)
