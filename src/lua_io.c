@@ -1,16 +1,6 @@
 /* lua_io.c: table of contents of input and output, and what its binding files share. */
 #include "lua_io.h"
 
-static const char main_key;
-
-lua_State *dm_lua_main(lua_State *L) {
-    lua_pushlightuserdata(L, (void *)&main_key);
-    lua_rawget(L, LUA_REGISTRYINDEX);
-    lua_State *main = lua_tothread(L, -1);
-    lua_pop(L, 1);
-    return main;
-}
-
 int dm_lua_fail_why(lua_State *L, int error, const char *what, const char *why) {
     if (why == NULL) {
         return dm_lua_fail(L, error, what);
@@ -56,9 +46,6 @@ void dm_lua_new_type(lua_State *L, const char *name, const luaL_Reg *methods, lu
 }
 
 void dm_lua_open_io(lua_State *L) {
-    lua_pushlightuserdata(L, (void *)&main_key);
-    lua_pushthread(L);
-    lua_rawset(L, LUA_REGISTRYINDEX);
     dm_lua_open_files(L);
     dm_lua_open_sink(L);
     dm_lua_open_notify(L);

@@ -9,9 +9,6 @@
 
 #include <lauxlib.h>
 
-/* The state callbacks run on: the main one, never a coroutine that happened to be running. */
-lua_State *dm_lua_main(lua_State *L);
-
 /* Pushes nil, "what: why" (why NULL: the errno's own text), "ECODE"; returns 3. */
 int dm_lua_fail_why(lua_State *L, int error, const char *what, const char *why);
 

@@ -159,5 +159,6 @@ static const luaL_Reg functions[] = {
 void dm_lua_open_process(lua_State *L) {
     luaL_register(L, NULL, functions);
     dm_lua_open_timer(L);
+    dm_lua_open_sysinfo(L);
     dm_lua_open_child(L);
 }

@@ -1,0 +1,23 @@
+/* sysinfo.h: questions about the machine, its users and its processes. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* CPUs that this process may use: the affinity mask, capped by the cgroup's quota rounded up; at
+ * least
+ * 1. `root` is put before /proc and /sys ("" but in specs). */
+int dm_cpus(const char *root);
+
+/* PWD if it names the working directory, else what the kernel says. 0 or a negative errno. */
+int dm_cwd(char *path, size_t size);
+
+/* This program's file if it still is this program, else /proc/self/exe, which always is. */
+void dm_executable(char *path, size_t size);
+
+struct dm_proc_stat {
+    uint64_t rss_kb, cpu_ms, starttime; /* starttime: clock ticks since boot, tells a pid reused */
+};
+
+bool dm_proc_stat(pid_t pid, struct dm_proc_stat *stat);
