@@ -3,6 +3,7 @@
 -- The cluster is declarative. Wanted is a number of slots and a generation; a restart raises the generation, scaling
 -- changes the number, and the slots find the shortest way from what is to what is wanted. Stop beats everything.
 
+local compare = require 'dutch-master.compare'
 local machine = require 'dutch-master.machine'
 local Roll = require 'dutch-master.roll'
 local Slot = require 'dutch-master.slot'
@@ -21,8 +22,8 @@ local EXIT_SCRIPT = 78
 
 local definition
 
---- @param options {platform, agenda, log, launcher, sockets, on_exit = function(code), on_change = function(cluster) or nil}
---   launcher makes workers: see launcher.lua.
+--- @param options {platform, agenda, log, launcher (see launcher.lua), sockets, on_exit = function(code),
+--   on_adopt = function(plan), on_change = function(cluster) or nil}
 function Cluster.new(options)
     local self = setmetatable(options, Cluster)
     self.started_at = self.platform.now()
@@ -31,7 +32,7 @@ function Cluster.new(options)
     self.slots = {} -- in order of their number, without drained ones
     self.workers = {} -- id -> worker, every live process
     self.process_count = 0
-    self.exits = {}
+    self.reports = {}
     return self
 end
 
@@ -74,15 +75,83 @@ function Cluster:reload()
     local before = self.launcher.plan
     local loaded, err = self.launcher:load()
     if not loaded then
+        self.log:error({ traceback = err.traceback }, 'Script is bad, the last good one serves on: ' .. err.message)
         return nil, err
     end
-    self:adopt(loaded)
-    return { changes = self.launcher.compare(before, self.launcher.plan) }
+    local ok, message = self:adopt(loaded)
+    if not ok then
+        return nil, { message = message }
+    end
+    return { changes = compare.plans(before, self.launcher.plan) }
 end
 
 --- What reload() or a restart would change, without effect.
 function Cluster:preview()
     return self.launcher:preview()
+end
+
+local function slot_of(self, worker)
+    for _, slot in ipairs(self.slots) do
+        if slot.number == worker.slot and (slot.current == worker or slot.incoming == worker) then
+            return slot
+        end
+    end
+end
+
+local function worker_snapshot(self, worker, slot, queues)
+    local now = self.platform.now()
+    local usage = self.platform.proc_stat(worker.pid) or {}
+    local queue = queues[worker.id] or {}
+    return {
+        id = worker.id, slot = worker.slot, pid = worker.pid, state = worker.state, generation = worker.generation,
+        release = worker.release, uptime_ms = now - worker.forked_at, ready = worker.ready_at ~= nil,
+        restarts = slot and slot.forks - 1, rss_kb = usage.rss_kb, cpu_ms = usage.cpu_ms, queue = queue.queue,
+        steered = queue.steered, status = worker.status,
+    }
+end
+
+--- What `status` shows.
+function Cluster:snapshot()
+    local now = self.platform.now()
+    local queues = self.sockets:snapshot()
+    local own = self.platform.proc_stat(self.platform.pid()) or {}
+    local workers, slots = {}, {}
+    for _, worker in pairs(self.workers) do
+        workers[#workers + 1] = worker_snapshot(self, worker, slot_of(self, worker), queues)
+    end
+    table.sort(workers, function(a, b)
+        return a.slot < b.slot or a.slot == b.slot and a.id < b.id
+    end)
+    for i, slot in ipairs(self.slots) do
+        local waits = not slot.incoming and slot.state ~= 'serving' and slot.state ~= 'proving'
+        slots[i] = { slot = slot.number, state = slot.state, failures = slot.failures, restarts = slot.forks - 1,
+            backoff_ms = waits and math.max(slot.forked_at and slot.forked_at + slot.wait_ms - now or 0, 0) or nil }
+    end
+    local roll = self.roll
+    return {
+        script = self.script, pid = self.platform.pid(), version = self.platform.version, state = self.state,
+        generation = self.generation, wanted = self.wanted, uptime_ms = now - self.started_at, rss_kb = own.rss_kb,
+        cpu_ms = own.cpu_ms, workers = workers, slots = slots, last_verdict = self.last_verdict,
+        balance = queues.balance,
+        roll = roll and { generation = roll.generation, total = roll.total, done = roll.done,
+            elapsed_ms = now - roll.started_at } or nil,
+    }
+end
+
+--- Reports of the last exits, oldest first: see worker.lua.
+function Cluster:exits()
+    return self.reports
+end
+
+--- Reports of the exits of one worker id.
+function Cluster:exits_of(id)
+    local found = {}
+    for _, report in ipairs(self.reports) do
+        if report.worker == id then
+            found[#found + 1] = report
+        end
+    end
+    return found
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -94,14 +163,6 @@ local function change(self)
     end
 end
 
-local function slot_of(self, worker)
-    for _, slot in ipairs(self.slots) do
-        if slot.number == worker.slot and (slot.current == worker or slot.incoming == worker) then
-            return slot
-        end
-    end
-end
-
 local function to_slot(self, worker, event, ...)
     local slot = slot_of(self, worker)
     if slot then
@@ -110,9 +171,9 @@ local function to_slot(self, worker, event, ...)
 end
 
 local function remember(self, report)
-    table.insert(self.exits, report)
-    if #self.exits > EXITS_KEPT then
-        table.remove(self.exits, 1)
+    table.insert(self.reports, report)
+    if #self.reports > EXITS_KEPT then
+        table.remove(self.reports, 1)
     end
 end
 
@@ -235,6 +296,7 @@ function Cluster:adopt(loaded)
     if not ok then
         return nil, message
     end
+    self.on_adopt(loaded.plan)
     if loaded.num_workers ~= self.configured then
         self.configured = loaded.num_workers
         if loaded.num_workers ~= self.wanted then

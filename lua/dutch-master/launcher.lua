@@ -4,6 +4,7 @@
 -- out. The newest good evaluation is kept: its hooks are the ones that run between forks, and its plan serves on when a
 -- later edit of the script is bad. Nobody else holds a session of the script.
 
+local compare = require 'dutch-master.compare'
 local kinds = require 'dutch-master.kinds'
 local Worker = require 'dutch-master.worker'
 
@@ -73,7 +74,7 @@ function Launcher:preview()
     end
     local plan = session.plan
     session:close()
-    return { changes = self.compare(self.plan, plan) }
+    return { changes = compare.plans(self.plan, plan) }
 end
 
 --- Runs a hook of the script that nobody waits for. Its failure is a log record.

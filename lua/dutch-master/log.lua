@@ -451,11 +451,8 @@ function Logger:close()
     core.sink:close()
 end
 
---- A logger. options: platform (sink, wall, pid, hostname, environ), name, level (name, default info),
--- target (descriptor, absolute path, or function(level_name, fields, msg); default 1), format
--- ('json' | 'readable', default by whether the target is a terminal).
--- nil, message, code if the target cannot be opened.
-function M.new(options)
+-- A core for these options, with its target open. nil, message, code if it cannot be opened.
+local function new_core(options)
     local platform = options.platform
     local environ = platform.environ()
     local no_color = (environ.NO_COLOR or '') ~= '' or environ.TERM == 'dumb'
@@ -480,6 +477,39 @@ function M.new(options)
         local sink, message, code = open_sink(core, target)
         if not sink then return nil, message, code end
     end
+    return core
+end
+
+-- What a logger remembers of its records, and who listens to them, outlives a change of its options.
+local KEPT = { recent = true, written = true, subscribers = true }
+
+--- Takes other options, for this logger and all that share its target. nil, message, code if the new target cannot be
+--- opened; the old one then stays.
+function Logger:reconfigure(options)
+    local core = self.core
+    local fresh, message, code = new_core(options)
+    if not fresh then return nil, message, code end
+    if core.sink then
+        core.sink:flush(CLOSE_MS)
+        report_lost(core)
+        core.sink:close()
+    end
+    for key in pairs(core) do
+        if not KEPT[key] then core[key] = nil end
+    end
+    for key, value in pairs(fresh) do
+        if not KEPT[key] then core[key] = value end
+    end
+    return true
+end
+
+--- A logger. options: platform (sink, wall, pid, hostname, environ), name, level (name, default info),
+-- target (descriptor, absolute path, or function(level_name, fields, msg); default 1), format
+-- ('json' | 'readable', default by whether the target is a terminal).
+-- nil, message, code if the target cannot be opened.
+function M.new(options)
+    local core, message, code = new_core(options)
+    if not core then return nil, message, code end
     return setmetatable({ core = core, fields = {} }, Logger)
 end
 

@@ -70,6 +70,9 @@ local function new_sockets(platform, settle_ms)
         self.joined[id] = nil
     end
     function sockets.want() end
+    function sockets.snapshot()
+        return {}
+    end
     function sockets.update()
         return true
     end
@@ -135,6 +138,7 @@ function M.new(options)
     }
     world.cluster = Cluster.new {
         platform = platform, agenda = world.agenda, log = world.log, launcher = world.launcher, sockets = world.sockets,
+        on_adopt = function() end,
         on_exit = function(code)
             world.code = code
         end,

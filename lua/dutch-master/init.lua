@@ -1,0 +1,275 @@
+--- init.lua: the master, put together. run() reads as what happens from the first line of the script to the last exit.
+--
+-- Error policy by phase: until the cluster starts any error ends the program, with nothing forked and nothing left
+-- behind (exit 78 for the script, 71 for the system, 1 for a second master). Later a bad script is a log record and the
+-- last good plan serves on. During stop nothing of the script can hold anything up.
+
+local Cluster = require 'dutch-master.cluster'
+local control = require 'dutch-master.control'
+local conversation = require 'dutch-master.conversation'
+local Host = require 'dutch-master.host'
+local Launcher = require 'dutch-master.launcher'
+local log = require 'dutch-master.log'
+local machine = require 'dutch-master.machine'
+local Script = require 'dutch-master.script'
+local Sockets = require 'dutch-master.sockets'
+local systemd = require 'dutch-master.systemd'
+
+local M = {}
+
+local EXIT_FAILED, EXIT_SYSTEM, EXIT_SCRIPT = 1, 71, 78
+
+local Master = {}
+Master.__index = Master
+
+-- What a logger is made of, from the plan. A logger of the script's own is called in the script's state.
+local function logger_options(self, plan)
+    local wish = plan.logger
+    local options = { platform = self.platform, name = wish.name, level = wish.level, target = wish.path }
+    if wish.custom then
+        function options.target(level, fields, message)
+            local ok, err = self.launcher.session:call('logger', level, fields, message)
+            if not ok then
+                error(err.message, 0)
+            end
+        end
+    end
+    return options
+end
+
+function Master:evaluate()
+    self.script = Script.new { platform = self.platform, path = self.path, host = Host.new(self) }
+    self.launcher = Launcher.new {
+        platform = self.platform, script = self.script, agenda = self.agenda, log = self.log,
+        tickets = conversation.tickets(), environ = self.platform.environ(), cwd = self.platform.cwd(),
+        executable = self.platform.executable(), preload = self.platform.preload and self.platform.preload(),
+    }
+    local loaded, err = self.launcher:load()
+    if not loaded then
+        return self:refuse(EXIT_SCRIPT, err.message)
+    end
+    self.loaded = loaded
+end
+
+--- One master for a script.
+function Master:claim()
+    local claim, message, code = control.claim { platform = self.platform, script = self.path, plan = self.launcher.plan }
+    if not claim then
+        return self:refuse(code == 'EAGAIN' and EXIT_FAILED or EXIT_SYSTEM, message)
+    end
+    self.claim_held = claim
+end
+
+function Master:open_log()
+    local plan = self.launcher.plan
+    local logger, message = log.new(logger_options(self, plan))
+    if not logger then
+        return self:refuse(EXIT_SYSTEM, 'logger: ' .. message)
+    end
+    self.log = plan.logger.fields and logger:child(plan.logger.fields) or logger
+    self.launcher.log = self.log
+    self.platform.on_error(function(what, text)
+        self.log:error({ what = what, traceback = text }, 'Internal error')
+    end)
+end
+
+function Master:bind()
+    local plan = self.launcher.plan
+    self.sockets = Sockets.new {
+        platform = self.platform, log = self.log, balance = plan.balance, backlog = plan.backlog,
+        stall_timeout_ms = plan.stall_timeout_ms,
+        rescue = function(fd, done)
+            return self.cluster:rescue(fd, done)
+        end,
+        on_fatal = function(message)
+            self.agenda:post(self.cluster, 'fatal', message, EXIT_SYSTEM)
+        end,
+    }
+    self.launcher.sockets = self.sockets
+    local ok, message = self.sockets:open(plan.listen)
+    if not ok then
+        return self:refuse(EXIT_SYSTEM, message)
+    end
+end
+
+function Master:write_pid_file()
+    local path = self.launcher.plan.pid_file
+    if path then
+        local file, message = self.platform.pid_file(path)
+        if not file then
+            return self:refuse(EXIT_SYSTEM, 'pidFile: ' .. message)
+        end
+        self.pid_file = file
+    end
+end
+
+function Master:assemble()
+    self.cluster = Cluster.new {
+        platform = self.platform, agenda = self.agenda, log = self.log, launcher = self.launcher, script = self.path,
+        sockets = self.sockets,
+        on_adopt = function(plan)
+            self:adopt(plan)
+        end,
+        on_change = function()
+            self.systemd:on_state(self.cluster:summary())
+        end,
+        on_exit = function(code)
+            self:close()
+            self.platform.stop(code)
+        end,
+    }
+    self.systemd = systemd.new { platform = self.platform, log = self.log, plan = self.launcher.plan }
+    self.control = control.new { platform = self.platform, cluster = self.cluster, log = self.log,
+        claim = self.claim_held }
+    local ok, message = self.control:open()
+    if not ok then
+        return self:refuse(EXIT_SYSTEM, 'control socket: ' .. message)
+    end
+end
+
+-- signal -> what it does. restartSignal is added to these.
+local SIGNALS = {
+    SIGTERM = 'stop', SIGINT = 'stop', SIGQUIT = 'stop', SIGHUP = 'restart', SIGUSR1 = 'reopen',
+    SIGTTIN = 'more', SIGTTOU = 'fewer',
+}
+
+local function on_signal(self, action, name, pid, uid)
+    local who = pid and pid > 0 and { pid = pid, uid = uid } or nil
+    local cluster = self.cluster
+    if action == 'stop' then
+        cluster:stop { cause = 'signal', signal = name, who = who }
+    elseif action == 'restart' then
+        cluster:restart { cause = 'signal', signal = name, who = who }
+    elseif action == 'reopen' then
+        self:reopen_log()
+    else
+        local ok, message = cluster:scale(cluster.wanted + (action == 'more' and 1 or -1))
+        if not ok then
+            self.log:warn({ signal = name }, 'Not scaled: ' .. message)
+        end
+    end
+end
+
+function Master:listen_to_signals(restart_signal)
+    if self.restart_signal == restart_signal then
+        return
+    end
+    self.restart_signal = restart_signal
+    local actions, names = { [restart_signal] = 'restart' }, {}
+    for name, action in pairs(SIGNALS) do
+        actions[name] = action
+    end
+    for name in pairs(actions) do
+        names[#names + 1] = name
+    end
+    self.platform.signals(names, function(name, pid, uid)
+        on_signal(self, actions[name], name, pid, uid)
+    end)
+end
+
+function Master:reopen_log()
+    local ok, message = self.log:reopen()
+    if ok then
+        self.log:info('Log reopened')
+    else
+        self.log:error('Log could not be reopened, the old file stays: ' .. message)
+    end
+end
+
+-- The script's `every`: fn runs again and again, each time from the newest good evaluation.
+function Master:start_timers(entries)
+    for _, timer in ipairs(self.timers) do
+        timer:close()
+    end
+    self.timers = {}
+    for index, entry in ipairs(entries or {}) do
+        local timer
+        timer = self.platform.timer(function()
+            timer:start(entry.ms)
+            self.launcher:hook('every', index)
+        end)
+        timer:start(entry.ms)
+        self.timers[index] = timer
+    end
+end
+
+--- Takes over what of a new plan concerns the master itself. The cluster calls this on a restart and a reload.
+function Master:adopt(plan)
+    self:listen_to_signals(plan.restart_signal)
+    self:start_timers(plan.hooks.every)
+    self.systemd:adopt(plan)
+    local before = self.logger_plan
+    if before and not before.custom and not plan.logger.custom
+        and before.name == plan.logger.name and before.level == plan.logger.level and before.path == plan.logger.path then
+        return
+    end
+    if before then
+        local ok, message = self.log:reconfigure(logger_options(self, plan))
+        if not ok then
+            self.log:error('Logger of the script could not be opened, the old one stays: ' .. message)
+        end
+    end
+    self.logger_plan = plan.logger
+end
+
+--- An error before the cluster started: says it, undoes what was done. @return the exit code
+function Master:refuse(code, message)
+    self.platform.write_stderr('dutch-master: ' .. message .. '\n')
+    self:close()
+    return code
+end
+
+--- Lets go of everything, in reverse order.
+function Master:close()
+    for _, timer in ipairs(self.timers) do
+        timer:close()
+    end
+    for _, name in ipairs { 'systemd', 'control', 'pid_file', 'sockets' } do
+        if self[name] then
+            self[name]:close()
+            self[name] = nil
+        end
+    end
+    if self.claim_held then
+        self.claim_held:release()
+        self.claim_held = nil
+    end
+    if self.launcher then
+        self.launcher:close()
+    end
+    if self.log then
+        self.log:close()
+    end
+end
+
+local function new_agenda(self)
+    return machine.agenda {
+        timer = self.platform.timer,
+        on_error = function(message)
+            self.log:error({ traceback = message }, 'Internal error')
+        end,
+        on_bug = function(object, event)
+            self.log:error({ machine = object.machine.name, state = object.state, event = event },
+                'Internal error: an event that cannot come in this state')
+        end,
+    }
+end
+
+--- Runs a master.
+-- @param options {script = absolute path, platform = of the outside world or nil}
+-- @return an exit code if it could not start, or nil: the loop runs, and platform.stop(code) ends it
+function M.run(options)
+    local self = setmetatable({ path = options.script, platform = options.platform or require 'dutch-master.platform',
+        timers = {} }, Master)
+    self.agenda = new_agenda(self)
+    local code = self:evaluate() or self:claim() or self:open_log() or self:bind() or self:write_pid_file()
+        or self:assemble()
+    if code then
+        return code
+    end
+    self:adopt(self.launcher.plan)
+    self.cluster.configured = self.loaded.num_workers
+    self.cluster:start(self.loaded.num_workers)
+end
+
+return M
