@@ -110,6 +110,20 @@ local function worker_snapshot(self, worker, slot, queues)
     }
 end
 
+--- The little that the service manager is told, at no cost: see systemd.lua.
+function Cluster:summary()
+    local serving = 0
+    for _, slot in ipairs(self.slots) do
+        serving = serving + (slot.current and 1 or 0)
+    end
+    local roll = self.roll
+    return {
+        state = self.state, generation = self.generation, wanted = self.wanted, serving = serving,
+        processes = self.process_count, last_verdict = self.last_verdict,
+        roll = roll and { generation = roll.generation, total = roll.total, done = roll.done } or nil,
+    }
+end
+
 --- What `status` shows.
 function Cluster:snapshot()
     local now = self.platform.now()
@@ -136,6 +150,22 @@ function Cluster:snapshot()
         roll = roll and { generation = roll.generation, total = roll.total, done = roll.done,
             elapsed_ms = now - roll.started_at } or nil,
     }
+end
+
+--- Finds a live worker by id. @return the worker or nil
+function Cluster:find(id)
+    return self.workers[id]
+end
+
+--- Hands a waiting connection to a worker that serves and has a channel. done(accepted) comes later, once.
+-- @return whether there was one
+function Cluster:rescue(fd, done)
+    for _, slot in ipairs(self.slots) do
+        if slot.current and slot.current:rescue(fd, done) then
+            return true
+        end
+    end
+    return false
 end
 
 --- Reports of the last exits, oldest first: see worker.lua.

@@ -118,7 +118,7 @@ function Master:assemble()
             self.platform.stop(code)
         end,
     }
-    self.systemd = systemd.new { platform = self.platform, log = self.log, plan = self.launcher.plan }
+    self.systemd = systemd.new { platform = self.platform, log = self.log }
     self.control = control.new { platform = self.platform, cluster = self.cluster, log = self.log,
         claim = self.claim_held }
     local ok, message = self.control:open()
@@ -197,7 +197,6 @@ end
 function Master:adopt(plan)
     self:listen_to_signals(plan.restart_signal)
     self:start_timers(plan.hooks.every)
-    self.systemd:adopt(plan)
     local before = self.logger_plan
     if before and not before.custom and not plan.logger.custom
         and before.name == plan.logger.name and before.level == plan.logger.level and before.path == plan.logger.path then

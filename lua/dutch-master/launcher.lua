@@ -88,6 +88,14 @@ function Launcher:hook(name, ...)
     end
 end
 
+--- Lets go of the script.
+function Launcher:close()
+    if self.session then
+        self.session:close()
+        self.session = nil
+    end
+end
+
 -- ---------------------------------------------------------------------------------------------------------------------
 -- One fork
 

@@ -123,7 +123,9 @@ local function step(self, object, event, ...)
         local to = cell(object, ...)
         if to then
             assert(object.machine.states[to], to)
-            if not object.finished then
+            if object.finished then
+                object.state = to
+            else
                 enter(self, object, to)
             end
             if self.on_transition then

@@ -75,6 +75,7 @@ local function drain(self, why)
     drop_incoming(self, why)
     dismiss(self, self.current, why)
     self.current = nil
+    self.agenda:finish(self)
     return 'drained'
 end
 

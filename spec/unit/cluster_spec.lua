@@ -1,0 +1,384 @@
+local fake = require 'spec.support.fake_cluster'
+
+local function good()
+    return { ready_ms = 10, exit_ms = 5, closes_first = true }
+end
+
+local function booted(options)
+    options = options or {}
+    options.behaviour = options.behaviour or good
+    local world = fake.new(options)
+    world.boot()
+    assert.is_true(world.await('steady'))
+    return world
+end
+
+local function restart(world, into)
+    world.cluster:restart { cause = 'signal', signal = 'SIGUSR2', on_verdict = function(verdict)
+        into[#into + 1] = verdict
+    end }
+end
+
+local function generations(world)
+    local list = {}
+    for _, slot in ipairs(world.cluster.slots) do
+        list[#list + 1] = slot.current and slot.current.generation or 0
+    end
+    return list
+end
+
+describe('cluster', function()
+    it('logs its life in the words of the original', function()
+        local world = booted()
+        local verdicts = {}
+        restart(world, verdicts)
+        assert.is_true(world.await('steady'))
+        world.platform:advance(1000)
+        world.cluster:stop { signal = 'SIGTERM' }
+        assert.is_true(world.await('stopped'))
+        assert.equal(0, world.code)
+        local seen = {}
+        for _, message in ipairs(world.messages('info')) do
+            seen[#seen + 1] = message
+        end
+        assert.same({
+            'Starting cluster', 'Creating new worker', 'Creating new worker', 'Worker listening', 'Worker listening',
+            'Cluster ready', 'Restart requested', 'Restarting worker', 'Restarting worker', 'Creating new worker',
+            'Creating new worker', 'Worker listening', 'Worker listening', 'Replacement worker available - disconnecting',
+            'Replacement worker available - disconnecting', 'Restart complete', 'Worker disconnected', 'Worker exited',
+            'Worker disconnected', 'Worker exited', 'Shutdown requested', 'Worker disconnected', 'Worker exited',
+            'Worker disconnected', 'Worker exited', 'Cluster shutdown cleanly',
+        }, seen)
+        assert.same({}, world.messages('warn'))
+        world.platform:advance(10)
+        assert.same('done', verdicts[1].result)
+        assert.equal(0, world.platform:armed())
+        assert.equal(1, world.sessions) -- the newest good one, which the master closes at its end
+    end)
+
+    it('replaces all at once by default, and lets nobody go before all replacements serve', function()
+        local slow
+        local world
+        world = booted { behaviour = function()
+            return { ready_ms = world and world.platform.spawned == 3 and slow or 10, exit_ms = 5 }
+        end }
+        slow = 5000
+        local verdicts = {}
+        restart(world, verdicts)
+        world.platform:advance(1)
+        assert.equal(4, #world.platform:live_children())
+        world.platform:advance(4000)
+        assert.equal(4, #world.platform:live_children())
+        assert.same({ 1, 1 }, generations(world))
+        world.platform:advance(1100)
+        assert.same({ 2, 2 }, generations(world))
+        assert.equal(2, #world.platform:live_children())
+        assert.equal('done', verdicts[1].result)
+    end)
+
+    it('replaces as many at a time as restartConcurrency says', function()
+        for _, case in ipairs { { 1, 5 }, { 0.5, 6 }, { 3, 7 }, { 0.01, 5 } } do
+            local world = booted { plan = fake.plan { num_workers = 4, restart_concurrency = case[1] } }
+            local most = 0
+            restart(world, {})
+            world.platform:run_until(function()
+                most = math.max(most, #world.platform:live_children())
+                return world.cluster.state == 'steady'
+            end, 60000)
+            assert.equal(case[2], most, 'restartConcurrency = ' .. case[1])
+            assert.same({ 2, 2, 2, 2 }, generations(world))
+        end
+    end)
+
+    it('lets a replacement serve restartSoak before its predecessor goes, and keeps that one if it crashes', function()
+        local bad
+        local world = booted { plan = fake.plan { num_workers = 1, restart_soak_ms = 1000, restart_attempts = 2 },
+            behaviour = function()
+                return bad and { ready_ms = 10, crash_ms = 500, code = 3 } or good()
+            end }
+        local _, old = next(world.cluster.workers)
+        bad = true
+        local verdicts = {}
+        restart(world, verdicts)
+        world.await('steady')
+        assert.equal('aborted', verdicts[1].result)
+        assert.equal(3, verdicts[1].failure.code)
+        assert.equal('running', old.state)
+        assert.equal(old, world.cluster.slots[1].current)
+    end)
+
+    it('aborts a roll whose replacement fails restartAttempts times; the old workers stay', function()
+        local bad
+        local world = booted { behaviour = function()
+            return bad and { crash_ms = 5, code = 7 } or good()
+        end }
+        bad = true
+        local verdicts = {}
+        restart(world, verdicts)
+        world.await('steady')
+        assert.equal(1, #verdicts)
+        local verdict = verdicts[1]
+        assert.equal('aborted', verdict.result)
+        assert.equal(7, verdict.failure.code)
+        assert.equal(0, verdict.done)
+        assert.matches('^replacement of slot %d failed 3 times: exited with code 7$', verdict.message)
+        assert.same({ 1, 1 }, generations(world))
+        world.platform:advance(5000)
+        assert.equal(2, #world.platform:live_children())
+        assert.equal(1, world.cluster.generation)
+        bad = false
+        restart(world, verdicts)
+        world.await('steady')
+        assert.equal('done', verdicts[2].result)
+        assert.same({ 3, 3 }, generations(world))
+    end)
+
+    it('gives a verdict that waits for the exit of a worker that only lost its channel', function()
+        local bad
+        local world = booted { plan = fake.plan { num_workers = 1, restart_attempts = 1 }, behaviour = function()
+            return bad and { ignores_term = true } or good()
+        end }
+        bad = true
+        local verdicts = {}
+        restart(world, verdicts)
+        world.platform:advance(10)
+        local children = world.platform:live_children()
+        children[#children]:close_channel()
+        world.platform:advance(100)
+        assert.equal(0, #verdicts)
+        world.platform:advance(5000)
+        assert.equal('aborted', verdicts[1].result)
+        assert.equal('SIGKILL', verdicts[1].failure.signal)
+    end)
+
+    it('lets the latest restart win, and tells the superseded requester', function()
+        local world = booted { behaviour = function()
+            return { ready_ms = 300, exit_ms = 5 }
+        end }
+        local verdicts = {}
+        restart(world, verdicts)
+        world.platform:advance(50)
+        restart(world, verdicts)
+        world.await('steady')
+        assert.equal('superseded', verdicts[1].result)
+        assert.equal('done', verdicts[2].result)
+        assert.same({ 3, 3 }, generations(world))
+        world.platform:advance(5000)
+        assert.equal(2, #world.platform:live_children())
+    end)
+
+    it('does not fork in a storm when restarts come in a flood', function()
+        local slow
+        local world = booted { behaviour = function()
+            return { ready_ms = slow and 100000 or 10, exit_ms = 5 }
+        end, plan = fake.plan { num_workers = 1, ready_timeout_ms = 200000 } }
+        slow = true
+        local before, verdicts = world.platform.spawned, {}
+        for _ = 1, 1000 do
+            restart(world, verdicts)
+            world.platform:advance(1)
+        end
+        assert.is_true(world.platform.spawned - before <= 7, (world.platform.spawned - before) .. ' forks in a second')
+        assert.equal(999, #verdicts)
+    end)
+
+    it('replaces the worker that asks for it, once, and only then lets it go', function()
+        local world = booted()
+        local _, worker = next(world.cluster.workers)
+        for _ = 1, 3 do
+            worker.child:line('{"event":"request-restart"}')
+        end
+        assert.equal('retiring', worker.state)
+        world.platform:advance(100)
+        assert.equal(3, world.platform.spawned)
+        assert.equal('exited', worker.state)
+        assert.equal('asked to be replaced', worker.report.why)
+        assert.equal(1, world.count 'Worker dying')
+    end)
+
+    it('backs off per slot, and a slot that crash-loops costs the others nothing', function()
+        local world = fake.new { behaviour = function(fields)
+            for _, text in ipairs(fields.env) do
+                if text == 'DUTCH_MASTER_SLOT=1' then
+                    return { crash_ms = 1 }
+                end
+            end
+            return good()
+        end }
+        world.boot()
+        world.platform:advance(60000)
+        assert.is_true(world.platform.spawned <= 14, world.platform.spawned .. ' forks in a minute')
+        assert.equal('serving', world.cluster.slots[2].state)
+        assert.equal(0, world.cluster.slots[2].failures)
+    end)
+
+    it('does not spin on workers that are ready and then crash', function()
+        local world = fake.new { plan = fake.plan { num_workers = 1 }, behaviour = function()
+            return { ready_ms = 1, crash_ms = 2 }
+        end }
+        world.boot()
+        world.platform:advance(10000)
+        assert.is_true(world.platform.spawned <= 10, world.platform.spawned .. ' forks in ten seconds')
+    end)
+
+    it('scales by starting or draining the difference', function()
+        local world = booted()
+        local before = {}
+        for id in pairs(world.cluster.workers) do
+            before[id] = true
+        end
+        assert.is_true(world.cluster:scale(5))
+        world.platform:advance(100)
+        assert.equal(5, #world.platform:live_children())
+        for id in pairs(before) do
+            assert.equal('running', world.cluster.workers[id].state)
+        end
+        assert.is_true(world.cluster:scale(1))
+        world.platform:advance(100)
+        assert.equal(1, #world.platform:live_children())
+        for _, count in ipairs { 0, -1, 1.5, 4097, 0 / 0, '3' } do
+            assert.is_nil((world.cluster:scale(count)))
+        end
+    end)
+
+    it('keeps what was scaled by hand until numWorkers itself changes', function()
+        local world = booted()
+        world.cluster:scale(4)
+        world.platform:advance(100)
+        restart(world, {})
+        world.await('steady')
+        assert.equal(4, #world.cluster.slots)
+        world.plan = fake.plan { num_workers = 3 }
+        restart(world, {})
+        world.await('steady')
+        world.platform:advance(100)
+        assert.equal(3, #world.platform:live_children())
+    end)
+
+    it('stops during boot, during a roll, and at once when asked twice', function()
+        local world = fake.new { behaviour = function()
+            return { exit_ms = 5 }
+        end }
+        world.boot()
+        world.platform:advance(5)
+        world.cluster:stop { signal = 'SIGTERM' }
+        assert.is_true(world.await('stopped', 10000))
+        assert.equal(0, world.code)
+
+        world = booted()
+        local verdicts = {}
+        restart(world, verdicts)
+        world.platform:advance(5)
+        world.cluster:stop { signal = 'SIGTERM' }
+        assert.is_true(world.await('stopped', 10000))
+        assert.equal('stopped', verdicts[1].result)
+        assert.equal(0, world.code)
+
+        world = booted { behaviour = function()
+            return { ready_ms = 5, ignores_disconnect = true, ignores_term = true }
+        end }
+        world.cluster:stop { signal = 'SIGINT' }
+        world.platform:advance(100)
+        world.cluster:stop { signal = 'SIGINT' }
+        world.platform:advance(5)
+        assert.equal(1, world.code)
+    end)
+
+    it('refuses what comes after a stop', function()
+        local world = booted { behaviour = function()
+            return { ready_ms = 5, ignores_disconnect = true }
+        end }
+        world.cluster:stop { signal = 'SIGTERM' }
+        local verdicts = {}
+        restart(world, verdicts)
+        assert.equal('stopped', verdicts[1].result)
+        assert.is_nil((world.cluster:scale(3)))
+    end)
+
+    it('survives a bad script: the last good one serves on, a roll is refused', function()
+        local bad
+        local world = booted { evaluate = function()
+            if bad then
+                return nil, { message = 'master.lua:3: oh' }
+            end
+            return true
+        end }
+        bad = true
+        local verdicts = {}
+        restart(world, verdicts)
+        assert.equal('aborted', verdicts[1].result)
+        assert.equal('master.lua:3: oh', verdicts[1].message)
+        assert.equal('steady', world.cluster.state)
+        world.platform:live_children()[1]:exit { code = 1 }
+        world.platform:advance(50)
+        assert.equal(2, #world.platform:live_children())
+        assert.equal(1, world.count 'Script is bad, the last good one serves on: master.lua:3: oh')
+    end)
+
+    it('abandons a fork whose beforeFork throws or says no, and tries again later', function()
+        local answer
+        local world
+        world = booted { plan = fake.plan { num_workers = 1, hooks = { beforeFork = true } }, hooks = {
+            beforeFork = function()
+                if answer == 'throw' then
+                    return nil, { message = 'master.lua:5: beforeFork: oh' }
+                elseif answer == 'no' then
+                    return true, false, 'not now'
+                end
+                return true
+            end,
+        } }
+        for _, how in ipairs { 'throw', 'no' } do
+            answer = how
+            world.platform:live_children()[1]:exit { code = 1 }
+            world.platform:advance(500)
+            assert.equal(0, #world.platform:live_children())
+            answer = nil
+            world.platform:advance(60000)
+            assert.equal(1, #world.platform:live_children())
+        end
+        assert.is_true(world.count 'Fork abandoned: beforeFork said no: not now' >= 1)
+        assert.is_true(world.count 'Fork abandoned: master.lua:5: beforeFork: oh' >= 1)
+    end)
+
+    it('ends with 78 when beforeFork throws before anything was forked', function()
+        local world = fake.new { plan = fake.plan { hooks = { beforeFork = true } }, hooks = {
+            beforeFork = function()
+                return nil, { message = 'master.lua:5: beforeFork: oh' }
+            end,
+        } }
+        world.boot()
+        world.platform:advance(10)
+        assert.equal(78, world.code)
+        assert.equal(0, world.platform.spawned)
+    end)
+
+    it('retries a fork that the system refuses, and keeps the old worker meanwhile', function()
+        local refused
+        local world = booted { plan = fake.plan { num_workers = 1, restart_attempts = 5 }, behaviour = function()
+            return refused and { fork_fails = 'EAGAIN' } or good()
+        end }
+        refused = true
+        local verdicts = {}
+        restart(world, verdicts)
+        world.platform:advance(150)
+        assert.equal(1, #world.platform:live_children())
+        refused = false
+        world.await('steady')
+        assert.equal('done', verdicts[1].result)
+    end)
+
+    it('restarts while booting: the new generation boots', function()
+        local world = fake.new { behaviour = function()
+            return { ready_ms = 100, exit_ms = 1 }
+        end }
+        world.boot()
+        world.platform:advance(50)
+        local verdicts = {}
+        restart(world, verdicts)
+        world.await('steady')
+        assert.same({ 2, 2 }, generations(world))
+        assert.equal('done', verdicts[1].result)
+        assert.equal(1, world.count 'Cluster ready')
+    end)
+end)

@@ -1,0 +1,187 @@
+local fake = require 'spec.support.fake_cluster'
+
+-- One worker of one slot, in a world of its own.
+local function one(behaviour, changes)
+    local plan = { num_workers = 1 }
+    for key, value in pairs(changes or {}) do
+        plan[key] = value
+    end
+    local world = fake.new { plan = fake.plan(plan), behaviour = function()
+        return behaviour
+    end }
+    world.boot()
+    world.platform:advance(0)
+    local _, worker = next(world.cluster.workers)
+    return worker, world
+end
+
+local function states(world, worker)
+    local list = {}
+    for _, transition in ipairs(world.transitions) do
+        if transition.object == worker then
+            list[#list + 1] = transition.to
+        end
+    end
+    return table.concat(list, ' ')
+end
+
+describe('worker', function()
+    after_each(function()
+        collectgarbage()
+    end)
+
+    it('starts, serves, is asked to disconnect, and is terminated when its channel has closed', function()
+        local worker, world = one { ready_ms = 10, ignores_disconnect = true }
+        world.platform:advance(20)
+        assert.equal('running', worker.state)
+        assert.is_true(world.sockets.joined[worker.id])
+        world.cluster:stop { signal = 'SIGTERM' }
+        assert.is_nil(world.sockets.joined[worker.id])
+        assert.matches('"disconnect"', worker.child.lines[1])
+        worker.child:close_channel()
+        world.platform:advance(10)
+        assert.equal('running settling stopping terminating exited', states(world, worker))
+        assert.equal(0, world.code)
+    end)
+
+    it('is sent SIGTERM killTimeout before the end of stopTimeout, and killed at its end', function()
+        local worker, world = one { ready_ms = 10, ignores_disconnect = true, ignores_term = true }
+        world.platform:advance(20)
+        world.cluster:stop { signal = 'SIGTERM' }
+        world.platform:advance(24999)
+        assert.equal('stopping', worker.state)
+        world.platform:advance(1)
+        assert.equal('terminating', worker.state)
+        world.platform:advance(4999)
+        assert.equal('terminating', worker.state)
+        world.platform:advance(2)
+        assert.equal('exited', worker.state)
+        assert.is_true(worker.report.killed)
+        assert.equal(1, world.code)
+        assert.equal(1, world.count 'Hard-killing worker as it did not die gracefully')
+    end)
+
+    it('is given up when it is not ready in time, and says so', function()
+        local worker, world = one({}, { ready_timeout_ms = 500 })
+        world.platform:advance(600)
+        assert.equal('terminating exited', states(world, worker))
+        assert.equal('was not ready within 0.5 s', worker.report.message)
+        assert.is_true(worker.report.unexpected)
+    end)
+
+    it('of kind exec is ready when it has lived long enough, or at once when it says READY=1', function()
+        local plan = { kind = 'exec', argv = { 'server' }, worker = false, ready = { type = 'auto' } }
+        local worker, world = one({}, plan)
+        world.platform:advance(990)
+        assert.equal('starting', worker.state)
+        world.platform:advance(10)
+        assert.equal('running', worker.state)
+        worker = one({}, plan)
+        worker.notify.fn { STATUS = 'loading' }
+        assert.equal('starting', worker.state)
+        worker.notify.fn { READY = '1' }
+        assert.equal('running', worker.state)
+        assert.equal('loading', worker.status)
+    end)
+
+    it('of kind exec is asked by its signal, and killed when that and SIGTERM do not help', function()
+        local plan = { kind = 'exec', argv = { 'server' }, worker = false, stop_signal = 'SIGQUIT' }
+        local worker, world = one({ ignores_term = true }, plan)
+        local signals = {}
+        world.platform:advance(1500)
+        local original = worker.child.signal
+        worker.child.signal = function(child, name)
+            signals[#signals + 1] = name
+            return original(child, name)
+        end
+        world.cluster:stop { signal = 'SIGTERM' }
+        assert.same({ 'SIGQUIT', 'SIGCONT' }, signals)
+        world.platform:advance(25000)
+        assert.same({ 'SIGQUIT', 'SIGCONT', 'SIGTERM', 'SIGCONT' }, signals)
+        world.platform:advance(5001)
+        assert.equal(1, world.code)
+        assert.equal(0, world.platform.notify_sockets)
+    end)
+
+    it('is lost once, whichever of exit and channel end comes first', function()
+        for _, closes_first in ipairs { false, true } do
+            local worker, world = one { ready_ms = 10, closes_first = closes_first }
+            world.platform:advance(20)
+            worker.child:exit { signal = 'SIGSEGV' }
+            world.platform:advance(5)
+            assert.equal(1, world.cluster.slots[1].failures)
+            assert.equal(2, world.platform.spawned)
+            assert.equal(1, world.count 'Worker disconnection was unexpected')
+            assert.equal('SIGSEGV', worker.report.signal)
+        end
+    end)
+
+    it('that closes its channel and lives on is terminated, and replaced meanwhile', function()
+        local worker, world = one { ready_ms = 10, ignores_term = true }
+        world.platform:advance(20)
+        worker.child:close_channel()
+        assert.equal('terminating', worker.state)
+        world.platform:advance(11)
+        assert.equal(2, world.platform.spawned)
+        world.platform:advance(5000)
+        assert.equal('exited', worker.state)
+        assert.is_true(worker.report.killed)
+    end)
+
+    it('that leaves by itself is not asked to disconnect, and is replaced', function()
+        local worker, world = one { ready_ms = 10 }
+        world.platform:advance(20)
+        worker.child:line('{"cmd":"NODE_CLUSTER","act":"exitedAfterDisconnect","seq":3}')
+        assert.equal('stopping', worker.state)
+        for _, line in ipairs(worker.child.lines) do
+            assert.is_nil(line:find('"disconnect"', 1, true))
+        end
+        world.platform:advance(1)
+        assert.equal(2, world.platform.spawned)
+    end)
+
+    it('that writes garbage loses its channel, and nobody else does', function()
+        local worker, world = one { ready_ms = 10 }
+        world.platform:advance(20)
+        worker.child:line('{"half":')
+        assert.equal('terminating', worker.state)
+        world.platform:advance(1000)
+        assert.equal(1, world.count 'Worker sent a malformed message, its channel is closed')
+        assert.equal('serving', world.cluster.slots[1].state)
+    end)
+
+    it('tells which step of its start failed', function()
+        local failures = {
+            chdir = { step = 'chdir', code = 'ENOENT', message = '/gone: no such file or directory' },
+            script = { step = 'script', code = 'ENOENT', message = 'app.lua: no such file or directory' },
+            exec = { step = 'exec', code = 'EACCES', message = '/app: permission denied' },
+            interpreter = { step = 'interpreter', code = 'ENOENT', message = '/bin/nope: no such file or directory' },
+        }
+        local words = {
+            chdir = 'Worker could not be started: its directory: /gone: no such file or directory',
+            script = 'Worker could not be started: the worker: app.lua: no such file or directory',
+            exec = 'Worker could not be started: the program: /app: permission denied',
+            interpreter = 'Worker could not be started: the interpreter named in its #! line: '
+                .. '/bin/nope: no such file or directory',
+        }
+        for step, failed in pairs(failures) do
+            local worker, world = one { failed = failed }
+            world.platform:advance(1)
+            assert.equal(step, worker.report.step)
+            assert.equal(1, world.count(words[step]))
+        end
+    end)
+
+    it('repeats SIGKILL until the process is gone', function()
+        local worker, world = one { ready_ms = 10 }
+        world.platform:advance(20)
+        local killed = 0
+        worker.child.signal_group = function()
+            killed = killed + 1
+        end
+        world.agenda:post(worker, 'kill')
+        world.platform:advance(3500)
+        assert.equal(4, killed)
+        assert.equal('killing', worker.state)
+    end)
+end)
