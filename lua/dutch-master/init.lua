@@ -68,6 +68,10 @@ function Master:open_log()
     end
     self.log = plan.logger.fields and logger:child(plan.logger.fields) or logger
     self.launcher.log = self.log
+    for _, record in ipairs(self.early) do
+        self.log:log(record[1], record[2], record[3])
+    end
+    self.early = {}
     self.platform.on_error(function(what, text)
         self.log:error({ what = what, traceback = text }, 'Internal error')
     end)
@@ -250,6 +254,11 @@ local function new_agenda(self)
         on_bug = function(object, event)
             self.log:error({ machine = object.machine.name, state = object.state, event = event },
                 'Internal error: an event that cannot come in this state')
+        end,
+        on_transition = function(object)
+            if object == self.cluster then
+                self.cluster.on_change()
+            end
         end,
     }
 end
