@@ -263,3 +263,18 @@ void dm_pid_file_close(struct dm_pid_file *file) {
     close(file->fd);
     free(file);
 }
+
+int dm_open_append(const char *path) {
+    /* O_NONBLOCK: opening a FIFO that nobody reads fails (ENXIO) where it would block the master. */
+    int fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0640);
+    if (fd < 0) {
+        return -errno;
+    }
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0) {
+        int err = -errno;
+        close(fd);
+        return err;
+    }
+    return fd;
+}

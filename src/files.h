@@ -28,3 +28,7 @@ int dm_runtime_dir(char *path, size_t size, const char **why);
 int dm_pid_file_open(const char *path, struct dm_pid_file **file, const char **why);
 /* Removes the file if it is still the one we wrote, and frees. */
 void dm_pid_file_close(struct dm_pid_file *file);
+
+/* Opens a file to append to, for the output of workers: created with mode 0640 if it is missing,
+ * close-on-exec, never a controlling terminal. Gives the descriptor or a negative errno. */
+int dm_open_append(const char *path);

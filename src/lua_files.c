@@ -174,7 +174,18 @@ static int l_pid_file_close(lua_State *L) {
     return 0;
 }
 
+static int l_open_append(lua_State *L) {
+    const char *path = luaL_checkstring(L, 1);
+    int fd = dm_open_append(path);
+    if (fd < 0) {
+        return dm_lua_fail_why(L, fd, path, NULL);
+    }
+    lua_pushinteger(L, fd);
+    return 1;
+}
+
 static const luaL_Reg functions[] = {
+    {"open_append", l_open_append},
     {"realpath", l_realpath},
     {"stat", l_stat},
     {"lstat", l_lstat},

@@ -1,26 +1,13 @@
---- host.lua: what the user's script may ask of the master while it runs. Each function is one name of the `dutch` module
---- (lua/script/dutch-master.lua). Commands only queue: a hook never re-enters the cluster.
+--- host.lua: what the user's script may ask of the cluster while it runs. Each function is one name of the `dutch` module
+--- (lua/script/dutch-master.lua); script.lua answers the others itself. Commands only queue: a hook never re-enters the
+--- cluster.
 
 local M = {}
 
--- dutch.store is for a few plain values; more than this is an accident.
-local STORE_MAX = 1024
 -- Records logged before the log is open, while the script is evaluated for the first time.
 local EARLY_MAX = 1000
 
 local functions = {}
-
-function functions.cpus(master)
-    return master.platform.cpus()
-end
-
-function functions.hostname(master)
-    return master.platform.hostname()
-end
-
-function functions.environ(master)
-    return master.platform.environ()
-end
 
 function functions.workers(master)
     local list = {}
@@ -39,26 +26,6 @@ function functions.log(master, level, fields, message)
     elseif #master.early < EARLY_MAX then
         table.insert(master.early, { level, fields, message })
     end
-end
-
-function functions.store_get(master, key)
-    return master.store[key]
-end
-
-function functions.store_set(master, key, value)
-    if type(key) ~= 'string' and type(key) ~= 'number' then
-        error('dutch.store: a key is a string or a number, not a ' .. type(key), 0)
-    end
-    local known = master.store[key] ~= nil
-    if not known and value ~= nil and master.stored >= STORE_MAX then
-        error(('dutch.store: it holds %d values already'):format(STORE_MAX), 0)
-    end
-    master.stored = master.stored + (value ~= nil and 1 or 0) - (known and 1 or 0)
-    master.store[key] = value
-end
-
-function functions.store_all(master)
-    return master.store
 end
 
 local function cluster_of(master)
@@ -102,7 +69,7 @@ end
 --- @param master the master (init.lua)
 -- @return function(name, ...) for script.lua
 function M.new(master)
-    master.store, master.stored, master.early = {}, 0, {}
+    master.early = {}
     return function(name, ...)
         local fn = functions[name]
         if not fn then

@@ -28,7 +28,7 @@ local function logger_options(self, plan)
     local options = { platform = self.platform, name = wish.name, level = wish.level, target = wish.path }
     if wish.custom then
         function options.target(level, fields, message)
-            local ok, err = self.launcher.session:call('logger', level, fields, message)
+            local ok, err = self.launcher.session:log(level, fields, message)
             if not ok then
                 error(err.message, 0)
             end
@@ -46,7 +46,7 @@ function Master:evaluate()
     }
     local loaded, err = self.launcher:load()
     if not loaded then
-        return self:refuse(EXIT_SCRIPT, err.message)
+        return self:refuse(EXIT_SCRIPT, table.concat(err.messages or { err.message }, '\ndutch-master: '))
     end
     self.loaded = loaded
 end

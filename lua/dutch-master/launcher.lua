@@ -29,24 +29,12 @@ local function keep(self, session)
     self.plan = session.plan
 end
 
-local function number_of_workers(session)
-    local plan = session.plan
-    if type(plan.num_workers) == 'number' then
-        return plan.num_workers
-    end
-    local ok, count = session:call('numWorkers')
-    if not ok then
-        return nil, count
-    end
-    return count
-end
-
 local function evaluate(self)
     local session, err = self.script:evaluate()
     if not session then
         return nil, err
     end
-    local count, why = number_of_workers(session)
+    local count, why = session:num_workers()
     if not count then
         session:close()
         return nil, why
@@ -122,17 +110,6 @@ local function before_fork(session, info)
     return true
 end
 
-local function environment(session, info)
-    if not session.plan.hooks.workerEnvironment then
-        return session.plan.environment
-    end
-    local ok, result = session:call('workerEnvironment', info)
-    if not ok then
-        return nil, result.message
-    end
-    return result
-end
-
 -- Where this fork runs. With pinRelease a generation stays in the directory that its first fork was given.
 local function place(self, session, generation)
     local pinned = session.plan.pin_release and self.releases[generation]
@@ -158,17 +135,16 @@ end
 local function add_output(self, fields, plan)
     fields.capture_stderr = true
     fields.stdout, fields.stderr = 1, 2
-    if plan.worker_output == 'null' then
-        fields.stdout, fields.stderr = self.platform.null_fd(), self.platform.null_fd()
-    elseif plan.worker_output and plan.worker_output ~= 'inherit' then
-        local fd, message = self.platform.open_append(plan.worker_output)
-        if not fd then
-            return nil, 'workerOutput: ' .. message
-        end
-        fields.stdout, fields.stderr = fd, fd
-        return fd
+    local wish = plan.worker_output
+    if not wish or wish == 'inherit' then
+        return false
     end
-    return false
+    local fd, message = self.platform.open_append(wish == 'null' and '/dev/null' or wish)
+    if not fd then
+        return nil, 'workerOutput: ' .. message
+    end
+    fields.stdout, fields.stderr = fd, fd
+    return fd
 end
 
 local function fields_of(self, worker, session, env, cwd)
@@ -200,9 +176,9 @@ end
 
 local function start(self, worker, session, info)
     local plan = session.plan
-    local env, message = environment(session, info)
+    local env, err = session:environment(info)
     if not env then
-        return nil, message
+        return nil, err.message
     end
     local cwd
     cwd, worker.release = place(self, session, worker.generation)

@@ -12,4 +12,9 @@ function M.random()
     return math.random()
 end
 
+--- Writes to stderr, for a person: what must be said before there is a log.
+function M.write_stderr(text)
+    io.stderr:write(text)
+end
+
 return M

@@ -125,6 +125,12 @@ function M.new(options)
                     end
                     return hook(...)
                 end,
+                num_workers = function()
+                    return world.plan.num_workers
+                end,
+                environment = function()
+                    return world.plan.environment
+                end,
                 close = function()
                     world.sessions = world.sessions - 1
                 end,
