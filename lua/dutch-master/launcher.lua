@@ -131,20 +131,20 @@ local function add_identity(fields, plan)
     fields.die_with_master = plan.die_with_master
 end
 
--- @return the descriptor to close after the fork, if one was opened; nil, message on failure
-local function add_output(self, fields, plan)
+-- Where its output goes. stderr is copied through the master, so that its end can be shown when it dies.
+-- @return true, or nil, message
+local function add_output(self, fields, worker)
     fields.capture_stderr = true
     fields.stdout, fields.stderr = 1, 2
-    local wish = plan.worker_output
-    if not wish or wish == 'inherit' then
-        return false
+    local wish = worker.plan.worker_output
+    if wish and wish ~= 'inherit' then
+        local fd, message = self.platform.open_append(wish == 'null' and '/dev/null' or wish)
+        if not fd then
+            return nil, 'workerOutput: ' .. message
+        end
+        fields.stdout, fields.stderr, worker.output_fd = fd, fd, fd
     end
-    local fd, message = self.platform.open_append(wish == 'null' and '/dev/null' or wish)
-    if not fd then
-        return nil, 'workerOutput: ' .. message
-    end
-    fields.stdout, fields.stderr = fd, fd
-    return fd
+    return true
 end
 
 local function fields_of(self, worker, session, env, cwd)
@@ -186,17 +186,14 @@ local function start(self, worker, session, info)
     if not fields then
         return nil, why
     end
-    local opened, no_output = add_output(self, fields, plan)
-    if opened == nil then
+    worker.plan = plan
+    local ok, no_output = add_output(self, fields, worker)
+    if not ok then
         return nil, no_output
     end
-    worker.plan = plan
-    local ok, failure, code = worker:spawn(fields)
-    if opened then
-        self.platform.close_fd(opened)
-    end
-    if not ok then
-        return nil, ('fork: %s: %s'):format(code or 'error', failure)
+    local forked, failure, code = worker:spawn(fields)
+    if not forked then
+        return nil, ('%s: %s'):format(code or 'error', failure)
     end
     return worker
 end

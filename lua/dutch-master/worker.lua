@@ -165,6 +165,10 @@ function Worker:discard()
         self.notify:close()
         self.notify = nil
     end
+    if self.output_fd then
+        self.platform.close_fd(self.output_fd)
+        self.output_fd = nil
+    end
 end
 
 --- Sends a message of the script to the app of the worker.
