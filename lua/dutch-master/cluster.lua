@@ -14,6 +14,8 @@ Cluster.__index = Cluster
 
 -- How long after the last worker's own deadline the cluster still waits before it gives up.
 local STOP_GRACE_MS = 2000
+-- Who stops a process often signals it and then its group (a terminal, timeout(1)): that is one request.
+local SAME_STOP_MS = 200
 -- `why` looks back this far.
 local EXITS_KEPT = 100
 
@@ -455,6 +457,7 @@ end
 local function begin_stop(self, request)
     self.log:info({ signal = request.signal, cause = request.cause, by = request.who }, 'Shutdown requested')
     self.stop_requests = { request }
+    self.stopping_at = self.platform.now()
     if self.roll then
         self.roll:finish('stopped', 'the cluster was stopped')
     end
@@ -476,7 +479,9 @@ end
 
 local function stop_at_once(self, request)
     table.insert(self.stop_requests, request)
-    if request.signal == 'SIGINT' or request.signal == 'SIGTERM' or request.now then
+    if self.platform.now() - self.stopping_at < SAME_STOP_MS then
+        return
+    elseif request.signal == 'SIGINT' or request.signal == 'SIGTERM' or request.now then
         self.log:warn({ signal = request.signal, by = request.who }, 'Shutdown requested again, killing the workers')
         for _, worker in pairs(self.workers) do
             self.agenda:post(worker, 'kill')

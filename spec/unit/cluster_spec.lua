@@ -279,6 +279,9 @@ describe('cluster', function()
         end }
         world.cluster:stop { signal = 'SIGINT' }
         world.platform:advance(100)
+        world.cluster:stop { signal = 'SIGINT' } -- the same key press
+        world.platform:advance(100)
+        assert.is_nil(world.code)
         world.cluster:stop { signal = 'SIGINT' }
         world.platform:advance(5)
         assert.equal(1, world.code)
