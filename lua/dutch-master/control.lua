@@ -15,6 +15,7 @@ local cjson = require 'cjson.safe'
 
 local M = { VERSION = 1 }
 
+local UNESCAPE = { ['/'] = '/' }
 local json = cjson.new()
 json.decode_max_depth(16)
 json.encode_sparse_array(true)
@@ -30,13 +31,15 @@ local MAX_EVENTS = 1000
 
 --- An empty list in JSON; cjson would write an empty table as an object.
 local EMPTY_LIST = '\0[]'
+M.EMPTY_LIST = EMPTY_LIST
 
 local function encode(message)
     local text, reason = json.encode(message)
     if not text then
         return nil, reason
     end
-    return (text:gsub('"\\u0000%[%]"', '[]'))
+    -- cjson also writes "/" as "\/": correct, but nobody wants to read paths so.
+    return (text:gsub('"\\u0000%[%]"', '[]'):gsub('\\(.)', UNESCAPE))
 end
 
 local function list(items)

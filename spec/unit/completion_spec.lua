@@ -26,7 +26,8 @@ local function run(shell, commands, command)
     write('other.txt', '')
     write('commands', commands)
     os.execute('mkdir ' .. dir .. '/releases')
-    local pipe = io.popen(('cd %s && script=./completion %s ./commands 2>&1'):format(dir, command or shell))
+    local line = 'cd %s && HOME="$PWD" script=./completion %s ./commands 2>&1'
+    local pipe = io.popen(line:format(dir, command or shell))
     local said = pipe:read '*a'
     pipe:close()
     os.execute('rm -r ' .. dir)

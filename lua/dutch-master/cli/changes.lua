@@ -17,7 +17,7 @@ function M.value(value)
     if value == nil or value == require 'cjson'.null then
         return '(none)'
     elseif type(value) == 'table' then
-        return (control.encode(value):gsub('\\/', '/'))
+        return control.encode(value)
     elseif type(value) == 'string' then
         return format.visible(value)
     end

@@ -2,99 +2,161 @@
 
 local control = require 'dutch-master.control'
 local format = require 'dutch-master.cli.format'
+local options = require 'dutch-master.options'
+local script = require 'dutch-master.script'
 
 local M = {
     name = 'check',
     summary = 'evaluate the script without effect: its errors, or the plan',
     description = 'Evaluates the script as a start would, but binds and forks nothing. Prints every error with its\n'
-        .. 'place, or the effective plan: each option, and whether it comes from the script or is the default.',
+        .. 'place, or the effective plan: each option and its value. Of the environment, the names only.',
     options = {
-        { long = 'json', short = 'j', doc = 'one line of JSON' },
+        { long = 'json', short = 'j', doc = 'one line of JSON; names and units of the inside (snake_case, ms)' },
         { long = 'quiet', short = 'q', doc = 'errors only' },
     },
     examples = { 'dutch-master check', 'dutch-master check /srv/app/master.lua --json', 'dutch-master -t master.lua' },
-    codes = '0 the script is good, 78 it is not',
+    codes = '0 the script is good, 78 it is not, 71 the system refused something',
 }
 
-local GOOD, BAD = 0, 78
+local GOOD, SYSTEM, BAD = 0, 71, 78
 
-local function as_list(problem)
-    if type(problem) ~= 'table' then
-        return { tostring(problem) }
-    elseif problem.errors then
-        return problem.errors
-    elseif problem.message then
-        return { problem.message }
-    end
-    return problem
-end
-
-local function text_of(problem)
-    return type(problem) == 'table' and tostring(problem.message) or tostring(problem)
-end
-
-local function value_text(value)
-    if type(value) == 'table' then
-        return (control.encode(value) or '?'):gsub('\\/', '/'), nil
-    end
-    return format.visible(value), nil
-end
-
-local function report_errors(ctx, problems)
+local function report_errors(ctx, err)
     if ctx.options.json then
-        local list = {}
-        for i, problem in ipairs(problems) do
-            list[i] = { message = text_of(problem) }
-        end
-        ctx.out(control.encode { ok = false, script = ctx.script, errors = list } .. '\n')
+        ctx.out(control.encode { ok = false, script = ctx.script, errors = err.messages } .. '\n')
     end
-    for _, problem in ipairs(problems) do
-        ctx.err(format.block(text_of(problem)) .. '\n')
+    for _, message in ipairs(err.messages) do
+        ctx.err(format.block(message) .. '\n')
     end
-    return BAD
+    return err.kind == 'system' and SYSTEM or BAD
 end
 
-local function plain(value, depth)
-    if type(value) == 'function' then
-        return 'function'
-    elseif type(value) == 'table' and depth < 8 then
-        local copy = {}
-        for key, inner in pairs(value) do
-            copy[key] = plain(inner, depth + 1)
-        end
-        return copy
+local function environment_names(environment)
+    local names = {}
+    for name in pairs(environment) do
+        names[#names + 1] = name
     end
-    return value
+    table.sort(names)
+    return names
+end
+
+--- A copy that JSON can hold, with empty lists as such.
+local function plain(value)
+    if type(value) ~= 'table' then
+        return type(value) == 'function' and 'function' or value
+    end
+    local copy = {}
+    for key, inner in pairs(value) do
+        copy[key] = plain(inner)
+    end
+    return next(copy) == nil and control.EMPTY_LIST or copy
+end
+
+local function same(a, b)
+    if type(a) ~= 'table' or type(b) ~= 'table' then
+        return a == b
+    end
+    for key, value in pairs(a) do
+        if not same(value, b[key]) then
+            return false
+        end
+    end
+    for key in pairs(b) do
+        if a[key] == nil then
+            return false
+        end
+    end
+    return true
+end
+
+local words
+
+--- A table in Lua's own notation, its keys in order.
+local function table_words(value)
+    local parts, keys = {}, {}
+    for key in pairs(value) do
+        keys[#keys + 1] = key
+    end
+    table.sort(keys, function(a, b)
+        return tostring(a) < tostring(b)
+    end)
+    if #value > 0 and #keys == #value then
+        for i, inner in ipairs(value) do
+            parts[i] = words(inner)
+        end
+    else
+        for i, key in ipairs(keys) do
+            local name = format.visible(key):gsub('_ms$', '')
+            parts[i] = ('%s = %s'):format(name, words(value[key], key))
+        end
+    end
+    return parts[1] and '{ ' .. table.concat(parts, ', ') .. ' }' or '{}'
+end
+
+function words(value, key)
+    if type(value) == 'table' then
+        if value.text then
+            local name = value.name and value.name ~= value.text and value.name .. ' = ' or ''
+            return format.visible(name .. value.text)
+        end
+        return table_words(value)
+    elseif type(value) == 'number' and type(key) == 'string' and key:find '_ms$' then
+        return ('%g s'):format(value / 1000)
+    end
+    return format.visible(value)
+end
+
+local function value_of(plan, option, num_workers)
+    local hooked = plan.hooks[option.name]
+    if option.name == 'numWorkers' then
+        return words(num_workers) .. (hooked and ' (function)' or '')
+    elseif hooked then
+        return 'function'
+    elseif option.name == 'workerEnvironment' then
+        return next(plan.environment) and table.concat(environment_names(plan.environment), ', ') or '{}'
+    elseif option.name == 'worker' then
+        return words(plan.worker or plan.argv)
+    end
+    local value = plan[option.inside]
+    if value == nil then
+        return nil
+    end
+    return words(value, option.inside)
+end
+
+local function show(ctx, plan, num_workers)
+    ctx.out(('%s is good. The plan:\n'):format(format.visible(ctx.script_name)))
+    for _, option in ipairs(options.list) do
+        local text = value_of(plan, option, num_workers)
+        local is_default = not option.required and not plan.hooks[option.name]
+            and same(plan[option.inside], option.default)
+        if not text then
+            text, is_default = option.default_text:gsub('`', ''), true
+        end
+        local line = ('  %-20s %s'):format(option.name, text)
+        ctx.out((is_default and ctx.paint('dim', line .. '  (default)') or line) .. '\n')
+    end
 end
 
 function M.run(ctx)
-    local seen, message = ctx.platform.stat(ctx.script)
-    if not seen then
-        return report_errors(ctx, { ('%s: %s'):format(ctx.script_name, message) })
-    end
-    local script = require 'dutch-master.script'
-    local session, problem = script.new { platform = ctx.platform, core = ctx.platform, path = ctx.script }:evaluate()
+    local session, err = script.new({ platform = ctx.platform, path = ctx.script, name = ctx.script_name }):evaluate()
     if not session then
-        return report_errors(ctx, as_list(problem))
+        return report_errors(ctx, err)
     end
-    local plan = plain(session.plan, 0)
+    local num_workers
+    num_workers, err = session:num_workers()
+    local plan = session.plan
     session:close()
-    if ctx.options.json then
-        ctx.out(control.encode { ok = true, script = ctx.script, plan = plan } .. '\n')
-        return GOOD
-    elseif ctx.options.quiet then
-        return GOOD
-    end
-    local rows = {}
-    for key, value in pairs(plan) do
-        rows[#rows + 1] = { key, (value_text(value)) }
-    end
-    table.sort(rows, function(a, b)
-        return a[1] < b[1]
-    end)
-    ctx.out(('%s is good. The plan:\n'):format(ctx.script_name))
-    for _, row in ipairs(rows) do
-        ctx.out(('  %-22s %s\n'):format(row[1], row[2]))
+    if not num_workers then
+        return report_errors(ctx, err)
+    elseif ctx.options.json then
+        local copy = {}
+        for key, value in pairs(plan) do
+            copy[key] = value
+        end
+        copy.num_workers, copy.environment = num_workers, environment_names(plan.environment)
+        ctx.out(control.encode { ok = true, script = ctx.script, plan = plain(copy) } .. '\n')
+    elseif not ctx.options.quiet then
+        show(ctx, plan, num_workers)
     end
     return GOOD
 end

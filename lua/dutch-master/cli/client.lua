@@ -2,6 +2,7 @@
 
 local cjson = require 'cjson.safe'
 local control = require 'dutch-master.control'
+local script = require 'dutch-master.script'
 
 local M = {}
 
@@ -37,11 +38,10 @@ end
 
 --- The script may have chosen a path of its own.
 local function chosen_place(ctx)
-    local ok, script = pcall(require, 'dutch-master.script')
-    if not ok or not ctx.platform.stat(ctx.script) then
+    if not ctx.platform.stat(ctx.script) or not ctx.platform.sandbox then
         return nil
     end
-    local session = script.new { platform = ctx.platform, core = ctx.platform, path = ctx.script }:evaluate()
+    local session = script.new({ platform = ctx.platform, path = ctx.script }):evaluate()
     if not session then
         return nil
     end

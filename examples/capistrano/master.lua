@@ -1,0 +1,23 @@
+-- The script of a deployed application. The master is started once, as
+--     dutch-master /deploys/my-app/current/master.lua
+-- and finds this file again at each fork, in whatever release `current` points to by then.
+
+local dutch = require 'dutch-master'
+
+dutch.start {
+    worker = 'app.lua',
+    numWorkers = 2,
+    -- The directory of the next worker. The master itself stays where it was started.
+    beforeFork = function()
+        dutch.chdir '/deploys/my-app/current'
+    end,
+    -- A worker that crashes is replaced from the release it came from, not from one that was never rolled out.
+    pinRelease = true,
+    -- A deploy tool waits for it: three bad starts of one worker are a verdict.
+    restartAttempts = 3,
+    readyTimeout = 30,
+    logger = dutch.logger { name = 'my-app' },
+    onRestart = function(verdict)
+        dutch.log.info(verdict, 'Deployed?')
+    end,
+}
