@@ -26,3 +26,5 @@ void dm_lua_new_type(lua_State *L, const char *name, const luaL_Reg *methods, lu
 void dm_lua_open_files(lua_State *L);
 void dm_lua_open_sink(lua_State *L);
 void dm_lua_open_notify(lua_State *L);
+void dm_lua_open_stream(lua_State *L);
+void dm_lua_open_terminal(lua_State *L);

@@ -1,0 +1,58 @@
+/* stream.h: one connection of a unix stream socket that carries lines, either end of it.
+ *
+ * What comes in is bounded by the line, what goes out by the queue, and both by a budget for each
+ * turn of the loop. No function here calls back; callbacks come from the loop only.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <uv.h>
+
+struct dm_stream;
+
+struct dm_stream_events {
+    /* A line without its newline. May close the stream. */
+    void (*on_line)(void *ctx, const char *line, size_t len);
+    /* The last event; the stream is gone. reason: NULL if the peer hung up. Never comes after
+     * dm_stream_close(). */
+    void (*on_close)(void *ctx, const char *reason);
+};
+
+struct dm_stream_options {
+    size_t line_max;        /* bytes */
+    uint64_t first_line_ms; /* time in which the first line must come, 0 for any */
+    bool complain;          /* tell the peer why it is dropped, as a line of JSON */
+    /* The stream is gone, however that came; for whoever keeps a list. */
+    void (*on_gone)(void *owner, struct dm_stream *stream);
+    void *owner;
+};
+
+/* Takes over the descriptor, which is O_NONBLOCK, if it succeeds. */
+int dm_stream_open(uv_loop_t *loop, int fd, const struct dm_stream_options *options,
+                   struct dm_stream **stream);
+int dm_stream_connect(uv_loop_t *loop, const char *path, struct dm_stream **stream);
+void dm_stream_listen(struct dm_stream *stream, const struct dm_stream_events *events, void *ctx);
+
+/* Sends, or queues what the peer does not take yet. A peer that does not read is dropped. */
+int dm_stream_write(struct dm_stream *stream, const char *data, size_t len);
+/* Closes; what is still queued gets one more chance and is then dropped. */
+void dm_stream_close(struct dm_stream *stream);
+/* Closes and calls on_close, now. Only from the loop, never from a function that Lua called. */
+void dm_stream_drop(struct dm_stream *stream, const char *reason);
+/* Closes and calls on_close, soon. Nobody is told through on_gone. */
+void dm_stream_disown(struct dm_stream *stream, const char *reason);
+
+uid_t dm_stream_uid(const struct dm_stream *stream);
+pid_t dm_stream_pid(const struct dm_stream *stream);
+/* Whether a line has come; when something was last received or sent (ms of the loop). */
+bool dm_stream_has_asked(const struct dm_stream *stream);
+uint64_t dm_stream_last_active(const struct dm_stream *stream);
+
+/* Tells a peer on a bare descriptor why it is dropped. code and message: plain ASCII. */
+void dm_stream_complain(int fd, const char *code, const char *message);
+/* The address of a path; -ENAMETOOLONG if it does not fit, never a truncated one. */
+struct sockaddr_un;
+int dm_stream_address(const char *path, struct sockaddr_un *addr);
