@@ -125,7 +125,7 @@ int dm_private_dir(const char *path, const char **why) {
         return err;
     }
     if (st.st_uid != geteuid()) {
-        *why = "the directory belongs to another user: remove it, or set XDG_RUNTIME_DIR";
+        *why = "the directory belongs to another user: remove it, or set DUTCH_MASTER_RUNTIME_DIR";
         return -EPERM;
     }
     if ((st.st_mode & 077) != 0) {
@@ -137,9 +137,12 @@ int dm_private_dir(const char *path, const char **why) {
 
 int dm_runtime_dir(char *path, size_t size, const char **why) {
     *why = NULL;
+    const char *own = getenv("DUTCH_MASTER_RUNTIME_DIR");
     const char *xdg = getenv("XDG_RUNTIME_DIR");
     int n;
-    if (geteuid() == 0) {
+    if (own != NULL && own[0] == '/') {
+        n = snprintf(path, size, "%s", own);
+    } else if (geteuid() == 0) {
         n = snprintf(path, size, "/run/dutch-master");
     } else if (xdg != NULL && xdg[0] == '/') {
         n = snprintf(path, size, "%s/dutch-master", xdg);

@@ -324,13 +324,27 @@ end
 --- For people who try names.
 local VERBS = { 'events', 'ping', 'plan', 'reload', 'restart', 'scale', 'status', 'stop', 'why' }
 
+local function forget(client)
+    client.gone = true
+    for _, unsubscribe in ipairs(client.unsubscribe) do
+        unsubscribe()
+    end
+    client.unsubscribe, client.lines = {}, {}
+end
+
+--- A connection that we close does not tell us that it is closed.
+local function hang_up(client)
+    client.conn:close()
+    forget(client)
+end
+
 local function handle(control, client, line)
     local request = json.decode(line)
     local answer = setmetatable({ client = client, id = nil, over = false }, Answer)
     client.open = client.open + 1
     if type(request) ~= 'table' then
         answer:fail('not a JSON object', 'EJSON')
-        return client.conn:close()
+        return hang_up(client)
     end
     local id = request.id
     if type(id) == 'number' or (type(id) == 'string' and #id <= 64) then
@@ -377,7 +391,7 @@ local function on_line(control, client, line)
         local answer = setmetatable({ client = client }, Answer)
         client.open = client.open + 1
         answer:fail('too many requests at once', 'EBUSY')
-        return client.conn:close()
+        return hang_up(client)
     elseif not client.queued and control.handled < PER_TURN then
         if control.handled == 0 then
             control.timer:start(0)
@@ -398,11 +412,7 @@ local function on_client(control, conn)
         on_line(control, client, line)
     end)
     conn:on_close(function()
-        client.gone = true
-        for _, unsubscribe in ipairs(client.unsubscribe) do
-            unsubscribe()
-        end
-        client.unsubscribe, client.lines = {}, {}
+        forget(client)
     end)
 end
 

@@ -140,7 +140,6 @@ describe('control', function()
         end
         function conn.close()
             conn.closed = true
-            conn.gone()
         end
         function conn.write(_, text)
             assert.equal('\n', text:sub(-1))
