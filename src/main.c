@@ -34,6 +34,7 @@ int main(int argc, char **argv) {
     if (argc > 1 && strcmp(argv[1], "--lua-worker") == 0) {
         return dm_lua_worker_main(argc, argv);
     }
+    signal(SIGXFSZ, SIG_IGN); /* a log file at its size limit is an error of write(), not our end */
     if (uv_loop_init(&loop) != 0) {
         goto out;
     }

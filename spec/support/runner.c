@@ -21,9 +21,11 @@ static void on_limit(uv_timer_t *timer) {
 
 /* run_once(ms): one iteration that blocks at most so long. */
 static int l_run_once(lua_State *L) {
+    const uint64_t ms = (uint64_t)luaL_optinteger(L, 1, 1000);
     uv_update_time(core.loop);
-    uv_timer_start(&limit, on_limit, (uint64_t)luaL_optinteger(L, 1, 1000), 0);
-    uv_run(core.loop, UV_RUN_ONCE);
+    /* Repeating: it may be due before the loop polls, and that must still end. */
+    uv_timer_start(&limit, on_limit, ms, ms);
+    uv_run(core.loop, ms == 0 ? UV_RUN_NOWAIT : UV_RUN_ONCE);
     uv_timer_stop(&limit);
     return 0;
 }
