@@ -42,6 +42,7 @@ static void *allocate(void *ud, void *block, size_t old_size, size_t size) {
     }
     const size_t old = block ? old_size : 0;
     if (size > old && s->used - old + size > s->limit) {
+        s->refused = true;
         return NULL;
     }
     void *grown = realloc(block, size);
@@ -164,7 +165,8 @@ struct entry {
 static const char *load_error(struct dm_sandbox *s, lua_State *L, const struct entry *e) {
     size_t length;
     const char *text = lua_tolstring(L, -1, &length);
-    if (strstr(text, "wrong mode")) {
+    if (strstr(text, "attempt to load chunk with wrong mode") ||
+        strstr(text, "cannot load malformed bytecode")) {
         snprintf(s->message, sizeof s->message, "%s: is compiled Lua; a script must be text",
                  e->chunk + (*e->chunk == '@' || *e->chunk == '='));
         return "bytecode";
@@ -182,10 +184,8 @@ static int enter(lua_State *L) {
     int nargs = 0;
     if (e->chunk) {
         const int rc = luaL_loadbufferx(L, e->source, e->size, e->chunk, "t");
-        if (rc == LUA_ERRMEM) {
-            return lua_error(L);
-        } else if (rc != 0) {
-            e->kind = load_error(s, L, e);
+        if (rc != 0) {
+            e->kind = rc == LUA_ERRMEM ? "memory" : load_error(s, L, e);
             return 0;
         }
     } else {
@@ -199,7 +199,8 @@ static int enter(lua_State *L) {
     lua_sethook(L, on_count, LUA_MASKCOUNT, COUNT);
     const int rc = lua_pcall(L, nargs, LUA_MULTRET, 1);
     lua_sethook(L, NULL, 0, 0);
-    if (rc == LUA_ERRMEM) {
+    if (rc == LUA_ERRMEM || (rc == LUA_ERRERR && s->refused) ||
+        (rc != 0 && strstr(s->message, "not enough memory"))) {
         e->kind = "memory";
     } else if (rc != 0) {
         if (rc == LUA_ERRERR || !s->message[0]) { /* no stack was left even for the handler */
@@ -231,13 +232,13 @@ static void close_state(struct dm_sandbox *s) {
 /* Runs the entry from the master's state. NULL, or the kind of error; message is set then. */
 static const char *run(lua_State *L, struct dm_sandbox *s, struct entry *e, double budget) {
     s->caller = L;
-    s->expired = false;
+    s->expired = s->refused = false;
     s->message[0] = s->traceback[0] = s->where[0] = '\0';
     s->budget = budget < 1 ? 1 : budget > 1e9 ? 1000000000 : (uint64_t)budget;
     const int rc = lua_cpcall(s->L, enter, e);
     lua_sethook(s->L, NULL, 0, 0);
     if (rc != 0) {
-        e->kind = rc == LUA_ERRMEM ? "memory" : "runtime";
+        e->kind = rc == LUA_ERRMEM || s->refused ? "memory" : "runtime";
         if (rc != LUA_ERRMEM && !s->message[0]) {
             const char *text =
                 lua_type(s->L, -1) == LUA_TSTRING ? lua_tostring(s->L, -1) : "failed";

@@ -17,6 +17,7 @@ struct dm_sandbox {
     uint64_t budget; /* ms */
     uint64_t deadline;
     bool expired; /* the budget of this call is over: nothing may catch that */
+    bool refused; /* the allocator said no in this call */
     bool closing; /* close() came from within a call */
     int host;     /* reference to the host function in the master's state */
     int entries;  /* reference to the table of entry points in the script's state */

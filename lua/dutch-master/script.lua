@@ -1,16 +1,12 @@
--- script.lua: the user's script, from its file to a session: one evaluation, its plan, and its hooks ready to be
--- called.
+-- script.lua: the user's script, from its file to a session: one evaluation, its plan, and its hooks, ready to call.
 --
--- Each evaluation reads the file anew and has a Lua state of its own (core.sandbox), so that edits of the script
--- and of
--- what it requires take effect at the next fork, and a state that went wrong is thrown away. The store outlives them.
--- Every failure comes back as { message = one line with file:line, messages = all of them, traceback =, kind = };
--- nothing
--- here throws for what a script does.
+-- Each evaluation reads the file anew and has a Lua state of its own (core.sandbox), so that edits of the script and
+-- of what it requires take effect at the next fork, and a state that went wrong is thrown away. The store outlives
+-- them. Every failure comes back as { message = one line with file:line, messages = all of them, traceback =, kind = };
+-- nothing here throws for what a script does.
 --
--- kinds of failure: missing, unreadable, syntax, bytecode, runtime, budget, memory, exit, start (never called),
--- options,
--- system (no state could be made), busy (called from within a hook), closed.
+-- Kinds of failure: missing, unreadable, syntax, bytecode, runtime, budget, memory, exit, start (never called),
+-- options, system (no state could be made), busy (called from within a hook), closed.
 
 local plan = require 'dutch-master.plan'
 
@@ -137,7 +133,7 @@ function Script:evaluate()
     return session
 end
 
--- Session -------------------------------------------------------------------------------------------------------------
+-- Session ----------------------------------------------------------------------------------------------------------
 -- fields: plan; cwd, what dutch.chdir said so far, absolute, or nil.
 
 local function note_directory(session)

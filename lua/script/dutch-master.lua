@@ -1,15 +1,13 @@
 -- script/dutch-master.lua: what the user's script gets from `require 'dutch-master'`, and the state it runs in.
 -- Runs first in each new state of a script, with the primitives of src/lua_sandbox_lib.c; returns the entry points
--- that the
--- master calls. This file is loaded at every fork: it stays small, and does work only when asked.
+-- that the master calls. This file is loaded at every fork: it stays small, and does work only when asked.
 
--- It replaces what Lua has: luacheck: ignore 121 122
+-- luacheck: ignore 121 122 (it replaces what Lua has)
 
 local core, script_directory = ...
 local host, fail, resolve = core.host, core.fail, core.resolve
 
--- The libraries, without what could end, block or corrupt the master
--- --------------------------------------------------
+-- The libraries, without what could end, block or corrupt the master ------------------------------------------------
 
 local raw_load, raw_xpcall, raw_open, raw_lines = load, xpcall, io.open, io.lines
 local load_file, expired = core.load_file, core.expired
@@ -166,7 +164,7 @@ package.loaders[2] = function(name)
     return chunk
 end
 
--- dutch ---------------------------------------------------------------------------------------------------------------
+-- dutch ------------------------------------------------------------------------------------------------------------
 
 local dutch = { directory = script_directory }
 package.loaded['dutch-master'] = dutch
@@ -294,7 +292,7 @@ setmetatable(dutch, {
     end,
 })
 
--- Entry points --------------------------------------------------------------------------------------------------------
+-- Entry points -----------------------------------------------------------------------------------------------------
 
 local Worker = {}
 Worker.__index = Worker

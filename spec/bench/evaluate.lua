@@ -1,0 +1,60 @@
+-- evaluate.lua: what one evaluation of a script costs: read the file, make a state, run, check, plan, one hook, close.
+-- usage: DUTCH_MASTER_LUA= build/dm-spec spec/bench/evaluate.lua [ROUNDS]
+-- (the empty variable takes the Lua from the binary, as it is when installed)
+
+local core = require 'dutch-master.core'
+local script = require 'dutch-master.script'
+local uv = require 'luv'
+
+local SCRIPT = [[
+local dutch = require 'dutch-master'
+
+dutch.start {
+  worker = 'app.js',
+  beforeFork = function()
+    dutch.chdir '/deploys/app/current'
+  end,
+  numWorkers = function()
+    return math.max(dutch.cpus(), 2)
+  end,
+  logger = dutch.logger { name = 'my-app' },
+  workerEnvironment = { NODE_ENV = 'production' },
+}
+]]
+
+local path = os.tmpname()
+local file = assert(io.open(path, 'w'))
+file:write(SCRIPT)
+file:close()
+
+local subject = script.new { platform = core, path = path }
+local memory
+
+local function evaluate()
+    local session, err = subject:evaluate()
+    if not session then
+        error(err.message)
+    end
+    assert(session:call('beforeFork', { id = 1, slot = 1, generation = 1 }))
+    memory = session.sandbox:memory()
+    session:close()
+end
+
+local rounds = tonumber(arg[1]) or 2000
+for _ = 1, 200 do
+    evaluate()
+end
+local times = {}
+for i = 1, rounds do
+    local start = uv.hrtime()
+    evaluate()
+    times[i] = (uv.hrtime() - start) / 1e6
+end
+os.remove(path)
+table.sort(times)
+local sum = 0
+for _, ms in ipairs(times) do
+    sum = sum + ms
+end
+print(('evaluation of a script, with beforeFork: median %.3f ms, mean %.3f ms, p99 %.3f ms (budget 0.5 ms); '
+    .. 'state %d KiB'):format(times[math.ceil(rounds / 2)], sum / rounds, times[math.ceil(rounds * 0.99)], memory / 1024))
