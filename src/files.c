@@ -105,6 +105,12 @@ int dm_read_file(const char *path, size_t max, char **data, size_t *len) {
     return err;
 }
 
+pid_t dm_parse_pid(const char *text) {
+    char *end;
+    long pid = strtol(text, &end, 10);
+    return end == text || pid <= 0 || pid > INT_MAX ? 0 : (pid_t)pid;
+}
+
 int dm_private_dir(const char *path, const char **why) {
     *why = NULL;
     if (mkdir(path, 0700) < 0 && errno != EEXIST) {
@@ -260,7 +266,7 @@ void dm_pid_file_close(struct dm_pid_file *file) {
     char text[16] = "";
     if (fstat(file->fd, &ours) == 0 && lstat(file->path, &named) == 0 &&
         ours.st_dev == named.st_dev && ours.st_ino == named.st_ino &&
-        pread(file->fd, text, sizeof text - 1, 0) > 0 && atol(text) == (long)getpid()) {
+        pread(file->fd, text, sizeof text - 1, 0) > 0 && dm_parse_pid(text) == getpid()) {
         unlink(file->path);
     }
     close(file->fd);
@@ -268,7 +274,8 @@ void dm_pid_file_close(struct dm_pid_file *file) {
 }
 
 int dm_open_append(const char *path) {
-    /* O_NONBLOCK: opening a FIFO that nobody reads fails (ENXIO) where it would block the master. */
+    /* O_NONBLOCK: opening a FIFO that nobody reads fails (ENXIO) where it would block the master.
+     */
     int fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0640);
     if (fd < 0) {
         return -errno;

@@ -18,6 +18,9 @@ const char *dm_file_type(mode_t mode);
 /* The whole of a regular file, malloc'ed and NUL-terminated; -EFBIG beyond max bytes. */
 int dm_read_file(const char *path, size_t max, char **data, size_t *len);
 
+/* The pid a file of ours holds, 0 if the text is none. */
+pid_t dm_parse_pid(const char *text);
+
 /* Makes the directory if it is missing; it must be ours alone: 0700, not a symbolic link. */
 int dm_private_dir(const char *path, const char **why);
 

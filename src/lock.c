@@ -7,6 +7,8 @@
  */
 #include "lock.h"
 
+#include "files.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -45,8 +47,7 @@ static pid_t read_holder(int fd) {
     if (pread(fd, text, sizeof text - 1, 0) <= 0) {
         return 0;
     }
-    long pid = atol(text);
-    return pid > 0 ? (pid_t)pid : 0;
+    return dm_parse_pid(text);
 }
 
 static int check_file(const struct stat *st, const char **why) {

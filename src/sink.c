@@ -306,7 +306,7 @@ static int choose_way(struct dm_sink *s, int fd) {
         return 0;
     }
     char self[32];
-    snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
+    (void)snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
     int own = open(self, O_WRONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
     if (own >= 0) {
         s->fd = own;

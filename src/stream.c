@@ -264,7 +264,7 @@ static void on_end_of_input(struct dm_stream *s) {
 }
 
 static void drop_too_long(struct dm_stream *s) {
-    snprintf(s->reason, sizeof s->reason, "line longer than %zu bytes", s->options.line_max);
+    (void)snprintf(s->reason, sizeof s->reason, "line longer than %zu bytes", s->options.line_max);
     if (s->options.complain && !is_pending(s)) {
         dm_stream_complain(s->fd, "EMSGSIZE", s->reason);
     }

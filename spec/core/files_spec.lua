@@ -127,7 +127,8 @@ describe('files', function()
                 pending('needs root to become another user')
                 return
             end
-            local old = os.getenv 'XDG_RUNTIME_DIR'
+            local old, own = os.getenv 'XDG_RUNTIME_DIR', os.getenv 'DUTCH_MASTER_RUNTIME_DIR'
+            sys.setenv('DUTCH_MASTER_RUNTIME_DIR', nil)
             sys.C.chmod(dir, octal '777')
             sys.C.seteuid(54321)
             local ok, err = pcall(function()
@@ -139,9 +140,12 @@ describe('files', function()
                 os.execute('rmdir /tmp/dutch-master-54321')
                 sys.setenv('XDG_RUNTIME_DIR', '/nowhere')
                 fails('ENOENT', core.runtime_dir())
+                sys.setenv('DUTCH_MASTER_RUNTIME_DIR', dir .. '/chosen')
+                assert.equal(dir .. '/chosen', core.runtime_dir())
             end)
             sys.C.seteuid(0)
             sys.setenv('XDG_RUNTIME_DIR', old)
+            sys.setenv('DUTCH_MASTER_RUNTIME_DIR', own)
             os.execute('rm -rf /tmp/dutch-master-54321')
             assert(ok, err)
         end)
