@@ -1,35 +1,424 @@
--- The listening sockets of a cluster: for now one shared socket for each address.
-local M = {} M.__index = M
-function M.new(o) o.byname = {} o.listeners = {} return setmetatable(o, M) end
-function M:open(list) return self:update(list) end
-function M:update(list)
-    for _, a in ipairs(list) do
-        if not self.byname[a.text] then
-            local l, msg = self.platform.listen(a, { backlog = self.backlog })
-            if not l then return nil, msg end
-            self.byname[a.text] = l
-            table.insert(self.listeners, { l = l, name = a.name, text = a.text, lane = l:lane() })
+--- sockets.lua: the book of all listeners of the cluster, those of the plan and those that workers asked for. What
+-- happens inside one listener is rotation.lua's matter; here is who has which, when one is opened, when closed.
+
+local Rotation = require 'dutch-master.rotation'
+
+local Sockets = {}
+Sockets.__index = Sockets
+
+-- How long connections that are being accepted need to be parsed: Node 26 resets those it accepted but did not parse.
+local SETTLE_MS = 150
+-- How often a leaving worker's queue is looked at, and how long at most.
+local LEAVE_POLL_MS, LEAVE_LIMIT_MS = 20, 2000
+-- The idle budget of the whole master is two wake-ups a second.
+local TICK_MS = 500
+
+local BALANCES = { steered = true, sticky = true, shared = true }
+
+--- @param options {platform, log, balance, backlog, stall_timeout_ms, want, inherited = platform.inherited()'s list,
+--   rescue = function(fd, done, worker_id, request) -> true if the worker was given the connection, on_fatal}
+-- rescue's descriptor stays ours; done(accepted) is called later, once, if it returned true. request is what that
+-- worker gave to `query` for the listener in question, nil after `take`.
+function Sockets.new(options)
+    local balance = options.balance or 'steered'
+    assert(BALANCES[balance], 'balance: expected "steered", "sticky" or "shared", found ' .. tostring(balance))
+    local self = setmetatable({
+        platform = options.platform, log = options.log, balance = balance, backlog = options.backlog or 511,
+        stall_timeout_ms = options.stall_timeout_ms or 1000, wanted = options.want or 1, rescue = options.rescue,
+        inherited = options.inherited or {}, on_fatal = options.on_fatal,
+        plan = {}, -- listeners of the plan, in its order
+        by_key = {}, -- those that workers asked for
+        retired = {}, -- no longer in the plan, still used
+        workers = {}, -- id -> {state, leaving = timer}
+    }, Sockets)
+    self.timer = self.platform.timer(function()
+        self:tick()
+    end)
+    return self
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Listeners
+
+local function each(self)
+    local list = {}
+    for _, rotation in ipairs(self.plan) do
+        list[#list + 1] = rotation
+    end
+    for _, rotation in pairs(self.by_key) do
+        list[#list + 1] = rotation
+    end
+    for _, rotation in ipairs(self.retired) do
+        list[#list + 1] = rotation
+    end
+    return list
+end
+
+-- A socket of that address that came from outside, once.
+local function take_inherited(self, address)
+    for i, socket in ipairs(self.inherited) do
+        if socket.address and socket.address.text == address.text then
+            table.remove(self.inherited, i)
+            return socket.fd
         end
     end
+end
+
+local function open_rotation(self, fields)
+    fields.platform, fields.log, fields.balance = self.platform, self.log, self.balance
+    fields.stall_timeout_ms, fields.want, fields.rescue = self.stall_timeout_ms, self.wanted, self.rescue
+    fields.backlog = math.max(self.backlog, fields.backlog or 0)
+    fields.fd = take_inherited(self, fields.address)
+    local rotation = Rotation.new(fields)
+    local ok, message, code = rotation:open()
+    if not ok then
+        rotation:close()
+        return nil, message, code
+    end
+    return rotation
+end
+
+-- An entry of the plan's list: text, or {address = text or table, name =, mode =}, or an address table with a name.
+local function plan_entry(self, item)
+    local text = type(item) == 'string' and item or item.text or item.address
+    local fields = type(item) == 'table' and { name = item.name, mode = item.mode } or {}
+    if type(text) == 'table' then
+        text = text.text
+    end
+    local address, message, code = self.platform.address(text)
+    if not address then
+        return nil, message, code
+    end
+    fields.address, fields.key = address, address.text
+    return fields
+end
+
+--- Opens the listeners of the plan: all, or none.
+-- @return true, or nil, message, code
+function Sockets:open(list)
+    return self:update(list)
+end
+
+-- Those of `list` in its order, old ones where they exist; `fresh` are the new ones among them.
+local function assemble(self, list, fresh)
+    local before, plan, seen = {}, {}, {}
+    for _, rotation in ipairs(self.plan) do
+        before[rotation.key] = rotation
+    end
+    for i, item in ipairs(list) do
+        local fields, message, code = plan_entry(self, item)
+        if not fields then
+            return nil, message, code
+        end
+        if seen[fields.key] and fields.address.port ~= 0 then
+            return nil, ('EADDRINUSE: %s is listed twice'):format(fields.key), 'EADDRINUSE'
+        end
+        seen[fields.key] = true
+        local rotation = before[fields.key]
+        before[fields.key] = nil
+        if not rotation then
+            rotation, message, code = open_rotation(self, fields)
+            if not rotation then
+                return nil, message, code
+            end
+            fresh[#fresh + 1] = rotation
+        end
+        plan[i] = rotation
+    end
+    return plan, before
+end
+
+--- Takes over another list: new listeners are bound before old ones are closed, and if one cannot be bound nothing has
+-- changed. A listener that is not wanted any more closes when its last worker is gone.
+-- @return true, or nil, message, code
+function Sockets:update(list)
+    local fresh = {}
+    local plan, rest, code = assemble(self, list, fresh)
+    if not plan then
+        for _, rotation in ipairs(fresh) do
+            rotation:close()
+        end
+        return nil, rest, code
+    end
+    for i, rotation in ipairs(plan) do
+        local item = list[i]
+        rotation.name = type(item) == 'table' and item.name or nil
+    end
+    self.plan = plan
+    for _, rotation in pairs(rest) do
+        self.retired[#self.retired + 1] = rotation
+    end
+    self:close_unused()
     return true
 end
-function M:query(id, req, reply)
-    local text = req.path and 'unix:' .. req.path or (req.address and (req.address:find(':') and '[' .. req.address .. ']' or req.address) or '') .. ':' .. tostring(req.port)
-    local e = self.byname[text]
-    if not e then
-        local a = assert(self.platform.address(text))
-        local l, msg, code = self.platform.listen(a, { backlog = self.backlog })
-        if not l then self.log:error(msg) return reply(nil, code) end
-        self.byname[text] = l; e = l
-        self.q = self.q or {} ; self.q[text] = l:lane()
+
+--- The number of workers wanted: so many lanes are kept.
+function Sockets:want(count)
+    self.wanted = count
+    for _, rotation in ipairs(each(self)) do
+        rotation.want = count
     end
-    reply(self.q[text]:fd())
 end
-function M:take() local fds, names = {}, {} for i, e in ipairs(self.listeners) do fds[i] = e.lane:fd() names[i] = { name = e.name, address = e.text } end return fds, names end
-function M:join() end
-function M:leave(_, done) done() end
-function M:drop() end
-function M:want() end
-function M:snapshot() return {} end
-function M:close() for _, l in pairs(self.byname) do l:close() end end
-return M
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Workers
+
+local function worker_of(self, id)
+    local worker = self.workers[id]
+    if not worker then
+        worker = { state = 'starting' }
+        self.workers[id] = worker
+        if not self.ticking then
+            self.ticking = true
+            self.timer:start(TICK_MS)
+        end
+    end
+    return worker
+end
+
+local function mode_of(request)
+    if not (request.readable_all or request.writable_all) then
+        return nil
+    end
+    return tonumber('700', 8) + (request.readable_all and tonumber('044', 8) or 0)
+        + (request.writable_all and tonumber('022', 8) or 0)
+end
+
+-- The n-th listen(0) of every worker is one port; but datagram sockets without a port are each worker's own.
+local function key_of(id, request)
+    local key = request.name or request.text
+    if not request.stream and request.port == 0 and request.type ~= 'unix' then
+        key = key .. '@' .. id
+    end
+    return key
+end
+
+local function open_request(self, key, request)
+    if not request.text then
+        return nil, 'no such socket', 'EINVAL'
+    end
+    local address, message, code = self.platform.address(request.text)
+    if not address then
+        return nil, message, code
+    end
+    if request.dual ~= nil and address.host == '::' then
+        address.dual = request.dual
+    end
+    for _, rotation in ipairs(self.plan) do
+        if rotation.address.text == address.text and address.port ~= 0 then
+            return rotation
+        end
+    end
+    local rotation, why, name = open_rotation(self, {
+        key = key, address = address, backlog = request.backlog, mode = mode_of(request),
+    })
+    if rotation then
+        self.by_key[key] = rotation
+    end
+    return rotation, why, name
+end
+
+--- A worker asks for a socket while it runs. It is bound once for all workers that ask for the same.
+-- @param request a socket as protocol.decode describes it: name, text, type, stream, port, backlog, dual, ...
+-- @param reply function(fd) or function(nil, code); the descriptor stays ours
+function Sockets:query(id, request, reply)
+    local worker = worker_of(self, id)
+    if worker.state == 'leaving' then
+        return -- as Node's own primary: who is told to go gets no answer
+    end
+    local key = key_of(id, request)
+    local rotation, message, code = self.by_key[key], nil, nil
+    if not rotation then
+        rotation, message, code = open_request(self, key, request)
+    end
+    local fd
+    if rotation then
+        fd, message, code = rotation:assign(id, request)
+    end
+    if not fd then
+        self.log:warn({ workerId = id, address = request.text, reason = message }, 'Listening failed')
+        return reply(nil, code or 'EINVAL')
+    end
+    if worker.state == 'live' then
+        rotation:join(id)
+    end
+    return reply(fd)
+end
+
+--- The descriptors of a worker that is about to be forked, one for each listener of the plan, in its order.
+-- @return list of descriptors, list of {name, address = text}; or nil, message, code
+function Sockets:take(id)
+    worker_of(self, id)
+    local fds, names = {}, {}
+    for i, rotation in ipairs(self.plan) do
+        local fd, message, code = rotation:assign(id)
+        if not fd then
+            return nil, message, code
+        end
+        fds[i], names[i] = fd, { name = rotation.name, address = rotation.address.text }
+    end
+    return fds, names
+end
+
+--- Ready: new connections may come.
+function Sockets:join(id)
+    local worker = worker_of(self, id)
+    worker.state = 'live'
+    for _, rotation in ipairs(each(self)) do
+        rotation:join(id)
+    end
+end
+
+local function waiting(self, id)
+    local count = 0
+    for _, rotation in ipairs(each(self)) do
+        count = count + rotation:waiting(id)
+    end
+    return count
+end
+
+local function stop_leaving(worker)
+    if worker.leaving then
+        worker.leaving:close()
+        worker.leaving = nil
+    end
+end
+
+-- Empty, and empty still after the settling time.
+local function await_empty(self, id, worker, done)
+    local limit = self.platform.now() + LEAVE_LIMIT_MS
+    local settling = false
+    local function look()
+        local empty = waiting(self, id) == 0
+        if empty and settling or self.platform.now() >= limit then
+            stop_leaving(worker)
+            return done()
+        end
+        settling = empty
+        worker.leaving:start(empty and SETTLE_MS or LEAVE_POLL_MS)
+    end
+    worker.leaving = self.platform.timer(look)
+    look()
+end
+
+--- Out of rotation. done() once nothing waits for the worker and what it accepted last has settled: at once if it has
+-- no lane of its own, at the latest after two seconds; not at all if it is dropped before.
+function Sockets:leave(id, done)
+    local worker = self.workers[id]
+    local has_lane = false
+    if not worker then
+        return done()
+    end
+    stop_leaving(worker)
+    worker.state = 'leaving'
+    for _, rotation in ipairs(each(self)) do
+        has_lane = rotation:leave(id) or has_lane
+    end
+    if not has_lane then
+        return done()
+    end
+    await_empty(self, id, worker, done)
+end
+
+--- The process is gone, or lost: out of rotation at once, its lanes are free. May be said twice.
+function Sockets:drop(id)
+    local worker = self.workers[id]
+    if not worker then
+        return
+    end
+    stop_leaving(worker)
+    self.workers[id] = nil
+    for _, rotation in ipairs(each(self)) do
+        rotation:drop(id)
+    end
+    self:close_unused()
+end
+
+--- A worker's share of new connections, as a ratio to the others' 1: for canaries and ramps.
+function Sockets:weigh(id, weight)
+    assert(type(weight) == 'number' and weight >= 0 and weight < math.huge, 'weight: expected a number from 0')
+    for _, rotation in ipairs(each(self)) do
+        rotation:weigh(id, weight)
+    end
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+
+-- Whether everybody who might still ask for a listener has asked.
+local function is_settled(self)
+    local live = false
+    for _, worker in pairs(self.workers) do
+        if worker.state == 'starting' then
+            return false
+        end
+        live = live or worker.state == 'live'
+    end
+    return live
+end
+
+--- Closes listeners that nobody has any more: those that left the plan, and those of a former release's workers once
+-- all present workers are ready and none asked for them.
+function Sockets:close_unused()
+    for i = #self.retired, 1, -1 do
+        if not self.retired[i]:is_used() then
+            table.remove(self.retired, i):close()
+        end
+    end
+    local settled = is_settled(self)
+    for key, rotation in pairs(self.by_key) do
+        local private = key:find('@', 1, true) and not rotation.address.path
+        if not rotation:is_used() and (settled or private) then
+            self.by_key[key] = nil
+            rotation:close()
+        end
+    end
+end
+
+--- Looks after all lanes: stalled workers, repairs, connections that nobody serves, lanes too many.
+function Sockets:tick()
+    local busy = false
+    local now = self.platform.now()
+    for _, rotation in ipairs(each(self)) do
+        busy = rotation:tick(now) or busy
+    end
+    self:close_unused()
+    local served = next(self.workers) ~= nil
+    self.ticking = served or busy
+    if self.ticking then
+        self.timer:start(busy and math.min(TICK_MS, math.max(50, self.stall_timeout_ms / 5)) or TICK_MS)
+    end
+end
+
+--- For status: by worker id {queue = connections that wait for it, steered = it gets new ones}; `balance` in force at
+-- the first listener; `listeners`, each with its lanes.
+function Sockets:snapshot()
+    local snapshot = { listeners = {} }
+    for i, rotation in ipairs(each(self)) do
+        local listener = rotation:snapshot()
+        snapshot.listeners[i] = listener
+        snapshot.balance = snapshot.balance or listener.balance
+        for _, lane in ipairs(listener.lanes) do
+            if lane.worker then
+                local entry = snapshot[lane.worker] or { queue = 0, steered = true }
+                snapshot[lane.worker] = entry
+                entry.queue = entry.queue + (lane.waiting or 0)
+                entry.steered = entry.steered and lane.steered
+            end
+        end
+    end
+    return snapshot
+end
+
+--- Closes everything; for the end.
+function Sockets:close()
+    for _, worker in pairs(self.workers) do
+        stop_leaving(worker)
+    end
+    for _, rotation in ipairs(each(self)) do
+        rotation:close()
+    end
+    self.plan, self.by_key, self.retired, self.workers = {}, {}, {}, {}
+    self.timer:close()
+end
+
+return Sockets

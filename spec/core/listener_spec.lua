@@ -36,15 +36,12 @@ describe('core.listen', function()
         if not client then
             return nil, code
         end
-        local fd, _, why
+        local fd
         for _, lane in ipairs(listener:lanes()) do
-            fd, _, why = lane:accept()
-            if fd then
-                break
-            end
+            fd = fd or lane:accept()
         end
         net.abort(client)
-        return fd and core.close_fd(fd), why
+        return fd and core.close_fd(fd), 'nobody accepted'
     end
 
     for _, reuseport in ipairs { false, true } do
@@ -190,7 +187,7 @@ describe('core.listen', function()
             file:write('precious')
             file:close()
             assert.equal('EEXIST', select(3, listen('unix:' .. path)))
-            assert.equal('precious', io.open(path):read('*a'))
+            assert.equal(#'precious', lfs.attributes(path, 'size'))
             os.remove(path)
         end)
 
