@@ -159,15 +159,11 @@ function Cluster:find(id)
     return self.workers[id]
 end
 
---- Hands a waiting connection to a worker that serves and has a channel. done(accepted) comes later, once.
--- @return whether there was one
-function Cluster:rescue(fd, done)
-    for _, slot in ipairs(self.slots) do
-        if slot.current and slot.current:rescue(fd, done) then
-            return true
-        end
-    end
-    return false
+--- Hands a waiting connection to one worker's server `name`. done(accepted) comes later, once, if this returns true.
+-- @return whether it was handed over
+function Cluster:rescue(fd, done, id, name)
+    local worker = self.workers[id]
+    return worker ~= nil and worker:rescue(fd, done, name)
 end
 
 --- Reports of the last exits, oldest first: see worker.lua.

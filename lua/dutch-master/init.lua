@@ -82,8 +82,9 @@ function Master:bind()
     self.sockets = Sockets.new {
         platform = self.platform, log = self.log, balance = plan.balance, backlog = plan.backlog,
         stall_timeout_ms = plan.stall_timeout_ms,
-        rescue = function(fd, done)
-            return self.cluster:rescue(fd, done)
+        want = self.loaded.num_workers,
+        rescue = function(fd, done, worker_id, request)
+            return self.cluster:rescue(fd, done, worker_id, request and request.name)
         end,
         on_fatal = function(message)
             self.agenda:post(self.cluster, 'fatal', message, EXIT_SYSTEM)

@@ -182,11 +182,11 @@ end
 
 --- Hands a waiting connection over to the app of the worker. done(accepted) comes later, once, if this returns true.
 -- @return whether it was handed over
-function Worker:rescue(fd, done)
+function Worker:rescue(fd, done, name)
     if (self.state ~= 'running' and self.state ~= 'retiring') or not self.channel_open then
         return false
     end
-    return self.conversation:newconn(fd, done)
+    return self.conversation:newconn(fd, done, name) == true
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
