@@ -56,5 +56,6 @@ local sum = 0
 for _, ms in ipairs(times) do
     sum = sum + ms
 end
-print(('evaluation of a script, with beforeFork: median %.3f ms, mean %.3f ms, p99 %.3f ms (budget 0.5 ms); '
-    .. 'state %d KiB'):format(times[math.ceil(rounds / 2)], sum / rounds, times[math.ceil(rounds * 0.99)], memory / 1024))
+local FORMAT = 'evaluation of a script, with beforeFork: median %.3f ms, mean %.3f ms, p99 %.3f ms (budget 0.5 ms); '
+    .. 'state %d KiB'
+print(FORMAT:format(times[math.ceil(rounds / 2)], sum / rounds, times[math.ceil(rounds * 0.99)], memory / 1024))

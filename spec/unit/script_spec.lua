@@ -28,7 +28,8 @@ local function fake(given)
                 call = function(_, entry, budget, ...)
                     log.call = { entry, budget, ... }
                     if entry == 'options' then
-                        return true, given.options or { worker = 'app.js' }, given.file == nil and 'master.lua' or given.file, 2
+                        local file = given.file == nil and 'master.lua' or given.file
+                        return true, given.options or { worker = 'app.js' }, file, 2
                     end
                     return given.call(...)
                 end,
