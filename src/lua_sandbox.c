@@ -114,7 +114,11 @@ static void copy_line(char *to, size_t size, const char *prefix, const char *tex
     size_t n = (size_t)snprintf(to, size, "%s", prefix);
     n = n < size ? n : size - 1;
     for (size_t i = 0; i < length && n < size - 1 && text[i] != '\n'; i++) {
-        to[n++] = (unsigned char)text[i] < ' ' || text[i] == 127 ? '?' : text[i];
+        const char c = text[i];
+        to[n++] = c;
+        if ((unsigned char)c < ' ' || c == 127) {
+            to[n - 1] = '?';
+        }
     }
     to[n] = '\0';
 }
@@ -357,9 +361,18 @@ static int l_memory(lua_State *L) {
     return 1;
 }
 
-/* s:directory() -> what dutch.chdir said last, or nil */
+/* s:directory() -> what dutch.chdir said last, or nil. s:directory(path or false) sets it. */
 static int l_directory(lua_State *L) {
-    const struct dm_sandbox *s = *proxy(L);
+    struct dm_sandbox *s = *proxy(L);
+    if (s && s->L && !s->caller && !lua_isnone(L, 2)) {
+        const char *path = lua_toboolean(L, 2) ? luaL_checkstring(L, 2) : NULL;
+        char *copy = path ? strdup(path) : NULL;
+        if (path && !copy) {
+            return luaL_error(L, "not enough memory");
+        }
+        free(s->directory);
+        s->directory = copy;
+    }
     lua_pushstring(L, s ? s->directory : NULL);
     return 1;
 }

@@ -153,6 +153,7 @@ function Session:open()
         return explain(script, err, 'the script', nil, seconds)
     end
     note_directory(self)
+    self.first_directory = self.sandbox:directory() or false
     local options, file, line
     ok, options, file, line = self.sandbox:call('options', script.budget_ms)
     if not ok then
@@ -189,6 +190,8 @@ end
 function Session:call(hook, ...)
     if not self.sandbox then
         return failure('closed', ('%s: %s was not called: the session is closed'):format(self.script.name, hook))
+    elseif hook == 'beforeFork' then -- each fork begins anew, also when one session serves several
+        self.sandbox:directory(self.first_directory)
     end
     return finish(self, hook, self.sandbox:call('hook', self.script.budget_ms, hook, ...))
 end

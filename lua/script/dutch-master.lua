@@ -58,8 +58,17 @@ function xpcall(f, handler, ...)
     end, ...)
 end
 
+-- A record for the log: the script's own logger is called here, for the master cannot enter this state again now.
+local own_logger, in_logger
+local function record(level, fields, message)
+    if own_logger and not in_logger then
+        return own_logger(level, fields, message)
+    end
+    host('log', level, fields, message)
+end
+
 local function log_lines(text)
-    host('log', 'info', {}, (text:gsub('\n$', '')))
+    record('info', {}, (text:gsub('\n$', '')))
 end
 
 function print(...)
@@ -169,6 +178,7 @@ end
 local dutch = { directory = script_directory }
 package.loaded['dutch-master'] = dutch
 
+local use_logger -- see below
 local options, started -- what start() was given, and where: "master.lua:3"
 
 local function caller()
@@ -189,6 +199,7 @@ function dutch.start(given)
     end
     started = { file = file, line = line }
     options = given
+    own_logger = use_logger(given)
     return dutch
 end
 
@@ -269,7 +280,7 @@ for _, level in ipairs(LEVELS) do
         if type(fields) ~= 'table' then
             fields, message = nil, fields
         end
-        host('log', level, merged(self.fields, fields), message == nil and '' or tostring(message))
+        record(level, merged(self.fields, fields), message == nil and '' or tostring(message))
     end
 end
 function Logger:child(fields)
@@ -321,6 +332,13 @@ end
 
 local entries = {}
 
+function use_logger(given)
+    local logger = type(given) == 'table' and given.logger
+    if type(logger) == 'table' and getmetatable(logger) ~= Logger and type(logger.info) == 'function' then
+        return entries.log
+    end
+end
+
 --- What start() was given and where, or nothing if it was not called.
 function entries.options()
     if not started then
@@ -334,6 +352,7 @@ end
 --- Calls a function of the options by name: 'beforeFork', 'judge', 'every' with the index first.
 function entries.hook(name, ...)
     local hook = options[name]
+    in_logger = false -- a logger may have been cut short
     if name == 'judge' then
         hook = options.restartConcurrency.canary.judge
     elseif name == 'every' then
@@ -358,10 +377,17 @@ function entries.log(level, fields, message)
     local logger = options.logger
     local method = logger[level] or logger.info
     local info = getinfo(method, 'u')
+    in_logger = true
+    local ok, err
     if info.nparams and info.nparams <= 2 and not (info.isvararg and info.nparams > 0) then
-        return method(fields, message)
+        ok, err = pcall(method, fields, message)
+    else
+        ok, err = pcall(method, logger, fields, message)
     end
-    return method(logger, fields, message)
+    in_logger = false
+    if not ok then
+        error(err, 0)
+    end
 end
 
 return entries

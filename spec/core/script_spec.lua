@@ -243,6 +243,37 @@ dutch.start { worker = 'x', logger = setmetatable({ name = 'mine' }, Log) }]])
         assert.same({ 2, 'two' }, store.error)
         assert.is_true((session:log('debug', { a = 3 }, 'three')))
         assert.same({ 'mine', 3, 'three' }, store.info)
+        assert.same({}, asked)
+        session:close()
+    end)
+
+    it('logs to its own logger from within a hook', function()
+        local session = assert(evaluate [[
+local dutch = require 'dutch-master'
+dutch.start { worker = 'x', onReady = function() dutch.log:info({ a = 1 }, 'ready') print 'text' end,
+  logger = { info = function(fields, message)
+    dutch.store[message] = fields.a or 0
+    dutch.log:info('from within the logger')
+    if message == 'text' then error 'broken' end
+  end } }]])
+        local ok, err = session:call('onReady')
+        assert.is_nil(ok)
+        assert.equal('master.lua:6: onReady: broken', err.message)
+        assert.same({ ready = 1, text = 0 }, session.script.store)
+        assert.same({ 'log', 'info', {}, 'from within the logger' }, asked[1])
+        session:close()
+    end)
+
+    it('begins each fork in the same directory', function()
+        local session = assert(evaluate [[
+local dutch = require 'dutch-master'
+dutch.chdir '/a'
+dutch.start { worker = 'x', beforeFork = function() dutch.chdir 'b' end }]])
+        assert.equal('/a', session.cwd)
+        for _ = 1, 3 do
+            assert.same({ true }, { session:call 'beforeFork' })
+            assert.equal('/a/b', session.cwd)
+        end
         session:close()
     end)
 

@@ -33,7 +33,7 @@ local function fake(given)
                     end
                     return given.call(...)
                 end,
-                directory = function() return given.directory end,
+                directory = function(_, set) log.set = set return given.directory end,
                 close = function() log.closed = (log.closed or 0) + 1 end,
             }
         end,
