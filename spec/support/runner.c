@@ -46,6 +46,20 @@ static int l_close(lua_State *L) {
     return 0;
 }
 
+/* lend_sigchld(bool): to luv, whose own processes are seen by its signal handler alone; then core
+ * sees its children by their pidfds, and no orphans. Lent until a spec of core takes it back. */
+static void lend_sigchld(bool lend) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGCHLD);
+    pthread_sigmask(lend ? SIG_UNBLOCK : SIG_BLOCK, &set, NULL);
+}
+
+static int l_lend_sigchld(lua_State *L) {
+    lend_sigchld(lua_toboolean(L, 1));
+    return 0;
+}
+
 static int l_traceback(lua_State *L) {
     if (lua_isstring(L, 1)) {
         luaL_traceback(L, L, lua_tostring(L, 1), 1);
@@ -54,8 +68,10 @@ static int l_traceback(lua_State *L) {
 }
 
 static int luaopen_spec_loop(lua_State *L) {
-    static const luaL_Reg functions[] = {
-        {"run_once", l_run_once}, {"close", l_close}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {{"run_once", l_run_once},
+                                         {"close", l_close},
+                                         {"lend_sigchld", l_lend_sigchld},
+                                         {NULL, NULL}};
     lua_newtable(L);
     luaL_register(L, NULL, functions);
     return 1;
@@ -122,6 +138,7 @@ int main(int argc, char **argv) {
     if (!L || uv_loop_init(&loop) != 0 || dm_core_init(&core, &loop) != 0) {
         return 2;
     }
+    lend_sigchld(true);
     uv_timer_init(&loop, &limit);
     open_state(L, argc, argv);
     const int code = run_file(L, argc, argv);
