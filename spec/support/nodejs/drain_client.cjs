@@ -1,5 +1,5 @@
-// Client for the specs of drain.cjs: holds a connection of every kind to drain_app.cjs, says `ready`, is told `go` on
-// stdin when the drain begins, and says what became of each as one line of JSON.
+// Client for the specs of drain.cjs: holds a connection of every kind to drain_app.cjs, says 'ready', is told anything
+// when the drain begins, and then says what became of each. It talks over the channel of a forked process.
 //   node drain_client.cjs '{"http":1,"https":2,...}'
 'use strict';
 
@@ -95,7 +95,7 @@ async function session(name, scheme) {
   return entry;
 }
 
-const told = new Promise((resolve) => process.stdin.once('data', resolve));
+const told = new Promise((resolve) => process.once('message', resolve));
 
 (async () => {
   const run = [];
@@ -137,7 +137,7 @@ const told = new Promise((resolve) => process.stdin.once('data', resolve));
     run.push(busy.ask('slow', '/?ms=900'));
     await new Promise((resolve) => busy.client.ping(resolve)); // the server has the request too
   }
-  console.log('ready');
+  process.send('ready');
   await told;
   started = performance.now();
   await wait(GIVE_UP_MS);
@@ -149,6 +149,5 @@ const told = new Promise((resolve) => process.stdin.once('data', resolve));
   raw.socket.destroy();
   await Promise.race([Promise.all(run), wait(500)]);
   for (const entry of Object.values(result)) for (const key of ['socket', 'client', 'ask', 'onData', 'bytes']) delete entry[key];
-  console.log(JSON.stringify(result));
-  process.exit(0);
+  process.send(result, () => process.exit(0));
 })();
