@@ -1,0 +1,197 @@
+--- What the README's figures about the life of workers come from.
+-- usage: build/dm-spec spec/bench/lifecycle.lua [latency|memory|idle|thousand|rolls|cycles]...   (all without a name)
+-- DM_ROLLS and DM_CYCLES shorten the long ones.
+
+local uv = require 'luv'
+local load = require 'spec.support.load'
+local http = require 'spec.support.http'
+local master = require 'spec.support.master'
+
+local ROLLS = tonumber(os.getenv 'DM_ROLLS') or 100
+local CYCLES = tonumber(os.getenv 'DM_CYCLES') or 10000
+
+local function report(what, value, budget)
+    print(('%-58s %12s   %s'):format(what, value, budget or ''))
+end
+
+local function status(pid, key)
+    for line in io.lines('/proc/' .. pid .. '/status') do
+        local value = line:match('^' .. key .. ':%s+(%d+)')
+        if value then
+            return tonumber(value)
+        end
+    end
+end
+
+local function descriptors(pid)
+    local count = 0
+    local handle = uv.fs_scandir('/proc/' .. pid .. '/fd')
+    while uv.fs_scandir_next(handle) do
+        count = count + 1
+    end
+    return count
+end
+
+local function median(list)
+    table.sort(list)
+    return list[math.ceil(#list / 2)], list[#list]
+end
+
+-- An exec worker that writes a byte to a FIFO as soon as it runs: the latest moment at which its exec can have happened.
+-- The shell's own start is in the figure.
+local function worker_that_tells(extra)
+    return ([[
+require('dutch-master').start {
+    worker = { '/bin/sh', '-c', 'echo x >"$FIFO"; exec sleep 1000' },
+    numWorkers = %d, restartSoak = 0, ready = { alive = 0.05 }, backoff = { first = 0.001, max = 0.001, reset = 0 },
+    stopTimeout = 2, %s
+}]]):format(1, extra or '')
+end
+
+local function open_fifo(path)
+    assert(os.execute(('mkfifo %q'):format(path)) == 0)
+    local fd = assert(uv.fs_open(path, 'r+', 0))
+    local pipe = uv.new_pipe(false)
+    pipe:open(fd)
+    local heard = {}
+    pipe:read_start(function(_, data)
+        for _ = 1, #(data or '') / 2 do
+            heard[#heard + 1] = uv.hrtime()
+        end
+    end)
+    return pipe, heard
+end
+
+local benches = {}
+
+function benches.latency()
+    local dir = master.temp_dir()
+    local pipe, heard = open_fifo(dir .. '/fifo')
+    local m = master.start { script = worker_that_tells(), env = { FIFO = dir .. '/fifo' } }
+    m:await 'Cluster ready'
+    local crashes, rolls = {}, {}
+    for _ = 1, 100 do
+        local before = #heard
+        local record = m:records 'Worker listening'
+        local pid = record[#record].workerPid
+        local mark = m:mark()
+        local start = uv.hrtime()
+        uv.kill(pid, 'sigkill')
+        m:wait_until(function()
+            return #heard > before
+        end, 'the replacement')
+        crashes[#crashes + 1] = (heard[before + 1] - start) / 1e6
+        m:await('Worker listening', { after = mark })
+    end
+    for _ = 1, 50 do
+        local before, mark, start = #heard, m:mark(), uv.hrtime()
+        m:signal 'SIGUSR2'
+        m:wait_until(function()
+            return #heard > before
+        end, 'the first fork')
+        rolls[#rolls + 1] = (heard[before + 1] - start) / 1e6
+        m:await('Restart complete', { after = mark })
+    end
+    report('crash -> replacement runs (sh), median / worst of 100', ('%.2f/%.2f ms'):format(median(crashes)), '<= 5 ms')
+    report('restart signal -> first fork runs (sh), median / worst of 50', ('%.2f/%.2f ms'):format(median(rolls)),
+        '<= 5 ms')
+    m:finish()
+    pipe:close()
+end
+
+local function sleepers(count)
+    return ([[
+require('dutch-master').start {
+    worker = { 'sleep', '100000' }, numWorkers = %d, ready = { alive = 0.01 }, logger = require('dutch-master').logger { level = 'warn' },
+}]]):format(count)
+end
+
+function benches.memory()
+    local rss = {}
+    for i, count in ipairs { 2, 202 } do
+        local m = master.start { script = sleepers(count) }
+        m:wait_until(function()
+            return #m:tree() == count + 1
+        end, 'all workers', { timeout = 20000 })
+        rss[i] = status(m.pid, 'VmRSS')
+        m:finish()
+    end
+    report('memory of the master with 2 workers', rss[1] .. ' KiB', '<= 8192 KiB')
+    report('memory for each further worker', ('%.1f KiB'):format((rss[2] - rss[1]) / 200), '<= 24 KiB')
+end
+
+function benches.idle()
+    local m = master.start { script = [[
+require('dutch-master').start { worker = 'app.lua', numWorkers = 2 }]], files = { ['app.lua'] = ([[
+require('dutch-master.http').serve(%d, function() return 'ok' end)]]):format(http.free_port()) } }
+    m:await 'Cluster ready'
+    local function wakes()
+        return status(m.pid, 'voluntary_ctxt_switches')
+    end
+    local before, over = wakes(), false
+    local timer = uv.new_timer()
+    timer:start(10000, 0, function()
+        over = true
+    end)
+    m:wait_until(function()
+        return over
+    end, 'ten seconds', { timeout = 12000 })
+    timer:close()
+    report('wake-ups of the idle master', ('%.1f /s'):format((wakes() - before) / 10), '<= 2 /s')
+    m:finish()
+end
+
+function benches.thousand()
+    local start = uv.hrtime()
+    local m = master.start { script = sleepers(1000) }
+    m:wait_until(function()
+        return status(m.pid, 'Threads') and #m:tree() >= 1001
+    end, '1,000 workers', { timeout = 60000 })
+    local started = uv.hrtime()
+    m:signal 'SIGTERM'
+    m:exit { timeout = 60000 }
+    local stopped = uv.hrtime()
+    report('1,000 workers of sleep: start', ('%.2f s'):format((started - start) / 1e9))
+    report('1,000 workers of sleep: start and stop', ('%.2f s'):format((stopped - start) / 1e9), '<= 5 s')
+    m:finish()
+end
+
+function benches.rolls()
+    local port = http.free_port()
+    local m = master.start { script = [[
+require('dutch-master').start { worker = 'app.lua', numWorkers = 2, restartSoak = 0 }]], files = { ['app.lua'] = ([[
+require('dutch-master.http').serve(%d, function() return 'ok' end)]]):format(port) } }
+    m:await 'Cluster ready'
+    local run = load.start { port = port, clients = 8, mode = 'close' }
+    for _ = 1, ROLLS do
+        local mark = m:mark()
+        m:signal 'SIGUSR2'
+        m:await('Restart complete', { after = mark })
+    end
+    local counts = run:stop()
+    report(('failed of %d requests in %d rolls, a connection each'):format(counts.total, ROLLS), counts.failed, '0')
+    print('  ' .. counts.text)
+    m:finish()
+end
+
+function benches.cycles()
+    local m = master.start { script = [[
+require('dutch-master').start { worker = { '/bin/true' }, numWorkers = 2, backoff = { first = 0.001, max = 0.001 },
+    logger = require('dutch-master').logger { level = 'warn' },
+    onWorkerExit = function() local store = require('dutch-master').store; store.n = (store.n or 0) + 1
+        if store.n % 1000 == 0 then require('dutch-master').log:warn({ n = store.n }, 'cycles') end end }]] }
+    local rss, fds = {}, {}
+    for cycle = 1000, CYCLES, 1000 do
+        m:await({ msg = 'cycles', n = cycle }, { timeout = 60000 })
+        rss[#rss + 1], fds[#fds + 1] = status(m.pid, 'VmRSS'), descriptors(m.pid)
+    end
+    report(('memory after 1,000 and %d crash/replace cycles'):format(CYCLES), ('%d/%d KiB'):format(rss[1], rss[#rss]),
+        'flat')
+    report(('descriptors after 1,000 and %d cycles'):format(CYCLES), ('%d/%d'):format(fds[1], fds[#fds]), 'flat')
+    m:finish()
+end
+
+local wanted = #arg > 0 and arg or { 'latency', 'memory', 'idle', 'thousand', 'rolls', 'cycles' }
+for _, name in ipairs(wanted) do
+    assert(benches[name], 'no such bench: ' .. name)()
+end
