@@ -20,9 +20,13 @@ static struct dm_timer *earliest(const struct dm_timers *timers) {
                                          : dm_container(timers->armed.next, struct dm_timer, link);
 }
 
+/* ms. A turn of due timers ends after that, so that what became readable is not kept waiting. */
+static const uint64_t TURN_MS = 10;
+
+/* Late because the loop stood still, not because many were due at once. */
 static bool is_late(const struct dm_timers *timers, uint64_t now) {
     const struct dm_timer *first = earliest(timers);
-    return first && now > first->due_ms + STALL_MS;
+    return first && now > first->due_ms + STALL_MS && now > timers->alive_ms + STALL_MS;
 }
 
 static void on_idle(uv_idle_t *idle) {
@@ -56,19 +60,19 @@ static void rebase(struct dm_timers *timers, uint64_t now) {
     }
 }
 
-static void run_due(struct dm_timers *timers, uint64_t now) {
-    struct dm_link batch;
-    dm_list_init(&batch);
+/* Those that were due by `now`, in their order; whether some are left for the next turn. */
+static bool run_due(struct dm_timers *timers, uint64_t now) {
+    const uint64_t end_ms = dm_now_ms() + TURN_MS;
     struct dm_timer *timer;
     while ((timer = earliest(timers)) && timer->due_ms <= now) {
         dm_list_remove(&timer->link);
-        dm_list_append(&batch, &timer->link);
-    }
-    while (!dm_list_empty(&batch)) {
-        timer = dm_container(batch.next, struct dm_timer, link);
-        dm_list_remove(&timer->link);
         timer->on_due(timer);
+        if (dm_now_ms() >= end_ms) {
+            break;
+        }
     }
+    timer = earliest(timers);
+    return timer && timer->due_ms <= now;
 }
 
 static void on_prepare(uv_prepare_t *prepare) {
@@ -93,10 +97,11 @@ static void on_check(uv_check_t *check) {
     if (!timers->due || (hold && ++timers->held_ticks < HOLD_TICKS_MAX)) {
         return;
     }
-    timers->due = false;
-    uv_idle_stop(&timers->idle);
-    run_due(timers, now);
-    set_clock(timers);
+    if (!run_due(timers, now)) {
+        timers->due = false;
+        uv_idle_stop(&timers->idle);
+        set_clock(timers);
+    }
 }
 
 void dm_timers_hold(struct dm_timers *timers) {
