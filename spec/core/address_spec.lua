@@ -35,8 +35,9 @@ describe('core.address', function()
             [''] = 'expected host:port', ['8000'] = 'expected host:port', ['127.0.0.1:'] = 'port from 0 to 65535',
             ['127.0.0.1:65536'] = 'port from 0', ['127.0.0.1:-1'] = 'port from 0', ['127.0.0.1:+1'] = 'port from 0',
             ['127.0.0.1: 1'] = 'port from 0', ['127.0.0.1:0x50'] = 'port from 0', ['::1:80'] = 'brackets',
-            ['[127.0.0.1]:80'] = 'only an IPv6', ['example.com:80'] = 'not looked up', 
-            ['256.0.0.1:80'] = 'not looked up', ['[::g]:80'] = 'not an IPv4 or IPv6', ['unix:'] = 'expected a path', ['unix:run/x'] = 'absolute',
+            ['[127.0.0.1]:80'] = 'only an IPv6', ['example.com:80'] = 'not looked up',
+            ['256.0.0.1:80'] = 'not looked up',
+            ['[::g]:80'] = 'not an IPv4 or IPv6',  ['unix:'] = 'expected a path', ['unix:run/x'] = 'absolute',
             ['unix:/' .. ('x'):rep(107)] = '107 bytes', [('9'):rep(500) .. ':80'] = 'expected host:port',
         } do
             local a, message, code = core.address(text)

@@ -4,6 +4,8 @@ local net = require 'spec.support.net'
 
 describe('core.listen', function()
     local opened, before, dir
+    local port = net.free_port()
+    local here = '127.0.0.1:' .. port
 
     local function listen(text, options)
         local listener, message, code = core.listen(assert(core.address(text)), options)
@@ -31,8 +33,8 @@ describe('core.listen', function()
         lfs.rmdir(dir)
     end)
 
-    local function serves(listener, host, port)
-        local client, code = net.connect(host, port)
+    local function serves(listener, host, number)
+        local client, code = net.connect(host, number)
         if not client then
             return nil, code
         end
@@ -61,10 +63,10 @@ describe('core.listen', function()
             it('serves IPv4 and IPv6 on :port, IPv6 alone on [::]', function()
                 local both = listen(':0', options)
                 both:lane()
-                local port = both:address().port
+                local p = both:address().port
                 assert.is_true(both:address().dual)
-                assert.truthy(serves(both, '127.0.0.1', port))
-                assert.truthy(serves(both, '::1', port))
+                assert.truthy(serves(both, '127.0.0.1', p))
+                assert.truthy(serves(both, '::1', p))
                 local six = listen('[::]:0', options)
                 six:lane()
                 assert.truthy(serves(six, '::1', six:address().port))
@@ -73,27 +75,27 @@ describe('core.listen', function()
 
             it('sees a port that is taken, also by a group of its own user', function()
                 for _, theirs in ipairs { false, true } do
-                    local other = assert(net.bind('127.0.0.1', 18123, theirs))
-                    local listener, message, code = listen('127.0.0.1:18123', options)
+                    local other = assert(net.bind('127.0.0.1', port, theirs))
+                    local listener, message, code = listen(here, options)
                     net.C.close(other)
                     assert.is_nil(listener)
-                    assert.equal('EADDRINUSE: address already in use: 127.0.0.1:18123', message)
+                    assert.equal('EADDRINUSE: address already in use: ' .. here, message)
                     assert.equal('EADDRINUSE', code)
                 end
-                local mine = listen('127.0.0.1:18123', options)
+                local mine = listen(here, options)
                 mine:lane()
-                assert.equal('EADDRINUSE', select(3, listen('127.0.0.1:18123', options)))
-                assert.equal('EADDRINUSE', select(3, listen(':18123', options)))
+                assert.equal('EADDRINUSE', select(3, listen(here, options)))
+                assert.equal('EADDRINUSE', select(3, listen(':' .. port, options)))
             end)
 
             it('gives the port back at close', function()
                 for _ = 1, 3 do
-                    local listener = assert(listen('127.0.0.1:18124', options))
+                    local listener = assert(listen(here, options))
                     listener:lane()
-                    local client = net.connect('127.0.0.1', 18124)
+                    local client = net.connect('127.0.0.1', port)
                     listener:close()
                     net.C.close(client)
-                    assert.equal('ECONNREFUSED', select(2, net.connect('127.0.0.1', 18124)))
+                    assert.equal('ECONNREFUSED', select(2, net.connect('127.0.0.1', port)))
                 end
             end)
 
@@ -227,11 +229,11 @@ describe('core.listen', function()
     end)
 
     it('takes over a socket from outside and never shuts it down', function()
-        local fd = net.bind('127.0.0.1', 18125)
+        local fd = net.bind('127.0.0.1', port)
         local copy = core.dup_fd(fd)
-        local listener = core.listen(core.address('127.0.0.1:18125'), { fd = fd, reuseport = true })
+        local listener = core.listen(core.address(here), { fd = fd, reuseport = true })
         assert.is_true(listener:shared())
-        assert.truthy(serves(listener, '127.0.0.1', 18125))
+        assert.truthy(serves(listener, '127.0.0.1', port))
         listener:close()
         assert.equal(1, net.option(copy, 1, 30)) -- SO_ACCEPTCONN
         core.close_fd(copy)

@@ -22,6 +22,7 @@ uint16_t htons(uint16_t);
 int setenv(const char *, const char *, int);
 int unsetenv(const char *);
 int getpid(void);
+int getsockname(int, void *, unsigned *);
 int unlink(const char *);
 int dup2(int, int);
 ]]
@@ -111,6 +112,15 @@ function M.bind(host, port, reuseport)
         return nil, code
     end
     return fd
+end
+
+--- A port nobody listens on.
+function M.free_port(host)
+    local fd = assert(M.bind(host or '127.0.0.1', 0))
+    local name, size = M.sockaddr(host or '127.0.0.1', 0)
+    assert(C.getsockname(fd, name, ffi.new('unsigned[1]', size)) == 0)
+    C.close(fd)
+    return C.htons(name.port)
 end
 
 --- How many descriptors this process has.
