@@ -9,11 +9,11 @@ local GOOD = [[
 local uv = require 'luv'
 local stop = uv.new_signal()
 stop:start('sigterm', function() print '{"msg":"Bye"}' os.exit(0) end)
+local again = uv.new_signal()
+again:start('sigusr2', function() print '{"msg":"Restart complete","level":30}' end)
 print '{"msg":"Cluster ready","level":30}'
 print 'plain text'
 io.stderr:write 'a complaint\n'
-local again = uv.new_signal()
-again:start('sigusr2', function() print '{"msg":"Restart complete","level":30}' end)
 ]]
 
 local function start(script, more)
