@@ -6,6 +6,7 @@
 #include "lua_embedded.h"
 
 #include <lauxlib.h>
+#include <luajit.h>
 #include <lualib.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -76,6 +77,8 @@ struct lua_State *dm_lua_state_open(struct dm_core *core) {
         return NULL;
     }
     lua_atpanic(L, on_panic);
+    /* Policy runs for microseconds at a time: compiling traces of it costs more than it gives. */
+    luaJIT_setmode(L, 0, LUAJIT_MODE_ENGINE | LUAJIT_MODE_OFF);
     dm_lua_set_core(L, core);
     lua_getglobal(L, "package");
     /* Policy comes from the binary alone, never from where the master was started. */
