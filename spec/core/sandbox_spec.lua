@@ -47,12 +47,10 @@ local function descriptors()
 end
 
 local function rss_kb()
-    for line in io.lines '/proc/self/status' do
-        local kb = line:match '^VmRSS:%s+(%d+)'
-        if kb then
-            return tonumber(kb)
-        end
-    end
+    local file = assert(io.open '/proc/self/status')
+    local kb = file:read('*a'):match '\nVmRSS:%s+(%d+)'
+    file:close()
+    return tonumber(kb)
 end
 
 local scratch
