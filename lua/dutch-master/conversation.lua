@@ -98,6 +98,8 @@ function M.new(opts)
         next_newconn = 0,
         newconns = {}, -- seq -> done
         handed_tickets = {}, -- name -> keys this worker was given
+        booted = false, -- the runtime has said so; of the app that says nothing
+        asked = 0, -- how many sockets it has asked for so far
     }, M)
     for _, name in ipairs(CALLBACKS) do
         self[name] = opts[name] or nothing
@@ -128,6 +130,7 @@ end
 local HANDLERS = {}
 
 function HANDLERS.online(self)
+    self.booted = true
     self.on_online()
 end
 
@@ -261,6 +264,7 @@ function HANDLERS.query(self, event)
         self:bad(('more than %d sockets'):format(MAX_SOCKETS))
         return
     end
+    self.asked = self.asked + 1
     local socket = event.socket
     if is_taken(self, socket) then
         refuse(self, event, 'EADDRINUSE')

@@ -2,6 +2,7 @@
 -- specs give it spec/support/fake_platform.lua instead. What it says is said in src/lua_*.c, beside each function.
 
 local core = require 'dutch-master.core'
+local preload = require 'dutch-master.preload'
 
 local M = setmetatable({}, { __index = core })
 
@@ -10,6 +11,11 @@ math.randomseed(core.pid() * 65536 + core.now() % 65536)
 --- A random number in [0, 1), for jitter.
 function M.random()
     return math.random()
+end
+
+--- The path of drain.cjs, nil when it was not installed.
+function M.preload()
+    return (preload.find(M, core.environ()))
 end
 
 --- Writes to stderr, for a person: what must be said before there is a log.

@@ -245,6 +245,15 @@ function Sockets:query(id, request, reply)
     return reply(fd)
 end
 
+--- A datagram socket to refuse a Node worker's datagram query with: it dies of a refusal that brings none.
+function Sockets:spare_datagram()
+    if not self.spare then
+        local listener = self.platform.listen(self.platform.address 'udp:127.0.0.1:0', {})
+        self.spare = listener and { listener = listener, lane = listener:lane() }
+    end
+    return self.spare and self.spare.lane:fd()
+end
+
 --- The descriptors of a worker that is about to be forked, one for each listener of the plan, in its order.
 -- @return list of descriptors, list of {name, address = text}; or nil, message, code
 function Sockets:take(id)
@@ -418,6 +427,10 @@ function Sockets:close()
         rotation:close()
     end
     self.plan, self.by_key, self.retired, self.workers = {}, {}, {}, {}
+    if self.spare then
+        self.spare.listener:close()
+        self.spare = nil
+    end
     self.timer:close()
 end
 

@@ -46,7 +46,7 @@ end
 local function listen_for_readiness(self, info)
     local rule = self.ready_rule
     local wanted = rule.type == 'listening' and info.stream
-        or rule.type == 'port' and info.port == rule.port
+        or rule.type == 'port' and info.stream and info.port == rule.port
         or rule.type == 'path' and info.path == rule.path
     if wanted then
         self.agenda:post(self, 'ready', { address = info.name })
@@ -75,7 +75,9 @@ local function start_conversation(self)
         query = function(request, reply)
             self.sockets:query(self.id, request, reply)
         end,
-        on_online = function() end,
+        spare_fd = function()
+            return self.sockets:spare_datagram()
+        end,
         on_listening = function(info)
             self.listening = true
             listen_for_readiness(self, info)
@@ -86,7 +88,6 @@ local function start_conversation(self)
         on_message = function(message)
             on_message(self, message)
         end,
-        on_close_server = function() end,
         on_leaving = function()
             self.agenda:post(self, 'leaving')
         end,
@@ -240,6 +241,9 @@ local function stop(self)
     self.sockets:leave(self.id, function()
         self.agenda:post(self, 'settled')
     end)
+    if self.channel_open and self.plan.drain ~= false then
+        self.conversation:drain()
+    end
     return 'settling'
 end
 
@@ -262,6 +266,16 @@ local function kill(self)
     return 'killing'
 end
 
+-- What may be behind a worker that never became ready, where it can be told from what it said.
+local function suspicion(self)
+    local talk = self.conversation
+    if talk and talk.booted and talk.asked == 0 then
+        return ': it never asked for a socket. Does it listen? A launcher between master and app (npm start, npx, nodemon)'
+            .. ' keeps the channel to itself'
+    end
+    return ''
+end
+
 -- The deadline of `starting` is the moment of readiness for a worker whose rule is to be alive so long.
 local function start_deadline(self)
     local rule = self.ready_rule
@@ -270,7 +284,7 @@ local function start_deadline(self)
     end
     self.late = true
     self.log:warn({ readyTimeout = self.plan.ready_timeout_ms / 1000, listening = self.listening },
-        'Worker was not ready in time')
+        'Worker was not ready in time' .. suspicion(self))
     lose(self, 'was not ready in time')
     return terminate(self)
 end
