@@ -142,7 +142,7 @@ describe('the sandbox', function()
 
         it('what a killed command started, too', function()
             local pid_file = scratch .. '/pid'
-            run(("os.execute 'sleep 61 & echo $! > %s; wait'"):format(pid_file), nil, BUDGET)
+            run(("os.execute 'sleep 61 & echo $! > %s; wait'"):format(pid_file), nil, 5 * BUDGET)
             local file = assert(io.open(pid_file))
             local pid = file:read '*n'
             file:close()
