@@ -339,18 +339,32 @@ describe('why', function()
         worker = 7, pid = 107, slot = 2, generation = 3, release = '/srv/releases/2', signal = 'SIGKILL',
         age_ms = 61000, cpu_ms = 1500, max_rss_kb = 204800, sender = { pid = 1, uid = 0 }, oom = true,
         stderr = 'heap full\27[2J\n',
-        why = 'It was serving', at = '2026-01-02T03:04:05Z',
+        unexpected = true, was_ready = true, at = '2026-01-02T03:04:05Z',
     }
 
     it('speaks in sentences', function()
         local text = run(answering { ok = true, exits = { report }, slots = {} }, 'why', '7').text()
         for _, part in ipairs {
             'Worker 7 (pid 107, slot 2, generation 3) was killed by SIGKILL, sent by process 1 of user 0',
-            'because memory ran out', 'It was serving.', 'It lived 1m01s, used 1.5s of CPU, 200.0M of memory at most.',
+            'because memory ran out', 'Nobody had asked it to leave.', 'It lived 1m01s, used 1.5s of CPU, 200.0M of memory at most.',
             'It ran in /srv/releases/2', '    heap full\\e[2J\n',
         } do
             assert.truthy(text:find(part, 1, true), text)
         end
+    end)
+
+    it('does not dwell on those that left as they should', function()
+        local ordinary = {
+            worker = 1, slot = 1, generation = 1, code = 0, unexpected = false, was_ready = true, why = 'replaced',
+        }
+        local text = run(answering { ok = true, exits = { ordinary }, slots = {} }, 'why').text()
+        local line = 'Worker 1 (slot 1, generation 1) left as it should. A new worker had taken its place.\n\n'
+        assert.equal(line, text)
+        text = run(answering { ok = true, exits = { ordinary }, slots = {} }, 'why', '1').text()
+        assert.truthy(text:find('exited with code 0', 1, true))
+        ordinary.killed = true
+        text = run(answering { ok = true, exits = { ordinary }, slots = {} }, 'why').text()
+        assert.truthy(text:find('had not left in time', 1, true))
     end)
 
     it('tells apart alive, unknown and nobody', function()

@@ -65,7 +65,7 @@ end
 local function empty_row(ctx, slot)
     local wait = slot.backoff_ms and (' %s'):format(format.duration(slot.backoff_ms)) or ''
     return {
-        tostring(slot.slot), '-', '-', M.paint_state(ctx, 'waiting') .. wait, '-', '-', tostring(slot.attempts or '-'),
+        tostring(slot.slot), '-', '-', M.paint_state(ctx, 'waiting') .. wait, '-', '-', tostring(slot.restarts or '-'),
         '-', '-', '-', '-', '-',
     }
 end

@@ -45,12 +45,30 @@ local CODES = {
     [143] = 'a shell says so for SIGTERM',
 }
 
+--- Why the master wanted it to leave.
+local REASONS = {
+    ['replaced'] = 'A new worker had taken its place',
+    ['asked to be replaced'] = 'It had asked to be replaced',
+    ['scaled down'] = 'The cluster was scaled down',
+    ['stopped'] = 'The cluster was stopped',
+}
+
 local function sender(report)
     local from = report.sender
     if not from or not from.pid then
         return ''
     end
     return (', sent by process %s of user %s'):format(tostring(from.pid), tostring(from.uid))
+end
+
+--- Whether it left because it was asked to, and in time.
+local function is_ordinary(report)
+    return report.unexpected == false and not report.killed and not report.step and report.was_ready ~= false
+end
+
+local function reason(report)
+    local why = report.why
+    return why and (REASONS[why] or 'Reason: ' .. format.visible(why)) .. '.'
 end
 
 local function ending(report)
@@ -65,8 +83,13 @@ local function ending(report)
 end
 
 local function meaning(report)
-    if report.oom then
+    if report.killed then
+        return 'The master killed it: it had not left in time.'
+    elseif report.oom then
         return 'The kernel killed it because memory ran out.'
+    end
+    if report.signal == 'SIGKILL' then
+        return 'The master did not send it, and the kernel does not say who did. If memory ran out, `dmesg` tells.'
     end
     local text = report.signal and SIGNALS[report.signal] or not report.step and CODES[report.code]
     return text and ('That means: %s.'):format(text)
@@ -93,11 +116,16 @@ function M.explain(ctx, report)
     if why then
         add('  ' .. why)
     end
-    if report.why then
-        local cause = tostring(report.why)
-        add(('  %s%s'):format(format.visible(cause), cause:find '[%.!?]$' and '' or '.'))
-    elseif report.cause then
-        add(('  Cause: %s.'):format(format.visible(report.cause)))
+    if report.message and report.message:find '^was not ready' then
+        add('  It ' .. format.visible(report.message) .. '.')
+    elseif report.was_ready == false and not report.step then
+        add '  It was never ready.'
+    end
+    local asked = reason(report)
+    if asked then
+        add('  ' .. asked)
+    elseif report.unexpected then
+        add '  Nobody had asked it to leave.'
     end
     local facts = {}
     if type(report.age_ms) == 'number' then
@@ -130,6 +158,13 @@ function M.explain(ctx, report)
         add '  It wrote nothing to stderr.'
     end
     return lines
+end
+
+--- One line for an exit that is nobody's concern.
+function M.mention(report)
+    local text = ('Worker %s (slot %s, generation %s) left as it should%s. %s'):format(tostring(report.worker),
+        tostring(report.slot), tostring(report.generation), when(report), reason(report) or '')
+    return (text:gsub('%s+$', ''))
 end
 
 local function newest_first(exits)
@@ -188,7 +223,11 @@ function M.run(ctx)
                     ctx.out(('%d earlier ones: --all\n'):format(#answer.exits - SHOWN))
                     break
                 end
-                ctx.out(table.concat(M.explain(ctx, report), '\n') .. '\n\n')
+                if is_ordinary(report) and not id then
+                    ctx.out(M.mention(report) .. '\n\n')
+                else
+                    ctx.out(table.concat(M.explain(ctx, report), '\n') .. '\n\n')
+                end
             end
             return 0
         end,

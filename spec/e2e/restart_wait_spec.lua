@@ -1,0 +1,264 @@
+-- `dutch-master restart --wait` against releases of every temper: its exit code is the verdict.
+
+local uv = require 'luv'
+local apps = require 'spec.support.apps'
+local cjson = require 'cjson'
+local cli = require 'spec.support.cli'
+local master = require 'spec.support.master'
+
+-- A cluster whose worker is good; the spec then rewrites app.lua.
+local function start(more)
+    local m = master.start {
+        script = ([[
+            require('dutch-master').start {
+                worker = 'app.lua', restartAttempts = 2, backoff = { first = 0.05, max = 0.1 }, readyTimeout = 1,
+                restartSoak = 0.3, stopTimeout = 2, killTimeout = 1, %s
+            }
+        ]]):format(more or ''),
+        files = { ['app.lua'] = apps.idle },
+    }
+    m:await 'Cluster ready'
+    return m
+end
+
+local function status(m)
+    return cjson.decode(cli.run(m, { 'status', '--json' }).out)
+end
+
+--- The workers of the first release go on serving, and only these, at the end of `m`'s roll.
+local function old_ones_serve(m, pids)
+    m:wait_until(function()
+        local now = status(m)
+        return now.state == 'steady' and #now.workers == #pids
+    end, 'the old workers to be alone')
+    local found = {}
+    for i, worker in ipairs(status(m).workers) do
+        found[i] = worker.pid
+        assert.equal('running', worker.state)
+        assert.equal(1, worker.generation)
+    end
+    table.sort(found)
+    assert.same(pids, found)
+end
+
+describe('restart --wait', function()
+    after_each(master.cleanup)
+
+    it('is 0 when the new release serves', function()
+        local m = start()
+        local before = m:workers()
+        local c = cli.run(m, { 'restart', '--wait' })
+        assert.equal(0, c.code, c.err)
+        assert.matches('1 of 2 replaced, worker %d+ is ready', c.out)
+        assert.matches('Restart done %(generation 2, 2 of 2 replaced', c.out)
+        assert.equal('', c.err)
+        for _, worker in ipairs(status(m).workers) do
+            if worker.state == 'running' then
+                assert.is_true(worker.pid ~= before[1] and worker.pid ~= before[2])
+            end
+        end
+        m:finish()
+    end)
+
+    it('is 10 for a release that exits at boot, with its exit code and its last words', function()
+        local m = start()
+        local pids = m:workers()
+        m:rewrite('app.lua', [[
+            io.stderr:write('connecting\n', 'Error: no such table: users\n')
+            os.exit(7)
+        ]])
+        local c = cli.run(m, { 'restart', '--wait' })
+        assert.equal(10, c.code, c.out .. c.err)
+        assert.matches('aborted: the old release goes on serving', c.err)
+        assert.matches('worker %d+ %(pid %d+, slot %d%) exited with code 7', c.err)
+        assert.matches('\n    Error: no such table: users\n', c.err)
+        old_ones_serve(m, pids)
+        local record = m:await 'Restart aborted, the old workers stay'
+        assert.equal(7, record.code)
+        assert.matches('no such table', record.stderr)
+        m:finish()
+    end)
+
+    it('is 10 for a release that never becomes ready', function()
+        local m = start()
+        local pids = m:workers()
+        m:rewrite('app.lua', apps.never_ready .. '\nio.stderr:write("still thinking\\n")')
+        local c = cli.run(m, { 'restart', '--wait' })
+        assert.equal(10, c.code, c.out .. c.err)
+        assert.matches('still thinking', c.err)
+        old_ones_serve(m, pids)
+        m:finish()
+    end)
+
+    it('is 10 for a release that is ready and then crashes', function()
+        local m = start()
+        local pids = m:workers()
+        m:rewrite('app.lua', [[
+            local worker = require 'dutch-master.worker'
+            worker.ready()
+            local timer = require('luv').new_timer()
+            timer:start(100, 0, function() os.exit(9) end)
+        ]])
+        local c = cli.run(m, { 'restart', '--wait' })
+        assert.equal(10, c.code, c.out .. c.err)
+        assert.matches('exited with code 9', c.err)
+        old_ones_serve(m, pids)
+        m:finish()
+    end)
+
+    it('is 10 for a script with an error, and says which', function()
+        local m = start()
+        local pids = m:workers()
+        m:rewrite('master.lua', 'require("dutch-master").start { numWorker = 3, worker = "app.lua" }')
+        local c = cli.run(m, { 'restart', '--wait' })
+        assert.equal(10, c.code, c.out .. c.err)
+        assert.matches('master.lua:1: numWorker: unknown option %(did you mean "numWorkers"%?%)', c.err)
+        old_ones_serve(m, pids)
+        m:finish()
+    end)
+
+    it('waits for a release that boots slowly', function()
+        local m = start()
+        m:rewrite('master.lua', [[
+            require('dutch-master').start { worker = 'app.lua', readyTimeout = 60, restartSoak = 0 }
+        ]])
+        m:rewrite('app.lua', [[
+            local timer = require('luv').new_timer()
+            timer:start(3000, 0, function() require('dutch-master.worker').ready() timer:close() end)
+        ]])
+        local c = cli.run(m, { 'restart', '--wait' })
+        assert.equal(0, c.code, c.out .. c.err)
+        m:finish()
+    end)
+
+    it('is 124 when it takes longer than --timeout, and the restart goes on', function()
+        local m = start 'numWorkers = 1,'
+        m:rewrite('app.lua', [[
+            local timer = require('luv').new_timer()
+            timer:start(800, 0, function() require('dutch-master.worker').ready() timer:close() end)
+        ]])
+        local c = cli.run(m, { 'restart', '--wait', '--timeout', '0.2' })
+        assert.equal(124, c.code)
+        assert.matches('not decided within 0.2s', c.err)
+        m:await 'Restart complete'
+        m:finish()
+    end)
+
+    it('is 12 for a restart that a later one supersedes, and the later one is done', function()
+        local m = start()
+        m:rewrite('app.lua', [[
+            local timer = require('luv').new_timer()
+            timer:start(400, 0, function() require('dutch-master.worker').ready() timer:close() end)
+        ]])
+        local first = cli.start(m, { 'restart', '--wait' })
+        m:await { msg = 'Creating new worker', generation = 2 }
+        local second = cli.run(m, { 'restart', '--wait' })
+        assert.equal(12, first:wait().code, first.err)
+        assert.matches('superseded by a later restart', first.err)
+        assert.equal(0, second.code, second.err)
+        m:finish()
+    end)
+
+    it('is 1 when the master is stopped meanwhile, and the stop is clean', function()
+        local m = start()
+        m:rewrite('app.lua', apps.never_ready)
+        local c = cli.start(m, { 'restart', '--wait' })
+        m:await { msg = 'Creating new worker', generation = 2 }
+        local again = cli.start(m, { 'restart', '--wait' })
+        local stop = cli.run(m, { 'stop', '--wait' })
+        assert.equal(0, stop.code, stop.err)
+        assert.is_true(({ [1] = true, [12] = true })[c:wait().code], c.err)
+        assert.equal(1, again:wait().code, again.err)
+        assert.equal(0, m:exit().code)
+        m:finish()
+    end)
+
+    it('is 3 when nothing runs', function()
+        local m = start()
+        m:finish()
+        local c = cli.run(nil, { 'restart', '--wait', '/nowhere/master.lua' })
+        assert.equal(3, c.code)
+        assert.matches('not running', c.err)
+    end)
+
+    it('gives the same verdict to onRestart', function()
+        local m = start [[ onRestart = function(verdict)
+            require('dutch-master').log.info({ result = verdict.result, code = verdict.failure and verdict.failure.code },
+                'heard')
+        end, ]]
+        m:rewrite('app.lua', 'os.exit(5)')
+        assert.equal(10, cli.run(m, { 'restart', '--wait' }).code)
+        local heard = m:await 'heard'
+        assert.same({ 'aborted', 5 }, { heard.result, heard.code })
+        m:finish()
+    end)
+
+    it('gives JSON lines', function()
+        local m = start()
+        m:rewrite('app.lua', 'io.stderr:write("boo\\n") os.exit(5)')
+        local c = cli.run(m, { 'restart', '--wait', '--json' })
+        assert.equal(10, c.code)
+        local last
+        for line in c.out:gmatch '[^\n]+' do
+            last = cjson.decode(line)
+        end
+        assert.same({ 'aborted', 5, 'boo\n' },
+            { last.verdict.result, last.verdict.failure.code, last.verdict.failure.stderr })
+        m:finish()
+    end)
+
+    -- The client dies when the master's log says so; the restart must end as if nothing had been.
+    for _, phase in ipairs {
+        'Restart requested', 'Creating new worker', 'Worker listening', 'Replacement worker available - disconnecting',
+    } do
+        it('goes on when its client is killed after "' .. phase .. '"', function()
+            local m = start()
+            m:rewrite('app.lua', apps.idle)
+            local mark = m:mark()
+            local c = cli.start(m, { 'restart', '--wait' })
+            if phase ~= 'Worker listening' then
+                m:await(phase, { after = mark })
+            else
+                m:await({ msg = 'Creating new worker', generation = 2 }, { count = 2 })
+            end
+            c:kill()
+            m:await('Restart complete', { after = mark })
+            assert.equal('SIGKILL', master.signal_name(c:wait().signal))
+            assert.equal(0, cli.run(m, { 'restart', '--wait' }).code)
+            m:finish()
+        end)
+    end
+
+    it('draws a bar on a terminal, and leaves none of it', function()
+        local m = start()
+        local c = cli.run(m, { '-qec', ('%s restart --wait'):format(master.binary()), '/dev/null' }, {
+            program = 'script', env = { TERM = 'xterm', LANG = 'C.UTF-8' },
+        })
+        assert.equal(0, c.code, c.out .. c.err)
+        assert.matches('█', c.out)
+        assert.matches('\r\27%[K[^\n]*Restart .-done', c.out)
+        m:finish()
+    end)
+
+    -- What a machine that loses power would leave: no goodbye of any kind.
+    for _, phase in ipairs { 'Restart requested', 'Creating new worker', 'Replacement worker available - disconnecting' } do
+        it('and a master killed after "' .. phase .. '": the client is told, and a new master starts', function()
+            local m = start()
+            local mark = m:mark()
+            local c = cli.start(m, { 'restart', '--wait' })
+            m:await(phase, { after = mark })
+            uv.kill(m.pid, 'sigkill')
+            assert.equal('SIGKILL', m:exit().signal)
+            assert.is_true(c:wait().code ~= 0)
+            -- Its workers leave by themselves: the channel has ended.
+            m:wait_until(function() return #m:tree() == 0 end, 'the workers to leave')
+            assert.equal(3, cli.run(m, { 'status' }).code)
+            local second = cli.start(m, { 'master.lua' })
+            second:await_output 'Cluster ready'
+            assert.equal('steady', status(m).state)
+            assert.equal(0, cli.run(m, { 'stop', '--wait' }).code)
+            assert.equal(0, second:wait().code, second.err)
+            m:finish { signal = 'SIGKILL', files_left = false }
+        end)
+    end
+end)
