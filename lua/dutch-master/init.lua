@@ -126,7 +126,7 @@ function Master:assemble()
     self.systemd = systemd.new { platform = self.platform, log = self.log }
     self.control = control.new { platform = self.platform, cluster = self.cluster, log = self.log,
         claim = self.claim_held }
-    local ok, message = not self.platform.serve or self.control:open()
+    local ok, message = self.control:open()
     if not ok then
         return self:refuse(EXIT_SYSTEM, 'control socket: ' .. message)
     end

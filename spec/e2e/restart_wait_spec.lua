@@ -249,7 +249,9 @@ describe('restart --wait', function()
             m:await(phase, { after = mark })
             uv.kill(m.pid, 'sigkill')
             assert.equal('SIGKILL', m:exit().signal)
-            assert.is_true(c:wait().code ~= 0)
+            -- At the end of the restart its verdict may have been quicker than the signal.
+            local code = c:wait().code
+            assert.is_true(code == 1 or code == 0 and phase:find 'disconnecting' ~= nil, c.err)
             -- Its workers leave by themselves: the channel has ended.
             m:wait_until(function() return #m:tree() == 0 end, 'the workers to leave')
             assert.equal(3, cli.run(m, { 'status' }).code)
