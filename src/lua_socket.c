@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <lauxlib.h>
 #include <math.h>
+#include <netinet/tcp.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -513,6 +514,18 @@ static int l_dup_fd(lua_State *L) {
     return 1;
 }
 
+/* quiet_ms(fd): how long nothing has come from the peer of a TCP connection. */
+static int l_quiet_ms(lua_State *L) {
+    struct tcp_info info;
+    socklen_t size = sizeof info;
+    memset(&info, 0, sizeof info);
+    if (getsockopt(luaL_checkint(L, 1), IPPROTO_TCP, TCP_INFO, &info, &size) != 0) {
+        return dm_lua_fail(L, -errno, NULL);
+    }
+    lua_pushinteger(L, info.tcpi_last_ack_recv);
+    return 1;
+}
+
 static void push_name(lua_State *L, const char **names) {
     if (!*names) {
         lua_pushliteral(L, "unknown");
@@ -551,10 +564,9 @@ static int l_inherited(lua_State *L) {
 /* ---- registration ---- */
 
 static const luaL_Reg functions[] = {
-    {"address", l_address}, {"listen", l_listen},
-    {"bucket", l_bucket},   {"close_fd", l_close_fd},
-    {"dup_fd", l_dup_fd},   {"inherited", l_inherited},
-    {NULL, NULL},
+    {"address", l_address},   {"listen", l_listen}, {"bucket", l_bucket},
+    {"close_fd", l_close_fd}, {"dup_fd", l_dup_fd}, {"inherited", l_inherited},
+    {"quiet_ms", l_quiet_ms}, {NULL, NULL},
 };
 
 static const luaL_Reg listener_methods[] = {

@@ -14,6 +14,8 @@ Rotation.__index = Rotation
 local QUARANTINE_MS = 5000
 -- A stalled lane that was emptied by rescue shows no movement: it is tried again after this, doubling.
 local FIRST_PROBATION_MS, LAST_PROBATION_MS = 1000, 30000
+-- How often lanes are looked over for damage, while ticks are more frequent.
+local REPAIR_MS = 450
 -- A connection that so many workers refused is closed; and so many at a time are on their way to workers.
 local MAX_TRIES, MAX_IN_FLIGHT = 8, 256
 -- The kernel program's limit is 1024 lanes, and there are two for each worker during a roll.
@@ -28,7 +30,7 @@ function Rotation.new(options)
     end
     self.records = {}
     self.users = {} -- worker id -> record (shared: one each without a lane of its own)
-    self.next_heir = 0
+    self.turn = 0 -- whose turn it is to be given a connection
     self.in_flight = 0 -- connections given to a worker that has not said yet whether it takes them
     self.homeless = {} -- accepted, and nobody to give them to
     return self
@@ -175,16 +177,24 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Connections that wait in a lane that nobody serves
 
--- The live worker to get one: in turn, so that they are spread.
-local function next_live(self, except)
-    local list = those(self, function(record)
-        return record.state == 'live' and not record.stalled and record ~= except
+local function others(self, except, test)
+    return those(self, function(record)
+        return record.state == 'live' and not record.stalled and record ~= except and (not test or test(record))
     end)
-    if #list == 0 then
-        return nil
-    end
-    self.next_heir = self.next_heir % #list + 1
-    return list[self.next_heir]
+end
+
+-- Only who asked for its socket over a channel can be given a connection over it.
+local function heirs(self, except)
+    return others(self, except, function(record)
+        return record.request ~= nil
+    end)
+end
+
+-- In turn, so that they are spread.
+local function next_heir(self, except)
+    local list = heirs(self, except)
+    self.turn = self.turn % math.max(#list, 1) + 1
+    return list[self.turn]
 end
 
 -- Gives a connection to one live worker after the other until one takes it. The worker may still refuse it later (its
@@ -199,7 +209,7 @@ local function give(self, fd, except, tries)
         end
     end
     for _ = 1, #self.records do
-        local record = next_live(self, except)
+        local record = next_heir(self, except)
         if not record then
             break
         end
@@ -226,7 +236,7 @@ local function rescue_lane(self, record)
     if not self.rescue or self.shared then
         return count
     end
-    while #self.homeless == 0 and self.in_flight < MAX_IN_FLIGHT and next_live(self, record) do
+    while #self.homeless == 0 and self.in_flight < MAX_IN_FLIGHT and #heirs(self, record) > 0 do
         local fd = record.lane:accept()
         if not fd then
             break
@@ -409,7 +419,7 @@ local function repair(self, record)
 end
 
 local function resume(self, record)
-    record.stalled, record.since = nil, nil
+    record.stalled, record.since, record.emptied = nil, nil, nil
     self.log:info(culprit(self, record), 'Worker takes connections again')
     steer(self)
 end
@@ -424,34 +434,56 @@ local function stall(self, record, now)
     steer(self)
 end
 
+-- A queue can move and be as long as before. Where its head can be given away, the head is asked how long it waited.
+local function head_is_young(self, record)
+    if not self.rescue or #heirs(self, record) == 0 then
+        return false
+    end
+    local fd = record.lane:accept()
+    if not fd then
+        return true
+    end
+    local young = (self.platform.quiet_ms(fd) or math.huge) < self.stall_timeout_ms / 2
+    give(self, fd, record, 1)
+    return young
+end
+
+local function watch_stalled(self, record, moves, now)
+    local emptied = rescue_lane(self, record) > 0
+    record.depth = depth_of(record)
+    if moves and not emptied and not record.emptied then
+        record.probation = nil
+        resume(self, record)
+    elseif record.depth == 0 and now >= record.retry_at then
+        resume(self, record)
+    else
+        record.emptied = record.emptied or emptied
+    end
+end
+
 -- Movement is a queue that got shorter, or is empty. A queue that grows may well be nobody's.
 local function watch(self, record, now)
     local before = record.depth
     record.depth = depth_of(record)
     local moves = record.depth == 0 or record.depth < before
     if record.stalled then
-        local emptied = rescue_lane(self, record) > 0
-        record.depth = depth_of(record)
-        if moves and not emptied and not record.emptied then
-            record.probation = nil
-            resume(self, record)
-        elseif record.depth == 0 and now >= record.retry_at then
-            record.emptied = nil
-            resume(self, record)
-        else
-            record.emptied = record.emptied or emptied
-        end
+        return watch_stalled(self, record, moves, now)
     elseif moves then
         record.since = nil
-    else
-        record.since = record.since or now
-        -- Ticks come late, never early: a little less than the whole is the whole.
-        if now - record.since >= self.stall_timeout_ms * 0.95 and next_live(self, record) then
-            stall(self, record, now)
-            record.emptied = rescue_lane(self, record) > 0
-            record.depth = depth_of(record)
-        end
+        return
     end
+    record.since = record.since or now
+    -- Ticks come late, never early: a little less than the whole is the whole.
+    if now - record.since < self.stall_timeout_ms * 0.95 or #others(self, record) == 0 then
+        return
+    end
+    if head_is_young(self, record) then
+        record.since = nil
+    else
+        stall(self, record, now)
+        record.emptied = rescue_lane(self, record) > 0 or #heirs(self, record) > 0
+    end
+    record.depth = depth_of(record)
 end
 
 -- Free lanes beyond what is wanted. From the end of the group: then no other member changes its place.
@@ -475,8 +507,12 @@ end
 --- @return true if connections wait somewhere: look again soon
 function Rotation:tick(now)
     local busy = false
+    local repairs = now - (self.repaired_at or 0) >= REPAIR_MS
+    self.repaired_at = repairs and now or self.repaired_at
     for _, record in ipairs(self.records) do
-        repair(self, record)
+        if repairs then
+            repair(self, record)
+        end
         if not self.shared then
             if record.state == 'live' then
                 watch(self, record, now)

@@ -12,6 +12,8 @@ local SETTLE_MS = 150
 local LEAVE_POLL_MS, LEAVE_LIMIT_MS = 20, 2000
 -- The idle budget of the whole master is two wake-ups a second.
 local TICK_MS = 500
+-- While connections wait somewhere. A queue that moves is hardly ever seen not to, this often.
+local BUSY_TICK_MS = 50
 
 local BALANCES = { steered = true, sticky = true, shared = true }
 
@@ -394,7 +396,7 @@ function Sockets:tick()
     local served = next(self.workers) ~= nil
     self.ticking = served or busy
     if self.ticking then
-        self.timer:start(busy and math.min(TICK_MS, math.max(50, self.stall_timeout_ms / 5)) or TICK_MS)
+        self.timer:start(busy and math.min(TICK_MS, self.stall_timeout_ms / 5, BUSY_TICK_MS) or TICK_MS)
     end
 end
 

@@ -1,0 +1,133 @@
+--- fake_network.lua: listeners and lanes made of tables, for the specs of sockets.lua. Adds `listen`, `address` and
+-- `close_fd` to a fake platform. A lane's waiting connections are descriptors in `lane.waiting`.
+
+local M = {}
+
+local function new_lane(network, listener)
+    network.next_fd = network.next_fd + 1
+    local lane = { waiting = {}, number = network.next_fd, repairs = {} }
+    function lane.fd()
+        return lane.number
+    end
+    function lane.index()
+        for i, other in ipairs(listener.all) do
+            if other == lane then
+                return i - 1
+            end
+        end
+    end
+    function lane.queue()
+        return #lane.waiting, 511
+    end
+    function lane.accept()
+        if #lane.waiting == 0 then
+            return nil, 'try again', 'EAGAIN'
+        end
+        return table.remove(lane.waiting, 1)
+    end
+    function lane.repair()
+        local done = lane.repairs
+        lane.repairs = {}
+        return done
+    end
+    function lane.close()
+        for _, entry in ipairs(listener.steered) do
+            assert(entry.lane ~= lane, 'closed in rotation')
+        end
+        assert(#lane.waiting == 0, 'closed with connections in it')
+        local i = lane.index() + 1
+        listener.all[i] = listener.all[#listener.all]
+        listener.all[#listener.all] = nil
+        return true
+    end
+    listener.all[#listener.all + 1] = lane
+    return lane
+end
+
+local function new_listener(network, address, options)
+    local reuseport = options.reuseport and address.type ~= 'dgram' and not address.path
+    local listener = { all = {}, steered = {}, options = options, real = address }
+    function listener.address()
+        return listener.real
+    end
+    function listener.shared()
+        return not reuseport
+    end
+    function listener.lane()
+        if not reuseport then
+            return listener.all[1] or new_lane(network, listener)
+        end
+        return new_lane(network, listener)
+    end
+    function listener.lanes()
+        return listener.all
+    end
+    function listener.steer(_, list, steering)
+        listener.steered, listener.sticky = list, steering and steering.sticky
+        if network.steering_fails then
+            return 'hash', 'not permitted', 'EPERM'
+        end
+        return steering and steering.sticky and 'sticky' or #list > 0 and 'steered' or 'hash'
+    end
+    function listener.close()
+        network.open[address.text] = nil
+        network.closed[#network.closed + 1] = address.text
+    end
+    -- Spec's side: a client comes; the first lane in rotation gets it (sticky: by bucket).
+    function listener.client(bucket)
+        network.next_fd = network.next_fd + 1
+        local entry = listener.steered[1]
+        if type(listener.sticky) == 'table' then
+            entry = listener.steered[listener.sticky[bucket or 1]]
+        end
+        local lane = entry and entry.lane or listener.all[1]
+        table.insert(lane.waiting, network.next_fd)
+        network.live_fds[network.next_fd] = true
+        return lane, network.next_fd
+    end
+    return listener
+end
+
+--- @return the network: open (text -> listener), closed (texts, in order), taken (text -> true: EADDRINUSE),
+--  steering_fails, live_fds, quiet_ms (how long every client has been silent)
+function M.add(platform)
+    local network = { open = {}, closed = {}, taken = {}, live_fds = {}, next_fd = 100, next_port = 40000,
+        quiet_ms = 5000 }
+    function platform.address(text)
+        local host, port = text:match '^([^:]*):(%d+)$'
+        if text:match '^unix:/' then
+            return { family = 'unix', type = 'stream', path = text:sub(6), text = text }
+        elseif text:match '^udp:' then
+            return { family = 'inet', type = 'dgram', port = tonumber(text:match '%d+$'), host = '::', text = text }
+        elseif not host then
+            return nil, text .. ': expected host:port', 'EINVAL'
+        end
+        return { family = 'inet', type = 'stream', host = host == '' and '::' or host, port = tonumber(port),
+            dual = host == '', text = text }
+    end
+    function platform.listen(address, options)
+        if network.taken[address.text] or network.open[address.text] then
+            return nil, 'EADDRINUSE: address already in use: ' .. address.text, 'EADDRINUSE'
+        end
+        if address.port == 0 then
+            network.next_port = network.next_port + 1
+            local text = (address.text:gsub(':0$', ':' .. network.next_port))
+            address = { family = address.family, type = address.type, host = address.host, text = text,
+                port = network.next_port }
+        end
+        local listener = new_listener(network, address, options)
+        network.open[address.text] = listener
+        return listener
+    end
+    function platform.quiet_ms()
+        return network.quiet_ms
+    end
+    function platform.close_fd(fd)
+        assert(network.live_fds[fd], 'closed twice: ' .. tostring(fd))
+        network.live_fds[fd] = nil
+        return true
+    end
+    return network
+end
+
+return M
