@@ -1,8 +1,8 @@
 --- backoff.lua: how long a slot waits before it forks again after a failure.
 --
--- The first failure after good service costs no wait; then first_ms, doubled each time, up to max_ms, with jitter so that
--- slots that failed together do not fork together. Good service of reset_ms forgets the failures: a worker that is ready
--- and then crashes cannot spin.
+-- The first failure after good service costs no wait; then first_ms, doubled each time, up to max_ms, with jitter so
+-- that slots that failed together do not fork together. Good service of reset_ms forgets the failures: a worker that is
+-- ready and then crashes cannot spin.
 
 local M = {}
 

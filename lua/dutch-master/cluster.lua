@@ -226,6 +226,9 @@ local function fork(self, slot)
         generation = slot.generation,
         on = {
             ready = function(worker)
+                if self.roll then
+                    self.roll:worker_ready(slot, worker)
+                end
                 to_slot(self, worker, 'ready')
                 self.launcher:hook('onWorkerReady', worker:describe())
                 change(self)
@@ -264,10 +267,10 @@ local function new_slot(self, number)
         generation = self.generation,
         platform = self.platform,
         agenda = self.agenda,
-        rules = function()
+        rules = function(slot)
             local plan = self.launcher.plan
             return { first_ms = plan.backoff.first_ms, max_ms = plan.backoff.max_ms, reset_ms = plan.backoff.reset_ms,
-                soak_ms = plan.restart_soak_ms }
+                soak_ms = self.roll and self.roll:soak_ms(slot) or plan.restart_soak_ms }
         end,
         on = {
             fork = function(slot)
@@ -365,6 +368,9 @@ end
 
 local function batch_size(plan, count)
     local wish = plan.restart_concurrency
+    if type(wish) == 'table' then
+        wish = wish.after
+    end
     if type(wish) ~= 'number' then
         return count
     elseif wish < 1 then
@@ -430,6 +436,13 @@ local function begin_roll(self, request)
         previous = previous,
         slots = self.slots,
         size = size,
+        canary = type(loaded.plan.restart_concurrency) == 'table' and loaded.plan.restart_concurrency.canary or nil,
+        judge = function(new, old)
+            return self.launcher:judge(new, old)
+        end,
+        weigh = function(worker, weight)
+            self.sockets:weigh(worker.id, weight)
+        end,
         attempts = loaded.plan.restart_attempts,
         platform = self.platform,
         agenda = self.agenda,

@@ -11,6 +11,7 @@ local Host = require 'dutch-master.host'
 local Launcher = require 'dutch-master.launcher'
 local log = require 'dutch-master.log'
 local machine = require 'dutch-master.machine'
+local Recycle = require 'dutch-master.recycle'
 local Script = require 'dutch-master.script'
 local Sockets = require 'dutch-master.sockets'
 local systemd = require 'dutch-master.systemd'
@@ -53,7 +54,9 @@ end
 
 --- One master for a script.
 function Master:claim()
-    local claim, message, code = control.claim { platform = self.platform, script = self.path, plan = self.launcher.plan }
+    local claim, message, code = control.claim {
+        platform = self.platform, script = self.path, plan = self.launcher.plan,
+    }
     if not claim then
         return self:refuse(code == 'EAGAIN' and EXIT_FAILED or EXIT_SYSTEM, message)
     end
@@ -123,6 +126,7 @@ function Master:assemble()
             self.platform.stop(code)
         end,
     }
+    self.recycle = Recycle.new { platform = self.platform, log = self.log, cluster = self.cluster }
     self.systemd = systemd.new { platform = self.platform, log = self.log }
     self.control = control.new { platform = self.platform, cluster = self.cluster, log = self.log,
         claim = self.claim_held }
@@ -202,9 +206,11 @@ end
 function Master:adopt(plan)
     self:listen_to_signals(plan.restart_signal)
     self:start_timers(plan.hooks.every)
+    self.recycle:adopt(plan)
     local before = self.logger_plan
     if before and not before.custom and not plan.logger.custom
-        and before.name == plan.logger.name and before.level == plan.logger.level and before.path == plan.logger.path then
+        and before.name == plan.logger.name and before.level == plan.logger.level
+        and before.path == plan.logger.path then
         return
     end
     if before then
@@ -228,7 +234,7 @@ function Master:close()
     for _, timer in ipairs(self.timers) do
         timer:close()
     end
-    for _, name in ipairs { 'systemd', 'control', 'pid_file', 'sockets' } do
+    for _, name in ipairs { 'systemd', 'recycle', 'control', 'pid_file', 'sockets' } do
         if self[name] then
             self[name]:close()
             self[name] = nil

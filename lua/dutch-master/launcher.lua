@@ -84,6 +84,21 @@ function Launcher:close()
     end
 end
 
+--- Asks the script's judge whether the canary may go on. Without a judge, or when it fails, it may not be asked: a
+--- failing judge is no consent.
+-- @param new, old workers; old may be nil
+-- @return true, or false, why
+function Launcher:judge(new, old)
+    if not self.plan.hooks.judge then
+        return true
+    end
+    local ok, verdict, why = self.session:call('judge', new:describe(), old and old:describe())
+    if not ok then
+        return false, verdict.message
+    end
+    return verdict ~= false, why and tostring(why) or 'judge said no'
+end
+
 -- ---------------------------------------------------------------------------------------------------------------------
 -- One fork
 

@@ -72,16 +72,16 @@ function M.agenda(options)
     }, Agenda)
 end
 
-local function enter(self, object, state)
+local function enter(agenda, object, state)
     local definition = object.machine
     object.state = state
     local deadline = definition.deadline and definition.deadline[state]
     local ms = deadline and deadline(object)
     if ms then
         if not object.deadline_timer then
-            object.deadline_timer = self.timer(function()
+            object.deadline_timer = agenda.timer(function()
                 object.deadline_armed = false
-                self:post(object, 'deadline')
+                agenda:post(object, 'deadline')
             end)
         end
         object.deadline_armed = true
@@ -100,7 +100,7 @@ function Agenda:start(object, definition)
 end
 
 --- Takes an object out: its deadline is gone, later events to it are dropped.
-function Agenda:finish(object)
+function Agenda.finish(_, object)
     if object.deadline_timer then
         object.deadline_timer:close()
         object.deadline_timer = nil

@@ -232,18 +232,15 @@ local listen = either(ADDRESS .. ', or a table of these', {
 })
 
 local READY = 'one of "listening", "message", "notify", { alive = seconds }, { port = n }, { path = "/socket" }, '
-    .. '{ http = "/path" } or { message = "text" }'
+    .. 'or { message = "text" }'
 local READY_WORDS = { 'listening', 'message', 'notify' }
 local READY_FIELDS = {
     alive = { inside = 'alive_ms', type = schema.seconds(0) },
     port = { inside = 'port', type = schema.integer(1, 65535) },
     path = { inside = 'path', type = schema.absolute_path },
-    http = { inside = 'http', type = schema.simple('a path that begins with "/"', function(value)
-        return type(value) == 'string' and value:match('^/[^%s%c]*$') ~= nil
-    end) },
     message = { inside = 'message', type = schema.text },
 }
-local READY_NAMES = { 'alive', 'http', 'message', 'path', 'port' }
+local READY_NAMES = { 'alive', 'message', 'path', 'port' }
 
 local ready = either(READY, {
     string = {

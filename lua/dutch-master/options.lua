@@ -42,7 +42,7 @@ M.list = {
         doc = 'a worker whose queue does not move for so long gets no new connections' },
     { name = 'ready', type = types.ready, default = { type = 'auto' }, default_text = 'by kind',
         doc = 'what makes a worker ready: "listening", "message", "notify", { alive = s }, { port = n }, '
-            .. '{ path = p }, { http = "/path" }, { message = "text" }' },
+            .. '{ path = p }, { message = "text" }' },
     { name = 'readyTimeout', inside = 'ready_timeout_ms', type = schema.seconds(0.01), default = 60000,
         default_text = '60', unit = 's', doc = 'a worker that is not ready by then is given up' },
     { name = 'stopSignal', inside = 'stop_signal', type = types.stop_signal, default_text = 'by kind',
@@ -75,8 +75,6 @@ M.list = {
         doc = 'a worker that grows beyond is replaced; "512M" is understood' },
     { name = 'maxLifetime', inside = 'max_lifetime_ms', type = schema.seconds(1), default_text = 'off', unit = 's',
         doc = 'a worker that is older is replaced' },
-    { name = 'watchdog', inside = 'watchdog_ms', type = schema.seconds(0.1), default_text = 'off', unit = 's',
-        doc = 'a worker that gives no sign of life for so long is replaced' },
     { name = 'user', type = types.user, default_text = 'inherited',
         doc = 'user the workers run as' },
     { name = 'group', type = types.group, default_text = 'of `user`',

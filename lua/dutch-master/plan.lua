@@ -136,10 +136,8 @@ local function complete(plan, raw, at)
     end
 
     if exec and READY_OF_CHANNEL[plan.ready.type] then
-        at:key('ready'):say(('a worker of kind "exec" has no channel: expected "notify", { alive = seconds } or '
-            .. '{ http = "/path" }, found %s'):format(schema.describe(plan.ready.type)))
-    elseif exec and plan.ready.type == 'http' and #plan.listen == 0 then
-        at:key('ready'):say('{ http = ... } needs an address in `listen`')
+        at:key('ready'):say(('a worker of kind "exec" has no channel: expected "notify" or { alive = '
+            .. 'seconds }, found %s'):format(schema.describe(plan.ready.type)))
     elseif not exec and #plan.listen > 0 then
         at:key('listen'):say(('a worker of kind "%s" names its addresses itself, when it listens'):format(plan.kind))
     end

@@ -49,8 +49,7 @@ local function workers(argv, flag, count)
 end
 
 --- gunicorn { app, workers = 1 }. `-b fd://N` would unlink a unix path at exit, LISTEN_FDS does not. Its READY=1
--- comes
--- before its own workers boot, so it is no sign of readiness; `ready = { http = '/' }` is better than being alive.
+-- comes before its own workers boot, so it is no sign of readiness.
 function M.gunicorn(given)
     check_keys(given, 'gunicorn', 'app workers')
     local argv = workers({ option(given, 'gunicorn', 'command', 'string', 'gunicorn') }, '--workers', given.workers)

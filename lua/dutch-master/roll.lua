@@ -1,8 +1,11 @@
 --- roll.lua: a rolling restart, from request to verdict.
 --
 -- A roll takes the slots in batches. In a batch every slot starts its replacement; when all of them have proved
--- themselves the batch commits, and only then the old workers are asked to leave. So a release that fails never costs an
--- old worker of its batch. A slot whose replacement fails `attempts` times in a row aborts the roll.
+-- themselves the batch commits, and only then the old workers are asked to leave. So a release that fails never costs
+-- an old worker of its batch. A slot whose replacement fails `attempts` times in a row aborts the roll.
+--
+-- With a canary the first batch is one slot: its replacement gets a share of the new connections (weight), serves for
+-- the canary's own soak time beside the old one, and is judged by the script before anything else is replaced.
 --
 -- Every requester gets exactly one verdict:
 --   {result = 'done'|'aborted'|'superseded'|'stopped', generation, total, done, duration_ms, message, failure or nil}
@@ -11,7 +14,9 @@ local Roll = {}
 Roll.__index = Roll
 
 --- @param options {generation, slots (list), size (of a batch), attempts, platform, agenda, log,
---   on_end = function(roll, verdict), room = function(n) -> whether n more processes may be started now}
+--   canary = {soak_ms, weight, judge} or nil, judge = function(new, old) -> true or false, why,
+--   weigh = function(worker, weight), on_abort = function(roll), on_end = function(roll, verdict),
+--   room = function(n) -> whether n more processes may be started now}
 function Roll.new(options)
     local self = setmetatable(options, Roll)
     self.started_at = self.platform.now()
@@ -52,7 +57,8 @@ end
 local function progress(self, worker)
     for _, requester in ipairs(self.requesters) do
         if requester.on_progress then
-            requester.on_progress({ generation = self.generation, done = self.done, total = self.total, worker = worker })
+            requester.on_progress({ generation = self.generation, done = self.done, total = self.total,
+                worker = worker })
         end
     end
 end
@@ -65,7 +71,7 @@ function Roll:advance()
     if #self.pending == 0 then
         return finish(self, 'done')
     end
-    local size = math.min(self.size, #self.pending)
+    local size = self.canary and 1 or math.min(self.size, #self.pending)
     if self.done > 0 and not self.room(size) then
         return -- called again when a worker has gone
     end
@@ -79,8 +85,29 @@ function Roll:advance()
     end
 end
 
+--- How long a replacement in this slot must have served, or nil for the usual time.
+function Roll:soak_ms(slot)
+    return self.canary and self.active[slot] and self.canary.soak_ms
+end
+
+--- A replacement in this slot serves. The canary gets its share: the others have 1 each.
+function Roll:worker_ready(slot, worker)
+    local share = self.canary and self.canary.weight
+    if share and share < 1 and self.active[slot] and worker.generation == self.generation then
+        self.weigh(worker, share * self.total / (1 - share))
+    end
+end
+
 --- The replacement in this slot has proved itself.
 function Roll:slot_proved(slot)
+    if self.canary and self.canary.judge and not self.aborting then
+        local good, why = self.judge(slot.incoming, slot.current)
+        if not good then
+            self.aborting = { slot = slot, why = why, message = 'the canary was rejected: ' .. why }
+            self.on_abort(self)
+            return self:conclude()
+        end
+    end
     self.proved[slot] = true
     self:commit()
 end
@@ -107,6 +134,10 @@ function Roll:slot_filled(slot)
     end
     self.active[slot] = nil
     self.done = self.done + 1
+    if self.canary then
+        self.weigh(slot.current, 1)
+        self.canary = nil
+    end
     progress(self, slot.current.id)
     if next(self.active) then
         self:commit() -- it may have been the one the others waited for
@@ -143,8 +174,8 @@ end
 function Roll:conclude()
     local cause = self.aborting
     local failure = failure_of(cause.slot, cause.worker, cause.why)
-    local message = ('replacement of slot %d failed %d times: %s'):format(cause.slot.number, self.attempts,
-        failure.message or 'unknown')
+    local message = cause.message or ('replacement of slot %d failed %d times: %s'):format(cause.slot.number,
+        self.attempts, failure.message or 'unknown')
     finish(self, 'aborted', message, failure)
 end
 

@@ -22,8 +22,8 @@ local PACE_MS = 200
 local definition
 
 --- An empty slot. It forks as soon as the loop turns.
--- @param options {number, generation, platform, agenda, rules = function() -> {first_ms, max_ms, reset_ms, soak_ms},
---   on = {fork, filled, proved, failed}}
+-- @param options {number, generation, platform, agenda,
+--   rules = function(slot) -> {first_ms, max_ms, reset_ms, soak_ms}, on = {fork, filled, proved, failed}}
 function Slot.new(options)
     local self = setmetatable(options, Slot)
     self.failures = 0 -- in a row
@@ -38,7 +38,7 @@ end
 
 local function failed(self, worker, why)
     self.failures = self.failures + 1
-    self.wait_ms = backoff.delay(self.failures, self.rules(), self.platform.random)
+    self.wait_ms = backoff.delay(self.failures, self.rules(self), self.platform.random)
     self.on.failed(self, worker, why)
 end
 
@@ -101,7 +101,7 @@ end
 
 local function lost_current(self, worker, why)
     self.current = nil
-    if worker.ready_at and self.platform.now() - worker.ready_at >= self.rules().reset_ms then
+    if worker.ready_at and self.platform.now() - worker.ready_at >= self.rules(self).reset_ms then
         self.failures = 0
     end
     failed(self, worker, why)
@@ -253,7 +253,7 @@ definition = machine.define {
         filling = next_fork,
         replacing = next_fork,
         proving = function(self)
-            return self.rules().soak_ms
+            return self.rules(self).soak_ms
         end,
     },
     states = { filling = filling, serving = serving, replacing = replacing, proving = proving, drained = drained },

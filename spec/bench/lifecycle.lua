@@ -37,8 +37,8 @@ local function median(list)
     return list[math.ceil(#list / 2)], list[#list]
 end
 
--- An exec worker that writes a byte to a FIFO as soon as it runs: the latest moment at which its exec can have happened.
--- The shell's own start is in the figure.
+-- An exec worker that writes a byte to a FIFO as soon as it runs: the latest moment at which its exec can have
+-- happened. The shell's own start is in the figure.
 local function worker_that_tells(extra)
     return ([[
 require('dutch-master').start {
@@ -102,7 +102,8 @@ end
 local function sleepers(count)
     return ([[
 require('dutch-master').start {
-    worker = { 'sleep', '100000' }, numWorkers = %d, ready = { alive = 0.01 }, logger = require('dutch-master').logger { level = 'warn' },
+    worker = { 'sleep', '100000' }, numWorkers = %d, ready = { alive = 0.01 },
+    logger = require('dutch-master').logger { level = 'warn' },
 }]]):format(count)
 end
 

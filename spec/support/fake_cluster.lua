@@ -69,6 +69,10 @@ local function new_sockets(platform, settle_ms)
     function sockets:drop(id)
         self.joined[id] = nil
     end
+    sockets.weights = {}
+    function sockets:weigh(id, weight)
+        self.weights[id] = weight
+    end
     function sockets.want() end
     function sockets.snapshot()
         return {}

@@ -44,7 +44,8 @@ describe('cluster', function()
         assert.same({
             'Starting cluster', 'Creating new worker', 'Creating new worker', 'Worker listening', 'Worker listening',
             'Cluster ready', 'Restart requested', 'Restarting worker', 'Restarting worker', 'Creating new worker',
-            'Creating new worker', 'Worker listening', 'Worker listening', 'Replacement worker available - disconnecting',
+            'Creating new worker', 'Worker listening', 'Worker listening',
+            'Replacement worker available - disconnecting',
             'Replacement worker available - disconnecting', 'Restart complete', 'Worker disconnected', 'Worker exited',
             'Worker disconnected', 'Worker exited', 'Shutdown requested', 'Worker disconnected', 'Worker exited',
             'Worker disconnected', 'Worker exited', 'Cluster shutdown cleanly',
@@ -105,6 +106,63 @@ describe('cluster', function()
         assert.equal(3, verdicts[1].failure.code)
         assert.equal('running', old.state)
         assert.equal(old, world.cluster.slots[1].current)
+    end)
+
+    it('lets a canary serve alone with its share, and asks the judge before the others are replaced', function()
+        local answer, seen = false
+        local world = booted {
+            plan = fake.plan { num_workers = 3, hooks = { judge = true },
+                restart_concurrency = { canary = { soak_ms = 5000, weight = 0.1, judge = true } } },
+            hooks = { judge = function(new, old)
+                seen = { new = new.generation, old = old.generation }
+                return true, answer, 'too slow'
+            end },
+        }
+        local verdicts = {}
+        restart(world, verdicts)
+        world.platform:advance(4900)
+        assert.equal(4, #world.platform:live_children())
+        assert.is_true(math.abs(world.sockets.weights[4] - 1 / 3) < 1e-9) -- a tenth, when three others have 1 each
+        assert.is_nil(seen)
+        world.await('steady')
+        assert.same({ new = 2, old = 1 }, seen)
+        assert.equal('aborted', verdicts[1].result)
+        assert.equal('the canary was rejected: too slow', verdicts[1].message)
+        assert.same({ 1, 1, 1 }, generations(world))
+        answer = true
+        restart(world, verdicts)
+        world.platform:advance(5100)
+        assert.equal('done', verdicts[2].result)
+        assert.same({ 3, 3, 3 }, generations(world))
+        for _, slot in ipairs(world.cluster.slots) do
+            assert.equal(1, world.sockets.weights[slot.current.id] or 1)
+        end
+    end)
+
+    it('recycles workers that are too old or too large, one at a time', function()
+        local Recycle = require 'dutch-master.recycle'
+        local world = booted { plan = fake.plan { num_workers = 3, max_lifetime_ms = 60000 } }
+        local recycle = Recycle.new { platform = world.platform, log = world.log, cluster = world.cluster }
+        recycle:adopt(world.plan)
+        world.platform:advance(53000)
+        assert.equal(3, world.platform.spawned)
+        local most = 0
+        world.platform:run_until(function()
+            most = math.max(most, #world.platform:live_children())
+            return world.platform.spawned == 6 and #world.platform:live_children() == 3
+        end, 30000)
+        assert.equal(6, world.platform.spawned)
+        assert.equal(4, most)
+        local large = world.cluster.slots[2].current
+        world.platform.proc_stat = function(pid)
+            return { rss_kb = pid == large.pid and 600 * 1024 or 100 * 1024 }
+        end
+        recycle:adopt(fake.plan { max_memory = 512 * 1048576 })
+        world.platform:advance(5100)
+        assert.equal('exited', large.state)
+        assert.equal('600 MiB of memory, maxMemory is 512 MiB', large.report.why)
+        assert.equal(7, world.platform.spawned)
+        recycle:close()
     end)
 
     it('aborts a roll whose replacement fails restartAttempts times; the old workers stay', function()

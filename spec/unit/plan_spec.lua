@@ -73,7 +73,7 @@ describe('plan', function()
             as = '1K' },
             workerEnvironment = { PORT = 8000, GONE = false }, listen = { b = ':2', a = { address = 'unix:/x',
                 mode = '660' } },
-            ready = { alive = 2 }, maxLifetime = 60, watchdog = 1, stopSignal = 'quit' }
+            ready = { alive = 2 }, maxLifetime = 60, stopSignal = 'quit' }
         assert.equal(23, p.umask)
         assert.same({ 0, 1, 2, 5 }, p.cpus)
         assert.same({ { name = 'as', soft = 1024, hard = 1024 }, { name = 'nofile', soft = 1, hard = 1 } }, p.limits)
@@ -81,7 +81,6 @@ describe('plan', function()
         assert.same({ { text = 'unix:/x', name = 'a', mode = 432 }, { text = ':2', name = 'b' } }, p.listen)
         assert.same({ type = 'alive', alive_ms = 2000 }, p.ready)
         assert.equal(60000, p.max_lifetime_ms)
-        assert.equal(1000, p.watchdog_ms)
         assert.equal('SIGQUIT', p.stop_signal)
     end)
 
@@ -97,7 +96,6 @@ describe('plan', function()
         end
         refused({ worker = { 'x' }, ready = 'listening' }, 'ready: a worker of kind "exec" has no channel')
         refused({ worker = { 'x' }, ready = { port = 80 } }, 'ready: a worker of kind "exec" has no channel')
-        refused({ worker = { 'x' }, ready = { http = '/' } }, 'needs an address in `listen`')
         refused({ worker = 'app.js', listen = ':80' }, 'listen: a worker of kind "node" names its addresses itself')
         refused({ worker = { 'x' }, interpreter = 'node' }, 'interpreter: a worker given as a list')
     end)
@@ -235,10 +233,10 @@ dutch.start {
         end)
 
         it('lets the user overrule it', function()
-            local p = build { worker = presets.unicorn {}, stopSignal = 'TERM', ready = { http = '/' },
+            local p = build { worker = presets.unicorn {}, stopSignal = 'TERM', ready = 'notify',
                 listen = ':1' }
             assert.equal('SIGTERM', p.stop_signal)
-            assert.same({ type = 'http', http = '/' }, p.ready)
+            assert.same({ type = 'notify' }, p.ready)
         end)
     end)
 end)
