@@ -1,6 +1,6 @@
 --- host.lua: what the user's script may ask of the cluster while it runs. Each function is one name of the `dutch`
---- module (lua/script/dutch-master.lua); script.lua answers the others itself. Commands only queue: a hook never re-enters the
---- cluster.
+--- module (lua/script/dutch-master.lua); script.lua answers the others itself. Commands only queue: a hook never
+--- re-enters the cluster.
 
 local M = {}
 
