@@ -2,6 +2,8 @@
  * callback may close the channel whose line it was given. */
 #include "channel.h"
 
+#include "errors.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -161,7 +163,7 @@ static void read_some(struct dm_channel *channel, size_t budget) {
         if (n <= 0) {
             /* Reset: it left without reading everything. Its going is all that counts. */
             close_with(channel,
-                       n == 0 || n == -ECONNRESET || n == -EPIPE ? NULL : uv_strerror((int)n));
+                       n == 0 || n == -ECONNRESET || n == -EPIPE ? NULL : dm_error_text((int)n));
             return;
         }
         total += (size_t)n;
@@ -171,7 +173,7 @@ static void read_some(struct dm_channel *channel, size_t budget) {
             snprintf(reason, sizeof reason, "line longer than %d bytes", LINE_MAX_BYTES);
             close_with(channel, reason);
         } else if (rc != 0) {
-            close_with(channel, uv_strerror(rc));
+            close_with(channel, dm_error_text(rc));
         }
         channel->had_fd = channel->had_fd && channel->lines.length > 0;
     }

@@ -2,6 +2,7 @@
  * as the process or Lua holds it, whichever is longer, and its pointer is wiped at exit. Collecting
  * it never touches the process. */
 #include "child.h"
+#include "errors.h"
 #include "lua_call.h"
 #include "lua_core.h"
 #include "lua_process.h"
@@ -305,11 +306,11 @@ static void on_channel_closed(void *ctx, const char *reason) {
 
 static void push_failure(lua_State *L, const struct dm_status *status) {
     const char *step = dm_step_name(status->failed);
-    const char *message = uv_strerror(-status->error);
+    const char *message = dm_error_text(-status->error);
     lua_createtable(L, 0, 4);
     lua_pushstring(L, step);
     lua_setfield(L, -2, "step");
-    lua_pushstring(L, uv_err_name(-status->error));
+    lua_pushstring(L, dm_error_name(-status->error));
     lua_setfield(L, -2, "code");
     if (status->path) {
         lua_pushstring(L, status->path);

@@ -1,6 +1,7 @@
 /* lua_core.c: require 'dutch-master.core', the whole of what Lua can ask of C. */
 #include "lua_core.h"
 
+#include "errors.h"
 #include "lua_call.h"
 
 #include <lauxlib.h>
@@ -39,11 +40,11 @@ uv_loop_t *dm_lua_loop(lua_State *L) {
 int dm_lua_fail(lua_State *L, int error, const char *what) {
     lua_pushnil(L);
     if (what) {
-        lua_pushfstring(L, "%s: %s", what, uv_strerror(error));
+        lua_pushfstring(L, "%s: %s", what, dm_error_text(error));
     } else {
-        lua_pushstring(L, uv_strerror(error));
+        lua_pushstring(L, dm_error_text(error));
     }
-    lua_pushstring(L, uv_err_name(error));
+    lua_pushstring(L, dm_error_name(error));
     return 3;
 }
 

@@ -1,4 +1,3 @@
-local core = require 'dutch-master.core'
 local p = require 'spec.support.process'
 
 describe('child', function()

@@ -9,6 +9,9 @@ local M = {}
 --- One multiplier for all time limits: slow machines and valgrind set it.
 M.patience = tonumber(os.getenv 'DUTCH_MASTER_PATIENCE') or 1
 
+--- This runner, for scripts that need a process of their own.
+M.runner = core.executable()
+
 --- Runs the loop until `done()` is true; fails after `ms`.
 function M.await(done, ms, what)
     local deadline = core.now() + (ms or 5000) * M.patience

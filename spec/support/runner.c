@@ -22,10 +22,14 @@ static void on_limit(uv_timer_t *timer) {
 /* run_once(ms): one iteration that blocks at most so long. */
 static int l_run_once(lua_State *L) {
     const uint64_t ms = (uint64_t)luaL_optinteger(L, 1, 1000);
+    if (ms == 0) {
+        uv_run(core.loop, UV_RUN_NOWAIT);
+        return 0;
+    }
+    /* Repeated, since it may fire before the poll phase, which then has to end too. */
     uv_update_time(core.loop);
-    /* Repeating: it may be due before the loop polls, and that must still end. */
     uv_timer_start(&limit, on_limit, ms, ms);
-    uv_run(core.loop, ms == 0 ? UV_RUN_NOWAIT : UV_RUN_ONCE);
+    uv_run(core.loop, UV_RUN_ONCE);
     uv_timer_stop(&limit);
     return 0;
 }
