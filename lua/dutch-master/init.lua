@@ -194,10 +194,10 @@ function Master:start_timers(entries)
     for index, entry in ipairs(entries or {}) do
         local timer
         timer = self.platform.timer(function()
-            timer:start(entry.ms)
+            timer:start(entry.interval_ms)
             self.launcher:hook('every', index)
         end)
-        timer:start(entry.ms)
+        timer:start(entry.interval_ms)
         self.timers[index] = timer
     end
 end
