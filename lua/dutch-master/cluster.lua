@@ -240,7 +240,7 @@ local function fork(self, slot)
                 worker.why = reason
                 local place = slot_of(self, worker)
                 if place then
-                    self.agenda:post(place, 'replace')
+                    self.agenda:post(place, 'replace', nil, worker)
                 end
             end,
             gone = function(worker)

@@ -16,7 +16,8 @@ local ignore, bug = machine.ignore, machine.bug
 local Slot = {}
 Slot.__index = Slot
 
--- Restart requests in quick succession replace replacements; no slot forks more often than this for them.
+-- Restart requests in quick succession replace replacements, and a worker may ask to be replaced as soon as it serves;
+-- no slot forks more often than this for them.
 local PACE_MS = 200
 
 local definition
@@ -79,17 +80,26 @@ local function drain(self, why)
     return 'drained'
 end
 
--- A newer generation is wanted than the one being started. Paced, since forks cost and requests may come in floods.
+-- Until the next fork that somebody asks for: forks cost, and requests may come in floods.
+local function pace(self)
+    return math.max((self.forked_at or -PACE_MS) + PACE_MS - self.platform.now(), 0)
+end
+
+-- A newer generation is wanted than the one being started.
 local function renew(self, state)
     drop_incoming(self, 'superseded')
     self.failures = 0
-    self.wait_ms = math.max((self.forked_at or -PACE_MS) + PACE_MS - self.platform.now(), 0)
+    self.wait_ms = pace(self)
     return state
 end
 
 local function take_incoming(self)
     self.current, self.incoming = self.incoming, nil
     self.on.filled(self)
+    if self.current == self.weary then
+        self.agenda:post(self, 'replace', nil, self.current)
+    end
+    self.weary = nil
     return 'serving'
 end
 
@@ -153,9 +163,11 @@ serving = {
     replace = function(self, generation)
         self.generation = generation or self.generation
         post(self, self.current, 'retire')
-        self.wait_ms = 0
+        self.wait_ms = generation and 0 or pace(self)
         self.failures = 0
-        fork(self)
+        if self.wait_ms == 0 then
+            fork(self)
+        end
         return 'replacing'
     end,
     cancel = ignore,
@@ -211,7 +223,12 @@ proving = { -- both serve
             return take_incoming(self)
         end
     end,
-    replace = replacing.replace,
+    replace = function(self, generation, worker)
+        if worker and worker == self.incoming then
+            self.weary = worker -- it asks to be replaced itself: as soon as it is the current one
+        end
+        return replacing.replace(self, generation)
+    end,
     cancel = replacing.cancel,
     commit = function(self)
         local old = self.current
@@ -244,7 +261,8 @@ definition = machine.define {
         'deadline',
         'ready', -- (worker) it serves
         'lost', -- (worker, why) it was not told to leave and is gone or going
-        'replace', -- (generation or nil) replace the current worker, by one of this generation
+        'replace', -- (generation or nil, worker or nil) replace the current worker, by one of this generation; or the
+                   -- worker that asks for it
         'cancel', -- (generation) give the replacement up and be of this generation again
         'commit', -- the replacement takes over
         'drain', -- (why) the slot is given up

@@ -77,6 +77,25 @@ describe('cluster', function()
         assert.equal('done', verdicts[1].result)
     end)
 
+    it('replaces a worker that asks for it before it has proved itself, but not faster than the pace', function()
+        local plan = fake.plan { num_workers = 1, restart_soak_ms = 50 }
+        local world = booted { plan = plan }
+        local start = world.platform.clock
+        world.on_transition = function(worker, _, event)
+            if event == 'ready' and worker.child then
+                worker.child:line '{"event":"request-restart"}'
+            end
+        end
+        world.platform:live_children()[1]:line '{"event":"request-restart"}'
+        assert.is_true(world.platform:run_until(function()
+            return world.count 'Worker dying' == 6
+        end, 10000))
+        local took = world.platform.clock - start
+        assert.is_true(took >= 900 and took <= 1500, took)
+        assert.same({}, world.bugs)
+        assert.is_true(#world.platform:live_children() <= 2)
+    end)
+
     it('replaces as many at a time as restartConcurrency says', function()
         for _, case in ipairs { { 1, 5 }, { 0.5, 6 }, { 3, 7 }, { 0.01, 5 } } do
             local world = booted { plan = fake.plan { num_workers = 4, restart_concurrency = case[1] } }
@@ -247,7 +266,7 @@ describe('cluster', function()
             worker.child:line('{"event":"request-restart"}')
         end
         assert.equal('retiring', worker.state)
-        world.platform:advance(100)
+        world.platform:advance(300)
         assert.equal(3, world.platform.spawned)
         assert.equal('exited', worker.state)
         assert.equal('asked to be replaced', worker.report.why)
