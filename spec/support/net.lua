@@ -22,6 +22,7 @@ uint16_t htons(uint16_t);
 int setenv(const char *, const char *, int);
 int unsetenv(const char *);
 int getpid(void);
+unsigned getuid(void);
 int getsockname(int, void *, unsigned *);
 int unlink(const char *);
 int dup2(int, int);

@@ -1,0 +1,83 @@
+local core = require 'dutch-master.core'
+local net = require 'spec.support.net'
+
+-- What dm-spec is run by, for specs that need a process of their own.
+local function runner()
+    local file = io.open('/proc/self/cmdline', 'rb')
+    local program = file:read('*a'):match '^[^%z]+'
+    file:close()
+    return program
+end
+
+describe('a lane', function()
+    it('is steered by an ordinary user just so', function()
+        if net.C.getuid() ~= 0 then
+            pending 'this run is an ordinary user\'s already'
+            return
+        end
+        local as_nobody = 'setpriv --reuid=65534 --regid=65534 --clear-groups '
+        if os.execute(as_nobody .. 'test -x ' .. runner() .. ' -a -r spec/core/steering_spec.lua') ~= 0 then
+            pending 'the tree cannot be read by an ordinary user'
+            return
+        end
+        assert.equal(0, os.execute(as_nobody .. runner() .. ' /usr/bin/busted spec/core/steering_spec.lua >/dev/null'))
+    end)
+
+    it('is one shared socket where the kernel refuses steering', function()
+        assert.equal(0, os.execute(runner() .. ' spec/support/refused_steering.lua'))
+    end)
+
+    it('says how long the head of its queue has been silent', function()
+        local listener = core.listen(core.address '127.0.0.1:0', { reuseport = true })
+        local lane = listener:lane()
+        local client = net.connect('127.0.0.1', listener:address().port)
+        local fd = lane:accept()
+        assert.is_true(core.quiet_ms(fd) < 1000)
+        core.close_fd(fd)
+        net.abort(client)
+        listener:close()
+        assert.equal('EBADF', select(3, core.quiet_ms(1000)))
+    end)
+
+    it('outlives its userdata, and is gone with its listener', function()
+        local before = net.descriptors()
+        local listener = core.listen(core.address '127.0.0.1:0', { reuseport = true })
+        for _ = 1, 5 do
+            listener:lane()
+        end
+        collectgarbage()
+        collectgarbage()
+        local lanes = listener:lanes()
+        assert.equal(5, #lanes)
+        assert.equal(lanes[3], listener:lanes()[3])
+        for i, lane in ipairs(lanes) do
+            assert.equal(i - 1, lane:index())
+        end
+        listener = nil -- luacheck: ignore
+        collectgarbage()
+        collectgarbage()
+        assert.equal(before, net.descriptors())
+        assert.same({ nil, 'closed', 'EBADF' }, { lanes[1]:fd() })
+    end)
+
+    it('is not lost by the master if a worker holds and closes it', function()
+        local listener = core.listen(core.address '127.0.0.1:0', { reuseport = true })
+        local lane = listener:lane()
+        local copy = core.dup_fd(lane:fd())
+        local client = net.connect('127.0.0.1', listener:address().port)
+        core.close_fd(copy)
+        assert.same({ 1, 511 }, { lane:queue() })
+        net.abort(client)
+        listener:close()
+    end)
+
+    it('is not for misuse', function()
+        for _, wrong in ipairs { 0, 1, 2 } do
+            assert.has_error(function()
+                core.close_fd(wrong)
+            end)
+        end
+        assert.equal('EBADF', select(3, core.dup_fd(1000)))
+        assert.equal('EBADF', select(3, core.close_fd(1000)))
+    end)
+end)
