@@ -1,6 +1,8 @@
 /* listener.c: see listener.h. */
 #include "listener.h"
 
+#include "group_order.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -319,14 +321,26 @@ int dm_listener_close_lane(struct dm_lane *lane) {
     return 0;
 }
 
+static size_t members_down(const struct dm_listener *self) {
+    size_t down = 0;
+    for (size_t i = 0; i < self->members; i++) {
+        down += dm_lane_listens(self->lanes[i]) != 1;
+    }
+    return down;
+}
+
 int dm_listener_rejoin(struct dm_lane *lane) {
     struct dm_listener *self = lane->listener;
+    self->uncertain = self->uncertain || members_down(self) > 1;
     take_out(lane);
     const int error = start_listening(lane);
     if (error) {
         append_outsider(self, lane);
     } else {
         append_member(self, lane);
+    }
+    if (self->uncertain && members_down(self) == 0) {
+        self->uncertain = dm_group_order_learn(self) != 0;
     }
     if (!self->shared) {
         apply(self, NULL);

@@ -46,6 +46,8 @@ struct dm_listener {
     struct dm_unix_path path;
     struct dm_lane **lanes; /* the group's members in order, then those that could not rejoin it */
     size_t count, members, capacity;
+    bool
+        uncertain; /* several lanes left the group since it was last looked at: see group_order.h */
     struct dm_steer steer;
     enum dm_steered in_force;
 };

@@ -152,6 +152,31 @@ describe('steering (seed ' .. seed .. ')', function()
         end
     end)
 
+    for _, text in ipairs { '127.0.0.1:0', ':0' } do
+        it('learns the order when several were shut down unseen, on ' .. text, function()
+            local port = open(text)
+            local lanes = {}
+            for i = 1, 8 do
+                lanes[i] = listener:lane()
+            end
+            for _ = 1, 10 do
+                for _ = 1, math.random(2, 7) do
+                    net.C.shutdown(lanes[math.random(8)]:fd(), 2)
+                end
+                for _, lane in ipairs(lanes) do
+                    lane:repair()
+                end
+                for _, lane in ipairs(lanes) do
+                    take_all(lane)
+                end
+                assert_order(lanes, '127.0.0.1', port)
+            end
+            local client = net.connect('127.0.0.1', port)
+            assert.is_true(net.option(client, 6, 2) > 20000) -- TCP_MAXSEG is the device's again
+            net.abort(client)
+        end)
+    end
+
     it('is not closed over: the lane in rotation, its last stand-in, the last lane of all', function()
         local port = open '127.0.0.1:0'
         local a = listener:lane()
