@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
+#include <time.h>
 #include <unistd.h>
 
 /* Records of 128 bytes a tick; pending standard signals are 31 at most, the rest waits. */
@@ -54,6 +55,10 @@ int dm_signals_set(struct dm_signals *signals, uv_loop_t *loop, const sigset_t *
     }
     signals->set = *set;
     pthread_sigmask(SIG_BLOCK, set, NULL);
+    /* What came before the change would end us now. */
+    const struct timespec at_once = {0};
+    while (sigtimedwait(&dropped, NULL, &at_once) > 0) {
+    }
     pthread_sigmask(SIG_UNBLOCK, &dropped, NULL);
     return 0;
 }
@@ -73,7 +78,8 @@ int dm_signal_number(const char *name) {
     }
     if (strncmp(name, "RTMIN", 5) == 0) {
         char *end = (char *)(uintptr_t)(name + 5);
-        const long offset = *end == '+' ? strtol(end + 1, &end, 10) : 0;
+        const bool given = end[0] == '+' && end[1] >= '0' && end[1] <= '9';
+        const long offset = given ? strtol(end + 1, &end, 10) : 0;
         const bool valid = *end == '\0' && offset >= 0 && offset <= SIGRTMAX - SIGRTMIN;
         return valid ? SIGRTMIN + (int)offset : 0;
     }

@@ -18,7 +18,8 @@ struct dm_signals {
 void dm_signals_init(struct dm_signals *signals, void *data,
                      void (*on_signal)(struct dm_signals *signals, int number, pid_t sender,
                                        uid_t sender_uid));
-/* Replaces the set listened to. What is dropped from it is unblocked, with its old disposition. */
+/* Replaces the set listened to. What is dropped from it is unblocked, with its old disposition for
+ * what comes from now on. */
 int dm_signals_set(struct dm_signals *signals, uv_loop_t *loop, const sigset_t *set);
 void dm_signals_deinit(struct dm_signals *signals);
 

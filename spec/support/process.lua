@@ -94,7 +94,7 @@ function M.exit_of(record, ms)
 end
 
 --- Runs to its end with stdout in a file; gives the output and the record.
-function M.output_of(opts)
+function M.output_of(opts, ms)
     local path = os.tmpname()
     local file = assert(io.open(path, 'w'))
     local all = {}
@@ -104,7 +104,7 @@ function M.output_of(opts)
     all.stdout = M.fileno(file)
     local record = M.spawn(all)
     file:close()
-    M.exit_of(record)
+    M.exit_of(record, ms)
     file = assert(io.open(path))
     local output = file:read '*a'
     file:close()
