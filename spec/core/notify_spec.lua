@@ -231,6 +231,33 @@ describe('notify', function()
         assert.equal('1', seen[2].fields.BARRIER)
     end)
 
+    it('survives anything, and reads the next message', function()
+        local seed = tonumber(os.getenv 'DM_SPEC_SEED') or os.time()
+        math.randomseed(seed)
+        local pieces = {
+            'READY', '=', '\n', '1', '\0', '\255', '\195', 'ä', 'X_', 'BARRIER=1', ('y'):rep(1000), '=\n=',
+        }
+        for _ = 1, 3000 do
+            local parts = {}
+            for i = 1, math.random(0, 8) do
+                parts[i] = pieces[math.random(#pieces)]
+            end
+            send(table.concat(parts), math.random(20) == 1 and math.random(5) or nil)
+            if math.random(5) == 1 then loop.run_once(5) end
+        end
+        sys.await(function()
+            return send 'X_SYNC=1' == nil
+        end, 'room in the queue')
+        sys.await(function()
+            return seen[#seen].fields.X_SYNC
+        end, 'the last message, seed ' .. seed)
+        for _, message in ipairs(seen) do
+            for key in pairs(message.fields) do
+                assert.truthy(key:find('^[A-Z0-9_]+$'), 'seed ' .. seed)
+            end
+        end
+    end)
+
     it('may be closed by its own callback', function()
         local count = 0
         local other
