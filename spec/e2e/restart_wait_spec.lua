@@ -183,7 +183,8 @@ describe('restart --wait', function()
 
     it('gives the same verdict to onRestart', function()
         local m = start [[ onRestart = function(verdict)
-            require('dutch-master').log.info({ result = verdict.result, code = verdict.failure and verdict.failure.code },
+            local code = verdict.failure and verdict.failure.code
+            require('dutch-master').log.info({ result = verdict.result, code = code },
                 'heard')
         end, ]]
         m:rewrite('app.lua', 'os.exit(5)')
@@ -241,7 +242,9 @@ describe('restart --wait', function()
     end)
 
     -- What a machine that loses power would leave: no goodbye of any kind.
-    for _, phase in ipairs { 'Restart requested', 'Creating new worker', 'Replacement worker available - disconnecting' } do
+    for _, phase in ipairs {
+        'Restart requested', 'Creating new worker', 'Replacement worker available - disconnecting',
+    } do
         it('and a master killed after "' .. phase .. '": the client is told, and a new master starts', function()
             local m = start()
             local mark = m:mark()

@@ -95,7 +95,7 @@ end
 function words(value, key)
     if type(value) == 'table' then
         if value.text then
-            local name = value.name and value.name ~= value.text and value.name .. ' = ' or ''
+            local name = value.name and not value.name:find '^listen%-%d+$' and value.name .. ' = ' or ''
             return format.visible(name .. value.text)
         end
         return table_words(value)

@@ -1,0 +1,156 @@
+-- `dutch-master check`: what a start would say, without any of its effects; and the rest of the command line that needs
+-- no master.
+
+local uv = require 'luv'
+local cjson = require 'cjson'
+local cli = require 'spec.support.cli'
+local master = require 'spec.support.master'
+
+local dir
+
+local function write(name, text)
+    local file = assert(io.open(dir .. '/' .. name, 'w'))
+    file:write(text)
+    file:close()
+end
+
+local function run(...)
+    return cli.run({ app = dir, dir = dir }, { ... })
+end
+
+local function entries()
+    local names, scan = {}, uv.fs_scandir(dir)
+    local name = uv.fs_scandir_next(scan)
+    while name do
+        names[#names + 1] = name
+        name = uv.fs_scandir_next(scan)
+    end
+    return names
+end
+
+describe('check', function()
+    before_each(function()
+        dir = master.temp_dir()
+    end)
+    after_each(master.cleanup)
+
+    it('shows the plan of a good script, and has no effect', function()
+        write('master.lua', [[
+            local dutch = require 'dutch-master'
+            dutch.log.info 'evaluated'
+            dutch.restart()
+            dutch.start {
+                worker = { 'touch', 'started' }, numWorkers = function() return 3 end, listen = '127.0.0.1:1',
+                workerEnvironment = { SECRET = 'hush' }, pidFile = '/nowhere/pid', stopTimeout = 1.5,
+            }
+        ]])
+        local c = run 'check'
+        assert.equal(0, c.code, c.err)
+        assert.matches('^master.lua is good', c.out)
+        assert.matches('\n  numWorkers +3 %(function%)\n', c.out)
+        assert.matches('\n  stopTimeout +1.5 s\n', c.out)
+        assert.matches('\n  listen +{ 127.0.0.1:1 }\n', c.out)
+        assert.matches('\n  killTimeout +5 s  %(default%)\n', c.out)
+        assert.matches('SECRET', c.out)
+        assert.falsy(c.out:find 'hush')
+        local plan = cjson.decode(run('check', '--json').out).plan
+        assert.same({ 3, 1500, { 'SECRET' } }, { plan.num_workers, plan.stop_timeout_ms, plan.environment })
+        assert.same({ '', 0 }, { run('check', '--quiet').out, run('-t', 'master.lua').code })
+        for _, name in ipairs(entries()) do
+            assert.is_true(name == 'master.lua' or name == 'run', name)
+        end
+    end)
+
+    it('tells every error at once, with its line', function()
+        write('master.lua', [[
+require('dutch-master').start {
+    numWorker = 1,
+    worker = 'app.js',
+    readyTimeout = 'long',
+    restartSignal = 'SIGKILL',
+}]])
+        local c = run 'check'
+        assert.equal(78, c.code)
+        assert.equal('', c.out)
+        local lines = {}
+        for line in c.err:gmatch '[^\n]+' do
+            lines[#lines + 1] = line
+        end
+        assert.equal(3, #lines, c.err)
+        assert.matches('^master.lua:2: numWorker: unknown option %(did you mean "numWorkers"%?%)', lines[1])
+        assert.matches('^master.lua:4: readyTimeout: expected .* found "long"', lines[2])
+        assert.matches('^master.lua:5: restartSignal: ', lines[3])
+        local json = cjson.decode(run('check', '--json').out)
+        assert.same({ false, lines }, { json.ok, json.errors })
+    end)
+
+    it('is 78 for scripts of every bad kind, within a second', function()
+        local scripts = {
+            { 'x = = 1', 'master.lua:1: ' },
+            { 'error "boom"', 'master.lua:1: boom' },
+            { 'local x', 'never calls start' },
+            { 'require("dutch-master").start(1)', 'expected a table' },
+            { 'os.exit(0)', 'exit' },
+            { string.dump(function() end), 'compiled Lua' },
+            { 'require("dutch-master").start { worker = "a", numWorkers = function() return 0 end }', 'numWorkers' },
+            { 'require("dutch-master").start { worker = "a", numWorkers = function() error "no" end }', 'numWorkers: no' },
+            { 'require "missing"', "module 'missing' not found" },
+        }
+        for _, case in ipairs(scripts) do
+            write('master.lua', case[1])
+            local c = run 'check'
+            assert.equal(78, c.code, case[1])
+            assert.truthy(c.err:find(case[2], 1, true), case[1] .. ' -> ' .. c.err)
+        end
+        assert.equal(78, run('check', 'other.lua').code)
+        assert.matches('/other.lua: there is no such file', run('check', 'other.lua').err)
+        assert.equal(78, run('check', '.').code)
+    end)
+end)
+
+describe('the command line', function()
+    before_each(function()
+        dir = master.temp_dir()
+    end)
+    after_each(master.cleanup)
+
+    it('is 2 with usage on stderr for what it does not know', function()
+        for _, words in ipairs {
+            {}, { 'statsu' }, { 'status', '--jsn' }, { 'scale' }, { 'scale', 'x' }, { 'restart', '--timeout' },
+            { 'restart', '--timeout', 'x' }, { '--nonsense' }, { 'completion', 'csh' }, { 'check', 'a.lua', 'b.lua' },
+        } do
+            local c = run(unpack(words))
+            assert.equal(2, c.code, table.concat(words, ' '))
+            assert.equal('', c.out)
+            assert.matches(words[1] == 'completion' and 'expected bash, zsh or fish' or '\nusage: dutch%-master', c.err)
+        end
+    end)
+
+    it('is 3 for each verb when nothing runs', function()
+        write('master.lua', 'require("dutch-master").start { worker = "app.lua" }')
+        for _, words in ipairs {
+            { 'status' }, { 'restart' }, { 'restart', '--wait' }, { 'reload' }, { 'plan' }, { 'stop', '--wait' },
+            { 'scale', '2' }, { 'events', '--follow' }, { 'why' }, { 'why', '3' },
+        } do
+            local c = run(unpack(words))
+            assert.equal(3, c.code, table.concat(words, ' '))
+            assert.matches('not running', c.err)
+        end
+        assert.is_false(cjson.decode(run('status', '--json').out).running)
+    end)
+
+    it('has help, a version and completions', function()
+        assert.matches('^dutch%-master %d+%.%d+%.%d+\n$', run('--version').out)
+        assert.matches('\n  restart ', run('--help').out)
+        assert.matches('^dutch%-master restart ', run('restart', '--help').out)
+        assert.matches('complete %-F', run('completion', 'bash').out)
+    end)
+
+    it('takes a reader that goes away for the end', function()
+        local c = cli.run({ app = dir, dir = dir }, { '-c', ('%s --help | head -n 1'):format(master.binary()) }, {
+            program = 'sh',
+        })
+        assert.equal(0, c.code)
+        assert.equal('', c.err)
+    end)
+end)
