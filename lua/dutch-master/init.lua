@@ -82,7 +82,13 @@ end
 
 function Master:bind()
     local plan = self.launcher.plan
+    -- Sockets that a service manager passed; one that makes no sense stops a start, as it does for libsystemd.
+    local inherited, why = self.platform.inherited()
+    if not inherited then
+        return self:refuse(EXIT_SYSTEM, 'LISTEN_FDS: ' .. why)
+    end
     self.sockets = Sockets.new {
+        inherited = inherited,
         platform = self.platform, log = self.log, balance = plan.balance, backlog = plan.backlog,
         stall_timeout_ms = plan.stall_timeout_ms,
         want = self.loaded.num_workers,

@@ -93,7 +93,7 @@ require('dutch-master').start {
             { 'os.exit(0)', 'exit' },
             { string.dump(function() end), 'compiled Lua' },
             { 'require("dutch-master").start { worker = "a", numWorkers = function() return 0 end }', 'numWorkers' },
-            { 'require("dutch-master").start { worker = "a", numWorkers = function() error "no" end }', 'numWorkers: no' },
+            { 'require("dutch-master").start { worker = "a", numWorkers = function() error "no" end }', ': no' },
             { 'require "missing"', "module 'missing' not found" },
         }
         for _, case in ipairs(scripts) do
