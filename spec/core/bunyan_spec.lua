@@ -1,11 +1,10 @@
--- npm's bunyan command must pretty-print our records. spec/run installs it:
--- npm install --prefix spec/.cache/npm bunyan
+-- npm's bunyan command must pretty-print our records; spec/support/install-node installs it.
 local core = require 'dutch-master.core'
 local cjson = require 'cjson'
 local log = require 'dutch-master.log'
 local sys = require 'spec.support.sys'
 
-local BUNYAN = os.getenv 'DUTCH_MASTER_BUNYAN' or 'spec/.cache/npm/node_modules/.bin/bunyan'
+local BUNYAN = os.getenv 'DUTCH_MASTER_BUNYAN' or 'spec/.cache/packages/node_modules/.bin/bunyan'
 
 describe('bunyan', function()
     local dir, remove, path
@@ -47,7 +46,7 @@ describe('bunyan', function()
 
     local function is_missing()
         if core.stat(BUNYAN) then return false end
-        pending('needs bunyan: npm install --prefix spec/.cache/npm bunyan')
+        pending('needs bunyan: run spec/support/install-node')
         return true
     end
 
