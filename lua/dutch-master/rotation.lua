@@ -6,7 +6,6 @@
 -- lane can be `stalled`: connections wait and nobody takes them.
 
 local Buckets = require 'dutch-master.buckets'
-local handover = require 'dutch-master.handover'
 
 local Rotation = {}
 Rotation.__index = Rotation
@@ -17,6 +16,8 @@ local QUARANTINE_MS = 5000
 local FIRST_PROBATION_MS, LAST_PROBATION_MS = 1000, 30000
 -- How often lanes are looked over for damage, while ticks are more frequent.
 local REPAIR_MS = 450
+-- A connection that so many workers refused is closed; and so many at a time are on their way to workers.
+local MAX_TRIES, MAX_IN_FLIGHT = 8, 256
 -- The kernel program's limit is 1024 lanes, and there are two for each worker during a roll.
 local MAX_WORKERS_WITH_LANES = 512
 
@@ -101,15 +102,25 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Steering
 
+local function those(self, test)
+    local list = {}
+    for _, record in ipairs(self.records) do
+        if test(record) then
+            list[#list + 1] = record
+        end
+    end
+    return list
+end
+
 -- If nobody is live, connections wait where somebody will be first: at a worker that is stalled, starting, going, or in
 -- a lane that the next worker takes over.
 local function candidates(self)
     local function in_state(state)
-        return handover.those(self, function(record)
+        return those(self, function(record)
             return record.state == state and record.weight > 0
         end)
     end
-    local list = handover.those(self, function(record)
+    local list = those(self, function(record)
         return record.state == 'live' and not record.stalled and record.weight > 0
     end)
     for _, state in ipairs { 'live', 'starting', 'leaving', 'free' } do
@@ -160,6 +171,93 @@ local function steer(self)
     if force ~= self.force then
         self.force = force
         self.log:warn({ address = self.address.text, balance = force, reason = why }, 'Balancing changed')
+    end
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Connections that wait in a lane that nobody serves
+
+local function others(self, except, test)
+    return those(self, function(record)
+        return record.state == 'live' and not record.stalled and record ~= except and (not test or test(record))
+    end)
+end
+
+-- Only who asked for its socket over a channel can be given a connection over it.
+local function heirs(self, except)
+    return others(self, except, function(record)
+        return record.request ~= nil
+    end)
+end
+
+-- In turn, so that they are spread.
+local function next_heir(self, except)
+    local list = heirs(self, except)
+    self.turn = self.turn % math.max(#list, 1) + 1
+    return list[self.turn]
+end
+
+-- Gives a connection to one live worker after the other until one takes it. The worker may still refuse it later (its
+-- server has just closed), then it goes to the next. Nobody at all: it waits, for it cannot be put back.
+local function give(self, fd, except, tries)
+    local function done(accepted)
+        self.in_flight = self.in_flight - 1
+        if accepted or tries >= MAX_TRIES or not self.listener then
+            self.platform.close_fd(fd)
+        else
+            give(self, fd, nil, tries + 1)
+        end
+    end
+    for _ = 1, #self.records do
+        local record = next_heir(self, except)
+        if not record then
+            break
+        end
+        self.in_flight = self.in_flight + 1
+        if self.rescue(fd, done, record.worker, record.request) then
+            return true
+        end
+        self.in_flight = self.in_flight - 1
+    end
+    self.homeless[#self.homeless + 1] = fd
+    return false
+end
+
+local function rescue_homeless(self)
+    local list = self.homeless
+    self.homeless = {}
+    for _, fd in ipairs(list) do
+        give(self, fd, nil, 1)
+    end
+end
+
+local function rescue_lane(self, record)
+    local count = 0
+    if not self.rescue or self.shared then
+        return count
+    end
+    while #self.homeless == 0 and self.in_flight < MAX_IN_FLIGHT and #heirs(self, record) > 0 do
+        local fd = record.lane:accept()
+        if not fd then
+            break
+        end
+        if give(self, fd, record, 1) then
+            count = count + 1
+        end
+    end
+    if count > 0 then
+        self.log:info({ address = self.address.text, connections = count, workerId = record.worker },
+            'Waiting connections handed to other workers')
+    end
+    return count
+end
+
+local function rescue_free(self)
+    rescue_homeless(self)
+    for _, record in ipairs(self.records) do
+        if record.state == 'free' then
+            rescue_lane(self, record)
+        end
     end
 end
 
@@ -230,7 +328,7 @@ function Rotation:join(worker_id)
         self.buckets:join(worker_id, self.want)
     end
     steer(self)
-    handover.free(self)
+    rescue_free(self)
 end
 
 local function out(self, worker_id, record, state)
@@ -267,7 +365,7 @@ function Rotation:drop(worker_id)
     record.worker, record.stalled, record.request = nil, nil, nil
     record.free_since = self.platform.now()
     out(self, worker_id, record, 'free')
-    handover.lane(self, record)
+    rescue_lane(self, record)
 end
 
 --- Connections that wait for the worker.
@@ -338,7 +436,7 @@ end
 
 -- A queue can move and be as long as before. Where its head can be given away, the head is asked how long it waited.
 local function head_is_young(self, record)
-    if not self.rescue or #handover.heirs(self, record) == 0 then
+    if not self.rescue or #heirs(self, record) == 0 then
         return false
     end
     local fd = record.lane:accept()
@@ -346,12 +444,12 @@ local function head_is_young(self, record)
         return true
     end
     local young = (self.platform.quiet_ms(fd) or math.huge) < self.stall_timeout_ms / 2
-    handover.give(self, fd, record, 1)
+    give(self, fd, record, 1)
     return young
 end
 
 local function watch_stalled(self, record, moves, now)
-    local emptied = handover.lane(self, record) > 0
+    local emptied = rescue_lane(self, record) > 0
     record.depth = depth_of(record)
     if moves and not emptied and not record.emptied then
         record.probation = nil
@@ -376,21 +474,21 @@ local function watch(self, record, now)
     end
     record.since = record.since or now
     -- Ticks come late, never early: a little less than the whole is the whole.
-    if now - record.since < self.stall_timeout_ms * 0.95 or #handover.others(self, record) == 0 then
+    if now - record.since < self.stall_timeout_ms * 0.95 or #others(self, record) == 0 then
         return
     end
     if head_is_young(self, record) then
         record.since = nil
     else
         stall(self, record, now)
-        record.emptied = handover.lane(self, record) > 0 or #handover.heirs(self, record) > 0
+        record.emptied = rescue_lane(self, record) > 0 or #heirs(self, record) > 0
     end
     record.depth = depth_of(record)
 end
 
 -- Free lanes beyond what is wanted. From the end of the group: then no other member changes its place.
 local function trim(self, now)
-    local used = #handover.those(self, function(record)
+    local used = #those(self, function(record)
         return record.state ~= 'free'
     end)
     for i = #self.records, 1, -1 do
@@ -419,7 +517,7 @@ function Rotation:tick(now)
             if record.state == 'live' then
                 watch(self, record, now)
             elseif record.state == 'free' then
-                handover.lane(self, record)
+                rescue_lane(self, record)
                 record.depth = depth_of(record)
             end
             busy = busy or record.depth > 0
@@ -429,7 +527,7 @@ function Rotation:tick(now)
         if self.force == 'hash' then
             steer(self)
         end
-        handover.homeless(self)
+        rescue_homeless(self)
         trim(self, now)
     end
     return busy or #self.homeless > 0

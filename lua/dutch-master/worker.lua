@@ -12,6 +12,7 @@
 
 local conversation = require 'dutch-master.conversation'
 local machine = require 'dutch-master.machine'
+local protocol = require 'dutch-master.protocol'
 local ignore, bug = machine.ignore, machine.bug
 
 local Worker = {}
@@ -62,7 +63,7 @@ local function on_message(self, message)
         or type(message) == 'table' and message.event == rule.message) then
         self.agenda:post(self, 'ready', {})
     end
-    self.on.message(self, message)
+    self.on.message(self, protocol.plain(message))
 end
 
 local function start_conversation(self)
@@ -270,8 +271,8 @@ end
 local function suspicion(self)
     local talk = self.conversation
     if talk and talk.booted and talk.asked == 0 then
-        return ': it never asked for a socket. Does it listen? A launcher between master and app (npm start, npx, nodemon)'
-            .. ' keeps the channel to itself'
+        return ': it never asked for a socket. Does it listen? A launcher between master and app (npm start, npx,'
+            .. ' nodemon) keeps the channel to itself'
     end
     return ''
 end

@@ -311,6 +311,16 @@ function Worker:send(message)
     return host('send', self.id, message)
 end
 
+local snapshot = dutch.workers
+--- workers() -> the workers as they are now; each can be sent to.
+function dutch.workers()
+    local list = snapshot()
+    for _, worker in ipairs(list) do
+        setmetatable(worker, Worker)
+    end
+    return list
+end
+
 -- Which arguments of a hook are workers.
 local WORKERS = { beforeFork = 1, workerEnvironment = 1, onWorkerReady = 1, onWorkerExit = 1, onMessage = 1,
     judge = 2 }

