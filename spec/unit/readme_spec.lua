@@ -1,0 +1,37 @@
+--- The README says what the code does.
+
+local options = require 'dutch-master.options'
+
+local function read(path)
+    local file = assert(io.open(path))
+    local text = file:read '*a'
+    file:close()
+    return text
+end
+
+describe('README', function()
+    local text = read 'README.md'
+
+    it('lists every option with its default, in the words of the code, and no other', function()
+        local rows = {}
+        for name, default, doc in text:gmatch('\n| `(%w+)` | ([^\n]-) | ([^\n]-) |%f[\n]') do
+            rows[name] = { default = default, doc = doc }
+        end
+        for _, option in ipairs(options.list) do
+            local row = rows[option.name]
+            assert.is_table(row, option.name .. ' is missing')
+            assert.equal(option.default_text, row.default, option.name)
+            assert.equal(option.doc .. (option.unit and (' (%s)'):format(option.unit) or ''), row.doc, option.name)
+            rows[option.name] = nil
+        end
+        assert.same({}, rows)
+    end)
+
+    it('names files that exist', function()
+        for path in text:gmatch('`([%w_/%-]+/[%w_/%-]*%.?%w*)`') do
+            if path:match '^src/' or path:match '^lua/' or path:match '^spec/' or path:match '^examples/' then
+                assert.is_truthy(os.rename(path, path), path)
+            end
+        end
+    end)
+end)
