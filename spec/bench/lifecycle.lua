@@ -3,6 +3,7 @@
 -- DM_ROLLS and DM_CYCLES shorten the long ones.
 
 local uv = require 'luv'
+io.stdout:setvbuf 'line'
 local load = require 'spec.support.load'
 local http = require 'spec.support.http'
 local master = require 'spec.support.master'
@@ -15,12 +16,10 @@ local function report(what, value, budget)
 end
 
 local function status(pid, key)
-    for line in io.lines('/proc/' .. pid .. '/status') do
-        local value = line:match('^' .. key .. ':%s+(%d+)')
-        if value then
-            return tonumber(value)
-        end
-    end
+    local file = assert(io.open('/proc/' .. pid .. '/status'))
+    local text = file:read '*a'
+    file:close()
+    return tonumber(text:match('\n' .. key .. ':%s+(%d+)'))
 end
 
 local function descriptors(pid)
@@ -97,14 +96,15 @@ function benches.latency()
         '<= 5 ms')
     m:finish()
     pipe:close()
+    uv.run 'nowait'
 end
 
-local function sleepers(count)
+local function sleepers(count, level)
     return ([[
 require('dutch-master').start {
     worker = { 'sleep', '100000' }, numWorkers = %d, ready = { alive = 0.01 },
-    logger = require('dutch-master').logger { level = 'warn' },
-}]]):format(count)
+    logger = require('dutch-master').logger { level = '%s' },
+}]]):format(count, level or 'warn')
 end
 
 function benches.memory()
@@ -144,10 +144,8 @@ end
 
 function benches.thousand()
     local start = uv.hrtime()
-    local m = master.start { script = sleepers(1000) }
-    m:wait_until(function()
-        return status(m.pid, 'Threads') and #m:tree() >= 1001
-    end, '1,000 workers', { timeout = 60000 })
+    local m = master.start { script = sleepers(1000, 'info') }
+    m:await('Cluster ready', { timeout = 60000 })
     local started = uv.hrtime()
     m:signal 'SIGTERM'
     m:exit { timeout = 60000 }
