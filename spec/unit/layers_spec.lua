@@ -1,3 +1,79 @@
-describe('layers', function()
-    it('compile', function() assert.is_string(require('dutch-master.core').version) end)
+-- The borders between the layers, as the top of every file promises them.
+
+--- Files below the directories, whose name ends in one of the endings.
+local function files(directories, endings)
+    local found = {}
+    local list = assert(io.popen('find ' .. directories .. ' -type f'))
+    for path in list:lines() do
+        for _, ending in ipairs(endings) do
+            if path:sub(-#ending) == ending then
+                found[#found + 1] = path
+            end
+        end
+    end
+    list:close()
+    assert(#found > 0, 'no files in ' .. directories)
+    return found
+end
+
+--- "path:line: text" of the lines that match, but in files that `allowed` takes.
+local function matches(paths, pattern, allowed)
+    local found = {}
+    for _, path in ipairs(paths) do
+        local number = 0
+        for line in io.lines(path) do
+            number = number + 1
+            if line:find(pattern) and not (allowed and allowed(path)) then
+                found[#found + 1] = ('%s:%d: %s'):format(path, number, line)
+            end
+        end
+    end
+    return found
+end
+
+describe('layers:', function()
+    local c = files('src', { '.c', '.h' })
+    local lua = files('lua', { '.lua' })
+    local specs = files('spec', { '.lua' })
+
+    it('the mechanism does not know Lua', function()
+        for _, header in ipairs { 'lua%.h', 'lualib%.h', 'luajit%.h', 'lauxlib%.h' } do
+            assert.are.same({}, matches(c, '#include [<"]' .. header, function(path)
+                return path:match '^src/lua_[^/]*$'
+            end))
+        end
+    end)
+
+    it('the mechanism does not know policy', function()
+        for _, word in ipairs { '[Ss]lot', '[Rr]estart', '[Gg]eneration' } do
+            assert.are.same({}, matches(c, '%f[%w]' .. word .. '%f[%W]%s*[%(%*;=]', function(path)
+                return path:match '^src/lua_[^/]*$'
+            end))
+        end
+    end)
+
+    it('processes are started and signalled by our own code alone', function()
+        assert.are.same({}, matches(c, 'uv_spawn%('))
+        assert.are.same({}, matches(c, 'uv_kill%('))
+        assert.are.same({}, matches(c, 'uv_signal_'))
+        assert.are.same({}, matches(c, 'waitpid%('))
+    end)
+
+    it('policy reaches the core by the platform alone', function()
+        assert.are.same({}, matches(lua, 'require%s*%(?%s*[\'"]dutch%-master%.core', function(path)
+            return path == 'lua/dutch-master/platform.lua' or path == 'lua/dutch-master/cli.lua'
+        end))
+    end)
+
+    it('specs await events', function()
+        assert.are.same({}, matches(specs, '[^%w_]sleep%s*%(', function(path)
+            return path == 'spec/unit/layers_spec.lua'
+        end))
+    end)
+
+    it('exactly one function of C enters Lua', function()
+        assert.are.same({}, matches(files('src', { '.c' }), 'lua_pcall%(', function(path)
+            return path == 'src/lua_call.c' or path == 'src/lua_sandbox.c' or path == 'src/lua_worker.c'
+        end))
+    end)
 end)

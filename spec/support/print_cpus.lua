@@ -1,0 +1,1 @@
+print(require('dutch-master.core').cpus())
