@@ -22,6 +22,7 @@ Master.__index = Master
 M.wait_until = wait.wait_until
 
 local running = {} -- every master that was not finished
+local baseline -- the descriptors before the first of them
 local count = 0
 local START_MS, EXIT_MS = 10000, 40000
 local SANITIZED = os.getenv 'DM_SANITIZE' ~= nil
@@ -249,7 +250,9 @@ function M.start(options)
     for name, content in pairs(options.files or {}) do
         write_file(self.app .. '/' .. name, content)
     end
-    self.descriptors = descriptors()
+    if next(running) == nil then
+        baseline = descriptors()
+    end
     local out, err = uv.new_pipe(false), uv.new_pipe(false)
     local words = command(self, options)
     local file = table.remove(words, 1)
@@ -538,7 +541,7 @@ function Master:finish(options)
     dispose(self)
     collectgarbage()
     uv.run 'nowait'
-    local kept = new_descriptors(self.descriptors)
+    local kept = next(running) == nil and new_descriptors(baseline) or {} -- others still have theirs
     if #kept > 0 then
         found[#found + 1] = 'descriptors that the spec did not have at the start: ' .. table.concat(kept, ', ')
     end
