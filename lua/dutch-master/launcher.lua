@@ -11,6 +11,10 @@ local Worker = require 'dutch-master.worker'
 local Launcher = {}
 Launcher.__index = Launcher
 
+-- The master is deaf while something of the script runs. When that took all its time the script is left alone for so
+-- long: otherwise the forks of many slots, one after the other, would keep a stop waiting for minutes.
+local REST_MS = 1000
+
 --- @param options {platform, script (see script.lua), log, sockets, agenda, tickets, environ, cwd (where the master was
 --   started, or nil), executable, preload (path of drain.cjs or nil)}
 function Launcher.new(options)
@@ -65,13 +69,27 @@ function Launcher:preview()
     return { changes = compare.plans(self.plan, plan) }
 end
 
+local function note_slow(self, err)
+    if err.kind == 'budget' then
+        self.rests_until = self.platform.now() + REST_MS
+    end
+end
+
+local function rests(self)
+    return self.rests_until and self.platform.now() < self.rests_until
+end
+
 --- Runs a hook of the script that nobody waits for. Its failure is a log record.
 function Launcher:hook(name, ...)
     if not (self.session and self.plan.hooks[name]) then
         return
     end
+    if rests(self) then
+        return self.log:warn({ hook = name }, 'Hook skipped: the script took too long a moment ago')
+    end
     local ok, err = self.session:call(name, ...)
     if not ok then
+        note_slow(self, err)
         self.log:error({ hook = name, traceback = err.traceback }, 'Hook failed: ' .. err.message)
     end
 end
@@ -108,16 +126,18 @@ local function session_for_fork(self)
     if session then
         return session
     end
+    note_slow(self, err)
     self.log:error({ traceback = err.traceback }, 'Script is bad, the last good one serves on: ' .. err.message)
     return self.session
 end
 
-local function before_fork(session, info)
+local function before_fork(self, session, info)
     if not session.plan.hooks.beforeFork then
         return true
     end
     local ok, verdict, reason = session:call('beforeFork', info)
     if not ok then
+        note_slow(self, verdict)
         return nil, verdict.message, 'script'
     elseif verdict == false then
         return nil, 'beforeFork said no: ' .. tostring(reason or 'no reason given')
@@ -193,6 +213,7 @@ local function start(self, worker, session, info)
     local plan = session.plan
     local env, err = session:environment(info)
     if not env then
+        note_slow(self, err)
         return nil, err.message
     end
     local cwd
@@ -217,11 +238,16 @@ end
 -- @param options {slot, generation, on}: see worker.lua
 -- @return the worker, or nil, why, 'script' when the script itself failed
 function Launcher:launch(options)
+    if rests(self) then
+        local why = 'the script took too long a moment ago'
+        self.log:error({ slot = options.slot, generation = options.generation }, 'Fork abandoned: ' .. why)
+        return nil, why
+    end
     local session = session_for_fork(self)
     local id = self.next_id
     self.next_id = id + 1
     local info = { id = id, slot = options.slot, generation = options.generation }
-    local ok, why, where = before_fork(session, info)
+    local ok, why, where = before_fork(self, session, info)
     if not ok then
         if session ~= self.session then
             session:close()
