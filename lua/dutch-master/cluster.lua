@@ -7,6 +7,7 @@ local compare = require 'dutch-master.compare'
 local machine = require 'dutch-master.machine'
 local Roll = require 'dutch-master.roll'
 local Slot = require 'dutch-master.slot'
+local snapshot = require 'dutch-master.snapshot'
 local ignore, bug = machine.ignore, machine.bug
 
 local Cluster = {}
@@ -92,7 +93,8 @@ function Cluster:preview()
     return self.launcher:preview()
 end
 
-local function slot_of(self, worker)
+--- The slot that holds the worker, or nil.
+function Cluster:slot_of(worker)
     for _, slot in ipairs(self.slots) do
         if slot.number == worker.slot and (slot.current == worker or slot.incoming == worker) then
             return slot
@@ -100,58 +102,13 @@ local function slot_of(self, worker)
     end
 end
 
-local function worker_snapshot(self, worker, slot, queues)
-    local now = self.platform.now()
-    local usage = self.platform.proc_stat(worker.pid) or {}
-    local queue = queues[worker.id] or {}
-    return {
-        id = worker.id, slot = worker.slot, pid = worker.pid, state = worker.state, generation = worker.generation,
-        release = worker.release, uptime_ms = now - worker.forked_at, ready = worker.ready_at ~= nil,
-        restarts = slot and slot.forks - 1, rss_kb = usage.rss_kb, cpu_ms = usage.cpu_ms, queue = queue.queue,
-        steered = queue.steered, status = worker.status,
-    }
-end
-
---- The little that the service manager is told, at no cost: see systemd.lua.
+--- What the service manager is told, and what `status` shows: see snapshot.lua.
 function Cluster:summary()
-    local serving = 0
-    for _, slot in ipairs(self.slots) do
-        serving = serving + (slot.current and 1 or 0)
-    end
-    local roll = self.roll
-    return {
-        state = self.state, generation = self.generation, wanted = self.wanted, serving = serving,
-        processes = self.process_count, last_verdict = self.last_verdict,
-        roll = roll and { generation = roll.generation, total = roll.total, done = roll.done } or nil,
-    }
+    return snapshot.summary(self)
 end
 
---- What `status` shows.
 function Cluster:snapshot()
-    local now = self.platform.now()
-    local queues = self.sockets:snapshot()
-    local own = self.platform.proc_stat(self.platform.pid()) or {}
-    local workers, slots = {}, {}
-    for _, worker in pairs(self.workers) do
-        workers[#workers + 1] = worker_snapshot(self, worker, slot_of(self, worker), queues)
-    end
-    table.sort(workers, function(a, b)
-        return a.slot < b.slot or a.slot == b.slot and a.id < b.id
-    end)
-    for i, slot in ipairs(self.slots) do
-        local waits = not slot.incoming and slot.state ~= 'serving' and slot.state ~= 'proving'
-        slots[i] = { slot = slot.number, state = slot.state, failures = slot.failures, restarts = slot.forks - 1,
-            backoff_ms = waits and math.max(slot.forked_at and slot.forked_at + slot.wait_ms - now or 0, 0) or nil }
-    end
-    local roll = self.roll
-    return {
-        script = self.script, pid = self.platform.pid(), version = self.platform.version, state = self.state,
-        generation = self.generation, wanted = self.wanted, uptime_ms = now - self.started_at, rss_kb = own.rss_kb,
-        cpu_ms = own.cpu_ms, workers = workers, slots = slots, last_verdict = self.last_verdict,
-        balance = queues.balance,
-        roll = roll and { generation = roll.generation, total = roll.total, done = roll.done,
-            elapsed_ms = now - roll.started_at } or nil,
-    }
+    return snapshot.full(self)
 end
 
 --- Finds a live worker by id. @return the worker or nil
@@ -192,7 +149,7 @@ local function change(self)
 end
 
 local function to_slot(self, worker, event, ...)
-    local slot = slot_of(self, worker)
+    local slot = self:slot_of(worker)
     if slot then
         self.agenda:post(slot, event, worker, ...)
     end
@@ -238,7 +195,7 @@ local function fork(self, slot)
             end,
             replace = function(worker, reason)
                 worker.why = reason
-                local place = slot_of(self, worker)
+                local place = self:slot_of(worker)
                 if place then
                     self.agenda:post(place, 'replace', nil, worker)
                 end

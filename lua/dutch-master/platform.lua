@@ -18,6 +18,33 @@ function M.preload()
     return (preload.find(M, core.environ()))
 end
 
+-- The file in which the kernel counts the processes of our cgroup that it killed for want of memory.
+local function oom_counter()
+    local own = core.read_file('/proc/self/cgroup', 65536) or ''
+    local unified = own:match('0::(/[^\n]*)')
+    local memory = own:match('%d+:[^:\n]*memory[^:\n]*:(/[^\n]*)')
+    for _, path in ipairs {
+        unified and '/sys/fs/cgroup' .. unified .. '/memory.events' or false,
+        memory and '/sys/fs/cgroup/memory' .. memory .. '/memory.oom_control' or false,
+    } do
+        if path and core.access(path, 'r') then
+            return path
+        end
+    end
+end
+
+local oom_path
+
+--- How many processes of the master's cgroup the kernel has killed for want of memory; 0 where it does not say.
+-- See memory.events in the kernel's cgroup-v2.rst, memory.oom_control in cgroup-v1/memory.rst.
+function M.oom_kills()
+    if oom_path == nil then
+        oom_path = oom_counter() or false
+    end
+    local text = oom_path and core.read_file(oom_path, 65536)
+    return text and tonumber(text:match('oom_kill (%d+)')) or 0
+end
+
 --- Writes to stderr, for a person: what must be said before there is a log.
 function M.write_stderr(text)
     io.stderr:write(text)

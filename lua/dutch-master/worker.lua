@@ -11,6 +11,7 @@
 --   gone(worker)           its process is reaped; worker.report says how it ended
 
 local conversation = require 'dutch-master.conversation'
+local exit_report = require 'dutch-master.exit_report'
 local machine = require 'dutch-master.machine'
 local protocol = require 'dutch-master.protocol'
 local ignore, bug = machine.ignore, machine.bug
@@ -32,6 +33,7 @@ function Worker.new(options)
     local self = setmetatable(options, Worker)
     self.log = options.log:child { workerId = self.id, generation = self.generation }
     self.forked_at = self.platform.now()
+    self.oom_kills_before = self.platform.oom_kills()
     return self
 end
 
@@ -327,45 +329,13 @@ local function leaving(self)
     return 'stopping'
 end
 
-local STEPS = {
-    chdir = 'its directory',
-    script = 'the worker',
-    exec = 'the program',
-    interpreter = 'the interpreter named in its #! line',
-}
-
--- How a worker ended, in words: for the log, `why` and verdicts.
-local function words(self, status)
-    if status.failed then
-        return status.failed.message
-    elseif self.late then
-        return ('was not ready within %g s'):format(self.plan.ready_timeout_ms / 1000)
-    elseif status.signal then
-        return 'was ended by ' .. status.signal
-    end
-    return 'exited with code ' .. tostring(status.code)
-end
-
-local function make_report(self, status)
-    local now = self.platform.now()
-    local failed = status.failed
-    self.report = {
-        worker = self.id, pid = self.pid, slot = self.slot, generation = self.generation, release = self.release,
-        code = status.code, signal = status.signal, core = status.core, step = failed and failed.step,
-        message = words(self, status), why = self.why, unexpected = not self.told, killed = self.killed,
-        was_ready = self.ready_at ~= nil, age_ms = now - self.forked_at, at = self.platform.wall(),
-        served_ms = self.ready_at and now - self.ready_at or 0, stderr = self.child:tail(),
-        cpu_ms = (status.user_ms or 0) + (status.system_ms or 0), max_rss_kb = status.max_rss_kb,
-    }
-end
-
 local function finish(self, status)
     self.channel_open = false
-    make_report(self, status)
+    self.report = exit_report.new(self, status)
     if status.failed then
         local failed = status.failed
         self.log:error({ step = failed.step, code = failed.code, path = failed.path },
-            ('Worker could not be started: %s: %s'):format(STEPS[failed.step] or failed.step, failed.message))
+            'Worker could not be started: ' .. exit_report.start_failure(failed))
     else
         self.log:info({ code = status.code, signal = status.signal }, 'Worker exited')
     end

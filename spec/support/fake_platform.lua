@@ -45,6 +45,10 @@ function Platform.new(options)
     self.pid = function()
         return 1
     end
+    self.oom = 0
+    self.oom_kills = function()
+        return self.oom
+    end
     self.null_fd = function()
         return 0
     end

@@ -173,6 +173,18 @@ describe('worker', function()
         end
     end)
 
+    it('says that memory ran out only when the kernel counted such a death', function()
+        for _, counted in ipairs { true, false } do
+            local worker, world = one { ready_ms = 10 }
+            world.platform:advance(20)
+            world.platform.oom = counted and 1 or 0
+            worker.child:exit { signal = 'SIGKILL' }
+            assert.equal(counted or nil, worker.report.oom)
+            assert.equal(counted and 'was killed because memory ran out' or 'was ended by SIGKILL',
+                worker.report.message)
+        end
+    end)
+
     it('repeats SIGKILL until the process is gone', function()
         local worker, world = one { ready_ms = 10 }
         world.platform:advance(20)

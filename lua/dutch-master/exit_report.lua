@@ -1,0 +1,52 @@
+--- exit_report.lua: how a worker ended, for the log, `why`, verdicts and onWorkerExit.
+
+local M = {}
+
+-- Which part of a start failed, by the step that core.spawn names.
+local STEPS = {
+    chdir = 'its directory',
+    script = 'the worker',
+    exec = 'the program',
+    interpreter = 'the interpreter named in its #! line',
+}
+
+--- The reason of a start that failed, in words.
+-- @param failed {step, message} of core.spawn's status
+function M.start_failure(failed)
+    return ('%s: %s'):format(STEPS[failed.step] or failed.step, failed.message)
+end
+
+local function words(worker, status, oom)
+    if status.failed then
+        return status.failed.message
+    elseif worker.late then
+        return ('was not ready within %g s'):format(worker.plan.ready_timeout_ms / 1000)
+    elseif oom then
+        return 'was killed because memory ran out'
+    elseif status.signal then
+        return 'was ended by ' .. status.signal
+    end
+    return 'exited with code ' .. tostring(status.code)
+end
+
+--- @param worker see worker.lua
+-- @param status how its process ended: see core.spawn
+-- @return a table of plain values; times in ms, `at` in seconds since the epoch
+function M.new(worker, status)
+    local platform = worker.platform
+    local now = platform.now()
+    -- SIGKILL that was not ours, while the kernel's count of such deaths in our cgroup rose.
+    local oom = status.signal == 'SIGKILL' and not worker.killed
+        and platform.oom_kills() > (worker.oom_kills_before or math.huge) or nil
+    return {
+        worker = worker.id, pid = worker.pid, slot = worker.slot, generation = worker.generation,
+        release = worker.release, code = status.code, signal = status.signal, core = status.core,
+        step = status.failed and status.failed.step, message = words(worker, status, oom), why = worker.why, oom = oom,
+        unexpected = not worker.told, killed = worker.killed, was_ready = worker.ready_at ~= nil,
+        age_ms = now - worker.forked_at, served_ms = worker.ready_at and now - worker.ready_at or 0,
+        at = platform.wall(), stderr = worker.child:tail(), cpu_ms = (status.user_ms or 0) + (status.system_ms or 0),
+        max_rss_kb = status.max_rss_kb,
+    }
+end
+
+return M

@@ -1,0 +1,63 @@
+--- snapshot.lua: the cluster as plain values, for those who look at it. Reads, changes nothing.
+
+local M = {}
+
+--- The little that the service manager is told at every change, at no cost: see systemd.lua.
+function M.summary(cluster)
+    local serving = 0
+    for _, slot in ipairs(cluster.slots) do
+        serving = serving + (slot.current and 1 or 0)
+    end
+    local roll = cluster.roll
+    return {
+        state = cluster.state, generation = cluster.generation, wanted = cluster.wanted, serving = serving,
+        processes = cluster.process_count, last_verdict = cluster.last_verdict,
+        roll = roll and { generation = roll.generation, total = roll.total, done = roll.done } or nil,
+    }
+end
+
+local function of_worker(cluster, worker, queues)
+    local slot = cluster:slot_of(worker)
+    local usage = cluster.platform.proc_stat(worker.pid) or {}
+    local queue = queues[worker.id] or {}
+    return {
+        id = worker.id, slot = worker.slot, pid = worker.pid, state = worker.state, generation = worker.generation,
+        release = worker.release, uptime_ms = cluster.platform.now() - worker.forked_at,
+        ready = worker.ready_at ~= nil, restarts = slot and slot.forks - 1, rss_kb = usage.rss_kb,
+        cpu_ms = usage.cpu_ms, queue = queue.queue, steered = queue.steered, status = worker.status,
+    }
+end
+
+local function of_slot(cluster, slot)
+    local waits = not slot.incoming and slot.state ~= 'serving' and slot.state ~= 'proving'
+    local next_fork = slot.forked_at and slot.forked_at + slot.wait_ms - cluster.platform.now() or 0
+    return { slot = slot.number, state = slot.state, failures = slot.failures, restarts = slot.forks - 1,
+        backoff_ms = waits and math.max(next_fork, 0) or nil }
+end
+
+--- What `status` shows.
+function M.full(cluster)
+    local platform = cluster.platform
+    local now, own = platform.now(), platform.proc_stat(platform.pid()) or {}
+    local queues = cluster.sockets:snapshot()
+    local workers, slots, roll = {}, {}, cluster.roll
+    for _, worker in pairs(cluster.workers) do
+        workers[#workers + 1] = of_worker(cluster, worker, queues)
+    end
+    table.sort(workers, function(a, b)
+        return a.slot < b.slot or a.slot == b.slot and a.id < b.id
+    end)
+    for i, slot in ipairs(cluster.slots) do
+        slots[i] = of_slot(cluster, slot)
+    end
+    return {
+        script = cluster.script, pid = platform.pid(), version = platform.version, state = cluster.state,
+        generation = cluster.generation, wanted = cluster.wanted, uptime_ms = now - cluster.started_at,
+        rss_kb = own.rss_kb, cpu_ms = own.cpu_ms, workers = workers, slots = slots,
+        last_verdict = cluster.last_verdict, balance = queues.balance,
+        roll = roll and { generation = roll.generation, total = roll.total, done = roll.done,
+            elapsed_ms = now - roll.started_at } or nil,
+    }
+end
+
+return M
