@@ -12,3 +12,6 @@ set :keep_releases, 5
 # set :dutch_master_roles, :app
 # set :dutch_master_start, nil                                     # a command, for the first deploy:
 set :dutch_master_start, 'sudo systemctl start dutch-master@my-app'
+
+# The control socket of a master that systemd started (examples/systemd) is in a directory of the unit.
+set :default_env, { 'DUTCH_MASTER_RUNTIME_DIR' => '/run/dutch-master-my-app' }

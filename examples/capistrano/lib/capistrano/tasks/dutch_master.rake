@@ -30,7 +30,7 @@ namespace :dutch_master do
   task :restart do
     on roles(fetch(:dutch_master_roles)), in: :sequence do |host|
       # Exit code 3: not running, which is so before the first deploy.
-      if test("#{dutch_master_command('status').join(' ')} > /dev/null 2>&1; [ $? -ne 3 ]")
+      if test(:sh, '-c', "'#{dutch_master_command('status').join(' ')} > /dev/null 2>&1; [ $? -ne 3 ]'")
         execute(*dutch_master_command('restart', '--wait', '--timeout', fetch(:dutch_master_timeout)))
       elsif fetch(:dutch_master_start)
         execute fetch(:dutch_master_start)
