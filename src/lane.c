@@ -50,6 +50,20 @@ int dm_lane_accept(const struct dm_lane *lane) {
     }
 }
 
+/* cqueues, for one, clears it on every socket that it is given. The kernel then gives all
+ * connections to the first member of the group. */
+static int repair_reuseport(struct dm_lane *lane) {
+    const int on = 1;
+    int is_on = 1;
+    socklen_t size = sizeof is_on;
+    if (lane->listener->shared ||
+        getsockopt(lane->fd, SOL_SOCKET, SO_REUSEPORT, &is_on, &size) != 0 || is_on ||
+        setsockopt(lane->fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on) != 0) {
+        return 0;
+    }
+    return DM_LANE_REUSEPORT;
+}
+
 static int repair_listening(struct dm_lane *lane) {
     uint32_t depth, limit;
     const int listens = dm_lane_listens(lane);
@@ -60,10 +74,14 @@ static int repair_listening(struct dm_lane *lane) {
         const int error = dm_listener_rejoin(lane);
         return error ? error : DM_LANE_REVIVED;
     }
+    int done = repair_reuseport(lane);
     if (dm_lane_queue(lane, &depth, &limit) == 0 && limit != lane->limit) {
-        return listen(lane->fd, lane->listener->backlog) == 0 ? DM_LANE_BACKLOG : -errno;
+        if (listen(lane->fd, lane->listener->backlog) != 0) {
+            return -errno;
+        }
+        done |= DM_LANE_BACKLOG;
     }
-    return 0;
+    return done;
 }
 
 int dm_lane_repair(struct dm_lane *lane) {

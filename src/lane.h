@@ -19,11 +19,12 @@ struct dm_lane {
 
 /* What a worker had done to a lane. */
 enum {
-    DM_LANE_REVIVED = 1,   /* shutdown() */
-    DM_LANE_BACKLOG = 2,   /* listen() with another backlog */
-    DM_LANE_NONBLOCK = 4,  /* O_NONBLOCK cleared */
-    DM_LANE_PATH = 8,      /* the socket's path removed or taken */
-    DM_LANE_PATH_LOST = 16 /* and it could not be put back */
+    DM_LANE_REVIVED = 1,    /* shutdown() */
+    DM_LANE_BACKLOG = 2,    /* listen() with another backlog */
+    DM_LANE_NONBLOCK = 4,   /* O_NONBLOCK cleared */
+    DM_LANE_PATH = 8,       /* the socket's path removed or taken */
+    DM_LANE_PATH_LOST = 16, /* and it could not be put back */
+    DM_LANE_REUSEPORT = 32  /* SO_REUSEPORT cleared: its group would not be asked any more */
 };
 
 int dm_lane_listens(const struct dm_lane *lane);

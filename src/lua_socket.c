@@ -196,11 +196,9 @@ static int l_lane_repair(lua_State *L) {
     static const struct {
         int bit;
         const char *word;
-    } words[] = {{DM_LANE_REVIVED, "shutdown"},
-                 {DM_LANE_BACKLOG, "backlog"},
-                 {DM_LANE_NONBLOCK, "nonblock"},
-                 {DM_LANE_PATH, "path"},
-                 {DM_LANE_PATH_LOST, "path lost"}};
+    } words[] = {{DM_LANE_REVIVED, "shutdown"},  {DM_LANE_BACKLOG, "backlog"},
+                 {DM_LANE_NONBLOCK, "nonblock"}, {DM_LANE_REUSEPORT, "reuseport"},
+                 {DM_LANE_PATH, "path"},         {DM_LANE_PATH_LOST, "path lost"}};
     struct dm_lane *lane = to_lane(L, 1);
     if (!lane) {
         return closed(L);

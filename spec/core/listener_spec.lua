@@ -130,6 +130,11 @@ describe('core.listen', function()
                 assert.same({ 'shutdown' }, lane:repair())
                 assert.truthy(serves(listener, '127.0.0.1', listener:address().port))
                 assert.same({}, lane:repair())
+                if reuseport then
+                    assert(net.set_option(lane:fd(), 1, 15, 0)) -- SO_REUSEPORT
+                    assert.same({ 'reuseport' }, lane:repair())
+                    assert.equal(1, net.option(lane:fd(), 1, 15))
+                end
             end)
         end)
     end

@@ -206,7 +206,8 @@ function M.serve(where, handler)
     if not listener then
         return nil, message, code
     end
-    local listening = assert(socket.fdopen { fd = assert(descriptors.duplicate(listener.fd)) })
+    -- cqueues would clear SO_REUSEPORT, which takes the socket out of its group.
+    local listening = assert(socket.fdopen { fd = assert(descriptors.duplicate(listener.fd)), reuseport = true })
     local server, connections = new_server(listening, handler)
     local loop = worker.attach(server)
 
