@@ -225,7 +225,7 @@ versions.each(function(version, binary)
                 ports[i] = w.listening[1].port
             end
             local client = node.client(binary, { HERE .. 'tls_resume.cjs', cjson.encode(ports) })
-            assert.same({ 'false', 'true', 'true' }, client:message())
+            assert.equal('false true true', table.concat(client:message(), ' ', 1, 3))
         end)
 
         it('cannot see the preload before the drain begins', function()

@@ -1,5 +1,5 @@
-// One TLS session over all ports given as a JSON list: says over its channel what each server said
-// about its reuse.
+// One TLS session over all ports given as a JSON list, begun with the session of an earlier run if one is given. Says over
+// its channel what each server said about its reuse, and the session.
 'use strict';
 const https = require('https');
 
@@ -19,11 +19,11 @@ async function ask(port, session) {
 
 (async () => {
   const answers = [];
-  let session;
+  let session = process.argv[3] ? Buffer.from(process.argv[3], 'base64') : undefined;
   for (const port of JSON.parse(process.argv[2])) {
     const answer = await ask(port, session);
     answers.push(answer.body);
     session = answer.session || session;
   }
-  process.send(answers, () => process.exit(0));
+  process.send([...answers, session.toString('base64')], () => process.exit(0));
 })();

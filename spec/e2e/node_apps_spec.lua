@@ -1,0 +1,176 @@
+-- Apps of all sorts, unmodified: each boots, serves, rolls and stops. Frameworks, protocols, kinds of listen.
+local uv = require 'luv'
+local http = require 'spec.support.http'
+local load = require 'spec.support.load'
+local master = require 'spec.support.master'
+local app = require 'spec.support.node_app'
+local versions = require 'spec.support.node_versions'
+
+local KEYS = uv.cwd() .. '/spec/support/nodejs/'
+
+-- name -> { app or files, modules, from (first version it runs on), and what the worker is if not app.js }
+local WEB = {
+    ['express 4'] = { modules = 'express4', app = [[
+        const app = require('express')()
+        app.get('/', (request, response) => response.send('works'))
+        app.listen(Number(process.env.PORT))
+    ]] },
+    ['express 5'] = { modules = 'express5', from = 18, app = [[
+        const app = require('express')()
+        app.get('/', async (request, response) => response.send('works'))
+        app.listen(Number(process.env.PORT), '127.0.0.1')
+    ]] },
+    fastify = { modules = 'packages', from = 20, app = [[
+        const fastify = require('fastify')()
+        fastify.get('/', async () => 'works')
+        fastify.listen({ port: Number(process.env.PORT), host: '127.0.0.1' })
+    ]] },
+    koa = { modules = 'packages', from = 18, app = [[
+        const Koa = require('koa')
+        const app = new Koa()
+        app.use(async (context) => { context.body = 'works' })
+        app.listen(Number(process.env.PORT))
+    ]] },
+    ['an ES module with top-level await'] = { worker = 'app.mjs', files = { ['app.mjs'] = [[
+        import { createServer } from 'node:http'
+        await new Promise((resolve) => setTimeout(resolve, 100))
+        createServer((request, response) => response.end('works')).listen(Number(process.env.PORT))
+        await new Promise((resolve) => setTimeout(resolve, 10))
+    ]] } },
+    ['an app with helpers: a second server, listen(0), UDP'] = { app = [[
+        const http = require('http')
+        require('dgram').createSocket('udp4').bind(0, '127.0.0.1')
+        http.createServer((request, response) => response.end('metrics')).listen(0, '127.0.0.1')
+        setTimeout(() => {
+            http.createServer((request, response) => response.end('works')).listen(Number(process.env.PORT))
+        }, 200)
+    ]], plan = "ready = { port = %d }," },
+}
+
+versions.each(function(version, binary)
+    describe('on Node ' .. version, function()
+        after_each(master.cleanup)
+
+        local function start(case)
+            local port = http.free_port()
+            return app.start {
+                binary = binary, app = case.app, files = case.files, worker = case.worker, port = port,
+                modules = case.modules and versions.modules(case.modules), env = case.env,
+                plan = case.plan and case.plan:format(port),
+            }
+        end
+
+        for name, case in pairs(WEB) do
+            if tonumber(version) >= (case.from or 0) and (not case.modules or versions.modules(case.modules)) then
+                it(name .. ' boots, serves, rolls and stops', function()
+                    local m, port = start(case)
+                    local clients = load.start { port = port, mode = 'keepalive', clients = 4, expect = '^works$' }
+                    clients:await(20)
+                    app.roll(m)
+                    clients:await(clients.counts.total + 20)
+                    local counts = clients:stop()
+                    assert.equal(0, counts.failed, counts.text)
+                    m:await('Worker exited', { count = 2, timeout = 3000 })
+                    m:finish { code = 0 }
+                end)
+            end
+        end
+
+        it('a unix path is served over a roll, and gone at the end', function()
+            local m = app.start { binary = binary, app = [[
+                require('http').createServer((request, response) => response.end('works')).listen('./app.sock')
+            ]] }
+            local path = m:path 'app.sock'
+            local clients = load.start { socket = path, clients = 4, expect = '^works$' }
+            clients:await(20)
+            app.roll(m)
+            clients:await(clients.counts.total + 20)
+            local counts = clients:stop()
+            assert.equal(0, counts.failed, counts.text)
+            m:signal 'SIGTERM'
+            m:exit()
+            assert.is_nil(uv.fs_stat(path))
+            m:finish { code = 0 }
+        end)
+
+        it('plain net is served, datagrams come over a roll', function()
+            local m, port = app.start { binary = binary, app = [[
+                const port = Number(process.env.PORT)
+                require('net').createServer((socket) => socket.end('net ' + process.pid)).listen(port)
+                const udp = require('dgram').createSocket('udp4')
+                udp.on('message', (message, from) => udp.send('udp ' + message, from.port, from.address))
+                udp.bind(port, '127.0.0.1')
+            ]] }
+            local function over_tcp()
+                local text, done = '', false
+                local handle
+                handle = http.connect({ port = port }, function(err)
+                    assert(not err, err)
+                    handle:read_start(function(_, data)
+                        text = text .. (data or '')
+                        done = not data
+                    end)
+                end)
+                master.wait_until(function() return done end)
+                handle:close()
+                return text
+            end
+            local function over_udp()
+                local answer
+                local handle = uv.new_udp()
+                handle:bind('127.0.0.1', 0)
+                handle:recv_start(function(_, data) answer = answer or data end)
+                handle:send('x', '127.0.0.1', port, function() end)
+                master.wait_until(function() return answer end, { what = 'a datagram' })
+                handle:close()
+                return answer
+            end
+            for _ = 1, 2 do
+                assert.matches('^net %d+$', over_tcp())
+                assert.equal('udp x', over_udp())
+                app.roll(m)
+            end
+            m:finish { code = 0 }
+        end)
+
+        it('TLS sessions resume on other workers and after a roll', function()
+            local m, port = app.start { binary = binary, app = ([[
+                const fs = require('fs')
+                const options = { key: fs.readFileSync('%skey.pem'), cert: fs.readFileSync('%scert.pem') }
+                require('https').createServer(options, (request, response) => {
+                    response.setHeader('Connection', 'close')
+                    response.end(String(request.socket.isSessionReused()))
+                }).listen(Number(process.env.PORT))
+            ]]):format(KEYS, KEYS) }
+            local program = 'process.send = (values, done) => { console.log(values.join(" ")); done() }; '
+                .. 'process.argv = [0, 0, ...process.argv.slice(1)]; require(process.argv.pop())'
+            -- Six connections with one session: what the servers say of each, and the session.
+            local function ask(session)
+                local out, text, ended = uv.new_pipe(false), '', false
+                local ports = ('[%s%d]'):format((port .. ','):rep(5), port)
+                local args = { '-e', program, '--', ports, KEYS .. 'tls_resume.cjs' }
+                if session then
+                    table.insert(args, 5, session)
+                end
+                local client
+                client = uv.spawn(binary, { args = args, stdio = { nil, out, 2 } }, function()
+                    ended = true
+                    client:close()
+                end)
+                out:read_start(function(_, data)
+                    text = text .. (data or '')
+                    if not data then
+                        out:close()
+                    end
+                end)
+                master.wait_until(function() return ended and out:is_closing() end, { what = 'the TLS client' })
+                return text:match '^(.*) (%S+)\n$'
+            end
+            local said, session = ask()
+            assert.equal('false true true true true true', said)
+            app.roll(m)
+            assert.equal('true true true true true true', (ask(session)))
+            m:finish { code = 0 }
+        end)
+    end)
+end)
