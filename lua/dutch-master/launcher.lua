@@ -182,11 +182,16 @@ local function add_output(self, fields, worker)
     return true
 end
 
+-- Looked at for each fork: an upgrade may have taken it away, and Node does not start without a file it is to load.
+local function preload(self)
+    return self.preload and self.platform.access(self.preload, 'r') and self.preload
+end
+
 local function fields_of(self, worker, session, env, cwd)
     local plan, kind = session.plan, worker.kind
     local context = {
         id = worker.id, slot = worker.slot, generation = worker.generation, cwd = cwd, environ = self.environ,
-        environment = env, executable = self.executable, preload = self.preload, master_pid = self.platform.pid(),
+        environment = env, executable = self.executable, preload = preload(self), master_pid = self.platform.pid(),
     }
     local fds
     if not kind.has_channel then

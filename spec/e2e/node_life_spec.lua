@@ -45,6 +45,7 @@ versions.each(function(version, binary)
             wait.wait_until(function() return asked end)
             assert.equal(1, generation(port))
             app.roll(m)
+            m:wait_until(function() return generation(port) == 2 end, 'the new workers to serve')
             for _ = 1, 20 do
                 assert.equal(2, generation(port))
             end
