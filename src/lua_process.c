@@ -7,6 +7,10 @@
 #include <lauxlib.h>
 #include <signal.h>
 
+/* How long the end waits for orphans that were killed: only an uninterruptible wait takes longer.
+ */
+enum { KILL_ADOPTED_MS = 2000 };
+
 /* Pids of adopted orphans that one call can report. */
 enum { ADOPTED_MAX = 4096 };
 
@@ -135,14 +139,10 @@ static int l_adopted(lua_State *L) {
     return 1;
 }
 
-/* They are ours and unreaped, so the numbers are theirs. -> how many got it */
+/* -> how many got it */
 static int l_kill_adopted(lua_State *L) {
-    pid_t *pids;
-    const size_t n = adopted(L, &pids);
-    for (size_t i = 0; i < n; i++) {
-        kill(pids[i], SIGKILL);
-    }
-    lua_pushinteger(L, (lua_Integer)n);
+    lua_pushinteger(L,
+                    (lua_Integer)dm_reaper_kill_adopted(&dm_lua_core(L)->reaper, KILL_ADOPTED_MS));
     return 1;
 }
 

@@ -89,6 +89,15 @@ struct orphan {
     struct dm_exit exit;
 };
 
+/* Its number may come again, for another. */
+static void forget_brought(struct dm_reaper *reaper, pid_t pid) {
+    for (size_t i = 0; i < reaper->brought_count; i++) {
+        if (reaper->brought[i] == pid) {
+            reaper->brought[i] = 0;
+        }
+    }
+}
+
 /* WNOWAIT shows the same zombie until it is reaped; so each one seen is. */
 static void sweep(struct dm_reaper *reaper) {
     struct orphan orphans[64];
@@ -105,6 +114,7 @@ static void sweep(struct dm_reaper *reaper) {
             break;
         }
         if (!leader) {
+            forget_brought(reaper, info.si_pid);
             orphans[n].pid = info.si_pid;
             set_exit(&orphans[n++].exit, &info);
         }
@@ -139,6 +149,9 @@ int dm_reaper_init(struct dm_reaper *reaper, uv_loop_t *loop) {
     dm_list_init(&reaper->alive);
     dm_list_init(&reaper->reaped);
     dm_signals_init(&reaper->sigchld, reaper, on_sigchld);
+
+    const size_t brought = dm_reaper_adopted(reaper, reaper->brought, DM_BROUGHT_MAX);
+    reaper->brought_count = brought < DM_BROUGHT_MAX ? brought : DM_BROUGHT_MAX;
 
     /* Ignored by whoever started us, exits would go unseen. */
     signal(SIGCHLD, SIG_DFL);
@@ -235,6 +248,16 @@ void dm_reaper_stop_all(struct dm_reaper *reaper, uint64_t grace_ms) {
     reap_until(reaper, dm_now_ms() + 2000);
 }
 
+/* Whoever becomes this program by exec may have had children, which are none of its business. */
+static bool was_here(const struct dm_reaper *reaper, pid_t pid) {
+    for (size_t i = 0; i < reaper->brought_count; i++) {
+        if (reaper->brought[i] == pid) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static size_t read_children(struct dm_reaper *reaper, const char *task, pid_t *pids, size_t max,
                             size_t n) {
     char path[64];
@@ -242,7 +265,7 @@ static size_t read_children(struct dm_reaper *reaper, const char *task, pid_t *p
     FILE *file = fopen(path, "re");
     int pid;
     while (file && fscanf(file, "%d", &pid) == 1) {
-        if (pid > 1 && !find(reaper, pid)) {
+        if (pid > 1 && !find(reaper, pid) && !was_here(reaper, pid)) {
             if (n < max) {
                 pids[n] = pid;
             }
@@ -268,4 +291,34 @@ size_t dm_reaper_adopted(struct dm_reaper *reaper, pid_t *pids, size_t max) {
         closedir(tasks);
     }
     return n;
+}
+
+static void end_orphan(pid_t pid, uint64_t deadline_ms) {
+    struct pollfd gone = {.fd = (int)syscall(SYS_pidfd_open, pid, 0), .events = POLLIN};
+    kill(pid, SIGKILL); /* it is ours and unreaped, so the number is its own */
+    const uint64_t now = dm_now_ms();
+    if (gone.fd >= 0) {
+        poll(&gone, 1, now < deadline_ms ? (int)(deadline_ms - now) : 0);
+        close(gone.fd);
+    }
+    siginfo_t info;
+    wait_for(P_PID, pid, &info, WEXITED | WNOHANG, NULL);
+}
+
+size_t dm_reaper_kill_adopted(struct dm_reaper *reaper, uint64_t limit_ms) {
+    const uint64_t deadline_ms = dm_now_ms() + limit_ms;
+    pid_t pids[64];
+    size_t killed = 0;
+    size_t n;
+    /* The children of one that dies become ours. */
+    while ((n = dm_reaper_adopted(reaper, pids, sizeof pids / sizeof *pids)) > 0) {
+        n = n < sizeof pids / sizeof *pids ? n : sizeof pids / sizeof *pids;
+        for (size_t i = 0; i < n; i++, killed++) {
+            end_orphan(pids[i], deadline_ms);
+        }
+        if (dm_now_ms() >= deadline_ms) {
+            break;
+        }
+    }
+    return killed;
 }

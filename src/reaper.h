@@ -29,12 +29,18 @@ struct dm_leader {
     void (*on_closed)(struct dm_leader *leader);   /* the handle is closed: memory may go */
 };
 
+/* Children that were there before this program took the process over by exec. More than these are
+ * not told apart. */
+enum { DM_BROUGHT_MAX = 16 };
+
 struct dm_reaper {
     uv_loop_t *loop;
     struct dm_signals sigchld;
     struct dm_link alive;  /* not yet reaped */
     struct dm_link reaped; /* reaped, not yet reported */
     int count;
+    pid_t brought[DM_BROUGHT_MAX];
+    size_t brought_count;
     void (*on_orphan)(struct dm_reaper *reaper, pid_t pid, const struct dm_exit *exit);
     void *orphan_data;
 };
@@ -57,3 +63,7 @@ void dm_reaper_abandon(pid_t pid, int pidfd);
 
 /* Children that are no leaders of ours: adopted orphans. How many, and the first `max` of them. */
 size_t dm_reaper_adopted(struct dm_reaper *reaper, pid_t *pids, size_t max);
+
+/* SIGKILL for these, and for theirs, until none is left or the time is over. Waits. -> how many got
+ * it */
+size_t dm_reaper_kill_adopted(struct dm_reaper *reaper, uint64_t limit_ms);

@@ -128,6 +128,7 @@ function Master:assemble()
             self.systemd:on_state(self.cluster:summary())
         end,
         on_exit = function(code)
+            self.platform.kill_adopted() -- what workers left in sessions of their own
             self:close()
             self.platform.stop(code)
         end,
