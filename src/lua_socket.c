@@ -2,6 +2,7 @@
  * which only points: the listener owns it, so a collected lane userdata changes nothing.
  */
 #include "address.h"
+#include "holder.h"
 #include "inherited.h"
 #include "listener.h"
 #include "lua_core.h"
@@ -29,6 +30,18 @@ static int fail_at(lua_State *L, int error, const char *where) {
     lua_pushnil(L);
     lua_pushfstring(L, "%s: %s: %s", uv_err_name(error), uv_strerror(error), where);
     lua_pushstring(L, uv_err_name(error));
+    return 3;
+}
+
+/* Who holds the address is what everybody asks next. */
+static int fail_in_use(lua_State *L, const struct dm_address *address, const char *where) {
+    pid_t pid;
+    char name[DM_HOLDER_NAME];
+    fail_at(L, -EADDRINUSE, where);
+    if (dm_holder_find(address, &pid, name)) {
+        lua_pushfstring(L, "%s (held by process %d, %s)", lua_tostring(L, -2), (int)pid, name);
+        lua_replace(L, -3);
+    }
     return 3;
 }
 
@@ -296,7 +309,7 @@ static int l_listen(lua_State *L) {
     error = dm_listener_open(&proxy->listener, &address, &options);
     if (error) {
         dm_address_text(&address, text);
-        return fail_at(L, error, text);
+        return error == -EADDRINUSE ? fail_in_use(L, &address, text) : fail_at(L, error, text);
     }
     proxy->open = true;
     return 1;

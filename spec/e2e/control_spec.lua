@@ -5,6 +5,7 @@ local uv = require 'luv'
 local apps = require 'spec.support.apps'
 local cjson = require 'cjson'
 local cli = require 'spec.support.cli'
+local http = require 'spec.support.http'
 local master = require 'spec.support.master'
 local wait = require 'spec.support.wait'
 
@@ -233,6 +234,65 @@ describe('the control socket', function()
         assert.matches('precious', c.err)
         assert.equal('file', uv.fs_stat(m:path 'precious').type)
         m:finish { signal = 'SIGKILL' }
+    end)
+
+    it('of a master that was killed stands in nobody\'s way; workers that stayed are named', function()
+        local port = http.free_port()
+        local m = master.start {
+            script = ([[require('dutch-master').start { worker = { 'sleep', '1000' }, numWorkers = 1,
+                ready = { alive = 0.01 }, listen = '127.0.0.1:%d' }]]):format(port),
+        }
+        m:await 'Cluster ready'
+        local worker = m:workers()[1]
+        uv.kill(m.pid, 'sigkill')
+        m:exit()
+        local c = cli.run(m, { 'master.lua' })
+        assert.equal(71, c.code)
+        local message = 'address already in use: 127.0.0.1:%d (held by process %d, sleep)'
+        assert.truthy(c.err:find(message:format(port, worker), 1, true), c.err)
+        uv.kill(worker, 'sigkill')
+        m:wait_until(function() return #m:tree() == 0 end, 'the worker to die')
+        local second = cli.start(m, { 'master.lua' })
+        second:await_output 'Cluster ready'
+        assert.equal(0, cli.run(m, { 'stop', '--wait' }).code)
+        second:wait()
+        m:finish { signal = 'SIGKILL' }
+    end)
+
+    it('flooded by many clients leaves supervision as quick as it was', function()
+        local m = start 'backoff = { first = 0.01, max = 0.02 },'
+        local socket = find(m, '.sock')
+        local request = ('{"v":1,"id":1,"verb":"status"}\n'):rep(100)
+        local answers = 0
+        for _ = 1, 20 do
+            local pipe = uv.new_pipe(false)
+            pipes[#pipes + 1] = pipe
+            pipe:connect(socket, function(err)
+                assert(not err, err)
+                pipe:write(request)
+                pipe:read_start(function(_, data)
+                    -- For each answer another request: the queue of each client stays as full as it may be.
+                    local _, count = (data or ''):gsub('\n', '')
+                    answers = answers + count
+                    if data and not pipe:is_closing() then
+                        pipe:write(('{"v":1,"id":1,"verb":"status"}\n'):rep(count))
+                    end
+                end)
+            end)
+        end
+        await('a flood', function() return answers > 1000 end)
+        local slowest = 0
+        for _ = 1, 5 do
+            local mark, begun = m:mark(), uv.hrtime()
+            uv.kill(m:workers()[1], 'sigkill')
+            m:await('Creating new worker', { after = mark })
+            slowest = math.max(slowest, (uv.hrtime() - begun) / 1e6)
+        end
+        assert.is_true(slowest < 500 * wait.scale, ('%d ms from the crash to the next fork'):format(slowest))
+        local c = cli.run(m, { 'status' })
+        assert.equal(0, c.code, c.err)
+        close_pipes()
+        m:finish()
     end)
 
     it('is where the script wants it, and there too', function()
