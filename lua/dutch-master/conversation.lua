@@ -76,8 +76,8 @@ local CALLBACKS = { 'on_online', 'on_listening', 'on_ready', 'on_message', 'on_c
 ---   spare_fd()                -> a datagram socket to refuse a datagram query with (a Node worker dies of a refusal
 ---                             without one); absent or nil: such a query stays unanswered
 ---   on_online()               the runtime has booted; the app has not: not a sign of health
----   on_listening(info)        the app accepts on info {name, type, stream, address, port, path, fd}; port is the real
----                             one; datagram sockets come too (stream = false)
+---   on_listening(info)        the app accepts on info {name, text, type, stream, address, port, path, fd}; port is the
+---                             real one, also in text; datagram sockets come too (stream = false)
 ---   on_ready()                the worker called itself ready
 ---   on_message(value)         from the app: any JSON value; protocol.null for null
 ---   on_close_server(info)     the worker closed that socket; info {name, stream, open = sockets it still has}
@@ -218,7 +218,7 @@ function HANDLERS.listening(self, event)
     end
     socket.announced = true
     local info = describe(socket)
-    info.port = event.socket.port
+    info.port, info.text = event.socket.port, event.socket.text
     self.on_listening(info)
 end
 

@@ -52,7 +52,7 @@ local function listen_for_readiness(self, info)
         or rule.type == 'port' and info.stream and info.port == rule.port
         or rule.type == 'path' and info.path == rule.path
     if wanted then
-        self.agenda:post(self, 'ready', { address = info.name })
+        self.agenda:post(self, 'ready', { address = info.text or info.name })
     end
 end
 

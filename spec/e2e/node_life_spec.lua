@@ -146,6 +146,17 @@ versions.each(function(version, binary)
             m:finish()
         end)
 
+        it('goes without the preload when told so', function()
+            for _, case in ipairs { { plan = '', has = true }, { plan = 'drain = false,', has = false } } do
+                local m = start { workers = 1, app = app.http, plan = case.plan }
+                local file = assert(io.open(('/proc/%d/cmdline'):format(m:workers()[1])))
+                local words = file:read('*a'):gsub('%z', ' ')
+                file:close()
+                assert.equal(case.has, words:find('%-%-require %S*drain%.cjs app%.js') ~= nil, words)
+                m:finish()
+            end
+        end)
+
         it('starts a worker again that fails once', function()
             local m, port = start { workers = 1, ready = false, app = [[
                 const fs = require('fs')
