@@ -261,7 +261,7 @@ versions.each(function(version, binary)
                 if name == 'upgraded' or name == 'raw' then
                     assert.equal(cjson.null, entry.closed, text)
                 else
-                    assert.is_true(entry.closed ~= cjson.null and entry.closed < 3000, text)
+                    assert.is_true(entry.closed ~= cjson.null and entry.closed < 3500, text)
                     assert.equal(cjson.null, entry.error, text)
                 end
                 if name:find '_busy$' or name:find '_loop$' or name:find '_fresh$' or name == 'http_explicit'
