@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 static struct dm_core core;
 static uv_timer_t limit;
@@ -57,6 +58,10 @@ static void lend_sigchld(bool lend) {
     sigemptyset(&set);
     sigaddset(&set, SIGCHLD);
     pthread_sigmask(lend ? SIG_UNBLOCK : SIG_BLOCK, &set, NULL);
+    if (!lend) {
+        /* Orphans that ended meanwhile told it to luv. */
+        kill(getpid(), SIGCHLD);
+    }
 }
 
 static int l_lend_sigchld(lua_State *L) {
