@@ -11,7 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 /* Bytes read from the channel of a dead child, whose end a grandchild may hold and fill. */
@@ -331,11 +330,7 @@ pid_t dm_child_pid(const struct dm_child *child) {
 }
 
 int dm_child_signal(struct dm_child *child, int number) {
-    if (child->leader.pidfd < 0) {
-        return UV_ESRCH;
-    }
-    const long rc = syscall(SYS_pidfd_send_signal, child->leader.pidfd, number, NULL, 0);
-    return rc == 0 ? 0 : -errno;
+    return dm_leader_signal(&child->leader, number);
 }
 
 int dm_child_signal_group(struct dm_child *child, int number) {

@@ -328,7 +328,7 @@ static void set_number(lua_State *L, const char *field, double value) {
 }
 
 static double to_ms(const struct timeval *time) {
-    return (double)time->tv_sec * 1000 + (double)(time->tv_usec / 1000);
+    return (double)time->tv_sec * 1000 + (double)time->tv_usec / 1000;
 }
 
 void dm_lua_push_exit(lua_State *L, const struct dm_exit *exit) {

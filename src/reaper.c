@@ -26,6 +26,22 @@ static void kill_group(pid_t leader) {
     }
 }
 
+/* By pidfd; where that is missing or forbidden (old seccomp profiles, valgrind) by number, which is
+ * as sure as long as nobody but us reaps. */
+static int send_signal(pid_t pid, int pidfd, int number) {
+    if (syscall(SYS_pidfd_send_signal, pidfd, number, NULL, 0) == 0) {
+        return 0;
+    }
+    if ((errno != ENOSYS && errno != EPERM) || pid <= 1) {
+        return -errno;
+    }
+    return kill(pid, number) == 0 ? 0 : -errno;
+}
+
+int dm_leader_signal(const struct dm_leader *leader, int number) {
+    return leader->pidfd < 0 ? -ESRCH : send_signal(leader->pid, leader->pidfd, number);
+}
+
 /* The system call has a fifth argument that libc's waitid hides: the usage. */
 static int wait_for(int type, int id, siginfo_t *info, int options, struct rusage *usage) {
     info->si_pid = 0;
@@ -201,7 +217,7 @@ void dm_reaper_close(struct dm_leader *leader) {
 
 void dm_reaper_abandon(pid_t pid, int pidfd) {
     siginfo_t info;
-    syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+    send_signal(pid, pidfd, SIGKILL);
     kill_group(pid);
     /* WNOWAIT is not needed: nobody knows of it yet. */
     wait_for(P_PID, pid, &info, WEXITED, NULL);
@@ -214,7 +230,7 @@ static void signal_all(struct dm_reaper *reaper, int number) {
         if (number == SIGKILL) {
             kill_group(leader->pid);
         }
-        syscall(SYS_pidfd_send_signal, leader->pidfd, number, NULL, 0);
+        dm_leader_signal(leader, number);
     }
 }
 

@@ -51,6 +51,9 @@ void dm_reaper_deinit(struct dm_reaper *reaper);
 /* `leader` has its pid, pidfd and callbacks set. On failure the caller still owns pid and pidfd. */
 int dm_reaper_add(struct dm_reaper *reaper, struct dm_leader *leader);
 
+/* 0, UV_ESRCH once reaped, or another negative errno. */
+int dm_leader_signal(const struct dm_leader *leader, int number);
+
 /* After on_reaped (or without, at the very end): gives the handle back, then on_closed. */
 void dm_reaper_close(struct dm_leader *leader);
 

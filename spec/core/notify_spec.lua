@@ -4,7 +4,7 @@ local sys = require 'spec.support.sys'
 local ffi = sys.ffi
 
 ffi.cdef [[
-    struct dm_sockaddr_un { unsigned short family; char path[108]; };
+    struct dm_notify_address { unsigned short family; char path[108]; };
     int socket(int domain, int type, int protocol);
     long sendto(int fd, const void *buf, size_t len, int flags, const void *addr, unsigned addrlen);
     struct dm_iovec { const void *base; size_t len; };
@@ -38,7 +38,7 @@ describe('notify', function()
 
     local function address()
         local name = notify:name()
-        local addr = ffi.new('struct dm_sockaddr_un', { family = 1 })
+        local addr = ffi.new('struct dm_notify_address', { family = 1 })
         ffi.copy(addr.path, '\0' .. name:sub(2), #name)
         return addr, 2 + #name
     end

@@ -101,8 +101,8 @@ set :dutch_master_timeout, 30
 set :dutch_master_start, '%s/start'
 set :local_user, 'spec'
 server '127.0.0.1', user: '%s', roles: %%w[app], ssh_options: {
-  port: %d, keys: ['%s/ssh/user'], keys_only: true, auth_methods: %%w[publickey], verify_host_key: :never, config: false,
-  use_agent: false, user_known_hosts_file: '/dev/null'
+  port: %d, keys: ['%s/ssh/user'], keys_only: true, auth_methods: %%w[publickey], verify_host_key: :never,
+  config: false, use_agent: false, user_known_hosts_file: '/dev/null'
 }
 ]]):format(self.dir, self.deploy_to, self.dir, master.binary(), self.dir, uv.os_get_passwd().username, self.ssh_port,
         self.dir))

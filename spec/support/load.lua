@@ -7,6 +7,8 @@
 --   timeout  nothing came in time
 -- A kept connection that ends while it waits for its next answer says nothing about that request: as
 -- every HTTP client does, it is sent once more on a new connection, and counted as `stale` besides.
+-- Those that failed, and those slower than `slow_ms`, are also kept one by one, with the client's port,
+-- so that a spec can look up where that very connection was: see connections.lua.
 
 local uv = require 'luv'
 local http = require 'spec.support.http'
@@ -16,10 +18,10 @@ local M = {}
 M.__index = M
 
 local OUTCOMES = { 'ok', 'bad', 'reset', 'refused', 'empty', 'timeout' }
-local MAX_BODIES = 1000
+local MAX_BODIES, MAX_KEPT = 1000, 10000
 
 --- load.start { port= | socket=, clients=8, mode='close'|'keepalive', rate= (requests a second, all
---- clients together), path=, timeout= (ms), expect= (pattern of the body) } starts at once.
+--- clients together), path=, timeout= (ms), expect= (pattern of the body), slow_ms= } starts at once.
 function M.start(options)
     local self = setmetatable({ options = options, running = true, active = 0, waiting = {} }, M)
     self.counts = { total = 0, stale = 0, max_ms = 0 }
@@ -29,6 +31,8 @@ function M.start(options)
     --- Body -> how often; the first few distinct ones.
     self.bodies, self.distinct = {}, 0
     self.errors = {}
+    --- Of { outcome, port, ms, at (uv.now() of the end) }.
+    self.failures, self.slow = {}, {}
     self.target = { port = options.port, socket = options.socket, host = options.host, path = options.path }
     self.keep_alive = options.mode == 'keepalive'
     self.text = http.request_text(self.target, self.keep_alive)
@@ -73,7 +77,7 @@ function M:request(client, again)
         client.handle:write(self.text)
         return
     end
-    client.reused = false
+    client.reused, client.port = false, nil
     local handle
     handle = http.connect(self.target, function(err, connection)
         if client.handle and client.handle ~= connection then
@@ -84,6 +88,7 @@ function M:request(client, again)
             self:failed(client, err)
             return
         end
+        client.port = not self.target.socket and connection:getsockname().port or nil
         connection:write(self.text)
         connection:read_start(function(read_error, data)
             if client.handle == connection then
@@ -142,6 +147,11 @@ function M:ended(client, outcome)
     counts.total = counts.total + 1
     local ms = (uv.hrtime() - client.started) / 1e6
     counts.max_ms = math.max(counts.max_ms, ms)
+    for _, list in ipairs { outcome ~= 'ok' and self.failures or {}, ms > (self.options.slow_ms or ms) and self.slow or {} } do
+        if #list < MAX_KEPT then
+            list[#list + 1] = { outcome = outcome, port = client.port, ms = ms, at = uv.now() }
+        end
+    end
     self.active = self.active - 1
     if outcome ~= 'ok' or not self.keep_alive or parser:closes() then
         drop(client)

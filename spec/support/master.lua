@@ -137,7 +137,8 @@ local function environment(self, more)
     env.DM_SPEC_ID = self.id
     env.DUTCH_MASTER_RUNTIME_DIR = self.dir .. '/run'
     if SANITIZED then
-        env.ASAN_OPTIONS = 'log_path=' .. self.dir .. '/sanitizer:detect_leaks=1'
+        -- handle_segv: specs kill workers by SIGSEGV, which must then be what the master sees.
+        env.ASAN_OPTIONS = 'log_path=' .. self.dir .. '/sanitizer:detect_leaks=1:handle_segv=0'
         env.UBSAN_OPTIONS = 'print_stacktrace=1:log_path=' .. self.dir .. '/sanitizer'
         env.LSAN_OPTIONS = 'suppressions=' .. uv.cwd() .. '/spec/support/lsan.supp:print_suppressions=0'
     end

@@ -86,12 +86,12 @@ function M.table(columns, rows, width, utf8)
             widths[i] = math.max(8, widths[i] - (total - width))
         end
     end
-    local function line(row)
+    local function line(row, is_title)
         local cells = {}
         for i, column in ipairs(columns) do
             local text = row[i]
             if column.flexible then
-                text = M.shorten_left(text, widths[i], utf8)
+                text = is_title and text:sub(1, widths[i]) or M.shorten_left(text, widths[i], utf8)
             end
             local padding = (' '):rep(widths[i] - M.width(text))
             cells[i] = column.right and padding .. text or text .. padding
@@ -102,7 +102,7 @@ function M.table(columns, rows, width, utf8)
     for i, column in ipairs(columns) do
         titles[i] = column.title
     end
-    local lines = { line(titles) }
+    local lines = { line(titles, true) }
     for _, row in ipairs(rows) do
         lines[#lines + 1] = line(row)
     end

@@ -116,7 +116,7 @@ local function rows(ctx, view, columns)
         end
         return a.id < b.id
     end)
-    local wide = columns >= 100
+    local wide = columns >= 120
     local cells = {}
     for i, worker in ipairs(workers) do
         local past = view.history[worker.id]

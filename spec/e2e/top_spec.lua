@@ -1,0 +1,107 @@
+-- `dutch-master top` on a real terminal: that of tmux, which is asked what is on its screen.
+
+local uv = require 'luv'
+local apps = require 'spec.support.apps'
+local master = require 'spec.support.master'
+local wait = require 'spec.support.wait'
+
+local function output(command)
+    local pipe = io.popen(command .. ' 2>&1')
+    local text = pipe:read '*a'
+    pipe:close()
+    return text
+end
+
+describe('top', function()
+    if os.execute 'command -v tmux >/dev/null' ~= 0 then
+        return it('is tried on a terminal', function()
+            pending 'tmux is not installed'
+        end)
+    end
+
+    local m, socket
+
+    local function tmux(command)
+        return output(("tmux -f /dev/null -S '%s' %s"):format(socket, command))
+    end
+
+    local function screen()
+        return tmux 'capture-pane -p -t top'
+    end
+
+    local function await(pattern)
+        local seen
+        local found = wait.try(function()
+            seen = screen()
+            return seen:find(pattern)
+        end)
+        assert.truthy(found, pattern .. ' is not on the screen:\n' .. seen)
+        return seen
+    end
+
+    before_each(function()
+        m = master.start {
+            script = "require('dutch-master').start { worker = 'app.lua', numWorkers = 3, restartSoak = 0 }",
+            files = { ['app.lua'] = apps.idle },
+        }
+        m:await 'Cluster ready'
+        socket = m.dir .. '/tmux'
+        local command = ("trap : INT; echo before; DUTCH_MASTER_RUNTIME_DIR='%s/run' %s top --interval 0.1 '%s'; "
+            .. 'echo "exit $?"; stty -a | grep -o -- " -\\?icanon"; cat'):format(m.dir, master.binary(), m.script)
+        local file = assert(io.open(m.dir .. '/command', 'w'))
+        file:write(command)
+        file:close()
+        tmux(("new-session -d -s top -x 100 -y 24 'sh %s/command'"):format(m.dir))
+    end)
+
+    after_each(function()
+        tmux 'kill-server'
+        master.cleanup()
+    end)
+
+    it('shows the workers and the log, follows what happens, resizes, and leaves the terminal as it was', function()
+        await 'steady, 3 of 3 workers serving'
+        local seen = await 'Cluster ready'
+        assert.matches('\n +1 +1 +%d+ +running', seen)
+        assert.matches('q quit  sort:', seen)
+        m:signal 'SIGUSR2'
+        await 'generation 2'
+        await 'Worker exited  code=0 generation=1'
+        -- A smaller terminal is filled exactly, by whole lines.
+        tmux 'resize-window -t top -x 60 -y 10'
+        wait.wait_until(function()
+            local lines = {}
+            for line in screen():gmatch '[^\n]+' do
+                lines[#lines + 1] = line
+            end
+            return lines[1]:find '^dutch%-master' and lines[#lines]:find '^q quit' and #lines <= 10
+        end, { what = 'a smaller screen' })
+        tmux 'send-keys -t top c'
+        await 'q quit'
+        tmux 'send-keys -t top q'
+        seen = await 'exit 0'
+        assert.matches('before', seen)
+        await ' icanon'
+        assert.falsy(seen:find('q quit', 1, true))
+        m:finish()
+    end)
+
+    it('says when the master goes away', function()
+        await 'steady'
+        m:signal 'SIGTERM'
+        m:exit()
+        local seen = await 'exit 1'
+        assert.matches('the master went away', seen)
+        await ' icanon'
+        m:finish()
+    end)
+
+    it('leaves the terminal as it was when it is interrupted or terminated', function()
+        await 'steady'
+        tmux 'send-keys -t top C-c'
+        await 'exit 0'
+        await ' icanon'
+        uv.run 'nowait'
+        m:finish()
+    end)
+end)

@@ -1,0 +1,62 @@
+-- Which connections are inside a process: accepted and not closed. What waits in an accept queue is not.
+-- A worker is frozen first, so that the answer is exact, and what a worker's death may cost is known to the connection.
+
+local uv = require 'luv'
+local wait = require 'spec.support.wait'
+
+local M = {}
+
+local function state(pid)
+    local file = io.open(('/proc/%d/stat'):format(pid))
+    local text = file and file:read '*a' or ''
+    if file then
+        file:close()
+    end
+    return text:match '%) (%u)'
+end
+
+--- Freezes a process: SIGSTOP, and it has taken effect. False if the process is gone.
+function M.freeze(pid)
+    if not uv.kill(pid, 'sigstop') then
+        return false
+    end
+    local now
+    wait.try(function()
+        now = state(pid)
+        return now == 'T' or now == 'Z' or now == 'X' or now == nil
+    end)
+    return now == 'T'
+end
+
+local function sockets_of(pid)
+    local inodes = {}
+    local scan = uv.fs_scandir(('/proc/%d/fd'):format(pid))
+    while scan do
+        local name = uv.fs_scandir_next(scan)
+        if not name then
+            break
+        end
+        local target = uv.fs_readlink(('/proc/%d/fd/%s'):format(pid, name))
+        local inode = target and target:match '^socket:%[(%d+)%]$'
+        if inode then
+            inodes[inode] = true
+        end
+    end
+    return inodes
+end
+
+--- The client's ports of the IPv4 connections to `port` that the (frozen) process has: { [client port] = true }.
+function M.inside(pid, port)
+    local inodes, ports = sockets_of(pid), {}
+    -- sl local remote state queues timer retransmits uid timeout inode ...
+    local pattern = ('^ *%%d+: %%x+:%04X %%x+:(%%x+) %%x+ %%S+ %%S+ %%S+ +%%d+ +%%d+ (%%d+)'):format(port)
+    for line in io.lines '/proc/net/tcp' do
+        local remote, inode = line:match(pattern)
+        if remote and remote ~= '0000' and inodes[inode] then
+            ports[tonumber(remote, 16)] = true
+        end
+    end
+    return ports
+end
+
+return M
