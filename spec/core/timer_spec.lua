@@ -98,7 +98,7 @@ describe('timer', function()
     it('is judged after a message behind more than one tick reads', function()
         local order = {}
         local timer = core.timer(function() order[#order + 1] = 'deadline' end)
-        local script = 'read line <&3; head -c 150000 /dev/zero | tr "\\0" "\\n" >&3; echo ready >&3; exec sleep 100'
+        local script = 'read line <&3; yes $(printf %0999d 0) | head -n 150 >&3; echo ready >&3; exec sleep 100'
         local record = p.sh(script, {
             channel = true,
             on_line = function(_, line)
@@ -118,7 +118,7 @@ describe('timer', function()
 
     it('is not held back for ever by a child that floods', function()
         local fired
-        local record = p.sh('exec yes >&3', { channel = true })
+        local record = p.sh('exec yes $(printf %0999d 0) >&3', { channel = true })
         p.await(function() return #record.lines > 0 end)
         local start = core.now()
         core.timer(function() fired = core.now() end):start(100)

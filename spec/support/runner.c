@@ -66,6 +66,9 @@ static void lend_sigchld(bool lend) {
 
 static int l_lend_sigchld(lua_State *L) {
     lend_sigchld(lua_toboolean(L, 1));
+    if (!lua_toboolean(L, 1)) {
+        kill(getpid(), SIGCHLD); /* there may be orphans whose exit nobody saw meanwhile */
+    }
     return 0;
 }
 
