@@ -80,7 +80,8 @@ local CALLBACKS = { 'on_online', 'on_listening', 'on_ready', 'on_message', 'on_c
 ---                             real one, also in text; datagram sockets come too (stream = false)
 ---   on_ready()                the worker called itself ready
 ---   on_message(value)         from the app: any JSON value; protocol.null for null
----   on_close_server(info)     the worker closed that socket; info {name, stream, open = sockets it still has}
+---   on_close_server(info, socket)  the worker closed it; info {name, stream, open = sockets it still has}, socket is
+---                             what `query` was given
 ---   on_leaving()              the worker is on its way out by its own wish
 ---   on_bad(reason)            it does not speak the protocol; no further line is looked at
 function M.new(opts)
@@ -194,7 +195,7 @@ function HANDLERS.close(self, event)
     end
     local info = describe(socket)
     info.open = self:open_sockets()
-    self.on_close_server(info)
+    self.on_close_server(info, socket)
 end
 
 -- listening repeats the query with the real port, and does not say the key: the oldest socket of this description that

@@ -331,6 +331,30 @@ function Sockets:leave(id, done)
     await_empty(self, id, worker, done)
 end
 
+-- The listener a worker was given for a request.
+local function rotation_for(self, id, request)
+    local rotation = self.by_key[key_of(id, request)]
+    if rotation then
+        return rotation
+    end
+    local address = request.text and self.platform.address(request.text)
+    for _, each_one in ipairs(self.plan) do
+        if address and each_one.address.text == address.text then
+            return each_one
+        end
+    end
+end
+
+--- The worker closed its server on this socket and lives on: nobody may wait there any more.
+-- @param request what it gave to `query`
+function Sockets:forsake(id, request)
+    local worker = self.workers[id]
+    local rotation = worker and worker.state ~= 'leaving' and rotation_for(self, id, request)
+    if rotation then
+        rotation:drop(id)
+    end
+end
+
 --- The process is gone, or lost: out of rotation at once, its lanes are free. May be said twice.
 function Sockets:drop(id)
     local worker = self.workers[id]

@@ -91,6 +91,9 @@ local function start_conversation(self)
         on_message = function(message)
             on_message(self, message)
         end,
+        on_close_server = function(_, socket)
+            self.sockets:forsake(self.id, socket)
+        end,
         on_leaving = function()
             self.agenda:post(self, 'leaving')
         end,

@@ -68,6 +68,23 @@ versions.each(function(version, binary)
             end)
         end
 
+        it('that closes its server and lives on gets no more connections', function()
+            local m, port = app.start {
+                binary = binary, app = OBEDIENT, plan = "onMessage = function() dutch.log:info 'it closed' end,",
+            }
+            local handle = send_code(port, 'server.close(() => {}); process.send(1)')
+            m:await 'it closed'
+            local clients = load.start { port = port, mode = 'close', clients = 4 }
+            clients:await(100)
+            local counts = clients:stop()
+            assert.equal(0, counts.failed, counts.text)
+            assert.is_true(counts.max_ms < 900, counts.text)
+            assert.equal(0, #m:records 'Worker stalled')
+            assert.equal(2, #m:workers())
+            handle:close()
+            m:finish { code = 0 }
+        end)
+
         it('that spins for ever is steered around, and ended at the deadline', function()
             local m, port = app.start {
                 binary = binary, app = OBEDIENT, plan = [[

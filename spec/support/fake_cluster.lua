@@ -74,6 +74,7 @@ local function new_sockets(platform, settle_ms)
         self.weights[id] = weight
     end
     function sockets.want() end
+    function sockets.forsake() end
     function sockets.snapshot()
         return {}
     end

@@ -429,6 +429,22 @@ describe('sockets', function()
             assert.same({ 1 }, rotation '127.0.0.1:81')
         end)
 
+        it('are out of rotation once it has closed its server there, and live again when it asks again', function()
+            new()
+            for id = 1, 2 do
+                query(id, A)
+                query(id, '127.0.0.1:81')
+                sockets:join(id)
+            end
+            sockets:forsake(1, { text = '127.0.0.1:81', name = '127.0.0.1:81', stream = true, port = 81 })
+            assert.same({ 2 }, rotation '127.0.0.1:81')
+            assert.same({ 1, 2 }, rotation(A))
+            query(1, '127.0.0.1:81')
+            assert.same({ 1, 2 }, rotation '127.0.0.1:81')
+            sockets:forsake(3, { text = A, name = A, stream = true, port = 80 })
+            assert.same({ 1, 2 }, rotation(A))
+        end)
+
         it('are not answered once it is leaving', function()
             new()
             query(1, A)
