@@ -37,7 +37,7 @@ int dm_lane_queue(const struct dm_lane *lane, uint32_t *depth, uint32_t *limit) 
     return 0;
 }
 
-int dm_lane_accept(const struct dm_lane *lane) {
+static int accept_now(const struct dm_lane *lane) {
     for (;;) {
         const int fd = accept4(lane->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
@@ -48,6 +48,26 @@ int dm_lane_accept(const struct dm_lane *lane) {
             return -errno;
         }
     }
+}
+
+int dm_lane_hand_out(const struct dm_lane *lane) {
+    const int flags = fcntl(lane->fd, F_GETFL);
+    if (flags >= 0 && !(flags & O_NONBLOCK)) {
+        fcntl(lane->fd, F_SETFL, flags | O_NONBLOCK);
+    }
+    return lane->fd;
+}
+
+/* That a worker has made its lane blocking is its own affair until the master accepts there. */
+int dm_lane_accept(const struct dm_lane *lane) {
+    const int flags = fcntl(lane->fd, F_GETFL);
+    if (flags < 0 || flags & O_NONBLOCK) {
+        return accept_now(lane);
+    }
+    fcntl(lane->fd, F_SETFL, flags | O_NONBLOCK);
+    const int fd = accept_now(lane);
+    fcntl(lane->fd, F_SETFL, flags);
+    return fd;
 }
 
 /* cqueues, for one, clears it on every socket that it is given. The kernel then gives all
@@ -93,8 +113,9 @@ int dm_lane_repair(struct dm_lane *lane) {
             return done;
         }
     }
+    /* On a lane of its own a worker may block; on a socket that others have too they would hang. */
     const int flags = fcntl(lane->fd, F_GETFL);
-    if (flags >= 0 && !(flags & O_NONBLOCK)) {
+    if (lane->listener->shared && flags >= 0 && !(flags & O_NONBLOCK)) {
         fcntl(lane->fd, F_SETFL, flags | O_NONBLOCK);
         done |= DM_LANE_NONBLOCK;
     }

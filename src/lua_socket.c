@@ -163,7 +163,7 @@ static int l_lane_fd(lua_State *L) {
     if (!lane) {
         return closed(L);
     }
-    lua_pushinteger(L, lane->fd);
+    lua_pushinteger(L, dm_lane_hand_out(lane));
     return 1;
 }
 
