@@ -114,12 +114,12 @@ local warm
 local function warm_up()
     if not warm then
         uv.new_pipe(false):close()
-        local process
-        process = uv.spawn('true', {}, function()
+        local process, message
+        process, message = uv.spawn('true', {}, function()
             process:close()
             warm = true
         end)
-        assert(process, 'cannot run true')
+        assert(process, 'cannot run true: ' .. tostring(message))
         wait.wait_until(function() return warm end, { what = 'true' })
     end
 end

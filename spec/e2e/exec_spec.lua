@@ -1,0 +1,262 @@
+-- Workers of kind exec: any program that takes a listening socket, and the ways it can say that it is ready.
+
+local uv = require 'luv'
+local http = require 'spec.support.http'
+local load = require 'spec.support.load'
+local master = require 'spec.support.master'
+
+-- A server in Python that asserts what it was given, serves HTTP on the socket called "web", and says READY=1.
+local PYTHON = [[
+import os, socket, sys, signal, threading
+
+assert int(os.environ['LISTEN_PID']) == os.getpid(), 'LISTEN_PID is not mine'
+names = os.environ['LISTEN_FDNAMES'].split(':')
+assert len(names) == int(os.environ['LISTEN_FDS'])
+sockets = {}
+for i, name in enumerate(names):
+    s = socket.socket(fileno=3 + i)
+    listening = s.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) if s.type == socket.SOCK_STREAM else '-'
+    print('socket', name, s.family.name, s.type.name, listening, s.getsockname(), os.get_blocking(3 + i), flush=True)
+    sockets[name] = s
+
+def serve(s):
+    while True:
+        c, _ = s.accept()
+        c.recv(65536)
+        c.sendall(b'HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi')
+        c.close()
+
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+for s in sockets.values():
+    if s.type == socket.SOCK_STREAM:
+        s.setblocking(True)
+        threading.Thread(target=serve, args=(s,), daemon=True).start()
+n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+n.connect('\0' + os.environ['NOTIFY_SOCKET'][1:])
+n.send(b'STATUS=serving\nREADY=1')
+udp = sockets.get('dns')
+while udp:
+    udp.setblocking(True)
+    data, peer = udp.recvfrom(2048)
+    udp.sendto(b'echo ' + data, peer)
+signal.pause()
+]]
+
+local function ask_udp(port)
+    local socket, answer = uv.new_udp(), nil
+    socket:send('hello', '127.0.0.1', port)
+    socket:recv_start(function(_, data) answer = answer or data end)
+    master.wait_until(function() return answer end, { what = 'an answer by UDP' })
+    socket:close()
+    uv.run 'nowait'
+    return answer
+end
+
+describe('sockets of the master', function()
+    after_each(master.cleanup)
+
+    it('are passed by number and name: TCP of both kinds, unix and UDP', function()
+        local dir = master.temp_dir()
+        local web, six, dns = http.free_port(), http.free_port(), http.free_port()
+        local m = master.start {
+            script = ([[require('dutch-master').start { worker = { 'python3', 'server.py' }, numWorkers = 1,
+                ready = 'notify', listen = { web = '127.0.0.1:%d', six = '[::1]:%d', dns = 'udp:127.0.0.1:%d',
+                sock = 'unix:%s/sock' } }]]):format(web, six, dns, dir),
+            files = { ['server.py'] = PYTHON },
+        }
+        m:await 'Cluster ready'
+        local seen = {}
+        for _, line in ipairs(m.output) do
+            local name, rest = line:match '^socket (%S+) (.*)$'
+            if name then seen[name] = rest end
+        end
+        assert.matches(('^AF_INET SOCK_STREAM 1 %%(.127.0.0.1., %d%%) False'):format(web), seen.web)
+        assert.matches(('^AF_INET6 SOCK_STREAM 1 %%(.::1., %d, 0, 0%%) False'):format(six), seen.six)
+        assert.matches(('^AF_INET SOCK_DGRAM %%- %%(.127.0.0.1., %d%%) False'):format(dns), seen.dns)
+        assert.matches('^AF_UNIX SOCK_STREAM 1 ' .. dir:gsub('%p', '%%%0') .. '/sock False', seen.sock)
+        assert.equal('hi', select(2, http.get { port = web }))
+        assert.equal('hi', select(2, http.get { port = six, host = '::1' }))
+        assert.equal('hi', select(2, http.get { socket = dir .. '/sock' }))
+        assert.equal('echo hello', ask_udp(dns))
+        -- The unix path is served also across a roll, and gone at the end.
+        local l = load.start { socket = dir .. '/sock', clients = 2 }
+        m:signal 'SIGUSR2'
+        m:await 'Restart complete'
+        local counts = l:stop()
+        assert.equal(0, counts.failed, counts.text)
+        m:finish()
+        assert.is_nil(uv.fs_stat(dir .. '/sock'))
+    end)
+
+    it('are bound before the first fork; a worker that is away makes connections wait, not fail', function()
+        local port = http.free_port()
+        local m = master.start {
+            script = ([[require('dutch-master').start { worker = { 'sh', '-c', 'test -e go && exec python3 server.py' },
+                numWorkers = 1, ready = 'notify', listen = { web = '127.0.0.1:%d' },
+                backoff = { first = 0.05, max = 0.05 } }]]):format(port),
+            files = { ['server.py'] = PYTHON },
+        }
+        m:await('Worker exited', { count = 2 })
+        local l = load.start { port = port, clients = 3 }
+        m:wait_until(function() return l.active == 3 end, 'connections')
+        m:rewrite('go', '')
+        m:await 'Cluster ready'
+        l:await(10)
+        local counts = l:stop()
+        assert.equal(0, counts.failed, counts.text)
+        m:finish()
+    end)
+end)
+
+describe('readiness of an exec worker', function()
+    after_each(master.cleanup)
+
+    it('is said by systemd-notify from a shell', function()
+        local m = master.start {
+            script = [[require('dutch-master').start { worker = { './app.sh' }, numWorkers = 2, ready = 'notify' }]],
+            files = { ['app.sh'] = '#!/bin/sh\ntrap "exit 0" TERM\nwhile ! test -e go; do sleep 0.02; done\n'
+                .. 'systemd-notify --ready --status="all is well"\nwhile :; do sleep 1000 & wait $!; done\n' },
+        }
+        m:await('Creating new worker', { count = 2 })
+        m:signal 'SIGTTIN' -- something happens meanwhile, and none is ready
+        m:await('Creating new worker', { count = 3 })
+        assert.equal(0, #m:records 'Worker listening')
+        m:rewrite('go', '')
+        assert.equal(3, m:await('Cluster ready').workers)
+        m:finish()
+    end)
+
+    it('is being alive for so long, which one that ends before is not', function()
+        local m = master.start {
+            script = [[require('dutch-master').start { worker = { './app.sh' }, numWorkers = 1, ready = { alive = 0.4 },
+                backoff = { first = 0.02, max = 0.02 } }]],
+            files = { ['app.sh'] = '#!/bin/sh\nsleep 0.1\nexit 0\n' },
+        }
+        m:await('Worker exited', { count = 3 })
+        assert.equal(0, #m:records 'Worker listening')
+        m:rewrite('app.sh', '#!/bin/sh\nexec sleep 1000\n')
+        local ready = m:await 'Worker listening'
+        local created = m:records { msg = 'Creating new worker', workerId = ready.workerId }[1]
+        local function ms(record)
+            local h, min, s = record.time:match 'T(%d+):(%d+):([%d.]+)Z'
+            return (h * 3600 + min * 60 + s) * 1000
+        end
+        assert.is_true((ms(ready) - ms(created)) % 86400000 >= 390)
+        m:finish()
+    end)
+
+    it('cannot be claimed for a sibling, nor by rubbish', function()
+        local m = master.start {
+            script = [[require('dutch-master').start { worker = { 'python3', 'app.py' }, numWorkers = 1, ready = 'notify',
+                readyTimeout = 1.2, backoff = { first = 20, max = 20 } }]],
+            files = { ['app.py'] = [[
+import os, socket, signal
+n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+n.connect('\0' + os.environ['NOTIFY_SOCKET'][1:])
+for text in b'', b'\0', b'READY=10', b'READY=1x', b'xREADY=1', b'READY =1', b'READY=0', b'\xff' * 1000, b'A=B\n' * 5000, \
+        b'READY=1\0x':
+    n.send(text)
+print('sent', flush=True)
+signal.pause()]] },
+        }
+        m:await_output '^sent$'
+        m:await 'Worker was not ready in time'
+        assert.equal(0, #m:records 'Worker listening')
+        m:finish()
+    end)
+end)
+
+describe('an exec worker is asked to stop', function()
+    after_each(master.cleanup)
+
+    it('by the signal that the script names, and an end by it is clean', function()
+        local m = master.start {
+            script = [[require('dutch-master').start { worker = { './app.sh' }, numWorkers = 1, ready = { alive = 0.05 },
+                stopSignal = 'SIGQUIT' }]],
+            files = { ['app.sh'] = '#!/bin/sh\ntrap "echo TERM; exit 1" TERM\ntrap "echo QUIT; exit 0" QUIT\n'
+                .. 'while :; do sleep 1000 & wait $!; done\n' },
+        }
+        m:await 'Cluster ready'
+        m:signal 'SIGTERM'
+        m:exit()
+        assert.same({ 'QUIT' }, m.output)
+        m:finish()
+
+        m = master.start { script = [[require('dutch-master').start { worker = { 'sleep', '1000' },
+            ready = { alive = 0.05 } }]] }
+        m:await 'Cluster ready'
+        m:signal 'SIGTERM'
+        m:exit()
+        assert.equal(2, #m:records { msg = 'Worker exited', signal = 'SIGTERM' })
+        m:await 'Cluster shutdown cleanly'
+        m:finish { code = 0 }
+    end)
+
+    it('and killed with its whole group when it does not', function()
+        local m = master.start {
+            script = [[require('dutch-master').start { worker = { './app.sh' }, numWorkers = 1, ready = { alive = 0.1 },
+                stopTimeout = 0.4, killTimeout = 0.2 }]],
+            files = { ['app.sh'] = '#!/bin/sh\ntrap "" TERM\nsh -c "trap \\"\\" TERM; sleep 1000" &\nsleep 1000\n' },
+        }
+        m:await 'Cluster ready'
+        m:signal 'SIGTERM'
+        m:exit()
+        assert.equal('SIGKILL', m:records('Worker exited')[1].signal)
+        m:finish { code = 1 }
+    end)
+end)
+
+-- Real servers, each under load while it is rolled and stopped.
+local SERVERS = {
+    gunicorn = {
+        program = 'gunicorn',
+        worker = "dutch.gunicorn { app = 'app:application', args = { '--log-level', 'warning' } }",
+        files = { ['app.py'] = "def application(environ, start_response):\n"
+            .. "    start_response('200 OK', [('Content-Length', '2')])\n    return [b'ok']\n" },
+    },
+    puma = {
+        program = 'puma',
+        worker = "dutch.puma { app = 'config.ru', args = { '--quiet' } }",
+        ready = '{ alive = 2 }', -- its READY=1 needs one more gem
+        files = { ['config.ru'] = "run ->(env) { [200, { 'Content-Length' => '2' }, ['ok']] }\n" },
+    },
+    nginx = {
+        program = 'nginx',
+        worker = "dutch.nginx { config = dutch.directory .. '/nginx.conf' }",
+        files = function(port)
+            return { ['nginx.conf'] = ('pid /dev/null;\nerror_log stderr;\nworker_processes 1;\nevents {}\nhttp {\n'
+                .. 'access_log off;\nserver { listen 127.0.0.1:%d; location / { return 200 "ok"; } }\n}\n'):format(port) }
+        end,
+    },
+}
+
+describe('a real server', function()
+    after_each(master.cleanup)
+
+    for name, server in pairs(SERVERS) do
+        it('such as ' .. name .. ' is rolled under load without a failed request', function()
+            if os.execute('command -v ' .. server.program .. ' >/dev/null') ~= 0 then
+                pending(server.program .. ' is not installed')
+                return
+            end
+            local port = http.free_port()
+            local m = master.start {
+                script = ([[local dutch = require 'dutch-master'
+                    dutch.start { worker = %s, numWorkers = 2, listen = '127.0.0.1:%d', restartSoak = 0.1,
+                        ready = %s }]]):format(server.worker, port, server.ready or "nil"),
+                files = type(server.files) == 'function' and server.files(port) or server.files,
+            }
+            m:await('Cluster ready', { timeout = 20000 })
+            m:wait_until(function() return http.get { port = port } == 200 end, 'an answer')
+            local l = load.start { port = port, clients = 4, rate = 200, expect = '^ok$' }
+            l:await(50)
+            m:signal 'SIGUSR2'
+            m:await('Restart complete', { timeout = 20000 })
+            m:await('Worker exited', { count = 2, timeout = 20000 })
+            l:await(l.counts.total + 50)
+            local counts = l:stop()
+            assert.equal(0, counts.failed, counts.text .. m:dump())
+            m:finish { code = 0 }
+        end)
+    end
+end)
