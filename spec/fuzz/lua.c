@@ -12,7 +12,8 @@
 
 static lua_State *L;
 
-/* The state lives as long as the process, and LuaJIT's memory is not visible to the leak checker. */
+/* The state lives as long as the process, and LuaJIT's memory is not visible to the leak checker.
+ */
 const char *__asan_default_options(void);
 
 const char *__asan_default_options(void) {
