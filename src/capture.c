@@ -34,6 +34,7 @@ struct dm_capture {
     uint64_t lost;
     int fd, target; /* fd is -1 at its end, target -1 once it failed */
     bool nowait;    /* the target can refuse instead of blocking */
+    bool in_lost_line;
 };
 
 static char scratch[TICK_BYTES];
@@ -185,10 +186,32 @@ static bool make_room(struct dm_capture *c, size_t size) {
     return true;
 }
 
+/* What is lost is lost by lines, so that no two halves make up a line that nobody wrote. */
+static void lose(struct dm_capture *c, const char *data, size_t size) {
+    const size_t kept = c->pending_end - c->pending_start;
+    const char *start = kept > 0 ? c->pending + c->pending_start : NULL;
+    const char *newline = start ? memrchr(start, '\n', kept) : NULL;
+    const size_t whole = newline ? (size_t)(newline - start) + 1 : 0;
+    c->lost += kept - whole + size;
+    c->pending_end = c->pending_start + whole;
+    c->in_lost_line = data[size - 1] != '\n';
+}
+
 static void take(struct dm_capture *c, const char *data, size_t size) {
     remember(c, data, size);
+    if (c->in_lost_line) {
+        const char *newline = memchr(data, '\n', size);
+        const size_t rest = newline ? (size_t)(newline - data) + 1 : size;
+        c->lost += rest;
+        c->in_lost_line = !newline;
+        data += rest;
+        size -= rest;
+    }
+    if (size == 0) {
+        return;
+    }
     if (c->target < 0 || !make_room(c, size)) {
-        c->lost += size;
+        lose(c, data, size);
         return;
     }
     memcpy(c->pending + c->pending_end, data, size);

@@ -96,6 +96,14 @@ describe('captured stderr', function()
         text = text .. drain(out)
         assert.matches('\nlast\n$', text)
         assert.matches('^1\n2\n3\n', text)
+        for line in text:sub(1, -6):gmatch '([^\n]*)\n' do
+            assert.is_true(tostring(tonumber(line)) == line and tonumber(line) <= 200000, line)
+        end
+        local last = 0
+        for line in text:sub(1, -6):gmatch '%d+' do
+            assert.is_true(tonumber(line) > last, 'halves make up ' .. line)
+            last = tonumber(line)
+        end
         assert.are.equal(1288895 + 5, #text + record.status.stderr_lost)
         unistd.close(out)
         unistd.close(into)
