@@ -13,7 +13,7 @@ local function environment(m, more)
     env.DUTCH_MASTER_RUNTIME_DIR = m and m.dir .. '/run' or nil
     env.NO_COLOR, env.TERM = nil, 'dumb'
     if m and os.getenv 'DM_SANITIZE' then
-        env.ASAN_OPTIONS = 'log_path=' .. m.dir .. '/sanitizer:detect_leaks=1'
+        env.ASAN_OPTIONS = 'log_path=' .. m.dir .. '/sanitizer:detect_leaks=1:handle_segv=0'
         env.UBSAN_OPTIONS = 'print_stacktrace=1:log_path=' .. m.dir .. '/sanitizer'
         env.LSAN_OPTIONS = 'suppressions=' .. uv.cwd() .. '/spec/support/lsan.supp:print_suppressions=0'
     end
