@@ -364,6 +364,8 @@ local function abort(self, roll)
 end
 
 local function begin_roll(self, request)
+    self.last_request = { cause = request.cause, signal = request.signal, by = request.who,
+        at = self.platform.wall() }
     self.log:info({ signal = request.signal, cause = request.cause, by = request.who }, 'Restart requested')
     local loaded, err = self.launcher:load()
     local message = err and err.message

@@ -316,6 +316,7 @@ function verbs.why(control, request, answer)
         exits = list(exits),
         alive = alive,
         verdict = snapshot.last_verdict,
+        request = snapshot.last_request,
         state = snapshot.state,
         slots = list(snapshot.slots),
     }

@@ -54,7 +54,7 @@ function M.full(cluster)
         script = cluster.script, pid = platform.pid(), version = platform.version, state = cluster.state,
         generation = cluster.generation, wanted = cluster.wanted, uptime_ms = now - cluster.started_at,
         rss_kb = own.rss_kb, cpu_ms = own.cpu_ms, workers = workers, slots = slots,
-        last_verdict = cluster.last_verdict, balance = queues.balance,
+        last_verdict = cluster.last_verdict, last_request = cluster.last_request, balance = queues.balance,
         roll = roll and { generation = roll.generation, total = roll.total, done = roll.done,
             elapsed_ms = now - roll.started_at } or nil,
     }

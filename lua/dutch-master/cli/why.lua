@@ -182,6 +182,17 @@ local function newest_first(exits)
     return copy
 end
 
+--- Who wanted a restart: "SIGUSR2 from process 12 of user 0".
+local function requester(request)
+    local what = request.signal or ({ control = 'the command line', script = 'the script' })[request.cause]
+        or format.visible(request.cause)
+    local by = request.by
+    if not by or not by.pid then
+        return what
+    end
+    return ('%s, process %s of user %s'):format(what, tostring(by.pid), tostring(by.uid))
+end
+
 local function explain_now(ctx, answer)
     for _, slot in ipairs(answer.slots) do
         if slot.backoff_ms and slot.backoff_ms > 0 then
@@ -189,10 +200,16 @@ local function explain_now(ctx, answer)
                 format.duration(slot.backoff_ms)))
         end
     end
-    local verdict = answer.verdict
-    if verdict and verdict.result ~= 'done' then
-        ctx.out(('The last restart (generation %s) was %s%s\n\n'):format(tostring(verdict.generation), verdict.result,
-            verdict.message and ': ' .. format.visible(verdict.message) or ''))
+    local verdict, request = answer.verdict, answer.request
+    if request then
+        ctx.out(('The last restart was asked for by %s%s.'):format(requester(request), when(request)))
+    end
+    if verdict then
+        ctx.out((' It was %s (generation %s)%s'):format(verdict.result == 'done' and 'carried out' or verdict.result,
+            tostring(verdict.generation), verdict.message and ': ' .. format.visible(verdict.message) or '.'))
+    end
+    if request or verdict then
+        ctx.out '\n\n'
     end
 end
 
