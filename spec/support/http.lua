@@ -90,7 +90,7 @@ end
 
 -- One request
 
---- Connects to { port=, host= } or { socket = path }: fn(err, handle).
+--- Connects to { port=, host= } (from the address `source`) or { socket = path }: fn(err, handle).
 function M.connect(target, fn)
     local handle
     if target.socket then
@@ -98,6 +98,9 @@ function M.connect(target, fn)
         handle:connect(target.socket, function(err) fn(err, handle) end)
     else
         handle = uv.new_tcp()
+        if target.source then
+            assert(handle:bind(target.source, 0))
+        end
         local ok, err = handle:connect(target.host or '127.0.0.1', target.port, function(e) fn(e, handle) end)
         if not ok then
             fn(err, handle)
@@ -122,7 +125,7 @@ function M.request_text(target, keep_alive)
         target.body and ('Content-Length: %d\r\n'):format(#target.body) or '', target.body or '')
 end
 
---- One request on a connection of its own: url or { port=, socket=, path=, method=, body=, timeout= }
+--- One request on a connection of its own: url or { port=, socket=, source=, path=, method=, body=, timeout= }
 --- -> status, body, headers, or nil, what went wrong.
 function M.get(url)
     local target = parse_url(url)
