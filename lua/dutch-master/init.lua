@@ -52,8 +52,9 @@ function Master:evaluate()
     self.loaded = loaded
 end
 
---- One master for a script.
+--- One master for a script. Signals wait from here on until the loop runs: who is told to stop must undo what it did.
 function Master:claim()
+    self:listen_to_signals(self.launcher.plan.restart_signal)
     local claim, message, code = control.claim {
         platform = self.platform, script = self.path, plan = self.launcher.plan,
     }
@@ -100,9 +101,10 @@ function Master:bind()
         end,
     }
     self.launcher.sockets = self.sockets
-    local ok, message = self.sockets:open(plan.listen)
+    local ok, message, errno = self.sockets:open(plan.listen)
     if not ok then
-        return self:refuse(EXIT_SYSTEM, message)
+        -- EINVAL: it is no address at all, in a way that the plan's own check could not see.
+        return self:refuse(errno == 'EINVAL' and EXIT_SCRIPT or EXIT_SYSTEM, 'listen: ' .. message)
     end
 end
 

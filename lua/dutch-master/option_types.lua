@@ -157,7 +157,7 @@ local function is_address(text)
     elseif host == '' or host == 'localhost' or host == '*' then
         return true
     elseif host:sub(1, 1) == '[' then
-        return host:match('^%[[%x:.]+%%?[%w_.-]*%]$') ~= nil
+        return host:match('^%[[%x.]*:[%x:.]*%%?[%w_.-]*%]$') ~= nil
     end
     local a, b, c, d = host:match('^(%d+)%.(%d+)%.(%d+)%.(%d+)$')
     return a ~= nil and math.max(tonumber(a), tonumber(b), tonumber(c), tonumber(d)) <= 255

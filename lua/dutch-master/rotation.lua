@@ -66,7 +66,12 @@ end
 --- Binds.
 -- @return true, or nil, message, code
 function Rotation:open()
-    local lanes = self.balance ~= 'shared' and self.want <= MAX_WORKERS_WITH_LANES
+    local lanes = self.balance ~= 'shared'
+    if lanes and self.want > MAX_WORKERS_WITH_LANES then
+        self.log:warn({ address = self.address.text, workers = self.want, lanes = MAX_WORKERS_WITH_LANES },
+            'More workers than lanes, one socket is shared')
+        lanes = false
+    end
     local listener, message, code = try_listen(self, self.address, lanes)
     if not listener then
         return nil, message, code
@@ -324,6 +329,7 @@ function Rotation:join(worker_id)
     end
     record.state = 'live'
     record.lane:repair() -- its own listen() set a backlog of its own
+    record.quiet = record.request == nil -- of who has a channel it is known to have listened by now
     if self.buckets then
         self.buckets:join(worker_id, self.want)
     end

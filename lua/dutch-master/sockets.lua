@@ -15,10 +15,15 @@ local TICK_MS = 500
 -- While connections wait somewhere. A queue that moves is hardly ever seen not to, this often.
 local BUSY_TICK_MS = 50
 
+-- Of an address that cannot be had, whoever asks: while the cluster boots there is no point in asking again.
+local UNBINDABLE = { EADDRINUSE = true, EACCES = true, EADDRNOTAVAIL = true, EEXIST = true, ENOENT = true,
+    ENOTDIR = true, EROFS = true }
+
 local BALANCES = { steered = true, sticky = true, shared = true }
 
 --- @param options {platform, log, balance, backlog, stall_timeout_ms, want, inherited = platform.inherited()'s list,
---   rescue = function(fd, done, worker_id, request) -> true if the worker was given the connection, on_fatal}
+--   rescue = function(fd, done, worker_id, request) -> true if the worker was given the connection,
+--   on_fatal = function(message): an address that a worker asked for cannot be bound}
 -- rescue's descriptor stays ours; done(accepted) is called later, once, if it returned true. request is what that
 -- worker gave to `query` for the listener in question, nil after `take`.
 function Sockets.new(options)
@@ -239,6 +244,9 @@ function Sockets:query(id, request, reply)
     end
     if not fd then
         self.log:warn({ workerId = id, address = request.text, reason = message }, 'Listening failed')
+        if UNBINDABLE[code] and self.on_fatal then
+            self.on_fatal(message)
+        end
         return reply(nil, code or 'EINVAL')
     end
     if worker.state == 'live' then

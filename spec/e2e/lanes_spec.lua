@@ -43,24 +43,26 @@ local function serving(m)
     return list
 end
 
--- Freezes a worker, notes whom it has inside, and kills it.
+-- Freezes a worker, notes whom it has inside, and kills it. `inside`: client's port -> when.
 local function kill(m, victim, inside)
     assert(connections.freeze(victim.workerPid), 'it is gone already')
     m.killed[victim.workerPid] = true
     for port in pairs(connections.inside(victim.workerPid, m.port)) do
-        inside[port] = uv.now()
+        inside[port] = inside[port] or {}
+        table.insert(inside[port], uv.hrtime())
     end
     uv.kill(victim.workerPid, 'sigkill')
 end
 
--- Failures that a killed worker does not account for. Ports come again: only what failed soon after the kill was in it.
+-- Failures that a killed worker does not account for: it did not have that connection while the request ran.
 local function unexplained(l, inside)
     local list, explained = {}, 0
     for _, failure in ipairs(l.failures) do
-        local at = failure.port and inside[failure.port]
-        if at and failure.at >= at and failure.at - at < 2000 * wait.scale and failure.outcome ~= 'timeout'
-            and failure.outcome ~= 'refused' then
-            inside[failure.port] = nil
+        local within = false
+        for _, killed in ipairs(inside[failure.port or 0] or {}) do
+            within = within or failure.started < killed and killed < failure.ended
+        end
+        if within and (failure.outcome == 'reset' or failure.outcome == 'empty') then
             explained = explained + 1
         else
             list[#list + 1] = ('%s from port %s after %d ms'):format(failure.outcome, failure.port, failure.ms)

@@ -31,7 +31,7 @@ function M.start(options)
     --- Body -> how often; the first few distinct ones.
     self.bodies, self.distinct = {}, 0
     self.errors = {}
-    --- Of { outcome, port, ms, at (uv.now() of the end) }.
+    --- Of { outcome, port, ms, started, ended (uv.hrtime()) }.
     self.failures, self.slow = {}, {}
     self.target = { port = options.port, socket = options.socket, host = options.host, path = options.path }
     self.keep_alive = options.mode == 'keepalive'
@@ -145,11 +145,13 @@ function M:ended(client, outcome)
     local counts = self.counts
     counts[outcome] = counts[outcome] + 1
     counts.total = counts.total + 1
-    local ms = (uv.hrtime() - client.started) / 1e6
+    local ended = uv.hrtime()
+    local ms = (ended - client.started) / 1e6
     counts.max_ms = math.max(counts.max_ms, ms)
     for _, list in ipairs { outcome ~= 'ok' and self.failures or {}, ms > (self.options.slow_ms or ms) and self.slow or {} } do
         if #list < MAX_KEPT then
-            list[#list + 1] = { outcome = outcome, port = client.port, ms = ms, at = uv.now() }
+            list[#list + 1] = { outcome = outcome, port = client.port, ms = ms, started = client.started,
+                ended = ended }
         end
     end
     self.active = self.active - 1

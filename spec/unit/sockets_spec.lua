@@ -409,6 +409,19 @@ describe('sockets', function()
             assert.equal('EINVAL', select(2, query(1, 'x', { text = false, type = 'fd' })))
         end)
 
+        it('that cannot be bound are fatal to whoever thinks so, others are not', function()
+            local fatal
+            new { on_fatal = function(message)
+                fatal = message
+            end }
+            query(1, ':0x')
+            query(1, A)
+            assert.is_nil(fatal)
+            network.taken['127.0.0.1:81'] = true
+            query(1, '127.0.0.1:81')
+            assert.equal('EADDRINUSE: address already in use: 127.0.0.1:81', fatal)
+        end)
+
         it('are one random port for the n-th listen(0) of every worker', function()
             new()
             query(1, ':0', { name = 'tcp4:*:0#0' })
