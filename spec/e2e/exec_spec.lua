@@ -224,8 +224,10 @@ local SERVERS = {
         program = 'nginx',
         worker = "dutch.nginx { config = dutch.directory .. '/nginx.conf' }",
         files = function(port)
-            return { ['nginx.conf'] = ('pid /dev/null;\nerror_log stderr;\nworker_processes 1;\nevents {}\nhttp {\n'
-                .. 'access_log off;\nserver { listen 127.0.0.1:%d; location / { return 200 "ok"; } }\n}\n'):format(port) }
+            -- nginx removes its pid file when it ends, whatever that is: never name a device here.
+            return { ['nginx.conf'] = ('pid /tmp/dm-spec-nginx-%d.pid;\nerror_log stderr;\nworker_processes 1;\n'
+                .. 'events {}\nhttp {\naccess_log off;\nserver { listen 127.0.0.1:%d; '
+                .. 'location / { return 200 "ok"; } }\n}\n'):format(port, port) }
         end,
     },
 }
