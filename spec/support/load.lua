@@ -38,6 +38,7 @@ function M.start(options)
     self.text = http.request_text(self.target, self.keep_alive)
     self.timeout_ms = math.ceil((options.timeout or 10000) * wait.scale)
     local clients = options.clients or 8
+    uv.update_time()
     self.pause_ms = options.rate and math.ceil(clients * 1000 / options.rate) or 0
     for _ = 1, clients do
         self:new_client()

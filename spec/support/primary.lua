@@ -3,11 +3,10 @@
 
 local uv = require 'luv'
 local cjson = require 'cjson'
+local wait = require 'spec.support.wait'
 
 local M = {}
 M.__index = M
-
-local SCALE = tonumber(os.getenv 'DM_TIME_SCALE') or 1
 
 --- The binary of the build that is being tested.
 function M.binary()
@@ -16,15 +15,7 @@ end
 
 --- Runs the loop until predicate() is true; fails after `ms`.
 function M.wait_until(predicate, what, ms)
-    local timer, late = uv.new_timer(), false
-    timer:start((ms or 5000) * SCALE, 0, function()
-        late = true
-    end)
-    while not late and not predicate() do
-        uv.run 'once'
-    end
-    timer:close()
-    if late and not predicate() then
+    if not wait.try(predicate, { timeout = ms or 5000 }) then
         error(('timed out waiting for %s'):format(what or 'something'), 2)
     end
 end

@@ -13,6 +13,8 @@ local DEFAULT_MS = 10000
 --- milliseconds. predicate() is also tried every 20 ms, for what makes no event here (such as /proc).
 function M.try(predicate, options)
     local late = false
+    -- The loop's clock stands still while something else runs, such as another loop.
+    uv.update_time()
     local timer, tick = uv.new_timer(), uv.new_timer()
     timer:start(math.ceil((options and options.timeout or DEFAULT_MS) * M.scale), 0, function()
         late = true
