@@ -60,9 +60,11 @@ local function serving(state)
     if state.serving then
         return state.serving
     end
-    local count = 0
-    for _, worker in ipairs(state.workers or {}) do
-        if worker.state == 'running' or worker.state == 'retiring' then
+    local count, seen = 0, {}
+    for i, worker in ipairs(state.workers or {}) do
+        local slot = worker.slot or i
+        if (worker.state == 'running' or worker.state == 'retiring') and not seen[slot] then
+            seen[slot] = true
             count = count + 1
         end
     end

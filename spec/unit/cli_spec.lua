@@ -358,7 +358,7 @@ describe('why', function()
             worker = 1, slot = 1, generation = 1, code = 0, unexpected = false, was_ready = true, why = 'replaced',
         }
         local text = run(answering { ok = true, exits = { ordinary }, slots = {} }, 'why').text()
-        local line = 'Worker 1 (slot 1, generation 1) left as it should. A new worker had taken its place.\n\n'
+        local line = 'Worker 1 (slot 1, generation 1) left as it should. A new worker had taken its place.\n'
         assert.equal(line, text)
         text = run(answering { ok = true, exits = { ordinary }, slots = {} }, 'why', '1').text()
         assert.truthy(text:find('exited with code 0', 1, true))

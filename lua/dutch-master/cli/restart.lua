@@ -48,10 +48,13 @@ function M.how_ended(report)
     return format.visible(report.reason or report.message or 'failed')
 end
 
+--- Reasons that say less than how it ended.
+local UNTOLD = { ['disconnected while starting'] = true, ['disconnected'] = true, ['left by itself'] = true }
+
 local function explain_failure(ctx, failure)
     ctx.err(('  worker %s (pid %s, slot %s) %s\n'):format(tostring(failure.worker or '-'), tostring(failure.pid or '-'),
         tostring(failure.slot or '-'), M.how_ended(failure)))
-    if failure.reason and (failure.code or failure.signal or failure.step) then
+    if failure.reason and failure.reason ~= failure.message and not UNTOLD[failure.reason] then
         ctx.err(('  %s\n'):format(format.visible(failure.reason)))
     end
     local lines, first = last_lines(failure.stderr, STDERR_LINES)

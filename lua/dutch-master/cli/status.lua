@@ -96,9 +96,11 @@ end
 
 --- The line above the table.
 function M.headline(ctx, status)
-    local serving = 0
+    local serving, seen = 0, {}
     for _, worker in ipairs(status.workers) do
-        if worker.state == 'running' or worker.state == 'retiring' then
+        -- During a roll a slot has two for a moment: one place served all the same.
+        if (worker.state == 'running' or worker.state == 'retiring') and not seen[worker.slot] then
+            seen[worker.slot] = true
             serving = serving + 1
         end
     end

@@ -51,6 +51,7 @@ local REASONS = {
     ['asked to be replaced'] = 'It had asked to be replaced',
     ['scaled down'] = 'The cluster was scaled down',
     ['stopped'] = 'The cluster was stopped',
+    ['restart aborted'] = 'The restart it was started for was aborted',
 }
 
 local function sender(report)
@@ -206,7 +207,7 @@ local function explain_now(ctx, answer)
     end
     if verdict then
         ctx.out((' It was %s (generation %s)%s'):format(verdict.result == 'done' and 'carried out' or verdict.result,
-            tostring(verdict.generation), verdict.message and ': ' .. format.visible(verdict.message) or '.'))
+            tostring(verdict.generation), verdict.message and ': ' .. format.visible(verdict.message) .. '.' or '.'))
     end
     if request or verdict then
         ctx.out '\n\n'
@@ -241,7 +242,7 @@ function M.run(ctx)
                     break
                 end
                 if is_ordinary(report) and not id then
-                    ctx.out(M.mention(report) .. '\n\n')
+                    ctx.out(M.mention(report) .. '\n')
                 else
                     ctx.out(table.concat(M.explain(ctx, report), '\n') .. '\n\n')
                 end
