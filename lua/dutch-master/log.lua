@@ -21,6 +21,8 @@ local DEPTH_MAX = 8
 local RECENT, RECENT_MAX = 1000, 4096
 -- How long close() waits for a slow reader, in ms.
 local CLOSE_MS = 1000
+-- While records are lost without an end, word of it comes so often, in seconds.
+local LOSS_REPORT_S = 1
 
 -- bunyan's own fields. A field of the caller with such a name gets an underscore behind it.
 local RESERVED = { name = true, hostname = true, pid = true, level = true, msg = true, time = true, v = true }
@@ -312,6 +314,17 @@ local function report_lost(core)
     end
 end
 
+-- A reader that never catches up never lets the sink drain either; it must hear of the loss all the same.
+local function write_record(core, level, fields, msg)
+    if core.losing_since and math.abs(core.wall() - core.losing_since) >= LOSS_REPORT_S then
+        core.losing_since = nil
+        report_lost(core)
+    end
+    if not write_sink(core, level, fields, msg) then
+        core.losing_since = core.losing_since or core.wall()
+    end
+end
+
 local function open_sink(core, target)
     local sink, message, code = core.platform.sink(target)
     if not sink then return nil, message, code end
@@ -341,9 +354,9 @@ local function write_custom(core, level, fields, msg)
     if not core.sink and not open_sink(core, core.default_target) then return end
     if not core.custom_reported then
         core.custom_reported = true
-        write_sink(core, 'error', { error = failure }, 'The logger of the script failed, writing here instead')
+        write_record(core, 'error', { error = failure }, 'The logger of the script failed, writing here instead')
     end
-    write_sink(core, level, fields, msg)
+    write_record(core, level, fields, msg)
 end
 
 -- Kept as text: a thousand small tables would be four times as large.
@@ -383,7 +396,7 @@ local function write(self, level, fields, msg)
     if core.custom then
         write_custom(core, level, fields, msg)
     else
-        write_sink(core, level, fields, msg)
+        write_record(core, level, fields, msg)
     end
 end
 

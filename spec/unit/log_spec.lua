@@ -279,6 +279,22 @@ describe('log', function()
             assert.equal(2, r.lost)
         end)
 
+        it('says so also when the output never drains, once a second', function()
+            local logger = new()
+            sink.refuse = true
+            logger:info 'a'
+            logger:info 'b'
+            sink.refuse = false
+            now = now + 0.5
+            logger:info 'c'
+            assert.equal('c', record().msg)
+            now = now + 0.5
+            logger:info 'd'
+            assert.equal(3, #sink.lines)
+            assert.equal(2, record(2).lost)
+            assert.equal('d', record(3).msg)
+        end)
+
         it('keeps the count if that record is lost as well', function()
             local logger = new()
             sink.refuse = true
