@@ -24,6 +24,9 @@ function M.new(world)
         end
         return file == true and { type = 'file', uid = 1000 } or file
     end
+    function p.getuser(uid)
+        return { name = 'user' .. uid }
+    end
     function p.uid()
         return 1000
     end

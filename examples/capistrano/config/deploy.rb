@@ -13,5 +13,6 @@ set :keep_releases, 5
 # set :dutch_master_start, nil                                     # a command, for the first deploy:
 set :dutch_master_start, 'sudo systemctl start dutch-master@my-app'
 
-# The control socket of a master that systemd started (examples/systemd) is in a directory of the unit.
+# The control socket of a master that systemd started (examples/systemd) is in a directory of the unit. The deploy user
+# is the one the unit runs as, or root.
 set :default_env, { 'DUTCH_MASTER_RUNTIME_DIR' => '/run/dutch-master-my-app' }

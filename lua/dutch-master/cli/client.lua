@@ -2,7 +2,6 @@
 
 local cjson = require 'cjson.safe'
 local control = require 'dutch-master.control'
-local script = require 'dutch-master.script'
 
 local M = {}
 
@@ -18,9 +17,15 @@ local function places(ctx)
     local found, seen = {}, {}
     local function add(dir)
         local path = dir and dir .. '/' .. name
-        if path and not seen[path] and platform.stat(path) then
-            seen[path] = true
+        if not path or seen[path] then
+            return
+        end
+        seen[path] = true
+        local there, _, code = platform.stat(path)
+        if there then
             found[#found + 1] = path
+        elseif code == 'EACCES' then
+            ctx.hidden_place = dir
         end
     end
     if ctx.options.socket then
@@ -30,6 +35,9 @@ local function places(ctx)
     local owner = platform.stat(ctx.script)
     for _, uid in ipairs { platform.uid(), owner and owner.uid or platform.uid() } do
         add(uid == 0 and '/run/dutch-master' or nil)
+        local account = platform.getuser(uid)
+        -- RuntimeDirectory= of examples/systemd/.
+        add(account and '/run/dutch-master-' .. account.name)
         add(('/run/user/%d/dutch-master'):format(uid))
         add(('/tmp/dutch-master-%d'):format(uid))
     end
@@ -41,6 +49,8 @@ local function chosen_place(ctx)
     if not ctx.platform.stat(ctx.script) or not ctx.platform.sandbox then
         return nil
     end
+    -- Only here: most verbs need not load what scripts need.
+    local script = require 'dutch-master.script'
     local session = script.new({ platform = ctx.platform, path = ctx.script }):evaluate()
     if not session then
         return nil
@@ -108,7 +118,12 @@ local function no_master(ctx, message, code)
     if ctx.options.json then
         ctx.out(control.encode { running = false, script = ctx.script } .. '\n')
     end
-    say(ctx, ('%s: not running (start it with `dutch-master %s`)'):format(ctx.script, ctx.script_name))
+    if ctx.hidden_place then
+        say(ctx, ("%s: not running, as far as this user can see: %s is another user's"):format(ctx.script,
+            ctx.hidden_place))
+    else
+        say(ctx, ('%s: not running (start it with `dutch-master %s`)'):format(ctx.script, ctx.script_name))
+    end
     return NOT_RUNNING
 end
 
