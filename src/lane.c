@@ -50,9 +50,9 @@ static int accept_now(const struct dm_lane *lane) {
     }
 }
 
-int dm_lane_hand_out(const struct dm_lane *lane) {
+int dm_lane_hand_out(const struct dm_lane *lane, bool may_block) {
     const int flags = fcntl(lane->fd, F_GETFL);
-    if (flags >= 0 && !(flags & O_NONBLOCK)) {
+    if (!(may_block && lane->listener->shared) && flags >= 0 && !(flags & O_NONBLOCK)) {
         fcntl(lane->fd, F_SETFL, flags | O_NONBLOCK);
     }
     return lane->fd;
@@ -104,7 +104,7 @@ static int repair_listening(struct dm_lane *lane) {
     return done;
 }
 
-int dm_lane_repair(struct dm_lane *lane) {
+int dm_lane_repair(struct dm_lane *lane, bool may_block) {
     struct dm_unix_path *path = &lane->listener->path;
     int done = 0;
     if (lane->listener->address.type == SOCK_STREAM) {
@@ -113,9 +113,10 @@ int dm_lane_repair(struct dm_lane *lane) {
             return done;
         }
     }
-    /* On a lane of its own a worker may block; on a socket that others have too they would hang. */
+    /* On a lane of its own a worker may block; on a socket that others have too they would hang,
+     * unless all of them are of a kind that blocks. */
     const int flags = fcntl(lane->fd, F_GETFL);
-    if (lane->listener->shared && flags >= 0 && !(flags & O_NONBLOCK)) {
+    if (lane->listener->shared && !may_block && flags >= 0 && !(flags & O_NONBLOCK)) {
         fcntl(lane->fd, F_SETFL, flags | O_NONBLOCK);
         done |= DM_LANE_NONBLOCK;
     }

@@ -4,6 +4,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -32,8 +33,10 @@ int dm_lane_listens(const struct dm_lane *lane);
 int dm_lane_queue(const struct dm_lane *lane, uint32_t *depth, uint32_t *limit);
 /* A connection that waited (O_NONBLOCK, CLOEXEC), or -EAGAIN. */
 int dm_lane_accept(const struct dm_lane *lane);
-/* The descriptor as it is handed to a worker: non-blocking, whatever the last one made of it. */
-int dm_lane_hand_out(const struct dm_lane *lane);
+/* The descriptor as it is handed to a worker: non-blocking, whatever the last one made of it; but a
+ * shared socket of workers that may block stays as they have it, for they use it now. */
+int dm_lane_hand_out(const struct dm_lane *lane, bool may_block);
 
-/* What was repaired, as DM_LANE_ bits, or a negative error if the lane stays broken. */
-int dm_lane_repair(struct dm_lane *lane);
+/* What was repaired, as DM_LANE_ bits, or a negative error if the lane stays broken. With may_block
+ * a worker may have cleared O_NONBLOCK, also of a socket that others share. */
+int dm_lane_repair(struct dm_lane *lane, bool may_block);

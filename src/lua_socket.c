@@ -163,7 +163,7 @@ static int l_lane_fd(lua_State *L) {
     if (!lane) {
         return closed(L);
     }
-    lua_pushinteger(L, dm_lane_hand_out(lane));
+    lua_pushinteger(L, dm_lane_hand_out(lane, lua_toboolean(L, 2)));
     return 1;
 }
 
@@ -216,7 +216,7 @@ static int l_lane_repair(lua_State *L) {
     if (!lane) {
         return closed(L);
     }
-    const int done = dm_lane_repair(lane);
+    const int done = dm_lane_repair(lane, lua_toboolean(L, 2));
     if (done < 0) {
         return dm_lua_fail(L, done, NULL);
     }

@@ -22,7 +22,7 @@ local MAX_TRIES, MAX_IN_FLIGHT = 8, 256
 local MAX_WORKERS_WITH_LANES = 512
 
 --- @param options {platform, log, key, name, address (platform.address's table), balance, backlog, mode,
---   fd (inherited), stall_timeout_ms, want, rescue (see sockets.lua) or nil}
+--   fd (inherited), may_block (workers choose how they accept), stall_timeout_ms, want, rescue (see sockets.lua) or nil}
 function Rotation.new(options)
     local self = setmetatable({}, Rotation)
     for key, value in pairs(options) do
@@ -295,7 +295,7 @@ function Rotation:assign(worker_id, request)
     local record = self.users[worker_id]
     if record then
         record.request = request
-        return record.lane:fd()
+        return record.lane:fd(self.may_block)
     end
     if self.shared then
         record = self.shared_record
@@ -311,14 +311,14 @@ function Rotation:assign(worker_id, request)
             self.users[worker_id] = record
         end
         if not record or record.guest then
-            return record and record.lane:fd(), message, code
+            return record and record.lane:fd(self.may_block), message, code
         end
         record.state, record.worker, record.request, record.weight = 'starting', worker_id, request, 1
         record.stalled, record.since, record.probation, record.quiet = nil, nil, nil, true
     end
     self.users[worker_id] = record
     steer(self)
-    return record.lane:fd()
+    return record.lane:fd(self.may_block)
 end
 
 --- Ready: into rotation.
@@ -401,7 +401,7 @@ local function culprit(self, record)
 end
 
 local function repair(self, record)
-    local done, message = record.lane:repair()
+    local done, message = record.lane:repair(self.may_block)
     local fields = culprit(self, record)
     if not done then
         if record.broken ~= message then

@@ -124,6 +124,7 @@ local function assemble(self, list, fresh)
         local rotation = before[fields.key]
         before[fields.key] = nil
         if not rotation then
+            fields.may_block = true -- a server that was given its sockets knows how it accepts
             rotation, message, code = open_rotation(self, fields)
             if not rotation then
                 return nil, message, code
