@@ -23,14 +23,20 @@ local EXIT_FAILED, EXIT_SYSTEM, EXIT_SCRIPT = 1, 71, 78
 local Master = {}
 Master.__index = Master
 
--- What a logger is made of, from the plan. A logger of the script's own is called in the script's state.
+-- What a logger is made of, from the plan. A logger of the script's own is called in the script's state. One that took
+-- all its time is not called again in that state: a record costs the master 5 s then, and a stop has several.
 local function logger_options(self, plan)
     local wish = plan.logger
     local options = { platform = self.platform, name = wish.name, level = wish.level, target = wish.path }
     if wish.custom then
         function options.target(level, fields, message)
-            local ok, err = self.launcher.session:log(level, fields, message)
+            local session = self.launcher.session
+            if self.slow_logger == session then
+                error('it took too long before', 0)
+            end
+            local ok, err = session:log(level, fields, message)
             if not ok then
+                self.slow_logger = err.kind == 'budget' and session or nil
                 error(err.message, 0)
             end
         end
