@@ -161,7 +161,7 @@ describe('boot', function()
                 backoff = { first = 0.05 }, workerEnvironment = { WHAT = 'never' } }]],
             files = { ['app.lua'] = apps.never_ready },
         }
-        local late = m:await 'Worker was not ready in time'
+        local late = m:await(function(record) return record.msg:find('Worker was not ready in time', 1, true) == 1 end)
         assert.same({ 1, 0.2, 40 }, { late.workerId, late.readyTimeout, late.level })
         assert.equal(2, m:await('Creating new worker', { count = 2 }).workerId)
         m:rewrite('app.lua', apps.idle)

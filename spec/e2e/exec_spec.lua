@@ -166,7 +166,7 @@ print('sent', flush=True)
 signal.pause()]] },
         }
         m:await_output '^sent$'
-        m:await 'Worker was not ready in time'
+        m:await(function(record) return record.msg:find('Worker was not ready in time', 1, true) == 1 end)
         assert.equal(0, #m:records 'Worker listening')
         m:finish()
     end)
