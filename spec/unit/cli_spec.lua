@@ -346,7 +346,8 @@ describe('why', function()
         local text = run(answering { ok = true, exits = { report }, slots = {} }, 'why', '7').text()
         for _, part in ipairs {
             'Worker 7 (pid 107, slot 2, generation 3) was killed by SIGKILL, sent by process 1 of user 0',
-            'because memory ran out', 'Nobody had asked it to leave.', 'It lived 1m01s, used 1.5s of CPU, 200.0M of memory at most.',
+            'because memory ran out', 'Nobody had asked it to leave.',
+            'It lived 1m01s, used 1.5s of CPU, 200.0M of memory at most.',
             'It ran in /srv/releases/2', '    heap full\\e[2J\n',
         } do
             assert.truthy(text:find(part, 1, true), text)
