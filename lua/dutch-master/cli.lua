@@ -24,7 +24,7 @@ local OTHER_NAMES = {
     validate = 'check', test = 'check', quit = 'stop', kill = 'stop', shutdown = 'stop',
 }
 
-local USAGE, SYSTEM, SCRIPT = 2, 71, 78
+local FAILED, USAGE, SYSTEM, SCRIPT = 1, 2, 71, 78
 
 function M.verb(name)
     return require('dutch-master.cli.' .. name)
@@ -99,9 +99,7 @@ local function run_verb(ctx, name, argv, first)
     return verb.run(ctx)
 end
 
---- argv[0] is the program. Returns an exit code, or nil: the loop runs until platform.stop(code).
-function M.main(argv, platform)
-    local ctx = terminal.context(platform or require 'dutch-master.platform')
+local function dispatch(ctx, argv)
     local word = argv[1]
     if not word then
         return usage_error(ctx, 'which script? Try `dutch-master master.lua`, or `dutch-master --help`')
@@ -129,6 +127,14 @@ function M.main(argv, platform)
         return run_master(ctx, argv, 1)
     end
     return unknown_verb(ctx, word)
+end
+
+--- argv[0] is the program. Returns an exit code, or nil: the loop runs until platform.stop(code).
+function M.main(argv, platform)
+    local ctx = terminal.context(platform or require 'dutch-master.platform')
+    local code = dispatch(ctx, argv)
+    -- What could not be said was not done.
+    return code == 0 and ctx.mute and FAILED or code
 end
 
 return M

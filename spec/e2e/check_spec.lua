@@ -146,6 +146,14 @@ describe('the command line', function()
         assert.matches('complete %-F', run('completion', 'bash').out)
     end)
 
+    it('fails when it cannot say what it was asked', function()
+        local c = cli.run({ app = dir, dir = dir }, { '-c', ('%s --help > /dev/full'):format(master.binary()) }, {
+            program = 'sh',
+        })
+        assert.equal(1, c.code)
+        assert.matches('no space left', c.err)
+    end)
+
     it('takes a reader that goes away for the end', function()
         local c = cli.run({ app = dir, dir = dir }, { '-c', ('%s --help | head -n 1'):format(master.binary()) }, {
             program = 'sh',

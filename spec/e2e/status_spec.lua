@@ -96,6 +96,17 @@ describe('status', function()
         m:finish()
     end)
 
+    it('ends when nobody reads it any more', function()
+        local m = master.start {
+            script = "require('dutch-master').start { worker = 'app.lua' }", files = { ['app.lua'] = apps.idle },
+        }
+        m:await 'Cluster ready'
+        local line = ("%s status --watch | head -n 1; echo end"):format(master.binary())
+        local c = cli.run(m, { '-c', line }, { program = 'sh' })
+        assert.matches('\nend\n$', c.out)
+        m:finish()
+    end)
+
     it('shows a slot that waits before its next attempt', function()
         local m = master.start {
             script = "require('dutch-master').start { worker = 'app.lua', numWorkers = 1, "

@@ -34,7 +34,11 @@ function M.new(world)
         return '/run/user/1000/dutch-master'
     end
     function p.write_stdout(text)
+        if world.deaf then
+            return nil, 'broken pipe', 'EPIPE'
+        end
         self.out[#self.out + 1] = text
+        return true
     end
     function p.write_stderr(text)
         self.err[#self.err + 1] = text

@@ -216,6 +216,12 @@ describe('status', function()
         assert.is_true(cjson.decode(text).running)
     end)
 
+    it('ends when nobody reads any more', function()
+        local world = answering { ok = true, status = status }
+        world.deaf = true
+        assert.equal(1, run(world, 'status', '--watch').stopped)
+    end)
+
     it('asks again with --watch', function()
         local world = answering { ok = true, status = status }
         local w = run(world, 'status', '--watch')

@@ -6,13 +6,20 @@ local CODES = {
     bold = '1', dim = '2', red = '31', green = '32', yellow = '33', blue = '34', magenta = '35', cyan = '36',
 }
 
-local function writer(platform, name, stream)
-    local write = platform[name]
+--- A reader that has gone (`| head -n 1`) is the end: nobody would hear the rest, nor stop what goes on for ever.
+local FAILED = 1
+
+local function writer(ctx, write)
     return function(text)
-        if write then
-            return write(text)
+        local ok, message, code = write(text)
+        if ok == nil and not ctx.mute then
+            ctx.mute, ctx.finished = true, true
+            if code ~= 'EPIPE' then
+                ctx.err(('dutch-master: %s\n'):format(tostring(message)))
+            end
+            ctx.platform.stop(FAILED)
         end
-        return stream:write(text)
+        return ok, message, code
     end
 end
 
@@ -32,11 +39,11 @@ function M.context(platform)
     local ctx = {
         platform = platform,
         environment = environment,
-        out = writer(platform, 'write_stdout', io.stdout),
-        err = writer(platform, 'write_stderr', io.stderr),
+        err = platform.write_stderr,
         tty = platform.isatty ~= nil and platform.isatty(1) and environment.TERM ~= 'dumb',
         utf8 = speaks_utf8(environment),
     }
+    ctx.out = writer(ctx, platform.write_stdout)
     ctx.color = ctx.tty and (environment.NO_COLOR or '') == ''
     --- Width of the terminal; lines are cut to it, and never when they go to a file.
     function ctx.columns()
