@@ -386,15 +386,21 @@ end)
 describe('plan and reload', function()
     local changes = {
         { key = 'numWorkers', from = 2, to = 4, applies = 'now' },
-        { key = 'worker', from = 'a.js', to = 'b.js', applies = 'restart' },
+        { key = 'worker', from = 'a.js', to = 'b.js', applies = 'next fork' },
+        { key = 'stopTimeout', from = 30000, to = 1500, applies = 'next fork' },
+        { key = 'workerEnvironment', from = { A = 'x' }, to = { A = 'hush' }, applies = 'next fork' },
+        { key = 'pidFile', to = '/x', applies = 'start' },
     }
 
     it('say what changes, and when', function()
         local plan = run(answering { ok = true, changes = changes }, 'plan').text()
         local reload = run(answering { ok = true, changes = changes }, 'reload').text()
-        assert.truthy(plan:find('numWorkers  2     4     by a reload, at once', 1, true), plan)
-        assert.truthy(reload:find('numWorkers  2     4     applied', 1, true), reload)
-        assert.truthy(reload:find('worker      a.js  b.js  by a restart', 1, true), reload)
+        assert.matches('\nnumWorkers +2 +4 +by a reload, at once\n', plan)
+        assert.matches('\nnumWorkers +2 +4 +applied\n', reload)
+        assert.matches('\nworker +a.js +b.js +by a restart, or at the next fork\n', reload)
+        assert.matches('\nstopTimeout +30 s +1.5 s +by', reload)
+        assert.matches('\nworkerEnvironment +A +A %(with other values%) +by', reload)
+        assert.matches('\npidFile +%(none%) +/x +when the master is started\n', reload)
         assert.equal('No changes\n', run(answering { ok = true, changes = {} }, 'plan').text())
     end)
 

@@ -1,7 +1,10 @@
 --- What `plan` and `reload` say: the difference between two plans, as the master found it. Pure.
 
+local cjson = require 'cjson'
 local control = require 'dutch-master.control'
 local format = require 'dutch-master.cli.format'
+local options = require 'dutch-master.options'
+local values = require 'dutch-master.cli.values'
 
 local M = {}
 
@@ -9,19 +12,27 @@ local COLUMNS = { { title = 'OPTION' }, { title = 'FROM' }, { title = 'TO' }, { 
 
 local APPLIES = {
     ['now'] = { 'green', 'now' },
-    ['next fork'] = { 'cyan', 'at the next fork' },
-    ['restart'] = { 'yellow', 'by a restart' },
+    ['next fork'] = { 'cyan', 'by a restart, or at the next fork' },
+    ['start'] = { 'yellow', 'when the master is started' },
 }
 
-function M.value(value)
-    if value == nil or value == require 'cjson'.null then
+local function value(key, given)
+    if given == nil or given == cjson.null then
         return '(none)'
-    elseif type(value) == 'table' then
-        return control.encode(value)
-    elseif type(value) == 'string' then
-        return format.visible(value)
+    elseif key == 'workerEnvironment' and type(given) == 'table' then
+        return next(given) and table.concat(values.names(given), ', ') or '{}'
     end
-    return tostring(value)
+    local option = options.by_name[key]
+    return values.words(given, option and option.inside or key)
+end
+
+--- Of an environment only names are shown; where these are the same, that it is the values that differ.
+local function values_of(change)
+    local from, to = value(change.key, change.from), value(change.key, change.to)
+    if from == to then
+        to = to .. ' (with other values)'
+    end
+    return from, to
 end
 
 --- `was_applied`: the changes that need no restart have been made, and are not only announced.
@@ -36,7 +47,8 @@ function M.render(ctx, changes, was_applied)
         if change.applies == 'now' then
             text = was_applied and 'applied' or 'by a reload, at once'
         end
-        rows[i] = { format.visible(change.key), M.value(change.from), M.value(change.to), ctx.paint(words[1], text) }
+        local from, to = values_of(change)
+        rows[i] = { format.visible(change.key), from, to, ctx.paint(words[1], text) }
     end
     local lines = format.table(COLUMNS, rows)
     lines[1] = ctx.paint('dim', lines[1])

@@ -4,6 +4,9 @@ local control = require 'dutch-master.control'
 local format = require 'dutch-master.cli.format'
 local options = require 'dutch-master.options'
 local script = require 'dutch-master.script'
+local values = require 'dutch-master.cli.values'
+
+local words = values.words
 
 local M = {
     name = 'check',
@@ -28,15 +31,6 @@ local function report_errors(ctx, err)
         ctx.err(format.block(message) .. '\n')
     end
     return err.kind == 'system' and SYSTEM or BAD
-end
-
-local function environment_names(environment)
-    local names = {}
-    for name in pairs(environment) do
-        names[#names + 1] = name
-    end
-    table.sort(names)
-    return names
 end
 
 --- A copy that JSON can hold, with empty lists as such.
@@ -68,43 +62,6 @@ local function same(a, b)
     return true
 end
 
-local words
-
---- A table in Lua's own notation, its keys in order.
-local function table_words(value)
-    local parts, keys = {}, {}
-    for key in pairs(value) do
-        keys[#keys + 1] = key
-    end
-    table.sort(keys, function(a, b)
-        return tostring(a) < tostring(b)
-    end)
-    if #value > 0 and #keys == #value then
-        for i, inner in ipairs(value) do
-            parts[i] = words(inner)
-        end
-    else
-        for i, key in ipairs(keys) do
-            local name = format.visible(key):gsub('_ms$', '')
-            parts[i] = ('%s = %s'):format(name, words(value[key], key))
-        end
-    end
-    return parts[1] and '{ ' .. table.concat(parts, ', ') .. ' }' or '{}'
-end
-
-function words(value, key)
-    if type(value) == 'table' then
-        if value.text then
-            local name = value.name and not value.name:find '^listen%-%d+$' and value.name .. ' = ' or ''
-            return format.visible(name .. value.text)
-        end
-        return table_words(value)
-    elseif type(value) == 'number' and type(key) == 'string' and key:find '_ms$' then
-        return ('%g s'):format(value / 1000)
-    end
-    return format.visible(value)
-end
-
 local function value_of(plan, option, num_workers)
     local hooked = plan.hooks[option.name]
     if option.name == 'numWorkers' then
@@ -112,7 +69,7 @@ local function value_of(plan, option, num_workers)
     elseif hooked then
         return 'function'
     elseif option.name == 'workerEnvironment' then
-        return next(plan.environment) and table.concat(environment_names(plan.environment), ', ') or '{}'
+        return next(plan.environment) and table.concat(values.names(plan.environment), ', ') or '{}'
     elseif option.name == 'worker' then
         return words(plan.worker or plan.argv)
     end
@@ -153,7 +110,7 @@ function M.run(ctx)
         for key, value in pairs(plan) do
             copy[key] = value
         end
-        copy.num_workers, copy.environment = num_workers, environment_names(plan.environment)
+        copy.num_workers, copy.environment = num_workers, values.names(plan.environment)
         ctx.out(control.encode { ok = true, script = ctx.script, plan = plain(copy) } .. '\n')
     elseif not ctx.options.quiet then
         show(ctx, plan, num_workers)

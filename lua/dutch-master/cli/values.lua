@@ -1,0 +1,57 @@
+--- Values of a plan as a person reads them: Lua's notation, times in seconds. Pure.
+
+local format = require 'dutch-master.cli.format'
+
+local M = {}
+
+local words
+
+--- A table in Lua's own notation, its keys in order.
+local function table_words(value)
+    local parts, keys = {}, {}
+    for key in pairs(value) do
+        keys[#keys + 1] = key
+    end
+    table.sort(keys, function(a, b)
+        return tostring(a) < tostring(b)
+    end)
+    if #value > 0 and #keys == #value then
+        for i, inner in ipairs(value) do
+            parts[i] = words(inner)
+        end
+    else
+        for i, key in ipairs(keys) do
+            local name = format.visible(key):gsub('_ms$', '')
+            parts[i] = ('%s = %s'):format(name, words(value[key], key))
+        end
+    end
+    return parts[1] and '{ ' .. table.concat(parts, ', ') .. ' }' or '{}'
+end
+
+--- `key`: by what name the plan has it; one that ends in _ms holds milliseconds.
+function words(value, key)
+    if type(value) == 'table' then
+        if value.text then
+            local name = value.name and not value.name:find '^listen%-%d+$' and value.name .. ' = ' or ''
+            return format.visible(name .. value.text)
+        end
+        return table_words(value)
+    elseif type(value) == 'number' and type(key) == 'string' and key:find '_ms$' then
+        return ('%g s'):format(value / 1000)
+    end
+    return format.visible(value)
+end
+
+M.words = words
+
+--- The names in an environment, in order: all that is ever shown of it.
+function M.names(environment)
+    local names = {}
+    for name in pairs(environment) do
+        names[#names + 1] = name
+    end
+    table.sort(names)
+    return names
+end
+
+return M
