@@ -240,7 +240,7 @@ describe('restart --wait', function()
     end
 
     it('ends with the code of the verdict', function()
-        local codes = { done = 0, aborted = 10, rolled_back = 11, superseded = 12, stopped = 1 }
+        local codes = { done = 0, aborted = 10, superseded = 12, stopped = 1 }
         for result, code in pairs(codes) do
             local w = run(answering(verdict { result = result }), 'restart', '--wait')
             assert.equal(code, w.stopped, result)

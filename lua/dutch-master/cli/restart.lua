@@ -20,11 +20,11 @@ local M = {
         'dutch-master restart --wait',
         'dutch-master restart --wait --timeout 120 /deploys/app/current/master.lua',
     },
-    codes = '0 the new release serves, 10 aborted and the old one serves, 11 rolled back,\n'
+    codes = '0 the new release serves, 10 aborted and the old one serves,\n'
         .. '12 superseded by a later restart, 3 not running, 124 timed out (it goes on), 1 anything else',
 }
 
-local CODES = { done = 0, aborted = 10, rolled_back = 11, superseded = 12, stopped = 1 }
+local CODES = { done = 0, aborted = 10, superseded = 12, stopped = 1 }
 local STDERR_LINES = 20
 
 local function last_lines(text, count)
@@ -71,7 +71,6 @@ end
 local WORDS = {
     done = { 'green', 'done' },
     aborted = { 'red', 'aborted: the old release goes on serving' },
-    rolled_back = { 'red', 'rolled back: the old release serves again' },
     superseded = { 'yellow', 'superseded by a later restart' },
     stopped = { 'yellow', 'ended: the master stops' },
 }
