@@ -17,7 +17,8 @@ dutch.start {
     restartAttempts = 3,
     readyTimeout = 30,
     logger = dutch.logger { name = 'my-app' },
+    -- Tell whoever should know; the deploy itself learns it from `dutch-master restart --wait`.
     onRestart = function(verdict)
-        dutch.log.info(verdict, 'Deployed?')
+        dutch.log.info({ result = verdict.result, reason = verdict.message }, 'Deploy decided')
     end,
 }

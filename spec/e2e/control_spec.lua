@@ -189,6 +189,9 @@ describe('the control socket', function()
     end)
 
     it('refuses another user, by mode and by credentials', function()
+        if uv.getuid() ~= 0 then
+            return pending 'only root can be two users'
+        end
         local m = start()
         local nobody = { uid = 65534, gid = 65534 }
         local c = cli.run(m, { 'status', m.script, '--socket', find(m, '.sock') }, nobody)

@@ -36,6 +36,24 @@ describe('the manual', function()
         end
     end)
 
+    it('of the script has every function and preset, and no other', function()
+        local page, found, wanted = read 'src/man/dutch-master.lua.5', {}, {}
+        local section = page:match '\n%.Sh FUNCTIONS\n(.-)\n%.Sh '
+        for name in section:gmatch 'dutch%.(%l+)' do
+            found[name] = true
+        end
+        for name in read 'lua/script/dutch-master.lua':gmatch '\n%s*f?u?n?c?t?i?o?n? ?dutch%.(%l+)[%( =]' do
+            wanted[name] = true
+        end
+        for _, name in ipairs { 'cpus', 'hostname' } do -- made in a loop
+            wanted[name] = true
+        end
+        for name in pairs(require 'dutch-master.presets') do
+            wanted[name] = true
+        end
+        assert.same(wanted, found)
+    end)
+
     it('of the program has every verb with every option of its own, and no other', function()
         local page = read 'src/man/dutch-master.1'
         local found = {}
