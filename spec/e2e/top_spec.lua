@@ -19,7 +19,7 @@ describe('top', function()
         end)
     end
 
-    local m, socket
+    local m, socket, dir
 
     local function tmux(command)
         return output(("tmux -f /dev/null -S '%s' %s"):format(socket, command))
@@ -45,13 +45,15 @@ describe('top', function()
             files = { ['app.lua'] = apps.idle },
         }
         m:await 'Cluster ready'
-        socket = m.dir .. '/tmux'
+        -- Not in the directory of the master, which goes with it: the server of tmux must be told to end.
+        dir = master.temp_dir()
+        socket = dir .. '/tmux'
         local command = ("trap : INT; echo before; DUTCH_MASTER_RUNTIME_DIR='%s/run' %s top --interval 0.1 '%s'; "
             .. 'echo "exit $?"; stty -a | grep -o -- " -\\?icanon"; cat'):format(m.dir, master.binary(), m.script)
-        local file = assert(io.open(m.dir .. '/command', 'w'))
+        local file = assert(io.open(dir .. '/command', 'w'))
         file:write(command)
         file:close()
-        tmux(("new-session -d -s top -x 100 -y 24 'sh %s/command'"):format(m.dir))
+        tmux(("new-session -d -s top -x 100 -y 24 'sh %s/command'"):format(dir))
     end)
 
     after_each(function()
