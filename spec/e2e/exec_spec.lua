@@ -180,12 +180,14 @@ describe('an exec worker is asked to stop', function()
             script = [[require('dutch-master').start { worker = { './app.sh' }, numWorkers = 1, ready = { alive = 0.05 },
                 stopSignal = 'SIGQUIT' }]],
             files = { ['app.sh'] = '#!/bin/sh\ntrap "echo TERM; exit 1" TERM\ntrap "echo QUIT; exit 0" QUIT\n'
-                .. 'while :; do sleep 1000 & wait $!; done\n' },
+                .. 'echo UP\nwhile :; do sleep 1000 & wait $!; done\n' },
         }
         m:await 'Cluster ready'
+        m:await_output '^UP$'
         m:signal 'SIGTERM'
         m:exit()
-        assert.same({ 'QUIT' }, m.output)
+        m:wait_until(function() return m.out_ended end)
+        assert.same({ 'UP', 'QUIT' }, m.output)
         m:finish()
 
         m = master.start { script = [[require('dutch-master').start { worker = { 'sleep', '1000' },
@@ -202,9 +204,10 @@ describe('an exec worker is asked to stop', function()
         local m = master.start {
             script = [[require('dutch-master').start { worker = { './app.sh' }, numWorkers = 1, ready = { alive = 0.1 },
                 stopTimeout = 0.4, killTimeout = 0.2 }]],
-            files = { ['app.sh'] = '#!/bin/sh\ntrap "" TERM\nsh -c "trap \\"\\" TERM; sleep 1000" &\nsleep 1000\n' },
+            files = { ['app.sh'] = '#!/bin/sh\ntrap "" TERM\nsh -c "trap \\"\\" TERM; echo UP; sleep 1000" &\nsleep 1000\n' },
         }
         m:await 'Cluster ready'
+        m:await_output '^UP$'
         m:signal 'SIGTERM'
         m:exit()
         assert.equal('SIGKILL', m:records('Worker exited')[1].signal)
