@@ -76,6 +76,7 @@ int luaopen_dutch_core(lua_State *L) {
     dm_lua_open_process(L);
     dm_lua_open_io(L);
     dm_lua_open_socket(L);
+    dm_lua_open_watch(L);
     dm_lua_open_sandbox(L);
     return 1;
 }

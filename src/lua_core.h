@@ -26,4 +26,5 @@ void dm_lua_open_timer(lua_State *L);
 void dm_lua_open_sysinfo(lua_State *L);
 void dm_lua_open_io(lua_State *L);
 void dm_lua_open_socket(lua_State *L);
+void dm_lua_open_watch(lua_State *L);
 void dm_lua_open_sandbox(lua_State *L);

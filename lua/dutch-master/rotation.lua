@@ -6,18 +6,14 @@
 -- lane can be `stalled`: connections wait and nobody takes them.
 
 local Buckets = require 'dutch-master.buckets'
+local handover = require 'dutch-master.handover'
+local upkeep = require 'dutch-master.upkeep'
 
 local Rotation = {}
 Rotation.__index = Rotation
 
--- A client whose SYN was answered while the lane was in rotation may be shaking hands still: it retries for seconds.
-local QUARANTINE_MS = 5000
--- A stalled lane that was emptied by rescue shows no movement: it is tried again after this, doubling.
-local FIRST_PROBATION_MS, LAST_PROBATION_MS = 1000, 30000
 -- How often lanes are looked over for damage, while ticks are more frequent.
 local REPAIR_MS = 450
--- A connection that so many workers refused is closed; and so many at a time are on their way to workers.
-local MAX_TRIES, MAX_IN_FLIGHT = 8, 256
 -- The kernel program's limit is 1024 lanes, and there are two for each worker during a roll.
 local MAX_WORKERS_WITH_LANES = 512
 
@@ -49,7 +45,8 @@ local function new_lane(self)
         return nil, message, code
     end
     local record = { lane = lane, state = 'free', weight = 1, depth = 0, quiet = true }
-    record.free_since = self.platform.now()
+    record.fd = lane:fd() -- to watch it: asked for later, it would be made non-blocking for a worker
+    record.out_since = self.platform.now()
     self.records[#self.records + 1] = record
     return record
 end
@@ -108,25 +105,15 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Steering
 
-local function those(self, test)
-    local list = {}
-    for _, record in ipairs(self.records) do
-        if test(record) then
-            list[#list + 1] = record
-        end
-    end
-    return list
-end
-
 -- If nobody is live, connections wait where somebody will be first: at a worker that is stalled, starting, going, or in
 -- a lane that the next worker takes over.
 local function candidates(self)
     local function in_state(state)
-        return those(self, function(record)
+        return handover.those(self, function(record)
             return record.state == state and record.weight > 0
         end)
     end
-    local list = those(self, function(record)
+    local list = handover.those(self, function(record)
         return record.state == 'live' and not record.stalled and record.weight > 0
     end)
     for _, state in ipairs { 'live', 'starting', 'leaving', 'free' } do
@@ -157,13 +144,15 @@ local function sticky_map(self, list)
     return map
 end
 
-local function steer(self)
+--- Tells the kernel who gets new connections.
+function Rotation:steer()
     if self.shared then
         return
     end
     local list = candidates(self)
     local lanes, options = {}, {}
     for _, record in ipairs(self.records) do
+        record.out_since = record.steered and self.platform.now() or record.out_since
         record.steered = false
     end
     for i, record in ipairs(list) do
@@ -181,106 +170,14 @@ local function steer(self)
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
--- Connections that wait in a lane that nobody serves
-
-local function others(self, except, test)
-    return those(self, function(record)
-        return record.state == 'live' and not record.stalled and record ~= except and (not test or test(record))
-    end)
-end
-
--- Only who asked for its socket over a channel can be given a connection over it.
-local function heirs(self, except)
-    return others(self, except, function(record)
-        return record.request ~= nil
-    end)
-end
-
--- In turn, so that they are spread.
-local function next_heir(self, except)
-    local list = heirs(self, except)
-    self.turn = self.turn % math.max(#list, 1) + 1
-    return list[self.turn]
-end
-
--- Gives a connection to one live worker after the other until one takes it. The worker may still refuse it later (its
--- server has just closed), then it goes to the next. Nobody at all: it waits, for it cannot be put back.
-local function give(self, fd, except, tries)
-    local function done(accepted)
-        self.in_flight = self.in_flight - 1
-        if accepted or tries >= MAX_TRIES or not self.listener then
-            self.platform.close_fd(fd)
-        else
-            give(self, fd, nil, tries + 1)
-        end
-    end
-    for _ = 1, #self.records do
-        local record = next_heir(self, except)
-        if not record then
-            break
-        end
-        self.in_flight = self.in_flight + 1
-        if self.rescue(fd, done, record.worker, record.request) then
-            return true
-        end
-        self.in_flight = self.in_flight - 1
-    end
-    self.homeless[#self.homeless + 1] = fd
-    return false
-end
-
-local function rescue_homeless(self)
-    local list = self.homeless
-    self.homeless = {}
-    for _, fd in ipairs(list) do
-        give(self, fd, nil, 1)
-    end
-end
-
-local function rescue_lane(self, record)
-    local count = 0
-    if not self.rescue or self.shared then
-        return count
-    end
-    while #self.homeless == 0 and self.in_flight < MAX_IN_FLIGHT and #heirs(self, record) > 0 do
-        local fd = record.lane:accept()
-        if not fd then
-            break
-        end
-        if give(self, fd, record, 1) then
-            count = count + 1
-        end
-    end
-    if count > 0 then
-        self.log:info({ address = self.address.text, connections = count, workerId = record.worker },
-            'Waiting connections handed to other workers')
-    end
-    return count
-end
-
-local function rescue_free(self)
-    rescue_homeless(self)
-    for _, record in ipairs(self.records) do
-        if record.state == 'free' then
-            rescue_lane(self, record)
-        end
-    end
-end
-
--- ---------------------------------------------------------------------------------------------------------------------
 -- A worker's way through
-
-local function depth_of(record)
-    local depth = record.lane:queue()
-    return depth or 0
-end
 
 -- Where most connections wait: they are served soonest.
 local function free_lane(self)
     local best, best_depth
     for _, record in ipairs(self.records) do
         if record.state == 'free' then
-            local depth = depth_of(record)
+            local depth = upkeep.depth(record)
             if not best or depth > best_depth then
                 best, best_depth = record, depth
             end
@@ -318,7 +215,7 @@ function Rotation:assign(worker_id, request)
         record.stalled, record.since, record.probation, record.quiet = nil, nil, nil, true
     end
     self.users[worker_id] = record
-    steer(self)
+    self:steer()
     return record.lane:fd(self.may_block)
 end
 
@@ -334,8 +231,8 @@ function Rotation:join(worker_id)
     if self.buckets then
         self.buckets:join(worker_id, self.want)
     end
-    steer(self)
-    rescue_free(self)
+    self:steer()
+    handover.free(self)
 end
 
 local function out(self, worker_id, record, state)
@@ -343,7 +240,7 @@ local function out(self, worker_id, record, state)
     if self.buckets then
         self.buckets:leave(worker_id, self.want)
     end
-    steer(self)
+    self:steer()
 end
 
 --- Out of rotation, before it is asked to go.
@@ -370,15 +267,14 @@ function Rotation:drop(worker_id)
         return
     end
     record.worker, record.stalled, record.request = nil, nil, nil
-    record.free_since = self.platform.now()
     out(self, worker_id, record, 'free')
-    rescue_lane(self, record)
+    handover.lane(self, record)
 end
 
 --- Connections that wait for the worker.
 function Rotation:waiting(worker_id)
     local record = self.users[worker_id]
-    return record and not self.shared and not record.guest and depth_of(record) or 0
+    return record and not self.shared and not record.guest and upkeep.depth(record) or 0
 end
 
 --- Its share of new connections, as a ratio to the others' 1. 0: none, unless there is nobody else.
@@ -386,7 +282,7 @@ function Rotation:weigh(worker_id, weight)
     local record = self.users[worker_id]
     if record and not self.shared and not record.guest and record.weight ~= weight then
         record.weight = weight
-        steer(self)
+        self:steer()
     end
 end
 
@@ -395,149 +291,45 @@ function Rotation:is_used()
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
--- Looking after the lanes, now and then
+-- Now and then
 
-local function culprit(self, record)
-    return { workerId = record.worker, address = self.address.text }
-end
-
-local function repair(self, record)
-    local done, message = record.lane:repair(self.may_block)
-    local fields = culprit(self, record)
-    if not done then
-        if record.broken ~= message then
-            fields.reason = message
-            self.log:error(fields, 'Listening socket is broken and could not be repaired')
-        end
-        record.broken = message
-        return
-    end
-    record.broken = nil
-    if #done == 0 then
-        return
-    end
-    fields.repaired = table.concat(done, ', ')
-    if record.quiet and fields.repaired == 'backlog' then
-        self.log:debug(fields, 'Listening socket repaired') -- every server's first listen() does it
-    else
-        self.log:warn(fields, 'Listening socket repaired')
-    end
-    record.quiet = false
-end
-
-local function resume(self, record)
-    record.stalled, record.since, record.emptied = nil, nil, nil
-    self.log:info(culprit(self, record), 'Worker takes connections again')
-    steer(self)
-end
-
-local function stall(self, record, now)
-    record.stalled = true
-    record.probation = math.min((record.probation or FIRST_PROBATION_MS / 2) * 2, LAST_PROBATION_MS)
-    record.retry_at = now + record.probation
-    local fields = culprit(self, record)
-    fields.waiting = record.depth
-    self.log:warn(fields, 'Worker stalled')
-    steer(self)
-end
-
--- A queue can move and be as long as before. Where its head can be given away, the head is asked how long it waited.
-local function head_is_young(self, record)
-    if not self.rescue or #heirs(self, record) == 0 then
-        return false
-    end
-    local fd = record.lane:accept()
-    if not fd then
-        return true
-    end
-    local young = (self.platform.quiet_ms(fd) or math.huge) < self.stall_timeout_ms / 2
-    give(self, fd, record, 1)
-    return young
-end
-
-local function watch_stalled(self, record, moves, now)
-    local emptied = rescue_lane(self, record) > 0
-    record.depth = depth_of(record)
-    if moves and not emptied and not record.emptied then
-        record.probation = nil
-        resume(self, record)
-    elseif record.depth == 0 and now >= record.retry_at then
-        resume(self, record)
-    else
-        record.emptied = record.emptied or emptied
-    end
-end
-
--- Movement is a queue that got shorter, or is empty. A queue that grows may well be nobody's.
-local function watch(self, record, now)
-    local before = record.depth
-    record.depth = depth_of(record)
-    local moves = record.depth == 0 or record.depth < before
-    if record.stalled then
-        return watch_stalled(self, record, moves, now)
-    elseif moves then
-        record.since = nil
-        return
-    end
-    record.since = record.since or now
-    -- Ticks come late, never early: a little less than the whole is the whole.
-    if now - record.since < self.stall_timeout_ms * 0.95 or #others(self, record) == 0 then
-        return
-    end
-    if head_is_young(self, record) then
-        record.since = nil
-    else
-        stall(self, record, now)
-        record.emptied = rescue_lane(self, record) > 0 or #heirs(self, record) > 0
-    end
-    record.depth = depth_of(record)
-end
-
--- Free lanes beyond what is wanted. From the end of the group: then no other member changes its place.
-local function trim(self, now)
-    local used = #those(self, function(record)
-        return record.state ~= 'free'
-    end)
-    for i = #self.records, 1, -1 do
-        local record = self.records[i]
-        if #self.records <= math.max(self.want, used, 1) then
-            return
-        end
-        local last = record.lane:index() == #self.records - 1
-        if record.state == 'free' and not record.steered and now - record.free_since >= QUARANTINE_MS
-            and (last or not self.buckets) and depth_of(record) == 0 and record.lane:close() then
-            table.remove(self.records, i)
-        end
-    end
-end
-
---- @return true if connections wait somewhere: look again soon
+--- @return 'busy' if connections wait somewhere: look again soon; 'unsettled' if there is something to come back to
 function Rotation:tick(now)
-    local busy = false
+    local busy, unsettled = false, self.force == 'hash'
     local repairs = now - (self.repaired_at or 0) >= REPAIR_MS
     self.repaired_at = repairs and now or self.repaired_at
     for _, record in ipairs(self.records) do
         if repairs then
-            repair(self, record)
+            upkeep.repair(self, record)
         end
         if not self.shared then
             if record.state == 'live' then
-                watch(self, record, now)
+                upkeep.watch(self, record, now)
             elseif record.state == 'free' then
-                rescue_lane(self, record)
-                record.depth = depth_of(record)
+                handover.lane(self, record)
+                record.depth = upkeep.depth(record)
             end
             busy = busy or record.depth > 0
+            unsettled = unsettled or record.stalled
         end
+        unsettled = unsettled or record.broken
     end
     if not self.shared then
         if self.force == 'hash' then
-            steer(self)
+            self:steer()
         end
-        rescue_homeless(self)
-        trim(self, now)
+        handover.homeless(self)
+        upkeep.trim(self, now)
+        unsettled = unsettled or #self.records > self.want
     end
-    return busy or #self.homeless > 0
+    return (busy or #self.homeless > 0) and 'busy' or unsettled and 'unsettled' or nil
+end
+
+--- Adds the sockets to watch while nothing happens. One of datagrams has no queue to look after.
+function Rotation:watched(fds)
+    for _, record in ipairs(self.address.type == 'dgram' and {} or self.records) do
+        fds[#fds + 1] = record.fd
+    end
 end
 
 --- For status.

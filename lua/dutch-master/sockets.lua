@@ -10,8 +10,13 @@ Sockets.__index = Sockets
 local SETTLE_MS = 150
 -- How often a leaving worker's queue is looked at, and how long at most.
 local LEAVE_POLL_MS, LEAVE_LIMIT_MS = 20, 2000
--- The idle budget of the whole master is two wake-ups a second.
+-- While workers serve, come or go. A stall must be known half a second after stallTimeout.
 local TICK_MS = 500
+-- After so many ticks at which nothing waited anywhere, lanes are not looked at any more but watched: the kernel wakes
+-- the master at the next connection (from then on ticks count again), or when a worker shuts a lane down.
+local QUIET_TICKS = 4
+-- What nobody reports is still looked for: a unix path that was removed, and what a worker did to a socket's options.
+local REST_PATH_MS, REST_MS = 1000, 5000
 -- While connections wait somewhere. A queue that moves is hardly ever seen not to, this often.
 local BUSY_TICK_MS = 50
 
@@ -37,6 +42,7 @@ function Sockets.new(options)
         by_key = {}, -- those that workers asked for
         retired = {}, -- no longer in the plan, still used
         workers = {}, -- id -> {state, leaving = timer}
+        quiet_ticks = 0,
     }, Sockets)
     self.timer = self.platform.timer(function()
         self:tick()
@@ -59,6 +65,16 @@ local function each(self)
         list[#list + 1] = rotation
     end
     return list
+end
+
+-- Something happens: back to ticks.
+local function stir(self)
+    self.quiet_ticks = 0
+    if self.resting then
+        self.resting = false
+        self.watch:stop()
+        self.timer:start(TICK_MS)
+    end
 end
 
 -- A socket of that address that came from outside, once.
@@ -152,6 +168,7 @@ function Sockets:update(list)
         local item = list[i]
         rotation.name = type(item) == 'table' and item.name or nil
     end
+    stir(self)
     self.plan = plan
     for _, rotation in pairs(rest) do
         self.retired[#self.retired + 1] = rotation
@@ -162,6 +179,7 @@ end
 
 --- The number of workers wanted: so many lanes are kept.
 function Sockets:want(count)
+    stir(self)
     self.wanted = count
     for _, rotation in ipairs(each(self)) do
         rotation.want = count
@@ -172,6 +190,7 @@ end
 -- Workers
 
 local function worker_of(self, id)
+    stir(self)
     local worker = self.workers[id]
     if not worker then
         worker = { state = 'starting' }
@@ -329,6 +348,7 @@ function Sockets:leave(id, done)
     if not worker then
         return done()
     end
+    stir(self)
     stop_leaving(worker)
     worker.state = 'leaving'
     for _, rotation in ipairs(each(self)) do
@@ -360,6 +380,7 @@ function Sockets:forsake(id, request)
     local worker = self.workers[id]
     local rotation = worker and worker.state ~= 'leaving' and rotation_for(self, id, request)
     if rotation then
+        stir(self)
         rotation:drop(id)
     end
 end
@@ -370,6 +391,7 @@ function Sockets:drop(id)
     if not worker then
         return
     end
+    stir(self)
     stop_leaving(worker)
     self.workers[id] = nil
     for _, rotation in ipairs(each(self)) do
@@ -381,6 +403,7 @@ end
 --- A worker's share of new connections, as a ratio to the others' 1: for canaries and ramps.
 function Sockets:weigh(id, weight)
     assert(type(weight) == 'number' and weight >= 0 and weight < math.huge, 'weight: expected a number from 0')
+    stir(self)
     for _, rotation in ipairs(each(self)) do
         rotation:weigh(id, weight)
     end
@@ -418,19 +441,48 @@ function Sockets:close_unused()
     end
 end
 
+-- All workers serve and nothing waits: sleeps until the kernel reports something. @return how long at most, or nil
+local function rest(self)
+    for _, worker in pairs(self.workers) do
+        if worker.state ~= 'live' then
+            return nil
+        end
+    end
+    local longest, fds = REST_MS, {}
+    for _, rotation in ipairs(each(self)) do
+        rotation:watched(fds)
+        longest = rotation.address.path and REST_PATH_MS or longest
+    end
+    self.watch = self.watch or self.platform.watch(function()
+        stir(self)
+        self:tick()
+    end)
+    self.resting = self.watch ~= nil and self.watch:start(fds) ~= nil
+    return self.resting and longest or nil
+end
+
 --- Looks after all lanes: stalled workers, repairs, connections that nobody serves, lanes too many.
 function Sockets:tick()
-    local busy = false
+    local busy, unsettled = false, false
+    if self.resting then -- lanes may close below, which must not be watched then
+        self.resting = false
+        self.watch:stop()
+    end
     local now = self.platform.now()
     for _, rotation in ipairs(each(self)) do
-        busy = rotation:tick(now) or busy
+        local state = rotation:tick(now)
+        busy = busy or state == 'busy'
+        unsettled = unsettled or state ~= nil
     end
     self:close_unused()
     local served = next(self.workers) ~= nil
     self.ticking = served or busy
-    if self.ticking then
-        self.timer:start(busy and math.min(TICK_MS, self.stall_timeout_ms / 5, BUSY_TICK_MS) or TICK_MS)
+    self.quiet_ticks = unsettled and 0 or self.quiet_ticks + 1
+    if not self.ticking then
+        return
     end
+    local rest_ms = self.quiet_ticks >= QUIET_TICKS and rest(self) or nil
+    self.timer:start(rest_ms or busy and math.min(TICK_MS, self.stall_timeout_ms / 5, BUSY_TICK_MS) or TICK_MS)
 end
 
 --- For status: by worker id {queue = connections that wait for it, steered = it gets new ones}; `balance` in force at
@@ -457,6 +509,10 @@ end
 function Sockets:close()
     for _, worker in pairs(self.workers) do
         stop_leaving(worker)
+    end
+    if self.watch then
+        self.watch:close()
+        self.watch = nil
     end
     for _, rotation in ipairs(each(self)) do
         rotation:close()

@@ -189,12 +189,13 @@ describe('addresses', function()
             local port = http.free_port()
             hold(port)
             for where, code in pairs { ['127.0.0.1:' .. port] = 'EADDRINUSE', ['192.0.2.1:80'] = 'EADDRNOTAVAIL' } do
+                local reason = '^' .. code .. ': .*: ' .. where:gsub('%p', '%%%0')
                 local _, log = refused(start(where), 71)
                 local fatal
                 for _, record in ipairs(log) do
                     fatal = record.level == 60 and record or fatal
                 end
-                assert.matches('^' .. code .. ': .*: ' .. where:gsub('%p', '%%%0') .. '$', fatal.msg)
+                assert.matches(reason, fatal.msg)
             end
         end)
 
@@ -212,7 +213,7 @@ describe('addresses', function()
             m:rewrite('port.lua', 'return ' .. other)
             m:signal 'SIGUSR2'
             local failed = m:await 'Listening failed'
-            assert.equal('EADDRINUSE: address already in use: 127.0.0.1:' .. other, failed.reason)
+            assert.matches('EADDRINUSE: address already in use: 127.0.0.1:' .. other, failed.reason, 1, true)
             m:await 'Restart aborted, the old workers stay'
             assert.equal(200, (http.get { port = port }))
             m:finish()

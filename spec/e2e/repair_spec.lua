@@ -35,13 +35,13 @@ server:accept(function(connection)
 end)
 ]]
 
-local function start(workers, where)
+local function start(workers, where, options)
     local port = http.free_port()
     local m = master.start {
         script = ([[
             local dutch = require 'dutch-master'
-            dutch.start { worker = 'app.lua', numWorkers = %d, workerEnvironment = { LISTEN = '%s' } }
-            ]]):format(workers, (where or '127.0.0.1:PORT'):gsub('PORT', port)),
+            dutch.start { worker = 'app.lua', numWorkers = %d, %s workerEnvironment = { LISTEN = '%s' } }
+            ]]):format(workers, options or '', ((where or '127.0.0.1:PORT'):gsub('PORT', port))),
         files = { ['app.lua'] = APP },
     }
     m.port = port
@@ -92,12 +92,16 @@ describe('a worker that', function()
         m:finish()
     end)
 
-    it('gives its lane another backlog, or makes it block, is found out', function()
+    it('gives its lane another backlog is found out', function()
         local m = start(2)
         local id, record = misbehave(m, { port = m.port, path = '/backlog' }, 'backlog')
         assert.equal(id, record.workerId)
-        id, record = misbehave(m, { port = m.port, path = '/block' }, 'nonblock')
-        assert.equal(id, record.workerId)
+        m:finish()
+    end)
+
+    it('makes a socket block that others share is found out', function()
+        local m = start(2, nil, "balance = 'shared',")
+        misbehave(m, { port = m.port, path = '/block' }, 'nonblock')
         m:finish()
     end)
 

@@ -35,6 +35,7 @@ local function new_lane(network, listener)
             assert(entry.lane ~= lane, 'closed in rotation')
         end
         assert(#lane.waiting == 0, 'closed with connections in it')
+        assert(not network.watched[lane.number], 'closed while it is watched')
         local i = lane.index() + 1
         listener.all[i] = listener.all[#listener.all]
         listener.all[#listener.all] = nil
@@ -70,6 +71,9 @@ local function new_listener(network, address, options)
         return steering and steering.sticky and 'sticky' or #list > 0 and 'steered' or 'hash'
     end
     function listener.close()
+        for _, lane in ipairs(listener.all) do
+            assert(not network.watched[lane.number], 'closed while it is watched')
+        end
         network.open[address.text] = nil
         network.closed[#network.closed + 1] = address.text
     end
@@ -83,15 +87,18 @@ local function new_listener(network, address, options)
         local lane = entry and entry.lane or listener.all[1]
         table.insert(lane.waiting, network.next_fd)
         network.live_fds[network.next_fd] = true
-        return lane, network.next_fd
+        local fd = network.next_fd
+        network.wake(lane)
+        return lane, fd
     end
     return listener
 end
 
 --- @return the network: open (text -> listener), closed (texts, in order), taken (text -> true: EADDRINUSE),
---  steering_fails, live_fds, quiet_ms (how long every client has been silent)
+--  steering_fails, watching_fails, wake(lane), live_fds, quiet_ms (how long every client has been silent)
 function M.add(platform)
     local network = { open = {}, closed = {}, taken = {}, live_fds = {}, next_fd = 100, next_port = 40000,
+        watched = {},
         quiet_ms = 5000 }
     function platform.address(text)
         local host, port = text:match '^([^:]*):(%d+)$'
@@ -118,6 +125,34 @@ function M.add(platform)
         local listener = new_listener(network, address, options)
         network.open[address.text] = listener
         return listener
+    end
+    function platform.watch(fn)
+        local watch = {}
+        function watch.start(_, fds)
+            watch.stop()
+            if network.watching_fails then
+                return nil, 'no space left on device', 'ENOSPC'
+            end
+            for _, fd in ipairs(fds) do
+                network.watched[fd] = function()
+                    watch.stop()
+                    fn()
+                end
+            end
+            return true
+        end
+        function watch.stop()
+            network.watched = {}
+        end
+        watch.close = watch.stop
+        return watch
+    end
+    -- Something happened to a lane.
+    function network.wake(lane)
+        local ready = network.watched[lane.number]
+        if ready then
+            ready()
+        end
     end
     function platform.quiet_ms()
         return network.quiet_ms

@@ -517,26 +517,104 @@ describe('sockets', function()
             records[#records].fields.repaired })
     end)
 
-    it('wake at most twice a second when nothing happens, and not at all without workers', function()
-        new()
+    describe('wake', function()
+        local ticks
+
+        before_each(function()
+            new()
+            ticks = 0
+            local tick = sockets.tick
+            sockets.tick = function(...)
+                ticks = ticks + 1
+                return tick(...)
+            end
+            sockets:open { A }
+        end)
+
+        it('hardly ever when nothing happens, and not at all without workers', function()
+            platform:advance(10000)
+            assert.equal(0, ticks)
+            serving(1, 2)
+            platform:advance(10000)
+            assert.is_true(ticks <= 6, ticks)
+            ticks = 0
+            platform:advance(20000)
+            assert.is_true(ticks <= 4, ticks)
+            sockets:drop(1)
+            sockets:drop(2)
+            platform:advance(1000)
+            ticks = 0
+            platform:advance(10000)
+            assert.equal(0, ticks)
+        end)
+
+        it('twice a second at most where sockets cannot be watched', function()
+            network.watching_fails = true
+            serving(1, 2)
+            platform:advance(10000)
+            assert.is_true(ticks <= 20 and ticks > 15, ticks)
+        end)
+
+        it('at a connection, so that a worker that stalls after a long rest is found out in time', function()
+            serving(1, 2)
+            platform:advance(20300)
+            network.open[A].client()
+            network.open[A].client()
+            local before = platform.now()
+            assert.is_true(platform:run_until(function()
+                return logged 'Worker stalled' == 1
+            end, 2000))
+            assert.is_true(platform.now() - before <= 1050, platform.now() - before)
+        end)
+
+        it('when a worker shuts its lane down', function()
+            serving(1, 2)
+            platform:advance(20300)
+            local lane = network.open[A].all[2]
+            lane.repairs = { 'shutdown' }
+            network.wake(lane)
+            assert.equal(1, logged 'Listening socket repaired')
+        end)
+
+        it('for a unix path every second, which may be removed without a sign', function()
+            assert(sockets:update { A, 'unix:/app.sock' })
+            serving(1, 2)
+            platform:advance(20300)
+            network.open['unix:/app.sock'].all[1].repairs = { 'path' }
+            platform:advance(1000)
+            assert.equal(1, logged 'Listening socket repaired')
+        end)
+
+        it('often as long as somebody comes or goes', function()
+            serving(1, 2)
+            platform:advance(20000)
+            sockets:take(3)
+            ticks = 0
+            platform:advance(5000)
+            assert.equal(10, ticks)
+            sockets:join(3)
+            platform:advance(20000)
+            ticks = 0
+            sockets:drop(3)
+            platform:advance(1600)
+            assert.equal(3, ticks)
+        end)
+    end)
+
+    it('do not close a lane that was in rotation a moment ago because nobody served', function()
+        new { want = 1 }
         sockets:open { A }
-        local ticks = 0
-        local tick = sockets.tick
-        sockets.tick = function(...)
-            ticks = ticks + 1
-            return tick(...)
-        end
-        platform:advance(10000)
-        assert.equal(0, ticks)
         serving(1, 2)
-        platform:advance(10000)
-        assert.is_true(ticks <= 20)
-        sockets:drop(1)
         sockets:drop(2)
+        platform:advance(4900)
+        sockets:drop(1) -- both lanes are free, and in rotation
+        assert.same({ 'free', 'free' }, rotation())
         platform:advance(1000)
-        ticks = 0
-        platform:advance(10000)
-        assert.equal(0, ticks)
+        serving(3)
+        platform:advance(4000)
+        assert.equal(2, #network.open[A].all)
+        platform:advance(2000)
+        assert.equal(1, #network.open[A].all)
     end)
 
     it('keep a client at its worker until that worker leaves (sticky)', function()
