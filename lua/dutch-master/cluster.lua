@@ -234,10 +234,8 @@ local function new_slot(self, number)
                 return fork(self, slot)
             end,
             filled = function(slot)
-                if self.roll then
-                    self.roll:slot_filled(slot)
-                end
-                self.agenda:post(self, 'served')
+                -- An event, so that the old workers of a batch have been told to leave before the roll hears of it.
+                self.agenda:post(self, 'served', slot)
             end,
             proved = function(slot)
                 if self.roll and self.roll.active[slot] then
@@ -509,7 +507,7 @@ definition = machine.define {
     name = 'cluster',
     initial = 'booting',
     events = {
-        'served', -- a slot is served
+        'served', -- (slot or nil) a worker took this slot over
         'restart', -- (request)
         'rolled', -- the roll has its verdict
         'scale', -- (count)
@@ -548,7 +546,11 @@ definition = machine.define {
             deadline = bug,
         },
         rolling = {
-            served = ignore,
+            served = function(self, slot)
+                if self.roll and slot then
+                    self.roll:slot_filled(slot)
+                end
+            end,
             restart = begin_roll,
             rolled = function(self)
                 change(self)

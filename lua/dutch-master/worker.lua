@@ -21,6 +21,9 @@ Worker.__index = Worker
 
 -- SIGKILL is repeated, since a process in an uninterruptible wait does not die at once.
 local KILL_AGAIN_MS = 1000
+-- A worker whose channel has closed ends by itself in this time, or is terminated: an open connection to a database or a
+-- timer would keep it for ever. Node needs about 50 ms, its exit handlers included.
+local DISCONNECTED_MS = 500
 -- Leaving the rotation is bounded by sockets.lua; this is the limit if even that fails.
 local SETTLE_MS = 5000
 
@@ -295,18 +298,18 @@ local function start_deadline(self)
     return terminate(self)
 end
 
--- The channel closed. A worker that is drained closes it last, so nothing is lost by SIGTERM now.
+-- The channel closed. A worker that is drained closes it last; what it still does by itself is its own clean-up.
 local function closed_while_leaving(self)
     self.channel_open = false
     self.log:info('Worker disconnected')
-    return terminate(self)
+    return 'disconnected'
 end
 
 local function closed_while_starting(self)
     self.channel_open = false
     self.log:warn('Worker disconnected unexpectedly while starting')
     lose(self, 'disconnected while starting')
-    return terminate(self)
+    return 'disconnected'
 end
 
 local function closed_while_serving(self)
@@ -314,7 +317,7 @@ local function closed_while_serving(self)
     self.log:warn('Worker disconnection was unexpected')
     self.sockets:drop(self.id)
     lose(self, 'disconnected')
-    return terminate(self)
+    return 'disconnected'
 end
 
 local function note_closed(self)
@@ -413,6 +416,9 @@ definition = machine.define {
             end
             return math.max(remaining(self) - self.plan.kill_timeout_ms, 0)
         end,
+        disconnected = function(self)
+            return self.stop_at and math.min(DISCONNECTED_MS, remaining(self)) or DISCONNECTED_MS
+        end,
         terminating = function(self)
             return math.min(self.plan.kill_timeout_ms, remaining(self))
         end,
@@ -491,6 +497,19 @@ definition = machine.define {
                 end
                 return terminate(self)
             end,
+            exit = finish,
+        },
+        disconnected = { -- its channel is closed, it should be ending
+            ready = ignore,
+            request_restart = ignore,
+            retire = bug,
+            keep = bug,
+            stop = ignore,
+            kill = kill_now,
+            settled = ignore,
+            leaving = ignore,
+            closed = ignore,
+            deadline = terminate,
             exit = finish,
         },
         terminating = { -- SIGTERM sent

@@ -49,7 +49,7 @@ local function pick(random)
     return BEHAVIOURS[1].make(random)
 end
 
-local LEAVING = { settling = true, stopping = true, terminating = true, killing = true }
+local LEAVING = { settling = true, stopping = true, disconnected = true, terminating = true, killing = true }
 
 local function holds(world, condition, text)
     if not condition then
