@@ -116,6 +116,12 @@ function Cluster:find(id)
     return self.workers[id]
 end
 
+--- Whether one worker's server `name` can be handed a waiting connection.
+function Cluster:takes(id, name)
+    local worker = self.workers[id]
+    return worker ~= nil and worker:takes(name)
+end
+
 --- Hands a waiting connection to one worker's server `name`. done(accepted) comes later, once, if this returns true.
 -- @return whether it was handed over
 function Cluster:rescue(fd, done, id, name)

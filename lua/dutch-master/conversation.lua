@@ -217,7 +217,7 @@ function HANDLERS.listening(self, event)
     if not socket then
         return -- never asked for: it says nothing about a socket of ours
     end
-    socket.announced = true
+    socket.announced, socket.takes_connections = true, event.takes_connections
     local info = describe(socket)
     info.port, info.text = event.socket.port, event.socket.text
     self.on_listening(info)
@@ -362,12 +362,17 @@ end
 local function key_for(self, name)
     local best, best_order
     for key, socket in pairs(self.sockets) do
-        if socket.stream and socket.announced and (name == nil or socket.name == name)
+        if socket.stream and socket.announced and socket.takes_connections and (name == nil or socket.name == name)
             and (not best or socket.order < best_order) then
             best, best_order = key, socket.order
         end
     end
     return best
+end
+
+--- Whether newconn() has somebody to give a connection to.
+function M:takes(name)
+    return self.state == 'open' and key_for(self, name) ~= nil
 end
 
 --- Gives the worker one accepted connection for its server on `name` (its oldest one when nil). done(accepted) comes

@@ -26,10 +26,11 @@ function M.others(self, except, test)
     end)
 end
 
---- Those of them whose workers can be given a connection: who asked for socket over a channel.
+--- Those of them whose workers can be given a connection: who asked for the socket over a channel, and takes them. What
+-- was accepted cannot be put back, so this is asked first.
 function M.heirs(self, except)
     return M.others(self, except, function(record)
-        return record.request ~= nil
+        return record.request ~= nil and (not self.takes or self.takes(record.worker, record.request))
     end)
 end
 

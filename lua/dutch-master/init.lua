@@ -99,6 +99,9 @@ function Master:bind()
         platform = self.platform, log = self.log, balance = plan.balance, backlog = plan.backlog,
         stall_timeout_ms = plan.stall_timeout_ms,
         want = self.loaded.num_workers,
+        takes = function(worker_id, request)
+            return self.cluster:takes(worker_id, request.name)
+        end,
         rescue = function(fd, done, worker_id, request)
             return self.cluster:rescue(fd, done, worker_id, request and request.name)
         end,

@@ -144,7 +144,14 @@ local ACTS = {
         end
         return with_socket('query')(message, seq)
     end,
-    listening = with_socket('listening'),
+    listening = function(message, seq)
+        local event, reason = with_socket('listening')(message, seq)
+        if event then
+            -- Node's servers always do; a Lua worker says so if nobody there takes connections from us.
+            event.takes_connections = message.handOver ~= false
+        end
+        return event, reason
+    end,
     close = function(message)
         if type(message.key) ~= 'string' then
             return nil, 'close without a key'
@@ -217,7 +224,7 @@ function COMMANDS.NODE_HANDLE(message)
 end
 
 --- One line, without its newline -> event, or nil and what is wrong with it.
---- Events, by kind: online; query {seq, socket, data}; listening {socket}; close {key}; leaving {seq};
+--- Events, by kind: online; query {seq, socket, data}; listening {socket, takes_connections}; close {key}; leaving {seq};
 --- ack {ack, accepted}; handle {has_value, value}; handle_ack; handle_nack; notify_close {key}; get_count {key};
 --- ready; message {value}; unknown. A socket has name, text (an address as core.address reads it), type, stream,
 --- address, port, path, fd, index, backlog, dual, ipv6only, reuse_address, readable_all, writable_all.

@@ -19,7 +19,7 @@ local MAX_WORKERS_WITH_LANES = 512
 
 --- @param options {platform, log, key, name, address (platform.address's table), balance, backlog, mode,
 --   fd (inherited), may_block (workers choose how they accept), stall_timeout_ms, want,
---   rescue (see sockets.lua) or nil}
+--   rescue, takes (see sockets.lua) or nil}
 function Rotation.new(options)
     local self = setmetatable({}, Rotation)
     for key, value in pairs(options) do

@@ -27,6 +27,7 @@ local UNBINDABLE = { EADDRINUSE = true, EACCES = true, EADDRNOTAVAIL = true, EEX
 local BALANCES = { steered = true, sticky = true, shared = true }
 
 --- @param options {platform, log, balance, backlog, stall_timeout_ms, want, inherited = platform.inherited()'s list,
+--   takes = function(worker_id, request) -> whether that worker can be given connections (nil: who made a request can),
 --   rescue = function(fd, done, worker_id, request) -> true if the worker was given the connection,
 --   on_fatal = function(message): an address that a worker asked for cannot be bound}
 -- rescue's descriptor stays ours; done(accepted) is called later, once, if it returned true. request is what that
@@ -37,6 +38,7 @@ function Sockets.new(options)
     local self = setmetatable({
         platform = options.platform, log = options.log, balance = balance, backlog = options.backlog or 511,
         stall_timeout_ms = options.stall_timeout_ms or 1000, wanted = options.want or 1, rescue = options.rescue,
+        takes = options.takes,
         inherited = options.inherited or {}, on_fatal = options.on_fatal,
         plan = {}, -- listeners of the plan, in its order
         by_key = {}, -- those that workers asked for
@@ -90,6 +92,7 @@ end
 local function open_rotation(self, fields)
     fields.platform, fields.log, fields.balance = self.platform, self.log, self.balance
     fields.stall_timeout_ms, fields.want, fields.rescue = self.stall_timeout_ms, self.wanted, self.rescue
+    fields.takes = self.takes
     fields.backlog = math.max(self.backlog, fields.backlog or 0)
     fields.fd = take_inherited(self, fields.address)
     local rotation = Rotation.new(fields)

@@ -190,13 +190,16 @@ function Worker:message(value)
     return self.conversation:message(value)
 end
 
---- Hands a waiting connection over to the app of the worker. done(accepted) comes later, once, if this returns true.
+--- Whether a waiting connection can be handed over to the app of the worker, to its server `name`.
+function Worker:takes(name)
+    return (self.state == 'running' or self.state == 'retiring') and self.channel_open
+        and self.conversation:takes(name)
+end
+
+--- Hands it over. done(accepted) comes later, once, if this returns true.
 -- @return whether it was handed over
 function Worker:rescue(fd, done, name)
-    if (self.state ~= 'running' and self.state ~= 'retiring') or not self.channel_open then
-        return false
-    end
-    return self.conversation:newconn(fd, done, name) == true
+    return self:takes(name) and self.conversation:newconn(fd, done, name) == true
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------

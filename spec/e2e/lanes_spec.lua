@@ -15,14 +15,31 @@ local FULL = os.getenv 'DM_FULL' ~= nil
 local ROLLS = FULL and 100 or 25
 local KILLING_MS = FULL and 20000 or 4000
 
-local function start(options)
+-- It serves by a handle of its own, so the master cannot hand anything over to it.
+local RAW = [[
+local uv = require 'luv'
+local handle = assert(require('dutch-master.worker').listen(os.getenv 'LISTEN')):tcp()
+assert(handle:listen(511, function()
+    local connection = uv.new_tcp()
+    handle:accept(connection)
+    connection:read_start(function(_, data)
+        if not data then
+            return connection:is_closing() or connection:close()
+        end
+        connection:write 'HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok'
+        connection:shutdown()
+    end)
+end))
+]]
+
+local function start(options, app)
     local port = http.free_port()
     local m = master.start {
         script = ([[
             local dutch = require 'dutch-master'
             dutch.start { worker = 'app.lua', numWorkers = 4, restartSoak = 0,
                 workerEnvironment = { LISTEN = '127.0.0.1:%d' }, %s }]]):format(port, options or ''),
-        files = { ['app.lua'] = apps.http },
+        files = { ['app.lua'] = app or apps.http },
     }
     m.port, m.killed = port, {}
     m:await 'Cluster ready'
@@ -144,6 +161,22 @@ describe('lanes', function()
         for _, request in ipairs(l.slow) do
             assert.is_true(inside[request.port], ('%d ms, port %d, not inside'):format(request.ms, request.port))
         end
+        m:finish()
+    end)
+
+    it('lose nothing of a frozen worker where no other can be handed its connections', function()
+        local m = start('stallTimeout = 0.3,', RAW)
+        local l = load.start { port = m.port, clients = 200, rate = 400 }
+        l:await(100)
+        local victim = serving(m)[1]
+        assert(connections.freeze(victim.workerPid))
+        m:await { msg = 'Worker stalled', workerId = victim.workerId }
+        local mark = l.counts.total
+        l:await(mark + 50)
+        uv.kill(victim.workerPid, 'sigcont')
+        m:await { msg = 'Worker takes connections again', workerId = victim.workerId }
+        local counts = l:stop()
+        assert.equal(0, counts.failed, counts.text)
         m:finish()
     end)
 

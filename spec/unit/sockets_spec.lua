@@ -355,6 +355,22 @@ describe('sockets', function()
             assert.same({}, rescued)
         end)
 
+        it('keep their connections where no other worker takes any: what is accepted cannot be put back', function()
+            local taking = {}
+            new { want = 3, takes = function(id)
+                return taking[id]
+            end }
+            sockets:open { A }
+            asking(1, 2, 3)
+            local lane = network.open[A].client()
+            platform:advance(1600)
+            assert.same({ 2, 3 }, rotation())
+            assert.same({ 1, {} }, { #lane.waiting, rescued })
+            taking[3] = true
+            platform:advance(600)
+            assert.same({ 0, 3 }, { #lane.waiting, rescued[1].worker })
+        end)
+
         it('are not stalled if the head of the queue has just come', function()
             new()
             sockets:open { A }

@@ -98,16 +98,22 @@ function Server:accept(fn)
 end
 
 --- For a program with its own way of accepting: fn(fd) gets the connections that the master hands
---- over, non-blocking, to be closed by fn.
+--- over, non-blocking, to be closed by fn. To be said before listening() or tcp(): the master does
+--- not hand over anything to a server that has not.
 function Server:on_handed_over(fn)
     self.on_fd = fn
     return self
 end
 
+--- Whether there is somebody to hand a connection over to.
+function Server:takes_connections()
+    return self.on_fd ~= nil or self.on_connection ~= nil
+end
+
 -- A connection that the master has accepted. False if nobody here takes it: the master then gives
 -- it to another worker.
 function Server:hand_over(fd)
-    if self.closed or not (self.on_fd or self.on_connection) then
+    if self.closed or not self:takes_connections() then
         return false
     elseif self.on_fd then
         return true, function()

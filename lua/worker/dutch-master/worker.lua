@@ -309,6 +309,7 @@ local link = {
             local fields = address.query(server.address, null)
             fields.port = server.path and -1 or server.port
             fields.index, fields.backlog, fields.data = server.index, server.backlog, null
+            fields.handOver = server:takes_connections()
             tell('listening', fields)
         end
     end,
