@@ -224,7 +224,8 @@ function COMMANDS.NODE_HANDLE(message)
 end
 
 --- One line, without its newline -> event, or nil and what is wrong with it.
---- Events, by kind: online; query {seq, socket, data}; listening {socket, takes_connections}; close {key}; leaving {seq};
+--- Events, by kind: online; query {seq, socket, data}; listening {socket,
+---   takes_connections}; close {key}; leaving {seq};
 --- ack {ack, accepted}; handle {has_value, value}; handle_ack; handle_nack; notify_close {key}; get_count {key};
 --- ready; message {value}; unknown. A socket has name, text (an address as core.address reads it), type, stream,
 --- address, port, path, fd, index, backlog, dual, ipv6only, reuse_address, readable_all, writable_all.

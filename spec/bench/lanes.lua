@@ -16,7 +16,7 @@ local wait = require 'spec.support.wait'
 local ROUNDS = tonumber(os.getenv 'DM_ROUNDS') or 8
 local SECONDS = tonumber(os.getenv 'DM_SECONDS') or 4
 
--- With $BARE it binds $PORT itself, else it asks the master.
+-- With $BARE it binds $PORT itself, else it asks the master; with $MANAGED it can be handed connections too.
 local APP = [[
 local ffi = require 'ffi'
 local uv = require 'luv'
@@ -39,10 +39,7 @@ local function bare()
     return handle
 end
 
-local handle = os.getenv 'BARE' and bare() or assert(worker.listen('127.0.0.1:' .. port)):tcp()
-assert(handle:listen(511, function()
-    local connection = uv.new_tcp()
-    handle:accept(connection)
+local function serve(connection)
     local seen = ''
     connection:read_start(function(_, data)
         if not data then
@@ -58,6 +55,17 @@ assert(handle:listen(511, function()
             end
         end
     end)
+end
+
+if os.getenv 'MANAGED' then
+    assert(worker.listen('127.0.0.1:' .. port)):accept(serve)
+    return
+end
+local handle = os.getenv 'BARE' and bare() or assert(worker.listen('127.0.0.1:' .. port)):tcp()
+assert(handle:listen(511, function()
+    local connection = uv.new_tcp()
+    handle:accept(connection)
+    serve(connection)
 end))
 ]]
 
@@ -98,11 +106,11 @@ local function stop_bare()
     wait.wait_until(function() return next(bares) == nil end)
 end
 
-local function start_master(count)
+local function start_master(count, managed)
     local port = http.free_port()
     local m = master.start {
         script = ([[require('dutch-master').start { worker = 'app.lua', numWorkers = %d,
-            workerEnvironment = { PORT = '%d' } }]]):format(count, port),
+            workerEnvironment = { PORT = '%d', %s } }]]):format(count, port, managed and "MANAGED = '1'" or ''),
         files = { ['app.lua'] = APP },
     }
     m:await 'Cluster ready'
@@ -171,16 +179,19 @@ local function share_delayed(port, pid)
 end
 
 local function frozen()
-    local m, lanes = start_master(4)
-    local share, counts = share_delayed(lanes, m:records('Worker listening')[1].workerPid)
-    m:finish()
+    print '1 of 4 workers frozen for 6 s, 200 connections a second: delayed by more than 1.5 s'
+    for _, managed in ipairs { true, false } do
+        local m, lanes = start_master(4, managed)
+        local share, counts = share_delayed(lanes, m:records('Worker listening')[1].workerPid)
+        m:finish()
+        print(('  lanes%s %5.1f %%   (%s)'):format(managed and ', waiting ones handed over' or ', not handed over       ',
+            share, counts.text))
+    end
     local dir = master.temp_dir()
     local bare, pids = start_bare(4, dir)
     local bare_share, bare_counts = share_delayed(bare, pids[1])
     stop_bare()
-    print '1 of 4 workers frozen for 6 s, 200 connections a second: delayed by more than 1.5 s'
-    print(('  lanes %5.1f %%   (%s)'):format(share, counts.text))
-    print(('  bare  %5.1f %%   (%s)'):format(bare_share, bare_counts.text))
+    print(('  plain SO_REUSEPORT         %5.1f %%   (%s)'):format(bare_share, bare_counts.text))
 end
 
 local parts = { throughput = throughput, frozen = frozen }
