@@ -49,6 +49,7 @@ describe('a cluster of Lua workers on lua-http', function()
             end
             assert.is_true(generations['1'] and generations['4'])
             m:finish { code = 0 }
+            assert.same({}, m:records 'Listening socket repaired')
             for _, record in ipairs(m:records 'Worker exited') do
                 assert.equal(0, record.code)
             end

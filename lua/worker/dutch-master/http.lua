@@ -209,6 +209,9 @@ function M.serve(where, handler)
     -- cqueues would clear SO_REUSEPORT, which takes the socket out of its group.
     local listening = assert(socket.fdopen { fd = assert(descriptors.duplicate(listener.fd)), reuseport = true })
     local server, connections = new_server(listening, handler)
+    -- Here, not at the first accept: it sets the socket's backlog, and the master puts that right when it hears of the
+    -- worker, but takes it for damage later.
+    assert(server:listen(0))
     local loop = worker.attach(server)
 
     listener:on_handed_over(function(fd)
