@@ -92,7 +92,8 @@ local function socket_of(message, what)
         return nil, what .. ' with a bad address'
     end
     if kind == nil or (fd ~= nil and fd >= 0) then
-        return { type = 'fd', fd = fd, index = index, stream = true, port = is_integer(port, 0, 65535) and port or 0 }
+        return { type = 'fd', fd = fd, index = index, stream = address_type ~= 'udp4' and address_type ~= 'udp6',
+            port = is_integer(port, 0, 65535) and port or 0 }
     end
     local socket = { type = kind, index = index, stream = kind:sub(1, 3) ~= 'udp' }
     socket.backlog = is_integer(backlog, 1, 2 ^ 31 - 1) and backlog or nil

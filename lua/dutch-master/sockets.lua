@@ -79,10 +79,10 @@ local function stir(self)
     end
 end
 
--- A socket of that address that came from outside, once.
-local function take_inherited(self, address)
+-- A socket of that address (and number, if one is said) that came from outside, once.
+local function take_inherited(self, address, fd)
     for i, socket in ipairs(self.inherited) do
-        if socket.address and socket.address.text == address.text then
+        if socket.address and socket.address.text == address.text and (fd == nil or socket.fd == fd) then
             table.remove(self.inherited, i)
             return socket.fd
         end
@@ -94,7 +94,7 @@ local function open_rotation(self, fields)
     fields.stall_timeout_ms, fields.want, fields.rescue = self.stall_timeout_ms, self.wanted, self.rescue
     fields.takes = self.takes
     fields.backlog = math.max(self.backlog, fields.backlog or 0)
-    fields.fd = take_inherited(self, fields.address)
+    fields.fd = take_inherited(self, fields.address, fields.fd)
     local rotation = Rotation.new(fields)
     local ok, message, code = rotation:open()
     if not ok then
@@ -223,29 +223,54 @@ local function key_of(id, request)
     return key
 end
 
-local function open_request(self, key, request)
-    if not request.text then
-        return nil, 'no such socket', 'EINVAL'
+-- A listener for a request that exists already: asked for before, of the plan, or one that came from outside, whether
+-- it was asked for by its number or by its address.
+local function find(self, key, request, address)
+    if self.by_key[key] then
+        return self.by_key[key]
     end
-    local address, message, code = self.platform.address(request.text)
-    if not address then
-        return nil, message, code
+    for _, rotation in ipairs(self.plan) do
+        if address and address.port ~= 0 and rotation.address.text == address.text then
+            return rotation
+        end
+    end
+    for _, rotation in ipairs(each(self)) do
+        if rotation.fd and (rotation.fd == request.fd or address and rotation.address.text == address.text) then
+            return rotation
+        end
+    end
+end
+
+-- The address of a request: of listen({fd}) it is that of the socket with this number among those from outside.
+local function address_of(self, request)
+    if request.text then
+        return self.platform.address(request.text)
+    end
+    for _, socket in ipairs(self.inherited) do
+        if socket.fd == request.fd and socket.address and (socket.address.type ~= 'dgram') == request.stream then
+            return socket.address
+        end
+    end
+    local message = request.fd and ('no socket was passed to the master as descriptor %d'):format(request.fd)
+    return nil, message or 'no such socket', 'EINVAL'
+end
+
+local function open_request(self, key, request)
+    local address, message, code = address_of(self, request)
+    local rotation = find(self, key, request, address)
+    if rotation or not address then
+        return rotation, message, code
     end
     if request.dual ~= nil and address.host == '::' then
         address.dual = request.dual
     end
-    for _, rotation in ipairs(self.plan) do
-        if rotation.address.text == address.text and address.port ~= 0 then
-            return rotation
-        end
-    end
-    local rotation, why, name = open_rotation(self, {
-        key = key, address = address, backlog = request.backlog, mode = mode_of(request),
+    rotation, message, code = open_rotation(self, {
+        key = key, address = address, backlog = request.backlog, mode = mode_of(request), fd = request.fd,
     })
     if rotation then
         self.by_key[key] = rotation
     end
-    return rotation, why, name
+    return rotation, message, code
 end
 
 --- A worker asks for a socket while it runs. It is bound once for all workers that ask for the same.
@@ -256,17 +281,13 @@ function Sockets:query(id, request, reply)
     if worker.state == 'leaving' then
         return -- as Node's own primary: who is told to go gets no answer
     end
-    local key = key_of(id, request)
-    local rotation, message, code = self.by_key[key], nil, nil
-    if not rotation then
-        rotation, message, code = open_request(self, key, request)
-    end
+    local rotation, message, code = open_request(self, key_of(id, request), request)
     local fd
     if rotation then
         fd, message, code = rotation:assign(id, request)
     end
     if not fd then
-        self.log:warn({ workerId = id, address = request.text, reason = message }, 'Listening failed')
+        self.log:warn({ workerId = id, address = request.text or request.name, reason = message }, 'Listening failed')
         if UNBINDABLE[code] and self.on_fatal then
             self.on_fatal(message)
         end
@@ -365,16 +386,8 @@ end
 
 -- The listener a worker was given for a request.
 local function rotation_for(self, id, request)
-    local rotation = self.by_key[key_of(id, request)]
-    if rotation then
-        return rotation
-    end
-    local address = request.text and self.platform.address(request.text)
-    for _, each_one in ipairs(self.plan) do
-        if address and each_one.address.text == address.text then
-            return each_one
-        end
-    end
+    local address = request.text and self.platform.address(request.text) or nil
+    return find(self, key_of(id, request), request, address)
 end
 
 --- The worker closed its server on this socket and lives on: nobody may wait there any more.
@@ -427,7 +440,7 @@ local function is_settled(self)
 end
 
 --- Closes listeners that nobody has any more: those that left the plan, and those of a former release's workers once
--- all present workers are ready and none asked for them.
+-- all present workers are ready and none asked for them. What came from outside stays: it could not be had again.
 function Sockets:close_unused()
     for i = #self.retired, 1, -1 do
         if not self.retired[i]:is_used() then
@@ -437,7 +450,7 @@ function Sockets:close_unused()
     local settled = is_settled(self)
     for key, rotation in pairs(self.by_key) do
         local private = key:find('@', 1, true) and not rotation.address.path
-        if not rotation:is_used() and (settled or private) then
+        if not rotation:is_used() and not rotation.fd and (settled or private) then
             self.by_key[key] = nil
             rotation:close()
         end

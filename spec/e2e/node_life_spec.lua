@@ -89,9 +89,7 @@ versions.each(function(version, binary)
                 require('luv').kill(old, 'sigwinch')
                 local listening = m:await('Worker listening', { count = 2 })
                 assert.is_true(listening.workerPid ~= old)
-                -- By itself, or by the SIGTERM that follows the end of the channel.
-                local exited = m:await { msg = 'Worker exited', workerPid = old }
-                assert.is_true(exited.code == 0 or exited.signal == 'SIGTERM')
+                assert.equal(0, m:await({ msg = 'Worker exited', workerPid = old }).code) -- by itself
                 m:wait_until(function() return pid_of(port) == listening.workerPid end, 'the new worker to serve')
                 m:finish()
             end
@@ -156,6 +154,37 @@ versions.each(function(version, binary)
                 assert.equal(case.has, words:find('%-%-require %S*drain%.cjs app%.js') ~= nil, words)
                 m:finish()
             end
+        end)
+
+        it('answers listen({fd}) with the socket that was passed to the master', function()
+            local free = http.free_port()
+            -- What systemd does: binds, and execs with the socket as descriptor 3.
+            local activate = [[
+                $^F = 100;
+                my $socket = IO::Socket::INET->new(Listen => 64, LocalAddr => shift @ARGV, ReuseAddr => 1) or die $!;
+                POSIX::dup2(fileno($socket), 3) if fileno($socket) != 3;
+                @ENV{qw(LISTEN_PID LISTEN_FDS)} = ($$, 1);
+                exec @ARGV;
+            ]]
+            local m, port = start {
+                port = free,
+                app = app.http:gsub('Number%(process.env.PORT%)', '{ fd: 3 }') .. [[
+                    require('net').createServer().on('error', (e) => process.send(e.code)).listen({ fd: 4 })
+                ]],
+                plan = 'onMessage = function(_, code) dutch.log:info({ code = code }, "refused") end,',
+                wrap = { 'perl', '-MIO::Socket::INET', '-MPOSIX', '-e', activate, '127.0.0.1:' .. free },
+            }
+            assert.equal('EINVAL', m:await('refused').code)
+            assert.equal(1, generation(port))
+            local clients = load.start { port = port, clients = 4, mode = 'close' }
+            clients:await(20)
+            app.roll(m)
+            m:await('Worker exited', { count = 2 })
+            clients:await(clients.counts.total + 20)
+            local counts = clients:stop()
+            assert.equal(0, counts.failed, counts.text)
+            assert.equal(2, generation(port))
+            m:finish { code = 0 }
         end)
 
         it('starts a worker again that fails once', function()

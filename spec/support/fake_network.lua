@@ -46,7 +46,7 @@ local function new_lane(network, listener)
 end
 
 local function new_listener(network, address, options)
-    local reuseport = options.reuseport and address.type ~= 'dgram' and not address.path
+    local reuseport = options.reuseport and not options.fd and address.type ~= 'dgram' and not address.path
     local listener = { all = {}, steered = {}, options = options, real = address }
     function listener.address()
         return listener.real

@@ -147,6 +147,29 @@ describe('sockets', function()
             sockets:open { A }
             assert.equal(3, network.open[A].options.fd)
         end)
+
+        it('that came from outside are known by their numbers too', function()
+            new { inherited = {
+                { fd = 3, name = 'x', address = { text = A } }, { fd = 4, name = 'y' },
+                { fd = 5, name = 'z', address = { text = 'udp:127.0.0.1:53', type = 'dgram' } },
+            } }
+            local function by_number(id, fd)
+                return query(id, ('fd:%d#0'):format(fd), { text = false, type = 'fd', fd = fd })
+            end
+            local fd = by_number(1, 3)
+            assert.truthy(fd)
+            assert.equal(3, network.open[A].options.fd)
+            assert.equal(fd, (by_number(2, 3)))
+            assert.equal(fd, (query(3, A))) -- another release may ask for the same by its address
+            for _, number in ipairs { 4, 5, 6 } do
+                assert.equal('EINVAL', select(2, by_number(1, number)))
+            end
+            for id = 1, 3 do
+                sockets:drop(id)
+            end
+            assert.truthy(network.open[A]) -- it could not be had again
+            assert.equal(fd, (by_number(4, 3)))
+        end)
     end)
 
     describe('in rotation', function()
