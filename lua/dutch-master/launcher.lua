@@ -6,6 +6,7 @@
 
 local compare = require 'dutch-master.compare'
 local kinds = require 'dutch-master.kinds'
+local preload = require 'dutch-master.preload'
 local Worker = require 'dutch-master.worker'
 
 local Launcher = {}
@@ -182,16 +183,29 @@ local function add_output(self, fields, worker)
     return true
 end
 
--- Looked at for each fork: an upgrade may have taken it away, and Node does not start without a file it is to load.
-local function preload(self)
-    return self.preload and self.platform.access(self.preload, 'r') and self.preload
+-- Looked at for each fork: an upgrade may have taken it away, or the user may be another one now, and Node does not
+-- start without a file it is to load.
+local function preload_for(self, plan)
+    local path = self.preload
+    if plan.kind ~= 'node' or plan.drain == false or not path or not self.platform.access(path, 'r') then
+        return nil
+    end
+    local other = plan.uid or plan.gid
+    local account = { uid = plan.uid or self.platform.uid(), gid = plan.gid, groups = plan.groups }
+    if other and not preload.readable_by(self.platform, path, account) then
+        self.log:warn({ path = path, user = plan.user, group = plan.group },
+            'The workers may not read what makes keep-alive connections leave, they go without')
+        return nil
+    end
+    return path
 end
 
 local function fields_of(self, worker, session, env, cwd)
     local plan, kind = session.plan, worker.kind
     local context = {
         id = worker.id, slot = worker.slot, generation = worker.generation, cwd = cwd, environ = self.environ,
-        environment = env, executable = self.executable, preload = preload(self), master_pid = self.platform.pid(),
+        environment = env, executable = self.executable, preload = preload_for(self, plan),
+        master_pid = self.platform.pid(),
     }
     local fds
     if not kind.has_channel then

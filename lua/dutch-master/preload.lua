@@ -3,6 +3,8 @@
 -- It goes with the binary: beside it in a build tree, in share/dutch-master of the same prefix when installed, in the
 -- source tree when Lua is taken from there.
 
+local bit = require 'bit'
+
 local M = {}
 
 --- @param platform needs executable, realpath, access
@@ -25,6 +27,43 @@ function M.find(platform, environ)
         end
     end
     return nil, tried
+end
+
+-- Whether the mode of a file grants it: 4 read, 1 search.
+local function grants(stat, wanted, account)
+    local shift = 0
+    if stat.uid == account.uid then
+        shift = 6
+    elseif stat.gid == account.gid then
+        shift = 3
+    else
+        for _, gid in ipairs(account.groups or {}) do
+            shift = stat.gid == gid and 3 or shift
+        end
+    end
+    return bit.band(bit.rshift(stat.mode, shift), wanted) == wanted
+end
+
+--- Whether workers of another user can read it, by the modes of the file and of the directories above it. Node does not
+-- start without a file it is told to load.
+-- @param path absolute, without symbolic links
+-- @param account {uid, gid, groups}
+function M.readable_by(platform, path, account)
+    if account.uid == 0 then
+        return true
+    end
+    local stat = platform.stat(path)
+    if not stat or not grants(stat, 4, account) then
+        return false
+    end
+    while path ~= '/' do
+        path = path:match '^(/.+)/[^/]*$' or '/'
+        stat = platform.stat(path)
+        if not stat or not grants(stat, 1, account) then
+            return false
+        end
+    end
+    return true
 end
 
 return M

@@ -156,6 +156,33 @@ versions.each(function(version, binary)
             end
         end)
 
+        it('goes without the preload where its user cannot read that', function()
+            local uv = require 'luv'
+            if uv.getuid() ~= 0 or os.execute(('setpriv --reuid=65534 --clear-groups test -x %s'):format(binary)) ~= 0 then
+                return pending 'needs root, and a node that everybody may run'
+            end
+            local dir, build = master.temp_dir(), master.binary():match '^(.*)/'
+            local closed = dir .. '/bin'
+            assert(uv.fs_chmod(dir, tonumber('755', 8)))
+            assert(uv.fs_mkdir(closed, tonumber('700', 8)))
+            for _, name in ipairs { 'dutch-master', 'drain.cjs' } do
+                assert(uv.fs_copyfile(build .. '/' .. name, closed .. '/' .. name))
+            end
+            local file = assert(io.open(dir .. '/app.js', 'w'))
+            file:write(app.http)
+            file:close()
+            local m, port = start {
+                worker = dir .. '/app.js',
+                plan = ("user = 'nobody', beforeFork = function() dutch.chdir '%s' end,"):format(dir),
+                wrap = { 'sh', '-c', 'shift; exec "$0" "$@"', closed .. '/dutch-master' },
+            }
+            assert.equal(1, generation(port))
+            local said = m:await('The workers may not read what makes keep-alive connections leave, they go without')
+            assert.equal(closed .. '/drain.cjs', said.path)
+            assert.equal('nobody', said.user)
+            m:finish { code = 0 }
+        end)
+
         it('answers listen({fd}) with the socket that was passed to the master', function()
             local free = http.free_port()
             -- What systemd does: binds, and execs with the socket as descriptor 3.

@@ -39,3 +39,46 @@ describe('preload.find', function()
         assert.same({ '/usr/bin/drain.cjs', '/usr/bin/../share/dutch-master/drain.cjs' }, tried)
     end)
 end)
+
+describe('preload.readable_by', function()
+    local files
+    local fake = { stat = function(path) return files[path] end }
+
+    local function entry(mode, uid, gid)
+        return { mode = tonumber(mode, 8), uid = uid or 0, gid = gid or 0 }
+    end
+
+    local function readable(account)
+        return preload.readable_by(fake, '/opt/dm/drain.cjs', account)
+    end
+
+    before_each(function()
+        files = { ['/'] = entry '755', ['/opt'] = entry '755', ['/opt/dm'] = entry '755',
+            ['/opt/dm/drain.cjs'] = entry '644' }
+    end)
+
+    it('is true for a file of everybody in directories of everybody', function()
+        assert.is_true(readable { uid = 33, gid = 33 })
+    end)
+
+    it('is false when the file, or a directory anywhere above it, is closed', function()
+        for path, mode in pairs { ['/opt/dm/drain.cjs'] = '640', ['/opt/dm'] = '750', ['/opt'] = '744', ['/'] = '700' } do
+            local before = files[path]
+            files[path] = entry(mode)
+            assert.is_false(readable { uid = 33, gid = 33 }, path)
+            assert.is_true(readable { uid = 0, gid = 0 })
+            files[path] = before
+        end
+        files['/opt/dm/drain.cjs'] = nil
+        assert.is_false(readable { uid = 33, gid = 33 })
+    end)
+
+    it('goes by the owner first, then by the groups', function()
+        files['/opt/dm'] = entry('710', 0, 7)
+        assert.is_true(readable { uid = 33, gid = 7 })
+        assert.is_true(readable { uid = 33, gid = 33, groups = { 33, 7 } })
+        assert.is_false(readable { uid = 33, gid = 33, groups = { 33, 8 } })
+        files['/opt/dm'] = entry('077', 33, 33)
+        assert.is_false(readable { uid = 33, gid = 33 })
+    end)
+end)
