@@ -118,6 +118,7 @@ versions.each(function(version, binary)
             ['an empty line'] = [[fs.writeSync(3, '\n')]],
             ['random bytes'] = [[fs.writeSync(3, require('crypto').randomBytes(1000)); fs.writeSync(3, '\n')]],
             ['half a line and the end'] = [[fs.writeSync(3, '{"half":'); process.exit(0)]],
+            ['half a line, then a whole one'] = [[fs.writeSync(3, '{"half":'); process.send({ whole: true })]],
             ['64 MiB without a newline'] = [[
                 const chunk = Buffer.alloc(65536, 120); let left = 1024
                 const more = () => {
@@ -150,7 +151,12 @@ versions.each(function(version, binary)
         end
 
         it('500 descriptors are thrown away', function()
-            local m, port = app.start { binary = binary, app = OBEDIENT, workers = 1 }
+            local m, port = app.start {
+                binary = binary, app = OBEDIENT,
+                plan = "onMessage = function(_, what) if what == 'all sent' then dutch.log:info(what) end end,",
+            }
+            local clients = load.start { port = port, mode = 'close', clients = 4 }
+            clients:await(20)
             local before = #uv.fs_readdir(uv.fs_opendir(('/proc/%d/fd'):format(m.pid), nil, 1000))
             local handle = send_code(port, [[
                 const net = require('net')
@@ -163,15 +169,42 @@ versions.each(function(version, binary)
                     next()
                 })
             ]])
-            m:wait_until(function()
-                return (http.get { port = port }) == 200
-            end, 'an answer')
+            m:await('all sent', { timeout = 15000 })
             m:wait_until(function()
                 local open = #uv.fs_readdir(uv.fs_opendir(('/proc/%d/fd'):format(m.pid), nil, 1000))
                 return open <= before
             end, 'the descriptors to be closed', { timeout = 15000 })
+            local counts = clients:stop()
+            assert.equal(0, counts.failed, counts.text)
             assert.equal(0, #m:records 'Worker exited')
             handle:close()
+            m:finish { code = 0 }
+        end)
+
+        it('what is never read is bounded, and the others serve on', function()
+            local m, port = app.start {
+                binary = binary, app = OBEDIENT, plan = [[
+                    stopTimeout = 2, killTimeout = 1,
+                    onMessage = function(worker)
+                        local text, refused = ('x'):rep(1000), 0
+                        for i = 1, 20000 do
+                            refused = refused + (worker:send { i = i, text = text } and 0 or 1)
+                        end
+                        dutch.log:info({ refused = refused }, 'sent')
+                    end,
+                ]],
+            }
+            local handle = send_code(port, 'process.send(1); while (true);')
+            assert.is_true(m:await('sent').refused > 10000)
+            assert.is_true(rss_kb(m.pid) < (os.getenv 'DM_SANITIZE' and 400000 or 40000), rss_kb(m.pid) .. ' KiB')
+            local clients = load.start { port = port, mode = 'close', clients = 8, timeout = 8000 }
+            clients:await(200)
+            local counts = clients:stop()
+            assert.equal(0, counts.failed, counts.text)
+            assert.equal(0, #m:records 'Worker exited')
+            handle:close()
+            m:signal 'SIGTERM'
+            m:await('Worker exited', { count = 2, timeout = 6000 })
             m:finish { code = 0 }
         end)
     end)

@@ -41,6 +41,9 @@ local function old_ones_serve(m, pids)
     assert.same(pids, found)
 end
 
+-- DM_LONG=1: as long as a large application.
+local BOOT_MS = os.getenv 'DM_LONG' and 20000 or 3000
+
 describe('restart --wait', function()
     after_each(master.cleanup)
 
@@ -122,11 +125,11 @@ describe('restart --wait', function()
         m:rewrite('master.lua', [[
             require('dutch-master').start { worker = 'app.lua', readyTimeout = 60, restartSoak = 0 }
         ]])
-        m:rewrite('app.lua', [[
+        m:rewrite('app.lua', (([[
             local timer = require('luv').new_timer()
-            timer:start(3000, 0, function() require('dutch-master.worker').ready() timer:close() end)
-        ]])
-        local c = cli.run(m, { 'restart', '--wait' })
+            timer:start(BOOT_MS, 0, function() require('dutch-master.worker').ready() timer:close() end)
+        ]]):gsub('BOOT_MS', BOOT_MS)))
+        local c = cli.run(m, { 'restart', '--wait' }, { timeout = BOOT_MS + 10000 })
         assert.equal(0, c.code, c.out .. c.err)
         m:finish()
     end)
