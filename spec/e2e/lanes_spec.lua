@@ -1,7 +1,7 @@
 -- Four workers on one port: rolled, killed, frozen, dead altogether, under connection-per-request load. Nothing fails
 -- but what was inside a worker that was killed, and nothing is late but what was inside one that was frozen.
 --
--- DM_FULL=1 runs the full numbers: 100 rolls, and 20 s of kills. The suite does with fewer.
+-- DM_FULL=1 runs the full numbers: 100 rolls also with sanitizers, and 20 s of kills. The suite does with fewer.
 
 local uv = require 'luv'
 local apps = require 'spec.support.apps'
@@ -12,7 +12,7 @@ local master = require 'spec.support.master'
 local wait = require 'spec.support.wait'
 
 local FULL = os.getenv 'DM_FULL' ~= nil
-local ROLLS = FULL and 100 or 25
+local ROLLS = (FULL or not os.getenv 'DM_SANITIZE') and 100 or 25
 local KILLING_MS = FULL and 20000 or 4000
 
 -- It serves by a handle of its own, so the master cannot hand anything over to it.
