@@ -12,6 +12,15 @@ local function generation(port)
     return body and tonumber(body:match '^(%d+)')
 end
 
+-- How its workers ended; 0 is: by themselves.
+local function codes(m)
+    local list = {}
+    for i, record in ipairs(m:records 'Worker exited') do
+        list[i] = record.code or record.signal
+    end
+    return list
+end
+
 local function pid_of(port)
     local _, body = http.get { port = port }
     return body and tonumber(body:match '(%d+)$')
@@ -46,9 +55,8 @@ versions.each(function(version, binary)
             wait.wait_until(function() return asked end)
             assert.equal(1, generation(port))
             app.roll(m)
-            m:wait_until(function() return generation(port) == 2 end, 'the new workers to serve')
-            for _ = 1, 10 do
-                assert.equal(2, generation(port))
+            for _ = 1, 20 do
+                assert.equal(2, generation(port)) -- nobody comes to an old worker once the roll is complete
             end
             assert.is_nil(status)
             m:wait_until(function() return status end, 'the long answer', { timeout = 15000 })
@@ -56,8 +64,26 @@ versions.each(function(version, binary)
             assert.equal('1', body:match '^%d+')
             assert.equal('close', parser.headers.connection)
             m:await('Worker exited', { count = 2, timeout = 2000 })
+            assert.same({ 0, 0 }, codes(m))
             handle:close()
-            m:finish()
+            m:finish { code = 0 }
+        end)
+
+        it('gives a worker the time to end by itself, its exit handlers run', function()
+            local m, port = start { app = app.http .. [[
+                process.on('exit', (code) => require('fs').appendFileSync('exits', `${code}\n`))
+                process.on('disconnect', () => setTimeout(() => {}, 100))
+            ]] }
+            assert.equal(1, generation(port))
+            app.roll(m)
+            m:await('Worker exited', { count = 2, timeout = 2000 })
+            m:signal 'SIGTERM'
+            m:await('Worker exited', { count = 4, timeout = 2000 })
+            assert.same({ 0, 0, 0, 0 }, codes(m))
+            local file = assert(io.open(m:path 'exits'))
+            assert.equal('0\n0\n0\n0\n', file:read '*a')
+            file:close()
+            m:finish { code = 0 }
         end)
 
         it('makes one replacement of three requests for one, the successor first', function()
@@ -70,7 +96,7 @@ versions.each(function(version, binary)
             clients:await(20)
             local old = pid_of(port)
             require('luv').kill(old, 'sigwinch')
-            m:await { msg = 'Worker exited', workerPid = old }
+            assert.equal(0, m:await({ msg = 'Worker exited', workerPid = old }).code)
             local counts = clients:stop()
             assert.equal(0, counts.failed, counts.text)
             assert.equal(1, #m:records 'Worker dying')
@@ -126,6 +152,7 @@ versions.each(function(version, binary)
             assert.equal(1, generation(port))
             app.roll(m)
             m:await('Worker exited', { count = 2, timeout = 2000 })
+            assert.same({ 'SIGTERM', 'SIGTERM' }, codes(m))
             assert.equal(0, #m:records 'Hard-killing worker as it did not die gracefully')
             m:finish { code = 0 }
         end)
@@ -139,7 +166,7 @@ versions.each(function(version, binary)
             assert.equal(1, generation(port))
             m:rewrite('app.js', app.http)
             app.roll(m)
-            m:wait_until(function() return generation(port) > 1 end, 'the new workers to serve')
+            assert.is_true(generation(port) > 1)
             local counts = clients:stop()
             assert.equal(0, counts.failed, counts.text)
             m:finish()

@@ -28,6 +28,7 @@ versions.each(function(version, binary)
                 assert.equal(0, counts.stale, counts.text)
                 -- Old workers leave by themselves, soon.
                 m:await('Worker exited', { count = 2 * ROLLS, timeout = 2500 })
+                assert.equal(2 * ROLLS, #m:records { msg = 'Worker exited', code = 0 })
                 assert.equal(2, #m:workers())
                 assert.equal(0, #m:records 'Hard-killing worker as it did not die gracefully')
                 m:finish { code = 0 }
