@@ -1,5 +1,6 @@
 -- What a Node app does to its master and the other way round, beside serving: long requests, messages, leaving by its
 -- own wish, failing to start.
+local bit = require 'bit'
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
@@ -238,6 +239,69 @@ versions.each(function(version, binary)
             local counts = clients:stop()
             assert.equal(0, counts.failed, counts.text)
             assert.equal(2, generation(port))
+            m:finish { code = 0 }
+        end)
+
+        it('answers every kind of listen', function()
+            local name = ('dutch-master-spec-%s-%d'):format(version, require('luv').os_getpid())
+            local m = start { app = [[
+                const fs = require('fs'), net = require('net')
+                const said = { worker: process.pid }
+                const one = (name, options) => new Promise((resolve) => {
+                    const server = net.createServer((socket) => socket.end(name))
+                    server.on('error', (error) => { said[name] = error.code; resolve(server) })
+                    server.listen(options, () => {
+                        const address = server.address()
+                        said[name] = address && address.port ? address.port : 'listening'
+                        resolve(server)
+                    })
+                })
+                const ask = (options) => new Promise((resolve) => {
+                    let text = ''
+                    const socket = net.connect(options)
+                    socket.on('data', (data) => { text += data })
+                    socket.on('error', (error) => resolve(error.code))
+                    socket.on('end', () => resolve(text))
+                })
+                const main = async () => {
+                    await one('first', { port: 0, host: '127.0.0.1' })
+                    await one('second', { port: 0, host: '127.0.0.1' })
+                    await one('any', { port: Number(process.env.PORT) })
+                    await one('again', { port: Number(process.env.PORT) })
+                    await one('open', { path: 'open.sock', readableAll: true, writableAll: true })
+                    await one('abstract', { path: '\0' + process.env.NAME })
+                    await new Promise((resolve) => setTimeout(resolve, 300)) // ready by now, and in rotation
+                    said.over4 = await ask({ port: Number(process.env.PORT), host: '127.0.0.1' })
+                    said.over6 = await ask({ port: Number(process.env.PORT), host: '::1' })
+                    said.over_path = await ask({ path: 'open.sock' })
+                    said.over_abstract = await ask({ path: '\0' + process.env.NAME })
+                    said.mode = fs.statSync('open.sock').mode & 0o777
+                    process.send(said)
+                }
+                main()
+            ]], env = { NAME = name }, plan = [[
+                onMessage = function(_, said) dutch.log:info(said, 'said') end,
+            ]] }
+            m:await('said', { count = 2 })
+            local a, b = unpack(m:records 'said')
+            assert.not_equal(a.worker, b.worker)
+            local names = assert(io.open '/proc/net/unix')
+            assert.truthy(names:read('*a'):find('@' .. name .. '\n', 1, true))
+            names:close()
+            -- The n-th listen(0) of each worker is one port.
+            assert.is_number(a.first)
+            assert.same({ a.first, a.second }, { b.first, b.second })
+            assert.not_equal(a.first, a.second)
+            for _, said in ipairs { a, b } do
+                assert.is_number(said.any)
+                assert.equal('EADDRINUSE', said.again)
+                assert.same({ 'any', 'any' }, { said.over4, said.over6 == 'EADDRNOTAVAIL' and 'any' or said.over6 })
+                assert.equal('open', said.over_path)
+                if tonumber(version) >= 22 then -- earlier ones cannot connect to such a name
+                    assert.equal('abstract', said.over_abstract)
+                end
+                assert.equal(tonumber('777', 8), bit.bor(said.mode, tonumber('111', 8)))
+            end
             m:finish { code = 0 }
         end)
 

@@ -238,7 +238,7 @@ function M.run(ctx)
             end
             for i, report in ipairs(newest_first(answer.exits)) do
                 if i > SHOWN and not ctx.options.all then
-                    ctx.out(('%d earlier ones: --all\n'):format(#answer.exits - SHOWN))
+                    ctx.out(('%d earlier: --all\n'):format(#answer.exits - SHOWN))
                     break
                 end
                 if is_ordinary(report) and not id then
