@@ -15,6 +15,7 @@
 enum {
     LINE_MAX_BYTES = 8 << 20,  /* Node's messages may be large; more is a broken worker */
     QUEUE_MAX_BYTES = 4 << 20, /* what a worker that does not read can make us keep */
+    QUEUE_MAX_FDS = 256,       /* of these among them: a quarter of the usual limit of a process */
     TICK_BYTES = 64 << 10,     /* read of one channel before the others have their turn */
     TICK_READS = 64,           /* the same for a flood of tiny pieces, each with descriptors */
     RECEIVED_FDS_MAX = 253,    /* SCM_MAX_FD: a message cannot carry more */
@@ -34,7 +35,7 @@ struct dm_channel {
     void *ctx;
     struct dm_lines lines;
     struct line *first, **last;
-    size_t queued;
+    size_t queued, queued_fds;
     int fd; /* -1 once closed */
     bool paused, unwritable, had_fd;
 };
@@ -56,6 +57,14 @@ static void watch(struct dm_channel *channel) {
     }
 }
 
+static void close_own_fd(struct dm_channel *channel, struct line *line) {
+    if (line->fd >= 0) {
+        close(line->fd);
+        line->fd = -1;
+        channel->queued_fds--;
+    }
+}
+
 static void drop_first(struct dm_channel *channel) {
     struct line *line = channel->first;
     channel->first = line->next;
@@ -63,9 +72,7 @@ static void drop_first(struct dm_channel *channel) {
         channel->last = &channel->first;
     }
     channel->queued -= line->length;
-    if (line->fd >= 0) {
-        close(line->fd);
-    }
+    close_own_fd(channel, line);
     free(line);
 }
 
@@ -234,10 +241,7 @@ static void flush(struct dm_channel *channel) {
         if (n == 0) {
             return;
         }
-        if (line->fd >= 0) {
-            close(line->fd);
-            line->fd = -1;
-        }
+        close_own_fd(channel, line);
         line->sent += (size_t)n;
         if (line->sent == line->length) {
             drop_first(channel);
@@ -268,6 +272,7 @@ static int enqueue(struct dm_channel *channel, const char *bytes, size_t length,
     *channel->last = line;
     channel->last = &line->next;
     channel->queued += line->length;
+    channel->queued_fds += own >= 0;
     watch(channel);
     return 0;
 }
@@ -276,7 +281,8 @@ int dm_channel_send(struct dm_channel *channel, const char *bytes, size_t length
     if (channel->fd < 0 || channel->unwritable) {
         return UV_EPIPE;
     }
-    if (length >= QUEUE_MAX_BYTES || channel->queued + length + 1 > QUEUE_MAX_BYTES) {
+    if (length >= QUEUE_MAX_BYTES || channel->queued + length + 1 > QUEUE_MAX_BYTES ||
+        (fd >= 0 && channel->queued_fds == QUEUE_MAX_FDS)) {
         return UV_ENOBUFS;
     }
     size_t sent = 0;

@@ -175,6 +175,25 @@ s.send(('%r %d\n' % (sorted(found), len(data))).encode())
         p.exit_of(record)
     end)
 
+    it('bounds the descriptors among what waits', function()
+        local null = assert(fcntl.open('/dev/null', fcntl.O_RDONLY))
+        local record = channel_sh 'kill -STOP $$; read line <&3'
+        local _, before = p.descriptors()
+        local sent, ok, code = 0, nil, nil
+        repeat
+            ok, _, code = record.child:send('x', null)
+            sent = sent + (ok and 1 or 0)
+        until not ok or sent == 5000
+        local _, now = p.descriptors()
+        assert.are.equal('ENOBUFS', code)
+        assert.are.equal(256, now - before)
+        assert.is_true(record.child:send 'without one')
+        p.await(function() return p.read('/proc/' .. record.pid .. '/stat'):match '%) T' end)
+        record.child:signal 'SIGCONT'
+        p.exit_of(record)
+        unistd.close(null)
+    end)
+
     it('refuses a descriptor that is none, and stays open', function()
         local record = channel_sh 'read line <&3; echo $line >&3'
         local _, _, code = record.child:send('x', 9999)
