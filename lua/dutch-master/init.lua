@@ -136,7 +136,9 @@ function Master:assemble()
             self:adopt(plan)
         end,
         on_change = function()
-            self.systemd:on_state(self.cluster:summary())
+            if self.systemd then -- the cluster's last change is that it has ended, when all is closed
+                self.systemd:on_state(self.cluster:summary())
+            end
         end,
         on_exit = function(code)
             self.platform.kill_adopted() -- what workers left in sessions of their own
@@ -234,7 +236,7 @@ function Master:adopt(plan)
     if before then
         local ok, message = self.log:reconfigure(logger_options(self, plan))
         if not ok then
-            self.log:error('Logger of the script could not be opened, the old one stays: ' .. message)
+            return self.log:error('Logger of the script could not be opened, the old one stays: ' .. message)
         end
     end
     self.logger_plan = plan.logger

@@ -193,6 +193,31 @@ describe('a stop', function()
         m:finish { code = 0 }
     end)
 
+    it('has no error of ours after the log is closed', function()
+        local dir = master.temp_dir()
+        os.execute(("cp -r lua '%s/lua'"):format(dir))
+        local file = assert(io.open(dir .. '/lua/dutch-master/machine.lua', 'w'))
+        file:write([[
+            local M = dofile ']] .. uv.cwd() .. [[/lua/dutch-master/machine.lua'
+            local agenda = M.agenda
+            function M.agenda(options)
+                function options.on_error(message)
+                    io.stderr:write('hidden: ', message, '\n')
+                end
+                return agenda(options)
+            end
+            return M
+        ]])
+        file:close()
+        local m = start(nil, nil, { env = { DUTCH_MASTER_LUA = dir .. '/lua' } })
+        m:await 'Cluster ready'
+        m:signal 'SIGTERM'
+        m:await 'Cluster shutdown cleanly'
+        m:exit()
+        assert.is_nil(m.stderr:match 'hidden: [^\n]*')
+        m:finish { code = 0 }
+    end)
+
     it('with a restart after it is still a stop', function()
         local m = start('stopTimeout = 1, killTimeout = 0.5', apps.stubborn)
         m:await 'Cluster ready'
