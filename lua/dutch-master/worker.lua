@@ -42,7 +42,9 @@ end
 
 --- What hooks of the script get to see of a worker.
 function Worker:describe()
-    return { id = self.id, slot = self.slot, generation = self.generation, pid = self.pid, state = self.state,
+    -- onWorkerReady is called on the way from the one state to the other.
+    local state = self.state == 'starting' and self.ready_at and 'running' or self.state
+    return { id = self.id, slot = self.slot, generation = self.generation, pid = self.pid, state = state,
         release = self.release }
 end
 

@@ -57,6 +57,17 @@ describe('cluster', function()
         assert.equal(1, world.sessions) -- the newest good one, which the master closes at its end
     end)
 
+    it('shows onWorkerReady a worker that runs', function()
+        local seen = {}
+        booted { plan = fake.plan { num_workers = 1, hooks = { onWorkerReady = true } }, hooks = {
+            onWorkerReady = function(info)
+                table.insert(seen, info.state)
+                return true
+            end,
+        } }
+        assert.same({ 'running' }, seen)
+    end)
+
     it('replaces all at once by default, and lets nobody go before all replacements serve', function()
         local slow
         local world
