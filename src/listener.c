@@ -304,9 +304,8 @@ int dm_listener_close_lane(struct dm_lane *lane) {
     if (self->count == 1 || is_target(&self->steer, lane)) {
         return -EBUSY;
     }
-    const bool member = lane->index < self->members;
-    struct dm_lane *last = self->lanes[self->members - 1];
-    if (member && last != lane && is_target(&self->steer, last)) {
+    struct dm_lane *last = lane->index < self->members ? self->lanes[self->members - 1] : lane;
+    if (last != lane && is_target(&self->steer, last)) {
         const int error = apply(self, last);
         if (error) {
             return error;
