@@ -179,7 +179,8 @@ s.send(('%r %d\n' % (sorted(found), len(data))).encode())
         local null = assert(fcntl.open('/dev/null', fcntl.O_RDONLY))
         local record = channel_sh 'kill -STOP $$; read line <&3'
         local _, before = p.descriptors()
-        local sent, ok, code = 0, nil, nil
+        local sent = 0
+        local ok, code
         repeat
             ok, _, code = record.child:send('x', null)
             sent = sent + (ok and 1 or 0)

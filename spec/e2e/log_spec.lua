@@ -113,6 +113,22 @@ describe('the log', function()
         assert.matches('"Cluster shutdown cleanly"', read(dir .. '/moved/log'))
     end)
 
+    it('that a restart cannot open is tried again by the next', function()
+        local dir = master.temp_dir()
+        local m = start()
+        m:await 'Cluster ready'
+        m:rewrite('master.lua', ([[local dutch = require 'dutch-master'
+            dutch.start { worker = 'app.lua', restartSoak = 0, logger = dutch.logger { path = '%s/sub/log' } }
+        ]]):format(dir))
+        m:signal 'SIGUSR2'
+        m:await 'Restart complete'
+        assert.equal(1, #with_message(m.log, m:await { level = 50 }.msg))
+        assert(uv.fs_mkdir(dir .. '/sub', 511))
+        m:signal 'SIGUSR2'
+        m:wait_until(function() return read(dir .. '/sub/log'):find '"Restart complete"' end, 'the new file')
+        m:finish()
+    end)
+
     it('that cannot be opened at all ends the start', function()
         local m = start [[logger = dutch.logger { path = '/no/such/directory/log' },]]
         assert.same({ code = 71 }, m:exit())
