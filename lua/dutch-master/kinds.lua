@@ -171,11 +171,11 @@ M.socket_styles = {
         end
         env.NGINX = text
     end,
-    -- php-fpm: the text of the address must equal its `listen`.
+    -- php-fpm: the text of the address must equal its `listen`, where a path has no prefix.
     fpm = function(env, _, sockets)
         local list = {}
         for i, socket in ipairs(sockets) do
-            list[i] = socket.address .. '=' .. socket.fd
+            list[i] = socket.address:gsub('^unix:', '') .. '=' .. socket.fd
         end
         env.FPM_SOCKETS = table.concat(list, ',')
     end,

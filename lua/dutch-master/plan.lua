@@ -119,8 +119,9 @@ local function complete(plan, raw, at)
             environment[name] = value
         end
         plan.environment = environment
-        plan.ready = raw.ready == nil and options.by_name.ready.type.check(worker.ready or { alive = 1 },
-            at:key('worker')) or plan.ready
+        if raw.ready == nil and worker.ready ~= nil then
+            plan.ready = options.by_name.ready.type.check(worker.ready, at:key('worker')) or plan.ready
+        end
         plan.stop_signal = plan.stop_signal or worker.stop_signal
         plan.worker = nil
     elseif type(worker) == 'table' then

@@ -3,7 +3,8 @@
 --
 -- A preset is a plain table. In argv and environment, { each = ... } is repeated for each address of `listen`, with
 -- {fd}, {index}, {name} and {address} filled in. sockets: how the server is told of them (kinds.lua). unlinks: it
--- removes the path of a unix socket at exit, even an inherited one.
+-- removes the path of a unix socket at exit, even an inherited one. Without `ready` it is that of every program: has
+-- lived a second, or says READY=1 before.
 -- Loaded in the script's state; uses nothing but Lua.
 
 local M = {}
@@ -78,14 +79,15 @@ function M.hypercorn(given)
     return { preset = 'hypercorn', argv = argv, sockets = 'argv', ready = { alive = 1 }, stopSignal = 'SIGTERM' }
 end
 
---- puma { app = 'config.ru', workers }: leaves by the very SIGTERM it was sent.
+--- puma { app = 'config.ru', workers }: leaves by the very SIGTERM it was sent. Says READY=1 only where the gem
+-- sd_notify is installed.
 function M.puma(given)
     check_keys(given, 'puma', 'app workers')
     local argv = { option(given, 'puma', 'command', 'string', 'puma'), '--bind-to-activated-sockets', 'only' }
     workers(argv, '--workers', given.workers)
     append(argv, option(given, 'puma', 'args', 'table', {}))
     append(argv, { option(given, 'puma', 'app', 'string', 'config.ru') })
-    return { preset = 'puma', argv = argv, sockets = 'listen_fds', ready = 'notify', stopSignal = 'SIGTERM' }
+    return { preset = 'puma', argv = argv, sockets = 'listen_fds', stopSignal = 'SIGTERM' }
 end
 
 --- unicorn { app = 'config.ru' }: SIGTERM is its fast stop, SIGQUIT the graceful one.
@@ -126,12 +128,12 @@ function M.uwsgi(given)
         '--hook-master-start', 'unix_signal:15 gracefully_kill_them_all', { each = { '--http-socket',
             'fd://{fd}' } } }
     workers(argv, '--processes', given.workers)
+    append(argv, option(given, 'uwsgi', 'args', 'table', {})) -- may name the plugin that knows the words after them
     if given.file then
         append(argv, { '--wsgi-file', option(given, 'uwsgi', 'file', 'string') })
     else
         append(argv, { '--module', option(given, 'uwsgi', 'app', 'string') })
     end
-    append(argv, option(given, 'uwsgi', 'args', 'table', {}))
     return { preset = 'uwsgi', argv = argv, sockets = 'argv', ready = 'notify', stopSignal = 'SIGTERM' }
 end
 
@@ -142,8 +144,7 @@ function M.phpfpm(given)
     local argv = { option(given, 'phpfpm', 'command', 'string', 'php-fpm'), '--nodaemonize', '--fpm-config',
         option(given, 'phpfpm', 'config', 'string') }
     append(argv, option(given, 'phpfpm', 'args', 'table', {}))
-    return { preset = 'phpfpm', argv = argv, sockets = 'fpm', unlinks = true,
-        ready = { alive = 1 }, stopSignal = 'SIGQUIT' }
+    return { preset = 'phpfpm', argv = argv, sockets = 'fpm', unlinks = true, stopSignal = 'SIGQUIT' }
 end
 
 return M

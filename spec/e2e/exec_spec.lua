@@ -1,6 +1,7 @@
 -- Workers of kind exec: any program that takes a listening socket, and the ways it can say that it is ready.
 
 local uv = require 'luv'
+local fastcgi = require 'spec.support.fastcgi'
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
@@ -215,51 +216,104 @@ describe('an exec worker is asked to stop', function()
     end)
 end)
 
--- Real servers, each under load while it is rolled and stopped.
+-- Real servers, each under load while it is rolled and stopped. No file named here may be a device: some of them
+-- remove their pid file, log or socket when they end.
+local ASGI = [[
+async def application(scope, receive, send):
+    assert scope['type'] == 'http'
+    await send({'type': 'http.response.start', 'status': 200, 'headers': [(b'content-length', b'2')]})
+    await send({'type': 'http.response.body', 'body': b'ok'})
+]]
+local WSGI = "def application(environ, start_response):\n"
+    .. "    start_response('200 OK', [('Content-Length', '2')])\n    return [b'ok']\n"
+local RACK = "run ->(env) { [200, { 'Content-Length' => '2' }, ['ok']] }\n"
+
 local SERVERS = {
     gunicorn = {
-        program = 'gunicorn',
         worker = "dutch.gunicorn { app = 'app:application', args = { '--log-level', 'warning' } }",
-        files = { ['app.py'] = "def application(environ, start_response):\n"
-            .. "    start_response('200 OK', [('Content-Length', '2')])\n    return [b'ok']\n" },
+        files = { ['app.py'] = WSGI },
+    },
+    uvicorn = {
+        worker = "dutch.uvicorn { app = 'app:application', args = { '--log-level', 'warning', '--lifespan', 'off',"
+            .. " '--app-dir', dutch.directory } }",
+        files = { ['app.py'] = ASGI },
+    },
+    hypercorn = {
+        worker = "dutch.hypercorn { app = 'app:application' }",
+        files = { ['app.py'] = ASGI },
     },
     puma = {
-        program = 'puma',
         worker = "dutch.puma { app = 'config.ru', args = { '--quiet' } }",
-        ready = '{ alive = 2 }', -- its READY=1 needs one more gem
-        files = { ['config.ru'] = "run ->(env) { [200, { 'Content-Length' => '2' }, ['ok']] }\n" },
+        files = { ['config.ru'] = RACK },
+    },
+    unicorn = {
+        worker = "dutch.unicorn {}",
+        files = { ['config.ru'] = RACK },
     },
     nginx = {
-        program = 'nginx',
-        worker = "dutch.nginx { config = dutch.directory .. '/nginx.conf' }",
-        files = function(port)
-            -- nginx removes its pid file when it ends, whatever that is: never name a device here.
-            return { ['nginx.conf'] = ('pid /tmp/dm-spec-nginx-%d.pid;\nerror_log stderr;\nworker_processes 1;\n'
-                .. 'events {}\nhttp {\naccess_log off;\nserver { listen 127.0.0.1:%d; '
-                .. 'location / { return 200 "ok"; } }\n}\n'):format(port, port) }
+        worker = "dutch.nginx { config = dutch.directory .. '/nginx.conf', args = { '-p', dutch.directory } }",
+        files = function(address)
+            return { ['nginx.conf'] = 'pid nginx.pid;\nerror_log stderr;\nworker_processes 1;\nevents {}\n'
+                .. ('http {\naccess_log off;\nserver { listen %s; location / { return 200 "ok"; } }\n}\n')
+                :format(address) }
         end,
     },
+    haproxy = {
+        worker = "dutch.haproxy { config = dutch.directory .. '/haproxy.cfg' }",
+        files = { ['haproxy.cfg'] = 'global\n  hard-stop-after 10s\ndefaults\n  mode http\n  timeout client 10s\n'
+            .. '  timeout server 10s\n  timeout connect 10s\nfrontend web\n  bind fd@${DUTCH_FD_1}\n'
+            .. '  http-request return status 200 content-type text/plain string ok\n' },
+    },
+    uwsgi = {
+        worker = "dutch.uwsgi { app = 'app:application', args = { '--plugin', 'python3', '--disable-logging' } }",
+        files = { ['app.py'] = WSGI },
+    },
+    phpfpm = {
+        program = 'php-fpm8.2',
+        worker = "dutch.phpfpm { command = 'php-fpm8.2', config = dutch.directory .. '/fpm.conf',"
+            .. " args = { '--prefix', dutch.directory } }",
+        protocol = fastcgi,
+        files = function(address)
+            return { ['index.php'] = '<?php echo "ok";', ['fpm.conf'] = '[global]\nerror_log = fpm.log\n'
+                .. 'process_control_timeout = 10s\n[www]\nuser = www-data\npm = static\npm.max_children = 2\n'
+                .. 'listen = ' .. address .. '\n' }
+        end,
+        leaves = { 'fpm.log' },
+    },
 }
+
+local function names_in(dir)
+    local names, scan = {}, assert(uv.fs_scandir(dir))
+    for name in uv.fs_scandir_next, scan do
+        names[#names + 1] = name
+    end
+    table.sort(names)
+    return names
+end
 
 describe('a real server', function()
     after_each(master.cleanup)
 
     for name, server in pairs(SERVERS) do
         it('such as ' .. name .. ' is rolled under load without a failed request', function()
-            if os.execute('command -v ' .. server.program .. ' >/dev/null') ~= 0 then
-                pending(server.program .. ' is not installed')
+            local program = server.program or name
+            if os.execute('command -v ' .. program .. ' >/dev/null') ~= 0 then
+                pending(program .. ' is not installed')
                 return
             end
-            local port = http.free_port()
+            local port, temporary = http.free_port(), master.temp_dir()
+            local address = '127.0.0.1:' .. port
+            local files = type(server.files) == 'function' and server.files(address) or server.files
             local m = master.start {
                 script = ([[local dutch = require 'dutch-master'
-                    dutch.start { worker = %s, numWorkers = 2, listen = '127.0.0.1:%d', restartSoak = 0.1,
-                        ready = %s }]]):format(server.worker, port, server.ready or "nil"),
-                files = type(server.files) == 'function' and server.files(port) or server.files,
+                    dutch.start { worker = %s, numWorkers = 2, listen = '%s', restartSoak = 0.1 }
+                    ]]):format(server.worker, address),
+                files = files,
+                env = { TMPDIR = temporary, PYTHONDONTWRITEBYTECODE = '1' },
             }
             m:await('Cluster ready', { timeout = 20000 })
-            m:wait_until(function() return http.get { port = port } == 200 end, 'an answer')
-            local l = load.start { port = port, clients = 4, rate = 200, expect = '^ok$' }
+            local l = load.start { port = port, clients = 4, rate = 200, expect = '^ok$', protocol = server.protocol,
+                path = server.protocol and m.app .. '/index.php' }
             l:await(50)
             m:signal 'SIGUSR2'
             m:await('Restart complete', { timeout = 20000 })
@@ -267,6 +321,15 @@ describe('a real server', function()
             l:await(l.counts.total + 50)
             local counts = l:stop()
             assert.equal(0, counts.failed, counts.text .. m:dump())
+            m:signal 'SIGTERM'
+            m:exit()
+            local expected = { 'master.lua', unpack(server.leaves or {}) }
+            for file in pairs(files) do
+                expected[#expected + 1] = file
+            end
+            table.sort(expected)
+            assert.same(expected, names_in(m.app))
+            assert.same({}, names_in(temporary))
             m:finish { code = 0 }
         end)
     end

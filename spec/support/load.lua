@@ -21,7 +21,8 @@ local OUTCOMES = { 'ok', 'bad', 'reset', 'refused', 'empty', 'timeout' }
 local MAX_BODIES, MAX_KEPT = 1000, 10000
 
 --- load.start { port= | socket=, clients=8, mode='close'|'keepalive', rate= (requests a second, all
---- clients together), path=, timeout= (ms), expect= (pattern of the body), slow_ms= } starts at once.
+--- clients together), path=, timeout= (ms), expect= (pattern of the body), slow_ms=, protocol= (http.lua, or
+--- fastcgi.lua) } starts at once.
 function M.start(options)
     local self = setmetatable({ options = options, running = true, active = 0, waiting = {} }, M)
     self.counts = { total = 0, stale = 0, max_ms = 0 }
@@ -35,7 +36,8 @@ function M.start(options)
     self.failures, self.slow = {}, {}
     self.target = { port = options.port, socket = options.socket, host = options.host, path = options.path }
     self.keep_alive = options.mode == 'keepalive'
-    self.text = http.request_text(self.target, self.keep_alive)
+    self.protocol = options.protocol or http
+    self.text = self.protocol.request_text(self.target, self.keep_alive)
     self.timeout_ms = math.ceil((options.timeout or 10000) * wait.scale)
     local clients = options.clients or 8
     uv.update_time()
@@ -69,7 +71,7 @@ function M:request(client, again)
         self.active = self.active + 1
         client.started = uv.hrtime()
     end
-    client.parser = http.parser()
+    client.parser = self.protocol.parser()
     client.timer:start(self.timeout_ms, 0, function()
         self:ended(client, 'timeout')
     end)

@@ -174,7 +174,7 @@ end)
 describe('kind exec', function()
     local row = kinds.rows.exec
     local listen = {
-        { name = 'http', address = '127.0.0.1:80' }, { name = 'a:b c', address = '/run/x' }, { address = ':9' },
+        { name = 'http', address = '127.0.0.1:80' }, { name = 'a:b c', address = 'unix:/run/x' }, { address = ':9' },
     }
 
     it('passes sockets as systemd does', function()

@@ -232,6 +232,23 @@ dutch.start {
             assert.equal('SIGUSR1', p.stop_signal)
         end)
 
+        it('waits for READY=1 alone only where the server always says it', function()
+            local expected = { uwsgi = { type = 'notify' }, haproxy = { type = 'notify' },
+                puma = { type = 'auto' }, phpfpm = { type = 'auto' } }
+            for name, given in pairs(makers) do
+                local p = build { worker = presets[name](given), listen = ':1' }
+                assert.same(expected[name] or { type = 'alive', alive_ms = 1000 }, p.ready, name)
+            end
+        end)
+
+        it('puts the arguments of uwsgi, such as --plugin, before the words that need them', function()
+            for field, word in pairs { app = '--module', file = '--wsgi-file' } do
+                local p = build { worker = presets.uwsgi { [field] = 'x', args = { '--plugin', 'python3' } },
+                    listen = ':1' }
+                assert.same({ '--plugin', 'python3', word, 'x' }, { unpack(p.argv, #p.argv - 3) })
+            end
+        end)
+
         it('lets the user overrule it', function()
             local p = build { worker = presets.unicorn {}, stopSignal = 'TERM', ready = 'notify',
                 listen = ':1' }
