@@ -141,6 +141,22 @@ local function spawn_lua(plan, context)
     return finish({ file = file, argv = argv, channel = true, must_read = plan.worker, listen_pid = false }, env)
 end
 
+-- php-fpm compares with what it makes of its `listen`: a path without a prefix, an address of IPv6 without brackets,
+-- and the wildcard as ::. When it ends, it unlinks the paths it was given; one with a slash behind it is not unlinked.
+local function fpm_sockets(sockets, behind_path)
+    local list = {}
+    for i, socket in ipairs(sockets) do
+        local text = socket.address
+        if text:find('^unix:') then
+            text = text:sub(#'unix:' + 1) .. behind_path
+        else
+            text = text:gsub('^%[(.*)%]:', '%1:'):gsub('^:(%d+)$', ':::%1')
+        end
+        list[i] = text .. '=' .. socket.fd
+    end
+    return table.concat(list, ',')
+end
+
 -- How servers are told which descriptors are theirs. Each takes (env, argv, sockets), sockets = {{fd, name, address}}.
 M.socket_styles = {
     -- systemd's convention; the child itself adds LISTEN_PID.
@@ -171,13 +187,11 @@ M.socket_styles = {
         end
         env.NGINX = text
     end,
-    -- php-fpm: the text of the address must equal its `listen`, where a path has no prefix.
     fpm = function(env, _, sockets)
-        local list = {}
-        for i, socket in ipairs(sockets) do
-            list[i] = socket.address:gsub('^unix:', '') .. '=' .. socket.fd
-        end
-        env.FPM_SOCKETS = table.concat(list, ',')
+        env.FPM_SOCKETS = fpm_sockets(sockets, '')
+    end,
+    fpm_slash = function(env, _, sockets)
+        env.FPM_SOCKETS = fpm_sockets(sockets, '/')
     end,
     unicorn = function(env, _, sockets)
         local list = {}

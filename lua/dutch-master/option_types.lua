@@ -36,12 +36,13 @@ local preset = schema.record('a preset', {
     environment = { type = { check = function(value)
         return value
     end, expects = 'a table' } },
-    sockets = { type = schema.one_of { 'listen_fds', 'argv', 'nginx', 'fpm', 'unicorn' }, default = 'listen_fds' },
+    sockets = { type = schema.one_of { 'listen_fds', 'argv', 'nginx', 'fpm', 'fpm_slash', 'unicorn' },
+        default = 'listen_fds' },
     ready = { type = { check = function(value)
         return value
     end, expects = 'a table' } },
     stopSignal = { inside = 'stop_signal', type = schema.text },
-    unlinks = { type = schema.boolean, default = false },
+    at_most = { type = schema.integer(1, 64) },
 })
 
 local WORKER = 'a path, a list of strings (the command and its arguments), or a preset'

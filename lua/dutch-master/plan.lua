@@ -113,7 +113,6 @@ local function complete(plan, raw, at)
         plan.preset = worker.preset
         plan.argv = preset_argv(worker, plan.listen)
         plan.socket_style = worker.sockets
-        plan.unlinks = worker.unlinks
         local environment = preset_environment(worker, plan.listen)
         for name, value in pairs(plan.environment) do
             environment[name] = value
@@ -124,6 +123,10 @@ local function complete(plan, raw, at)
         end
         plan.stop_signal = plan.stop_signal or worker.stop_signal
         plan.worker = nil
+        if worker.at_most and #plan.listen > worker.at_most then
+            at:key('listen'):say(('%s takes %d of them at most, found %d'):format(worker.preset, worker.at_most,
+                #plan.listen))
+        end
     elseif type(worker) == 'table' then
         plan.argv = worker
         plan.worker = nil

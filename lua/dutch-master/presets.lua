@@ -2,9 +2,8 @@
 -- and which signal lets them finish their work. `worker = dutch.gunicorn { app = 'app:application' }`.
 --
 -- A preset is a plain table. In argv and environment, { each = ... } is repeated for each address of `listen`, with
--- {fd}, {index}, {name} and {address} filled in. sockets: how the server is told of them (kinds.lua). unlinks: it
--- removes the path of a unix socket at exit, even an inherited one. Without `ready` it is that of every program: has
--- lived a second, or says READY=1 before.
+-- {fd}, {index}, {name} and {address} filled in. sockets: how the server is told of them (kinds.lua); at_most: how many
+-- it takes. Without `ready` it is that of every program: has lived a second, or says READY=1 before.
 -- Loaded in the script's state; uses nothing but Lua.
 
 local M = {}
@@ -66,7 +65,8 @@ function M.uvicorn(given)
     workers(argv, '--workers', given.workers)
     append(argv, option(given, 'uvicorn', 'args', 'table', {}))
     append(argv, { option(given, 'uvicorn', 'app', 'string') })
-    return { preset = 'uvicorn', argv = argv, sockets = 'argv', ready = { alive = 1 }, stopSignal = 'SIGTERM' }
+    return { preset = 'uvicorn', argv = argv, sockets = 'argv', at_most = 1, ready = { alive = 1 },
+        stopSignal = 'SIGTERM' }
 end
 
 --- hypercorn { app, workers }
@@ -137,14 +137,17 @@ function M.uwsgi(given)
     return { preset = 'uwsgi', argv = argv, sockets = 'argv', ready = 'notify', stopSignal = 'SIGTERM' }
 end
 
---- phpfpm { config }: needs process_control_timeout > 0 to finish requests; the `listen` text of its pool must be the
--- address here, word for word. It unlinks a unix path even if it inherited the socket.
+--- phpfpm { config, slash = false }: needs process_control_timeout > 0 to finish requests; the `listen` of its pool
+-- must be the address here. It removes the path of a unix socket when it ends, even of an inherited one: the master
+-- puts it back, but some requests are refused meanwhile. None is with slash = true and a slash behind the path in the
+-- pool, `listen = /run/app.sock/`, which cannot be removed.
 function M.phpfpm(given)
-    check_keys(given, 'phpfpm', 'config')
+    check_keys(given, 'phpfpm', 'config slash')
     local argv = { option(given, 'phpfpm', 'command', 'string', 'php-fpm'), '--nodaemonize', '--fpm-config',
         option(given, 'phpfpm', 'config', 'string') }
     append(argv, option(given, 'phpfpm', 'args', 'table', {}))
-    return { preset = 'phpfpm', argv = argv, sockets = 'fpm', unlinks = true, stopSignal = 'SIGQUIT' }
+    local slash = option(given, 'phpfpm', 'slash', 'boolean', false)
+    return { preset = 'phpfpm', argv = argv, sockets = slash and 'fpm_slash' or 'fpm', stopSignal = 'SIGQUIT' }
 end
 
 return M

@@ -263,6 +263,9 @@ function Rotation:drop(worker_id)
         return
     end
     self.users[worker_id] = nil
+    if self.address.path then
+        upkeep.repair(self, record, worker_id)
+    end
     if self.shared or record.guest then
         return
     end

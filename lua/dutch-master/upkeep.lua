@@ -22,9 +22,11 @@ local function culprit(self, record)
 end
 
 --- Puts right what a worker did to a lane, and names it.
-function M.repair(self, record)
+-- @param ended the worker that has just ended, if one has: to remove the path of its socket then is what servers do
+function M.repair(self, record, ended)
     local done, message = record.lane:repair(self.may_block)
     local fields = culprit(self, record)
+    fields.workerId = ended or fields.workerId
     if not done then
         if record.broken ~= message then
             fields.reason = message
@@ -38,8 +40,8 @@ function M.repair(self, record)
         return
     end
     fields.repaired = table.concat(done, ', ')
-    if record.quiet and fields.repaired == 'backlog' then
-        self.log:debug(fields, 'Listening socket repaired') -- every server's first listen() does it
+    if record.quiet and fields.repaired == 'backlog' or ended and fields.repaired == 'path' then
+        self.log:debug(fields, 'Listening socket repaired') -- every server's first listen() changes the backlog
     else
         self.log:warn(fields, 'Listening socket repaired')
     end

@@ -228,6 +228,23 @@ local WSGI = "def application(environ, start_response):\n"
     .. "    start_response('200 OK', [('Content-Length', '2')])\n    return [b'ok']\n"
 local RACK = "run ->(env) { [200, { 'Content-Length' => '2' }, ['ok']] }\n"
 
+-- Debian's php-fpm. At a unix path it would take the path with it when it ends, but for the slash.
+local function php_fpm(slash)
+    return {
+        program = 'php-fpm8.2',
+        worker = "dutch.phpfpm { command = 'php-fpm8.2', config = dutch.directory .. '/fpm.conf',"
+            .. " args = { '--prefix', dutch.directory }, slash = " .. tostring(slash) .. ' }',
+        protocol = fastcgi,
+        unix = slash,
+        files = function(address)
+            return { ['index.php'] = '<?php echo "ok";', ['fpm.conf'] = '[global]\nerror_log = fpm.log\n'
+                .. 'process_control_timeout = 10s\n[www]\nuser = www-data\npm = static\npm.max_children = 2\n'
+                .. 'listen = ' .. address:gsub('^unix:(.*)', '%1/') .. '\n' }
+        end,
+        leaves = { 'fpm.log' },
+    }
+end
+
 local SERVERS = {
     gunicorn = {
         worker = "dutch.gunicorn { app = 'app:application', args = { '--log-level', 'warning' } }",
@@ -268,18 +285,8 @@ local SERVERS = {
         worker = "dutch.uwsgi { app = 'app:application', args = { '--plugin', 'python3', '--disable-logging' } }",
         files = { ['app.py'] = WSGI },
     },
-    phpfpm = {
-        program = 'php-fpm8.2',
-        worker = "dutch.phpfpm { command = 'php-fpm8.2', config = dutch.directory .. '/fpm.conf',"
-            .. " args = { '--prefix', dutch.directory } }",
-        protocol = fastcgi,
-        files = function(address)
-            return { ['index.php'] = '<?php echo "ok";', ['fpm.conf'] = '[global]\nerror_log = fpm.log\n'
-                .. 'process_control_timeout = 10s\n[www]\nuser = www-data\npm = static\npm.max_children = 2\n'
-                .. 'listen = ' .. address .. '\n' }
-        end,
-        leaves = { 'fpm.log' },
-    },
+    phpfpm = php_fpm(false),
+    ['phpfpm at a unix path'] = php_fpm(true),
 }
 
 local function names_in(dir)
@@ -302,7 +309,7 @@ describe('a real server', function()
                 return
             end
             local port, temporary = http.free_port(), master.temp_dir()
-            local address = '127.0.0.1:' .. port
+            local address = server.unix and 'unix:' .. temporary .. '/sock' or '127.0.0.1:' .. port
             local files = type(server.files) == 'function' and server.files(address) or server.files
             local m = master.start {
                 script = ([[local dutch = require 'dutch-master'
@@ -312,8 +319,8 @@ describe('a real server', function()
                 env = { TMPDIR = temporary, PYTHONDONTWRITEBYTECODE = '1' },
             }
             m:await('Cluster ready', { timeout = 20000 })
-            local l = load.start { port = port, clients = 4, rate = 200, expect = '^ok$', protocol = server.protocol,
-                path = server.protocol and m.app .. '/index.php' }
+            local l = load.start { port = port, socket = server.unix and temporary .. '/sock', clients = 4, rate = 200,
+                expect = '^ok$', protocol = server.protocol, path = server.protocol and m.app .. '/index.php' }
             l:await(50)
             m:signal 'SIGUSR2'
             m:await('Restart complete', { timeout = 20000 })

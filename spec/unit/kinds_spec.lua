@@ -207,7 +207,11 @@ describe('kind exec', function()
             return env_of(fields), fields.argv
         end
         assert.equal('3;4;5;', spawn('nginx').NGINX)
-        assert.equal('127.0.0.1:80=3,/run/x=4,:9=5', spawn('fpm').FPM_SOCKETS)
+        assert.equal('127.0.0.1:80=3,/run/x=4,:::9=5', spawn('fpm').FPM_SOCKETS)
+        assert.equal('127.0.0.1:80=3,/run/x/=4,:::9=5', spawn('fpm_slash').FPM_SOCKETS)
+        local six = row.spawn({ argv = { 'x' }, socket_style = 'fpm' }, context { listen = {
+            { address = '[::1]:80' }, { address = '[::]:81' } } })
+        assert.equal('::1:80=3,:::81=4', env_of(six).FPM_SOCKETS)
         assert.equal('3,4,5', spawn('unicorn').UNICORN_FD)
         local plan_argv = { 'uvicorn', '--fd', '{fd}', 'fd://{fd:http}', '{fd:nobody}', '{other}' }
         local _, argv = spawn('argv', plan_argv)

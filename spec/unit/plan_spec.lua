@@ -210,7 +210,8 @@ dutch.start {
         }
         for name, given in pairs(makers) do
             it('takes ' .. name, function()
-                local p = build { worker = presets[name](given), listen = { ':8000', 'unix:/x' } }
+                local p = build { worker = presets[name](given),
+                    listen = { ':8000', name ~= 'uvicorn' and 'unix:/x' or nil } }
                 assert.equal('exec', p.kind)
                 assert.equal(name, p.preset)
                 for _, word in ipairs(p.argv) do
@@ -230,6 +231,19 @@ dutch.start {
                 workerEnvironment = { A = 'b' } }
             assert.same({ DUTCH_FD_1 = '3', DUTCH_FD_2 = '4', A = 'b' }, p.environment)
             assert.equal('SIGUSR1', p.stop_signal)
+        end)
+
+        it('refuses more sockets than the server takes', function()
+            local p, errors = plan.build({ worker = presets.uvicorn { app = 'a:b' }, listen = { ':1', ':2' } }, {})
+            assert.is_nil(p)
+            assert.matches('listen: uvicorn takes 1 of them at most, found 2', errors[1], 1, true)
+        end)
+
+        it('takes a slash behind the paths of php-fpm', function()
+            local p = build { worker = presets.phpfpm { config = '/x' }, listen = ':1' }
+            assert.equal('fpm', p.socket_style)
+            p = build { worker = presets.phpfpm { config = '/x', slash = true }, listen = ':1' }
+            assert.equal('fpm_slash', p.socket_style)
         end)
 
         it('waits for READY=1 alone only where the server always says it', function()

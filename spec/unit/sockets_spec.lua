@@ -624,6 +624,18 @@ describe('sockets', function()
             assert.equal(1, logged 'Listening socket repaired')
         end)
 
+        it('for a unix path at once when a worker ends, as servers remove it then', function()
+            assert(sockets:update { A, 'unix:/app.sock' })
+            serving(1, 2)
+            platform:advance(20300)
+            local lane = network.open['unix:/app.sock'].all[1]
+            lane.repairs = { 'path' }
+            sockets:drop(1)
+            assert.same({}, lane.repairs)
+            local last = records[#records]
+            assert.same({ 'Listening socket repaired', 'debug', 1 }, { last.message, last.level, last.fields.workerId })
+        end)
+
         it('often as long as somebody comes or goes', function()
             serving(1, 2)
             platform:advance(20000)
