@@ -37,6 +37,15 @@ local WEB = {
         createServer((request, response) => response.end('works')).listen(Number(process.env.PORT))
         await new Promise((resolve) => setTimeout(resolve, 10))
     ]] } },
+    ['TypeScript'] = { from = 22, worker = 'app.ts', files = { ['app.ts'] = [[
+        import { createServer } from 'node:http'
+        const port: number = Number(process.env.PORT)
+        createServer((request, response) => { response.end('works' as string) }).listen(port)
+    ]], ['package.json'] = '{ "type": "module" }' } },
+    ['an app that is ready when it says so'] = { plan = "ready = { message = 'ready' },", app = [[
+        require('http').createServer((request, response) => response.end('works')).listen(Number(process.env.PORT))
+        setTimeout(() => process.send({ event: 'ready' }), 200)
+    ]] },
     ['an app with helpers: a second server, listen(0), UDP'] = { app = [[
         const http = require('http')
         require('dgram').createSocket('udp4').bind(0, '127.0.0.1')
