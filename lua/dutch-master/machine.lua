@@ -152,7 +152,7 @@ function Agenda:post(object, event, ...)
             step(self, entry[1], entry[2], unpack(entry, 3, 2 + entry.n))
         end, debug.traceback)
         if not ok then
-            self.on_error(message)
+            pcall(self.on_error, message) -- were it to throw, nothing would ever be handled again
         end
     end
     self.head, self.tail = 1, 0

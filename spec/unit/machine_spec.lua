@@ -102,4 +102,26 @@ describe('machine', function()
         queue:post(object, 'fine')
         assert.equal(3, #log)
     end)
+
+    it('goes on when the report of an error fails', function()
+        local platform, log = Platform.new(), {}
+        local queue = agenda(platform, log)
+        function queue.on_error()
+            error 'the log is gone too'
+        end
+        local object = queue:start({}, machine.define {
+            name = 'm', initial = 'a', events = { 'throw', 'fine' },
+            states = { a = {
+                throw = function()
+                    error('oh', 0)
+                end,
+                fine = function()
+                    table.insert(log, 'fine')
+                end,
+            } },
+        })
+        pcall(queue.post, queue, object, 'throw')
+        queue:post(object, 'fine')
+        assert.same({ 'fine' }, log)
+    end)
 end)
