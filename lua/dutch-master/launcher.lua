@@ -88,11 +88,15 @@ function Launcher:hook(name, ...)
     if rests(self) then
         return self.log:warn({ hook = name }, 'Hook skipped: the script took too long a moment ago')
     end
-    local ok, err = self.session:call(name, ...)
-    if not ok then
-        note_slow(self, err)
-        self.log:error({ hook = name, traceback = err.traceback }, 'Hook failed: ' .. err.message)
-    end
+    local arguments, n = { ... }, select('#', ...)
+    -- What it asks of the cluster would otherwise happen, and close its session, while it runs.
+    self.agenda:hold(function()
+        local ok, err = self.session:call(name, unpack(arguments, 1, n))
+        if not ok then
+            note_slow(self, err)
+            self.log:error({ hook = name, traceback = err.traceback }, 'Hook failed: ' .. err.message)
+        end
+    end)
 end
 
 --- Lets go of the script.

@@ -135,28 +135,45 @@ local function step(self, object, event, ...)
     end
 end
 
+local function protect(self, fn)
+    local ok, message = xpcall(fn, debug.traceback)
+    if not ok then
+        pcall(self.on_error, message) -- were it to throw, nothing would ever be handled again
+    end
+end
+
+local function run(self)
+    while self.head <= self.tail do
+        local entry = self.queue[self.head]
+        self.queue[self.head] = nil
+        self.head = self.head + 1
+        protect(self, function()
+            step(self, entry[1], entry[2], unpack(entry, 3, 2 + entry.n))
+        end)
+    end
+    self.head, self.tail = 1, 0
+    self.running = false
+end
+
 --- Raises an event. It is handled at once unless another is being handled, else after all that came before it.
 -- An error in an action is given to on_error and ends that event alone.
 function Agenda:post(object, event, ...)
     self.tail = self.tail + 1
     self.queue[self.tail] = { n = select('#', ...), object, event, ... }
+    if not self.running then
+        self.running = true
+        run(self)
+    end
+end
+
+--- Runs fn as if it were an action: events that it raises wait until it is done.
+function Agenda:hold(fn)
     if self.running then
-        return
+        return fn()
     end
     self.running = true
-    while self.head <= self.tail do
-        local entry = self.queue[self.head]
-        self.queue[self.head] = nil
-        self.head = self.head + 1
-        local ok, message = xpcall(function()
-            step(self, entry[1], entry[2], unpack(entry, 3, 2 + entry.n))
-        end, debug.traceback)
-        if not ok then
-            pcall(self.on_error, message) -- were it to throw, nothing would ever be handled again
-        end
-    end
-    self.head, self.tail = 1, 0
-    self.running = false
+    protect(self, fn)
+    run(self)
 end
 
 return M

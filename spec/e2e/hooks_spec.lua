@@ -184,6 +184,24 @@ describe('a hook', function()
         m:finish()
     end)
 
+    it('that a timer calls cannot either', function()
+        local m = master.start { files = { ['app.lua'] = apps.idle }, script = [[
+            local dutch = require 'dutch-master'
+            dutch.start { worker = 'app.lua', numWorkers = 1, restartSoak = 0, every = { 0.05, function()
+                if dutch.workers()[1].state ~= 'running' or dutch.store.asked then return end
+                dutch.store.asked = true
+                dutch.restart()
+                dutch.log:info 'hook: over'
+            end } }]] }
+        m:await('Restart requested', { after = m:await('hook: over').index })
+        m:await 'Restart complete'
+        assert.equal(1, #m:records 'Restart requested')
+        m:finish()
+        for _, record in ipairs(m.log) do
+            assert.is_true(record.level < 40, record.msg)
+        end
+    end)
+
     it('may stop the cluster', function()
         local m = start('onReady', 'dutch.stop()')
         assert.same({ code = 0 }, m:exit())

@@ -124,4 +124,21 @@ describe('machine', function()
         queue:post(object, 'fine')
         assert.same({ 'fine' }, log)
     end)
+
+    it('lets events wait until what is held is done, also when it throws', function()
+        local platform, log = Platform.new(), {}
+        local queue = agenda(platform, log)
+        local object = queue:start({}, machine.define {
+            name = 'm', initial = 'a', events = { 'go' },
+            states = { a = { go = function(_, what)
+                table.insert(log, what)
+            end } },
+        })
+        queue:hold(function()
+            queue:post(object, 'go', 'later')
+            table.insert(log, 'first')
+            error('oh', 0)
+        end)
+        assert.same({ 'first', 'error: oh', 'later' }, log)
+    end)
 end)
