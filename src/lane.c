@@ -96,7 +96,8 @@ static int repair_listening(struct dm_lane *lane) {
     }
     int done = repair_reuseport(lane);
     if (dm_lane_queue(lane, &depth, &limit) == 0 && limit != lane->limit) {
-        if (listen(lane->fd, lane->listener->backlog) != 0) {
+        const bool foreign = lane->listener->foreign;
+        if (listen(lane->fd, foreign ? (int)lane->limit : lane->listener->backlog) != 0) {
             return -errno;
         }
         done |= DM_LANE_BACKLOG;

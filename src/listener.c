@@ -147,10 +147,12 @@ static void take_out(struct dm_lane *lane) {
 
 static int start_listening(struct dm_lane *lane) {
     uint32_t depth;
-    if (lane->listener->address.type != SOCK_STREAM || lane->listener->foreign) {
+    if (lane->listener->address.type != SOCK_STREAM) {
         return 0;
     }
-    if (listen(lane->fd, lane->listener->backlog) != 0) {
+    /* The backlog of a socket that came from outside is its giver's. */
+    const bool listens = lane->listener->foreign && dm_lane_listens(lane) > 0;
+    if (!listens && listen(lane->fd, lane->listener->backlog) != 0) {
         return -errno;
     }
     dm_lane_queue(lane, &depth, &lane->limit);

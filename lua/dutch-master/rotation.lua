@@ -197,6 +197,7 @@ function Rotation:assign(worker_id, request)
     end
     if self.shared then
         record = self.shared_record
+        record.quiet = true -- its first listen() may change the backlog, as any server's
     else
         local message, code
         record = free_lane(self)

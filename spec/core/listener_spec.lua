@@ -250,6 +250,13 @@ describe('core.listen', function()
         local copy = core.dup_fd(fd)
         local listener = core.listen(core.address(here), { fd = fd, reuseport = true })
         assert.is_true(listener:shared())
+        local lane = listener:lane()
+        assert.same({}, lane:repair()) -- its backlog is its giver's: 16, see net.bind
+        assert.equal(16, select(2, lane:queue()))
+        net.C.listen(lane:fd(), 77)
+        assert.same({ 'backlog' }, lane:repair())
+        assert.same({}, lane:repair())
+        assert.equal(16, select(2, lane:queue()))
         assert.truthy(serves(listener, '127.0.0.1', port))
         listener:close()
         assert.equal(1, net.option(copy, 1, 30)) -- SO_ACCEPTCONN
