@@ -527,7 +527,11 @@ definition = machine.define {
             if self.gave_up then
                 return STOP_GRACE_MS
             end
-            return self.launcher.plan.stop_timeout_ms + STOP_GRACE_MS
+            local longest = self.launcher.plan.stop_timeout_ms
+            for _, worker in pairs(self.workers) do -- each keeps to the plan it was forked from
+                longest = math.max(longest, worker.plan.stop_timeout_ms)
+            end
+            return longest + STOP_GRACE_MS
         end,
     },
     states = {

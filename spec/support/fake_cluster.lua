@@ -88,7 +88,7 @@ local function new_sockets(platform, settle_ms)
 end
 
 --- @param options {plan, seed, behaviour, settle_ms, hooks = {name = fn}, evaluate = fn() -> session or nil, err}
--- @return {cluster, platform, records, bugs, errors, plan, exit_code()}
+-- @return {cluster, platform, records, bugs, errors, plan, code (once it has ended)}
 function M.new(options)
     options = options or {}
     local world = { records = {}, bugs = {}, errors = {}, plan = options.plan or M.plan(), transitions = {} }

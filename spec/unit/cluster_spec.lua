@@ -57,6 +57,17 @@ describe('cluster', function()
         assert.equal(1, world.sessions) -- the newest good one, which the master closes at its end
     end)
 
+    it('gives each worker the stopTimeout it was forked with', function()
+        local world = booted { plan = fake.plan { stop_timeout_ms = 30000 }, behaviour = function()
+            return { ready_ms = 10, exit_ms = 20000 }
+        end }
+        world.plan = fake.plan { stop_timeout_ms = 1000 }
+        assert.truthy(world.cluster:reload())
+        world.cluster:stop { cause = 'signal', signal = 'SIGTERM' }
+        assert.is_true(world.await 'stopped')
+        assert.equal(1, world.count 'Cluster shutdown cleanly')
+    end)
+
     it('shows onWorkerReady a worker that runs', function()
         local seen = {}
         booted { plan = fake.plan { num_workers = 1, hooks = { onWorkerReady = true } }, hooks = {
