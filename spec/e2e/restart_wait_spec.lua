@@ -269,4 +269,27 @@ describe('restart --wait', function()
             m:finish { signal = 'SIGKILL', files_left = false }
         end)
     end
+
+    for _, phase in ipairs { 'Starting cluster', 'Creating new worker', 'Worker listening', 'Shutdown requested' } do
+        it('does not come into it when a master dies at "' .. phase .. '": a new one starts all the same', function()
+            local m = master.start {
+                script = [[require('dutch-master').start { worker = 'app.lua' }]], files = { ['app.lua'] = apps.idle },
+            }
+            if phase == 'Shutdown requested' then
+                m:await 'Cluster ready'
+                m:signal 'SIGTERM'
+            end
+            m:await(phase)
+            uv.kill(m.pid, 'sigkill')
+            m:exit() -- a stop may have been quicker
+            m:wait_until(function() return #m:tree() == 0 end, 'the workers to leave')
+            local second = cli.start(m, { 'master.lua' })
+            second:await_output 'Cluster ready'
+            assert.equal('steady', status(m).state)
+            assert.equal(0, cli.run(m, { 'stop', '--wait' }).code)
+            assert.equal(0, second:wait().code, second.err)
+            m:finish(phase == 'Shutdown requested' and { code = m.ended.code, signal = m.ended.signal, files_left = false }
+                or { signal = 'SIGKILL', files_left = false })
+        end)
+    end
 end)
