@@ -149,6 +149,23 @@ describe('core.listen', function()
         end)
     end
 
+    it('closes a lane also when none is in the group any more', function()
+        local listener = listen('127.0.0.1:0', { reuseport = true })
+        local lanes = { listener:lane(), listener:lane() }
+        for _, lane in ipairs(lanes) do
+            net.C.shutdown(lane:fd(), 2)
+        end
+        -- Who has the port now keeps them from coming back.
+        local other = listen(listener:address().text, {})
+        for _, lane in ipairs(lanes) do
+            assert.equal('EADDRINUSE', select(3, lane:repair()))
+        end
+        assert.is_true(lanes[1]:close())
+        other:close()
+        assert.same({ 'shutdown' }, lanes[2]:repair())
+        assert.truthy(serves(listener, '127.0.0.1', listener:address().port))
+    end)
+
     it('shares one UDP socket', function()
         local listener = listen('udp:127.0.0.1:0', { reuseport = true })
         assert.is_true(listener:shared())
