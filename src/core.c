@@ -1,6 +1,8 @@
 /* core.c: see core.h. */
 #include "core.h"
 
+#include "spawn.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -20,6 +22,7 @@ int dm_core_init(struct dm_core *core, uv_loop_t *loop) {
     sigset_t none;
     sigemptyset(&none);
     pthread_sigmask(SIG_SETMASK, &none, NULL);
+    dm_spawn_raise_descriptors();
     dm_signals_init(&core->signals, core, ignore_signal);
     dm_timers_init(&core->timers, loop);
     const int rc = dm_reaper_init(&core->reaper, loop);

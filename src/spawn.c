@@ -128,7 +128,15 @@ static int set_cloexec_from(int first) {
     return 0;
 }
 
+/* What the master was started with, for its children; see dm_spawn_raise_descriptors(). */
+static struct rlimit descriptors_before;
+static bool descriptors_raised;
+
 static int set_limits(const struct dm_spawn *s) {
+    /* A program that uses select() cannot live with more than 1024. */
+    if (descriptors_raised && setrlimit(RLIMIT_NOFILE, &descriptors_before) != 0) {
+        return -1;
+    }
     for (size_t i = 0; i < s->limit_count; i++) {
         if (setrlimit((__rlimit_resource_t)s->limits[i].resource, &s->limits[i].value) != 0) {
             return -1;
@@ -169,18 +177,18 @@ static int set_gid(gid_t gid) {
     return 0;
 }
 
+/* Not by opening it: the limit of descriptors may be below the numbers that are free by now. Real
+ * and effective user are the same here, so that access() tells the truth. */
 static int check_script(const char *path) {
     struct stat st;
-    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    if (fd < 0 || fstat(fd, &st) != 0) {
+    if (stat(path, &st) != 0) {
         return -1;
     }
     if (!S_ISREG(st.st_mode)) {
         errno = S_ISDIR(st.st_mode) ? EISDIR : EINVAL;
         return -1;
     }
-    close(fd);
-    return 0;
+    return access(path, R_OK);
 }
 
 /* The value was filled with as many places as any pid needs; the rest of it is cut off. */
@@ -247,6 +255,9 @@ static _Noreturn void run(const struct dm_spawn *s, int error_fd) {
         error = errno;
         if (error == ENOENT && access(*file, F_OK) == 0) {
             char interpreter[256];
+            /* Room for one descriptor more, whatever the limit is now. */
+            syscall(SYS_close_range, s->fd_count, (unsigned)error_fd - 1, 0);
+            syscall(SYS_close_range, (unsigned)error_fd + 1, ~0U, 0);
             read_interpreter(*file, interpreter, sizeof interpreter);
             fail(error_fd, DM_STEP_INTERPRETER, error, interpreter);
         }
@@ -307,6 +318,17 @@ static _Noreturn void child(const struct dm_spawn *s, int error_fd, pid_t master
 
 /* -- in the master ------------------------------------------------------------------------------
  */
+
+void dm_spawn_raise_descriptors(void) {
+    struct rlimit most;
+    if (descriptors_raised || getrlimit(RLIMIT_NOFILE, &descriptors_before) != 0 ||
+        descriptors_before.rlim_cur == descriptors_before.rlim_max) {
+        return;
+    }
+    most = descriptors_before;
+    most.rlim_cur = most.rlim_max;
+    descriptors_raised = setrlimit(RLIMIT_NOFILE, &most) == 0;
+}
 
 /* A plain fork by the one system call that gives the pidfd with it. Not clone3: fault injection in
  * the specs, and older seccomp profiles, know clone. */

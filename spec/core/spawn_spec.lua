@@ -272,6 +272,12 @@ describe('spawn', function()
         assert.are.equal('uid EPERM\ngid EPERM\ngroups EPERM\nnice EACCES\n', output)
     end)
 
+    it('has room for many descriptors itself, and gives children the limit it was started with', function()
+        local output = p.output_of { '/bin/sh', '-c', 'ulimit -Sn 64; exec "$@"', 'sh', '/proc/' .. core.pid() .. '/exe',
+            'spec/support/many_descriptors.lua' }
+        assert.are.equal('64 own, interpreter named', output:match '[^\n]+')
+    end)
+
     it('sets limits, niceness and affinity', function()
         local output = p.output_of {
             '/bin/sh', '-c', 'ulimit -n; ulimit -Hn; ulimit -c; nice; grep Cpus_allowed_list /proc/self/status',
