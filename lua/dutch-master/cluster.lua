@@ -370,7 +370,8 @@ end
 local function begin_roll(self, request)
     self.last_request = { cause = request.cause, signal = request.signal, by = request.who,
         at = self.platform.wall() }
-    self.log:info({ signal = request.signal, cause = request.cause, by = request.who }, 'Restart requested')
+    self.log:info({ signal = request.signal, cause = request.cause, by = request.who, reason = request.reason },
+        'Restart requested')
     local loaded, err = self.launcher:load()
     local message = err and err.message
     if loaded then
@@ -427,7 +428,8 @@ local function begin_roll(self, request)
 end
 
 local function begin_stop(self, request)
-    self.log:info({ signal = request.signal, cause = request.cause, by = request.who }, 'Shutdown requested')
+    self.log:info({ signal = request.signal, cause = request.cause, by = request.who, reason = request.reason },
+        'Shutdown requested')
     self.stop_requests = { request }
     self.stopping_at = self.platform.now()
     if self.roll then

@@ -30,6 +30,8 @@ local function equal(a, b)
     return true
 end
 
+M.equal = equal
+
 --- @param from, to plans
 -- @return list of {key, from, to, applies = 'now' | 'next fork' | 'start'} in the order of the options
 function M.plans(from, to)

@@ -5,6 +5,7 @@
 -- last good plan serves on. During stop nothing of the script can hold anything up.
 
 local Cluster = require 'dutch-master.cluster'
+local compare = require 'dutch-master.compare'
 local control = require 'dutch-master.control'
 local conversation = require 'dutch-master.conversation'
 local Host = require 'dutch-master.host'
@@ -27,7 +28,9 @@ Master.__index = Master
 -- all its time is not called again in that state: a record costs the master 5 s then, and a stop has several.
 local function logger_options(self, plan)
     local wish = plan.logger
-    local options = { platform = self.platform, name = wish.name, level = wish.level, target = wish.path }
+    local options = {
+        platform = self.platform, name = wish.name, level = wish.level, target = wish.path, fields = wish.fields,
+    }
     if wish.custom then
         function options.target(level, fields, message)
             local session = self.launcher.session
@@ -76,7 +79,7 @@ function Master:open_log()
     if not logger then
         return self:refuse(EXIT_SYSTEM, 'logger: ' .. message)
     end
-    self.log = plan.logger.fields and logger:child(plan.logger.fields) or logger
+    self.log = logger
     self.launcher.log = self.log
     for _, record in ipairs(self.early) do
         self.log:log(record[1], record[2], record[3])
@@ -228,9 +231,7 @@ function Master:adopt(plan)
     self:start_timers(plan.hooks.every)
     self.recycle:adopt(plan)
     local before = self.logger_plan
-    if before and not before.custom and not plan.logger.custom
-        and before.name == plan.logger.name and before.level == plan.logger.level
-        and before.path == plan.logger.path then
+    if before and not before.custom and not plan.logger.custom and compare.equal(before, plan.logger) then
         return
     end
     if before then

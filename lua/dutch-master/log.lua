@@ -390,7 +390,7 @@ local function write(self, level, fields, msg)
         fields, msg = {}, fields
     end
     if type(fields) ~= 'table' then fields = { value = fields } end
-    fields = merged(self.fields, fields)
+    fields = merged(merged(core.fields, self.fields), fields)
     msg = tostring(msg == nil and '' or msg)
     remember(core, level, fields, msg)
     if core.custom then
@@ -479,6 +479,7 @@ local function new_core(options)
         layout = options.format,
         may_color = not no_color,
         default_target = options.default_target or 1,
+        fields = options.fields or {},
         recent = {},
         written = 0,
         subscribers = {},
@@ -516,9 +517,9 @@ function Logger:reconfigure(options)
     return true
 end
 
---- A logger. options: platform (sink, wall, pid, hostname, environ), name, level (name, default info),
--- target (descriptor, absolute path, or function(level_name, fields, msg); default 1), format
--- ('json' | 'readable', default by whether the target is a terminal).
+--- A logger. options: platform (sink, wall, pid, hostname, environ), name, fields (in each record),
+-- level (name, default info), target (descriptor, absolute path, or function(level_name, fields, msg);
+-- default 1), format ('json' | 'readable', default by whether the target is a terminal).
 -- nil, message, code if the target cannot be opened.
 function M.new(options)
     local core, message, code = new_core(options)

@@ -8,6 +8,7 @@ local taken = {}
 for i = 1, 200 do
     taken[i] = assert(core.dup_fd(0))
 end
+assert(#taken == 200)
 local out = assert(core.dup_fd(1))
 
 local function run(fields)

@@ -121,6 +121,18 @@ describe('log', function()
             assert.equal('', record().msg)
         end)
 
+        it('has fields of its own in each record, and takes others with its options', function()
+            local logger = new { fields = { app = 'shop', release = 1 } }
+            local child = logger:child { workerId = 3 }
+            child:info 'before'
+            assert.same({ 'shop', 1, 3 }, { record().app, record().release, record().workerId })
+            assert(logger:reconfigure { platform = platform, name = 'other', fields = { release = 2 } })
+            child:info 'after'
+            local r = record()
+            assert.same({ 'other', 2, 3 }, { r.name, r.release, r.workerId })
+            assert.is_nil(r.app)
+        end)
+
         it('gives children the fields of their parents', function()
             local child = new():child { workerId = 3, generation = 1 }:child { generation = 2 }
             child:info({ code = 0 }, 'Worker exited')
