@@ -27,6 +27,10 @@ describe('README', function()
         assert.same({}, rows)
     end)
 
+    it('has no place left to fill in', function()
+        assert.is_nil(text:find('\n[A-Z]+\n'))
+    end)
+
     it('names files that exist', function()
         for path in text:gmatch('`([%w_/%-]+/[%w_/%-]*%.?%w*)`') do
             if path:match '^src/' or path:match '^lua/' or path:match '^spec/' or path:match '^examples/' then
