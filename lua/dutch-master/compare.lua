@@ -30,6 +30,7 @@ local function equal(a, b)
     return true
 end
 
+--- Whether two plain values are the same, tables by what is in them.
 M.equal = equal
 
 --- @param from, to plans

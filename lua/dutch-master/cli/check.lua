@@ -1,5 +1,6 @@
 --- dutch-master check: evaluates the script without effect; its errors, or the plan it makes.
 
+local compare = require 'dutch-master.compare'
 local control = require 'dutch-master.control'
 local format = require 'dutch-master.cli.format'
 local options = require 'dutch-master.options'
@@ -45,23 +46,6 @@ local function plain(value)
     return next(copy) == nil and control.EMPTY_LIST or copy
 end
 
-local function same(a, b)
-    if type(a) ~= 'table' or type(b) ~= 'table' then
-        return a == b
-    end
-    for key, value in pairs(a) do
-        if not same(value, b[key]) then
-            return false
-        end
-    end
-    for key in pairs(b) do
-        if a[key] == nil then
-            return false
-        end
-    end
-    return true
-end
-
 local function value_of(plan, option, num_workers)
     local hooked = plan.hooks[option.name]
     if option.name == 'numWorkers' then
@@ -85,7 +69,7 @@ local function show(ctx, plan, num_workers)
     for _, option in ipairs(options.list) do
         local text = value_of(plan, option, num_workers)
         local is_default = not option.required and not plan.hooks[option.name]
-            and same(plan[option.inside], option.default)
+            and compare.equal(plan[option.inside], option.default)
         if not text then
             text, is_default = option.default_text:gsub('`', ''), true
         end
