@@ -22,8 +22,8 @@ Worker.__index = Worker
 -- SIGKILL is repeated, since a process in an uninterruptible wait does not die at once.
 local KILL_AGAIN_MS = 1000
 -- A worker whose channel has closed ends by itself in this time, or is terminated: an open connection to a database
--- or a timer would keep it for ever. Node needs about 50 ms, its exit handlers included.
-local DISCONNECTED_MS = 500
+-- or a timer would keep it for ever. Node needs about 50 ms, its exit handlers included, on a machine that is not busy.
+local DISCONNECTED_MS = 1000
 -- Leaving the rotation is bounded by sockets.lua; this is the limit if even that fails.
 local SETTLE_MS = 5000
 
