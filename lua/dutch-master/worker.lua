@@ -1,7 +1,8 @@
 --- worker.lua: one worker, from fork to exit.
 --
 -- The table at the end says all of it. A worker serves until it is told to leave, and leaving is always the same walk:
--- out of rotation (settling), asked to stop (stopping), SIGTERM (terminating), SIGKILL (killing), gone (exited).
+-- out of rotation (settling), asked to stop (stopping), its channel closed (disconnected), SIGTERM (terminating),
+-- SIGKILL (killing), gone (exited). It may end at any step.
 -- `exit` and `closed` come in either order and `closed` may never come, so neither waits for the other.
 --
 -- A worker knows nothing of slots and rolls. What its owner must hear comes by the callbacks it was given:
