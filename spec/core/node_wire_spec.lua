@@ -4,6 +4,7 @@ local cjson = require 'cjson'
 local conversation = require 'dutch-master.conversation'
 local http = require 'spec.support.http'
 local node = require 'spec.support.node'
+local p = require 'spec.support.process'
 local versions = require 'spec.support.node_versions'
 local wait = require 'spec.support.wait'
 
@@ -240,45 +241,68 @@ versions.each(function(version, binary)
             assert.same(witness { HERE .. 'drain_app.cjs' }, with)
             assert.same({}, with.loaded)
         end)
+    end)
+end)
 
-        it('lets every kind of connection leave', function()
-            local w = node.start { binary = binary, argv = { '--require', DRAIN, HERE .. 'drain_app.cjs' }, env = {} }
-            local ports = w:message().ports
-            local client = node.client(binary, { HERE .. 'drain_client.cjs', cjson.encode(ports) })
-            assert.equal('ready', client:message())
-            w.conv:drain()
-            client:tell 'go'
-            local settled
-            local timer = core.timer(function() settled = true end)
-            timer:start(150)
-            w:await(function() return settled end, 'the settling')
-            timer:close()
-            w.conv:disconnect()
-            local result = client:message(15000)
-            assert.equal(0, w:exit(3000).code)
-            for name, entry in pairs(result) do
-                local text = ('%s: %s'):format(name, cjson.encode(entry))
-                if name == 'upgraded' or name == 'raw' then
-                    assert.equal(cjson.null, entry.closed, text)
-                else
-                    assert.is_true(entry.closed ~= cjson.null and entry.closed < 3500, text)
-                    assert.equal(cjson.null, entry.error, text)
-                end
-                if name:find '_busy$' or name:find '_loop$' or name:find '_fresh$' or name == 'http_explicit'
-                    or name == 'http_upload' or name == 'http_slow_head' then
-                    if not name:find 'session' then
-                        assert.equal('200 close', entry.last, text)
-                    end
-                end
-                if name:find '_session' then
-                    assert.equal(2147483647, entry.goaways[1].last, text)
-                    for _, status in pairs(entry.answers) do
-                        assert.equal(200, status, text)
-                    end
+describe('Node of each version', function()
+    after_each(node.cleanup)
+
+    local chosen = {}
+    versions.each(function(version, binary)
+        chosen[#chosen + 1] = { version = version, binary = binary }
+    end)
+
+    local function check(result, version)
+        for name, entry in pairs(result) do
+            local text = ('Node %s: %s: %s'):format(version, name, cjson.encode(entry))
+            if name == 'upgraded' or name == 'raw' then
+                assert.equal(cjson.null, entry.closed, text)
+            else
+                assert.is_true(entry.closed ~= cjson.null and entry.closed < 3500, text)
+                assert.equal(cjson.null, entry.error, text)
+            end
+            if name:find '_busy$' or name:find '_loop$' or name:find '_fresh$' or name == 'http_explicit'
+                or name == 'http_upload' or name == 'http_slow_head' then
+                if not name:find 'session' then
+                    assert.equal('200 close', entry.last, text)
                 end
             end
-            assert.equal('ping', result.upgraded.echo)
-            assert.equal('200 keep', result.http_stream.last)
-        end)
+            if name:find '_session' then
+                assert.equal(2147483647, entry.goaways[1].last, text)
+                for _, status in pairs(entry.answers) do
+                    assert.equal(200, status, text)
+                end
+            end
+        end
+        assert.equal('ping', result.upgraded.echo)
+        assert.equal('200 keep', result.http_stream.last)
+    end
+
+    -- Side by side, for the connections take their time to leave.
+    it('lets every kind of connection leave', function()
+        for _, v in ipairs(chosen) do
+            v.worker = node.start { binary = v.binary, argv = { '--require', DRAIN, HERE .. 'drain_app.cjs' }, env = {} }
+            v.client = node.client(v.binary, { HERE .. 'drain_client.cjs', cjson.encode(v.worker:message().ports) })
+            assert.equal('connected', v.client:message())
+        end
+        for _, v in ipairs(chosen) do
+            v.client:tell 'send'
+            assert.equal('ready', v.client:message())
+            v.worker.conv:drain()
+            v.client:tell 'go'
+        end
+        local settled
+        local timer = core.timer(function() settled = true end)
+        timer:start(150)
+        p.await(function() return settled end, 1000, 'the settling')
+        timer:close()
+        for _, v in ipairs(chosen) do
+            v.worker.conv:disconnect()
+        end
+        for _, v in ipairs(chosen) do
+            local result = v.client:message(15000)
+            assert.equal(0, v.worker:exit(3000).code)
+            check(result, v.version)
+        end
     end)
 end)

@@ -161,9 +161,8 @@ dutch.start {
     if worker.id == 4 then os.exit(1) end
     if worker.id == 5 then os.execute 'sleep 60' end
     if worker.id == 6 then return print end
-    if worker.id == 7 then local t = {} while true do t[#t + 1] = {} end end
   end,
-}]], { budget_ms = 300, memory = 16 * 1024 * 1024 }))
+}]], { budget_ms = 300 }))
         local function message(id)
             local ok, err = session:call('beforeFork', { id = id })
             assert.is_nil(ok)
@@ -175,8 +174,20 @@ dutch.start {
         assert.truthy(message(4):find('master.lua:8: beforeFork: os.exit was called', 1, true))
         assert.equal('master.lua:9: beforeFork took longer than its budget of 0.3 s', message(5))
         assert.equal('master.lua: beforeFork: value: a function cannot be passed', message(6))
-        assert.equal('master.lua: beforeFork used more than its 16 MiB of memory', message(7))
-        assert.truthy(message(1):find('beforeFork was not called', 1, true))
+        session:close()
+    end)
+
+    it('whose hook eats memory', function()
+        local session = assert(evaluate([[
+require('dutch-master').start {
+  worker = 'x',
+  beforeFork = function() local t = {} while true do t[#t + 1] = {} end end,
+}]], { memory = 16 * 1024 * 1024 }))
+        local function message()
+            return select(2, session:call('beforeFork', { id = 1 })).message
+        end
+        assert.equal('master.lua: beforeFork used more than its 16 MiB of memory', message())
+        assert.truthy(message():find('beforeFork was not called', 1, true))
         session:close()
     end)
 

@@ -1,5 +1,6 @@
-// Client for the specs of drain.cjs: holds a connection of every kind to drain_app.cjs, says 'ready', is told anything
-// when the drain begins, and then says what became of each. It talks over the channel of a forked process.
+// Client for the specs of drain.cjs: holds a connection of every kind to drain_app.cjs and says 'connected'; told to, it
+// sends the requests that shall be on their way and says 'ready'; is told again when the drain begins, and then says
+// what became of each. It talks over the channel of a forked process.
 //   node drain_client.cjs '{"http":1,"https":2,...}'
 'use strict';
 
@@ -95,17 +96,22 @@ async function session(name, scheme) {
   return entry;
 }
 
-const told = new Promise((resolve) => process.once('message', resolve));
+const word = () => new Promise((resolve) => process.once('message', resolve));
+let heard;
+const told = new Promise((resolve) => { heard = resolve; });
 
 (async () => {
   const run = [];
+  const late = []; // requests that the drain must find on their way: sent when all connections stand
   for (const scheme of ['http', 'https', 'h2']) {
     const idle = await connect(`${scheme}_idle`, scheme);
     idle.first = await ask(idle, '/');
     const busy = await connect(`${scheme}_busy`, scheme);
     busy.first = await ask(busy, '/');
-    busy.socket.write(get('/?ms=700'));
-    run.push(answer(busy).then((head) => { busy.last = says(head); }));
+    late.push(() => {
+      busy.socket.write(get('/?ms=700'));
+      run.push(answer(busy).then((head) => { busy.last = says(head); }));
+    });
     run.push(loop(await connect(`${scheme}_loop`, scheme), 20));
     await connect(`${scheme}_silent`, scheme);
     const fresh = await connect(`${scheme}_fresh`, scheme);
@@ -117,8 +123,12 @@ const told = new Promise((resolve) => process.once('message', resolve));
   explicit.first = await ask(explicit, '/');
   run.push(told.then(() => wait(100)).then(() => ask(explicit, '/explicit')).then((said) => { explicit.last = said; }));
   const stream = await connect('http_stream', 'http');
-  stream.socket.write(get('/stream?ms=700'));
-  run.push(answer(stream).then((head) => { stream.last = says(head); }));
+  late.push(() => {
+    const begun = new Promise((resolve) => stream.socket.once('data', resolve));
+    stream.socket.write(get('/stream?ms=700'));
+    run.push(answer(stream).then((head) => { stream.last = says(head); }));
+    return begun;
+  });
   const upload = await connect('http_upload', 'http');
   upload.socket.write('POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab');
   run.push(told.then(() => wait(2500)).then(() => upload.socket.write('cd')).then(() => answer(upload))
@@ -134,9 +144,15 @@ const told = new Promise((resolve) => process.once('message', resolve));
   for (const scheme of ['h2', 'h2c']) {
     await session(`${scheme}_session_idle`, scheme);
     const busy = await session(`${scheme}_session_busy`, scheme);
-    run.push(busy.ask('slow', '/?ms=900'));
-    await new Promise((resolve) => busy.client.ping(resolve)); // the server has the request too
+    late.push(() => {
+      run.push(busy.ask('slow', '/?ms=900'));
+      return new Promise((resolve) => busy.client.ping(resolve)); // the server has the request too
+    });
   }
+  process.send('connected');
+  await word();
+  await Promise.all(late.map((send) => send()));
+  word().then(heard);
   process.send('ready');
   await told;
   started = performance.now();
