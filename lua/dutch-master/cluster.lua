@@ -60,13 +60,17 @@ function Cluster:stop(request)
 end
 
 --- Sets the number of workers; only the difference is started or drained.
--- @return true, or nil, message
+-- @return true, or nil, message, code
 function Cluster:scale(count)
     if type(count) ~= 'number' or count % 1 ~= 0 or count < 1 or count > 4096 then
         return nil, 'expected a whole number of workers from 1 to 4096, found ' .. tostring(count)
     end
     if self.state == 'stopping' or self.state == 'stopped' then
         return nil, 'the cluster is stopping'
+    end
+    local ok, message, code = self.sockets:has_room(count)
+    if not ok then
+        return nil, message, code
     end
     self.agenda:post(self, 'scale', count)
     return true
@@ -282,9 +286,10 @@ end
 
 --- Takes over the plan that the launcher has loaded: listeners and the number of workers, if the script changed it.
 -- @param loaded {plan, num_workers}
--- @return true, or nil, message when an address could not be had (nothing has changed then)
+-- @return true, or nil, message when an address, or so many workers, could not be had (nothing has changed then)
 function Cluster:adopt(loaded)
-    local ok, message = self.sockets:update(loaded.plan.listen or {})
+    local count = loaded.num_workers ~= self.configured and loaded.num_workers or self.wanted
+    local ok, message = self.sockets:update(loaded.plan.listen or {}, count)
     if not ok then
         return nil, message
     end

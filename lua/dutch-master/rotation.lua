@@ -15,7 +15,7 @@ Rotation.__index = Rotation
 -- How often lanes are looked over for damage, while ticks are more frequent.
 local REPAIR_MS = 450
 -- The kernel program's limit is 1024 lanes, and there are two for each worker during a roll.
-local MAX_WORKERS_WITH_LANES = 512
+Rotation.MAX_WORKERS = 512
 
 --- @param options {platform, log, key, name, address (platform.address's table), balance, backlog, mode,
 --   fd (inherited), may_block (workers choose how they accept), stall_timeout_ms, want,
@@ -64,13 +64,7 @@ end
 --- Binds.
 -- @return true, or nil, message, code
 function Rotation:open()
-    local lanes = self.balance ~= 'shared'
-    if lanes and self.want > MAX_WORKERS_WITH_LANES then
-        self.log:warn({ address = self.address.text, workers = self.want, lanes = MAX_WORKERS_WITH_LANES },
-            'More workers than lanes, one socket is shared')
-        lanes = false
-    end
-    local listener, message, code = try_listen(self, self.address, lanes)
+    local listener, message, code = try_listen(self, self.address, self.balance ~= 'shared')
     if not listener then
         return nil, message, code
     end
@@ -205,7 +199,7 @@ function Rotation:assign(worker_id, request)
             record, message, code = new_lane(self)
         end
         if code == 'E2BIG' then
-            -- More workers than lanes: the rest are guests in others' lanes.
+            -- Workers that were told to leave, and do not, have the lanes: the rest are guests in others'.
             record = { lane = self.records[worker_id % #self.records + 1].lane, guest = true }
             self.users[worker_id] = record
         end

@@ -22,7 +22,7 @@ local BUSY_TICK_MS = 50
 
 -- Of an address that cannot be had, whoever asks: while the cluster boots there is no point in asking again.
 local UNBINDABLE = { EADDRINUSE = true, EACCES = true, EADDRNOTAVAIL = true, EEXIST = true, ENOENT = true,
-    ENOTDIR = true, EROFS = true }
+    ENOTDIR = true, EROFS = true, E2BIG = true }
 
 local BALANCES = { steered = true, sticky = true, shared = true }
 
@@ -79,14 +79,58 @@ local function stir(self)
     end
 end
 
--- A socket of that address (and number, if one is said) that came from outside, once.
-local function take_inherited(self, address, fd)
+-- A socket of that address (and number, if one is said) that came from outside. @return its number, its place
+local function inherited_fd(self, address, fd)
     for i, socket in ipairs(self.inherited) do
         if socket.address and socket.address.text == address.text and (fd == nil or socket.fd == fd) then
-            table.remove(self.inherited, i)
-            return socket.fd
+            return socket.fd, i
         end
     end
+end
+
+-- The same, once.
+local function take_inherited(self, address, fd)
+    local found, place = inherited_fd(self, address, fd)
+    if found then
+        table.remove(self.inherited, place)
+    end
+    return found
+end
+
+-- Whether `count` workers can have a lane each at an address. What the kernel lets us do there is not asked: the same
+-- script is refused, or not, on every machine.
+-- @param fd of the socket, if it came from outside: such a one is shared
+-- @return true, or nil, message, code
+local function has_room(self, count, address, fd)
+    local lanes = self.balance ~= 'shared' and not fd and not address.path and address.type == 'stream'
+        and address.family ~= 'unix'
+    if not lanes or count <= Rotation.MAX_WORKERS then
+        return true
+    end
+    return nil, ("E2BIG: %s: %d workers, and at most %d can have a lane each: fewer workers, or balance = 'shared'")
+        :format(address.text, count, Rotation.MAX_WORKERS), 'E2BIG'
+end
+
+local function asked_for_have_room(self, count)
+    for _, rotation in pairs(self.by_key) do
+        local ok, message, code = has_room(self, count, rotation.address, rotation.fd)
+        if not ok then
+            return nil, message, code
+        end
+    end
+    return true
+end
+
+--- Whether so many workers can be wanted.
+-- @return true, or nil, message, code
+function Sockets:has_room(count)
+    for _, rotation in ipairs(self.plan) do
+        local ok, message, code = has_room(self, count, rotation.address, rotation.fd)
+        if not ok then
+            return nil, message, code
+        end
+    end
+    return asked_for_have_room(self, count)
 end
 
 local function open_rotation(self, fields)
@@ -125,12 +169,10 @@ function Sockets:open(list)
     return self:update(list)
 end
 
--- Those of `list` in its order, old ones where they exist; `fresh` are the new ones among them.
-local function assemble(self, list, fresh)
-    local before, plan, seen = {}, {}, {}
-    for _, rotation in ipairs(self.plan) do
-        before[rotation.key] = rotation
-    end
+-- What can be seen to be wrong without binding: nothing is bound for a list that cannot be had as a whole.
+-- @return the entries of `list`, or nil, message, code
+local function plan_entries(self, list, count)
+    local entries, seen = {}, {}
     for i, item in ipairs(list) do
         local fields, message, code = plan_entry(self, item)
         if not fields then
@@ -140,6 +182,24 @@ local function assemble(self, list, fresh)
             return nil, ('EADDRINUSE: %s is listed twice'):format(fields.key), 'EADDRINUSE'
         end
         seen[fields.key] = true
+        local ok
+        ok, message, code = has_room(self, count, fields.address, inherited_fd(self, fields.address))
+        if not ok then
+            return nil, message, code
+        end
+        entries[i] = fields
+    end
+    return entries
+end
+
+-- Those of `entries` in their order, old ones where they exist; `fresh` are the new ones among them.
+local function assemble(self, entries, fresh)
+    local before, plan = {}, {}
+    for _, rotation in ipairs(self.plan) do
+        before[rotation.key] = rotation
+    end
+    for i, fields in ipairs(entries) do
+        local message, code
         local rotation = before[fields.key]
         before[fields.key] = nil
         if not rotation then
@@ -157,10 +217,21 @@ end
 
 --- Takes over another list: new listeners are bound before old ones are closed, and if one cannot be bound nothing has
 -- changed. A listener that is not wanted any more closes when its last worker is gone.
+-- @param count the number of workers that will be wanted, nil: as many as now
 -- @return true, or nil, message, code
-function Sockets:update(list)
+function Sockets:update(list, count)
+    count = count or self.wanted
+    local ok, message, code = asked_for_have_room(self, count)
+    local entries
+    if ok then
+        entries, message, code = plan_entries(self, list, count)
+    end
+    if not entries then
+        return nil, message, code
+    end
     local fresh = {}
-    local plan, rest, code = assemble(self, list, fresh)
+    local plan, rest
+    plan, rest, code = assemble(self, entries, fresh)
     if not plan then
         for _, rotation in ipairs(fresh) do
             rotation:close()
@@ -263,6 +334,11 @@ local function open_request(self, key, request)
     end
     if request.dual ~= nil and address.host == '::' then
         address.dual = request.dual
+    end
+    local ok
+    ok, message, code = has_room(self, self.wanted, address, inherited_fd(self, address, request.fd))
+    if not ok then
+        return nil, message, code
     end
     rotation, message, code = open_rotation(self, {
         key = key, address = address, backlog = request.backlog, mode = mode_of(request), fd = request.fd,

@@ -2,7 +2,9 @@
 
 local uv = require 'luv'
 local apps = require 'spec.support.apps'
+local cli = require 'spec.support.cli'
 local http = require 'spec.support.http'
+local load = require 'spec.support.load'
 local master = require 'spec.support.master'
 local wait = require 'spec.support.wait'
 
@@ -171,11 +173,56 @@ describe('addresses', function()
         assert.matches('unix:/nowhere/at/all.sock', said, 1, true)
     end)
 
-    it('with more workers than lanes are one shared socket, and the log says so', function()
-        local m = master.start(plan(("listen = '127.0.0.1:%d', numWorkers = 513"):format(http.free_port())))
-        local record = m:await { level = 40, msg = 'More workers than lanes, one socket is shared' }
-        assert.matches('^127%.0%.0%.1:%d+$', record.address)
-        m:finish() -- told to stop before a worker was forked
+    local TOO_MANY = "E2BIG: 127.0.0.1:%d: 513 workers, and at most 512 can have a lane each: "
+        .. "fewer workers, or balance = 'shared'"
+
+    it('with more workers than lanes are refused before anything is bound or forked', function()
+        local port, free = http.free_port(), http.free_port()
+        local path = master.temp_dir() .. '/app.sock'
+        for _, balance in ipairs { 'steered', 'sticky' } do
+            local said, log = refused(plan(("listen = { 'unix:%s', '127.0.0.1:%d', '127.0.0.1:%d' }, numWorkers = 513,"
+                .. "balance = '%s'"):format(path, port, free, balance)), 71)
+            assert.equal('dutch-master: listen: ' .. TOO_MANY:format(port) .. '\n', said)
+            assert.same({}, log)
+            assert.is_true(bindable(port) and bindable(free))
+            assert.is_nil(uv.fs_stat(path))
+        end
+    end)
+
+    it('that all workers share may have more of them, and so may a master without addresses', function()
+        for _, fields in ipairs {
+            ("listen = '127.0.0.1:%d', balance = 'shared'"):format(http.free_port()),
+            ("listen = 'udp:127.0.0.1:%d'"):format(http.free_port()),
+            'args = {}',
+        } do
+            local m = master.start(plan(fields .. ', numWorkers = 513'))
+            m:await 'Starting cluster'
+            m:finish() -- told to stop before all workers were forked
+        end
+    end)
+
+    it('cannot be given more workers than lanes later: all serves on', function()
+        local port = http.free_port()
+        local script = [[require('dutch-master').start { worker = 'app.lua', numWorkers = %d,
+            workerEnvironment = { LISTEN = '127.0.0.1:%d' } }]]
+        local m = master.start { script = script:format(2, port), files = { ['app.lua'] = apps.http } }
+        local too_many = TOO_MANY:format(port)
+        m:await 'Cluster ready'
+        local l = load.start { port = port, clients = 4, rate = 200 }
+        local scaled = cli.run(m, { 'scale', '513' })
+        assert.equal(1, scaled.code)
+        assert.matches(too_many, scaled.err, 1, true)
+        m:rewrite('master.lua', script:format(513, port))
+        local reloaded = cli.run(m, { 'reload' })
+        assert.not_equal(0, reloaded.code)
+        assert.matches(too_many, reloaded.err, 1, true)
+        m:signal 'SIGUSR2'
+        assert.equal(too_many, m:await('Restart aborted, the old workers stay').reason)
+        l:await(l.counts.total + 50)
+        local counts = l:stop()
+        assert.equal(0, counts.failed, counts.text)
+        assert.equal(2, #m:records 'Creating new worker')
+        m:finish()
     end)
 
     describe('asked for by a worker', function()

@@ -74,12 +74,18 @@ local function new_sockets(platform, settle_ms)
         self.weights[id] = weight
     end
     function sockets.want() end
+    function sockets.has_room(_, count)
+        if count > (sockets.most or math.huge) then
+            return nil, 'too many workers', 'E2BIG'
+        end
+        return true
+    end
     function sockets.forsake() end
     function sockets.snapshot()
         return {}
     end
-    function sockets.update()
-        return true
+    function sockets.update(_, _, count)
+        return sockets:has_room(count)
     end
     function sockets.take()
         return {}, {}

@@ -340,6 +340,23 @@ describe('cluster', function()
         end
     end)
 
+    it('refuses more workers than its sockets can have, and serves on', function()
+        local world = booted()
+        world.sockets.most = 3
+        assert.is_true(world.cluster:scale(3))
+        world.await('steady')
+        local ok, message, code = world.cluster:scale(4)
+        assert.is_nil(ok)
+        assert.same({ 'too many workers', 'E2BIG' }, { message, code })
+        world.plan = fake.plan { num_workers = 4 }
+        assert.equal('too many workers', select(2, world.cluster:reload()).message)
+        local verdicts = {}
+        restart(world, verdicts)
+        world.platform:advance(100)
+        assert.same({ 'aborted', 'too many workers' }, { verdicts[1].result, verdicts[1].message })
+        assert.same({ 1, 1, 1 }, generations(world))
+    end)
+
     it('keeps what was scaled by hand until numWorkers itself changes', function()
         local world = booted()
         world.cluster:scale(4)

@@ -116,6 +116,38 @@ describe('sockets', function()
             assert.is_nil(next(network.open))
         end)
 
+        it('are refused when there are more workers than lanes, with nothing bound', function()
+            new { want = 513 }
+            local ok, message, code = sockets:open { 'unix:/s', A }
+            assert.is_nil(ok)
+            assert.equal("E2BIG: 127.0.0.1:80: 513 workers, and at most 512 can have a lane each: fewer workers, or "
+                .. "balance = 'shared'", message)
+            assert.equal('E2BIG', code)
+            assert.is_nil(next(network.open))
+            assert.is_true(sockets:open { 'unix:/s', 'udp:53' })
+            assert.is_true(sockets:has_room(4096))
+        end)
+
+        it('cannot have more workers wanted than lanes, unless they are shared', function()
+            new()
+            sockets:open { A }
+            assert.is_true(sockets:has_room(512))
+            local ok, message, code = sockets:has_room(513)
+            assert.is_nil(ok)
+            assert.matches('^E2BIG: 127.0.0.1:80: 513 workers', message)
+            assert.equal('E2BIG', code)
+            assert.equal('E2BIG', select(3, sockets:update({ A }, 513)))
+            assert.is_true(sockets:update({ 'unix:/s' }, 513)) -- the other one is not the plan's any more
+            assert.is_true(sockets:has_room(513))
+            sockets:close()
+            new { want = 513, balance = 'shared' }
+            assert.is_true(sockets:open { A })
+            sockets:close()
+            new { want = 513, inherited = { { fd = 3, address = platform.address(A) } } }
+            assert.is_true(sockets:open { A })
+            assert.is_true(sockets:has_room(4096))
+        end)
+
         it('are given to a worker in their order, each worker a lane of its own', function()
             new()
             sockets:open { { text = A, name = 'http' }, { text = 'unix:/s', name = 'local' } }
@@ -446,6 +478,22 @@ describe('sockets', function()
             assert.is_nil(fd)
             assert.equal('EADDRINUSE', code)
             assert.equal('EINVAL', select(2, query(1, 'x', { text = false, type = 'fd' })))
+        end)
+
+        it('are refused when there are more workers than lanes', function()
+            local fatal
+            new { want = 513, on_fatal = function(message)
+                fatal = message
+            end }
+            local fd, code = query(1, A)
+            assert.is_nil(fd)
+            assert.equal('E2BIG', code)
+            assert.matches('^E2BIG: 127.0.0.1:80: 513 workers', fatal)
+            assert.is_nil(next(network.open))
+            sockets:want(512)
+            assert(query(1, A))
+            assert.equal('E2BIG', select(3, sockets:has_room(513)))
+            assert.equal('E2BIG', select(3, sockets:update({}, 513)))
         end)
 
         it('that cannot be bound are fatal to whoever thinks so, others are not', function()
