@@ -13,7 +13,7 @@ local Rotation = {}
 Rotation.__index = Rotation
 
 -- How often lanes are looked over for damage, while ticks are more frequent.
-local REPAIR_MS = 450
+local REPAIR_MS = 300
 -- The kernel program's limit is 1024 lanes, and there are two for each worker during a roll.
 Rotation.MAX_WORKERS = 512
 

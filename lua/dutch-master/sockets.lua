@@ -10,8 +10,11 @@ Sockets.__index = Sockets
 local SETTLE_MS = 150
 -- How often a leaving worker's queue is looked at, and how long at most.
 local LEAVE_POLL_MS, LEAVE_LIMIT_MS = 20, 2000
--- While workers serve, come or go. A stall must be known half a second after stallTimeout.
-local TICK_MS = 500
+-- While workers serve, come or go. A stall must be known half a second after stallTimeout: what is first seen to wait
+-- at a tick may have come just after the one before, and the master may be late.
+local TICK_MS = 350
+-- The same while nothing happens, where lanes cannot be watched: twice a second is what the master may wake then.
+local IDLE_TICK_MS = 500
 -- After so many ticks at which nothing waited anywhere, lanes are not looked at any more but watched: the kernel wakes
 -- the master at the next connection (from then on ticks count again), or when a worker shuts a lane down.
 local QUIET_TICKS = 4
@@ -573,8 +576,9 @@ function Sockets:tick()
     if not self.ticking then
         return
     end
-    local rest_ms = self.quiet_ticks >= QUIET_TICKS and rest(self) or nil
-    self.timer:start(rest_ms or busy and math.min(TICK_MS, self.stall_timeout_ms / 5, BUSY_TICK_MS) or TICK_MS)
+    local quiet = self.quiet_ticks >= QUIET_TICKS
+    self.timer:start(quiet and rest(self) or busy and math.min(TICK_MS, self.stall_timeout_ms / 5, BUSY_TICK_MS)
+        or quiet and IDLE_TICK_MS or TICK_MS)
 end
 
 --- For status: by worker id {queue = connections that wait for it, steered = it gets new ones}; `balance` in force at
