@@ -5,6 +5,7 @@ local uv = require 'luv'
 local apps = require 'spec.support.apps'
 local cli = require 'spec.support.cli'
 local http = require 'spec.support.http'
+local load = require 'spec.support.load'
 local master = require 'spec.support.master'
 
 local CLIENTS = 40
@@ -125,6 +126,28 @@ describe('a sticky client', function()
         end
         local _, owners = shares(now)
         assert.equal(4, owners)
+        m:finish()
+    end)
+
+    it('loses nothing in rolls under load, and sees one worker of each release', function()
+        local m = start 'restartConcurrency = 1,'
+        local clients = {}
+        for client = 1, 10 do
+            clients[client] = load.start { port = m.port, clients = 1, rate = 40, source = '127.0.3.' .. client }
+        end
+        for roll = 1, 3 do
+            m:signal 'SIGUSR2'
+            m:await('Restart complete', { count = roll, timeout = 20000 })
+            m:await('Worker exited', { count = 4 * roll })
+            for _, l in ipairs(clients) do
+                l:await(l.counts.total + 5)
+            end
+        end
+        for client, l in ipairs(clients) do
+            local counts = l:stop()
+            assert.equal(0, counts.failed, counts.text)
+            assert.equal(4, l.distinct, 'workers that client ' .. client .. ' has seen')
+        end
         m:finish()
     end)
 

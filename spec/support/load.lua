@@ -21,8 +21,8 @@ local OUTCOMES = { 'ok', 'bad', 'reset', 'refused', 'empty', 'timeout' }
 local MAX_BODIES, MAX_KEPT = 1000, 10000
 
 --- load.start { port= | socket=, clients=8, mode='close'|'keepalive', rate= (requests a second, all
---- clients together), path=, timeout= (ms), expect= (pattern of the body), slow_ms=, protocol= (http.lua, or
---- fastcgi.lua) } starts at once.
+--- clients together), source= (the clients' address), path=, timeout= (ms), expect= (pattern of the body),
+--- slow_ms=, protocol= (http.lua, or fastcgi.lua) } starts at once.
 function M.start(options)
     local self = setmetatable({ options = options, running = true, active = 0, waiting = {} }, M)
     self.counts = { total = 0, stale = 0, max_ms = 0 }
@@ -34,7 +34,8 @@ function M.start(options)
     self.errors = {}
     --- Of { outcome, port, ms, started, ended (uv.hrtime()) }.
     self.failures, self.slow = {}, {}
-    self.target = { port = options.port, socket = options.socket, host = options.host, path = options.path }
+    self.target = { port = options.port, socket = options.socket, host = options.host, path = options.path,
+        source = options.source }
     self.keep_alive = options.mode == 'keepalive'
     self.protocol = options.protocol or http
     self.text = self.protocol.request_text(self.target, self.keep_alive)
