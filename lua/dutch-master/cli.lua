@@ -56,7 +56,7 @@ end
 
 --- A script is told from a mistyped verb by its looks, or by being there.
 local function looks_like_script(ctx, word)
-    return word:find('/', 1, true) ~= nil or word:find('%.lua$') ~= nil or ctx.platform.stat(word) ~= nil
+    return arguments.is_like_script(word) or ctx.platform.stat(word) ~= nil
 end
 
 local function run_master(ctx, argv, first)
@@ -86,8 +86,18 @@ local function run_verb(ctx, name, argv, first)
         ctx.out(help.verb(verb))
         return 0
     end
+    if parsed.script and not looks_like_script(ctx, parsed.script) then
+        local argument = not parsed.argument and verb.argument
+        local wanted = argument and ('expected %s or a script'):format(argument.expects) or 'expected a script'
+        return usage_error(ctx, ('%s: %s, found "%s"'):format(name, wanted, parsed.script), verb)
+    end
     ctx.color = ctx.color and not parsed.options.no_color
     ctx.options, ctx.argument = parsed.options, parsed.argument
+    ctx.names_script = parsed.script ~= nil
+    --- For what only the verb, or the master, can find wrong with an argument. -> exit code
+    function ctx.usage(told)
+        return usage_error(ctx, ('%s: %s'):format(name, told), verb)
+    end
     if verb.takes_script ~= false then
         ctx.script_name = parsed.script or 'master.lua'
         ctx.script, message = arguments.absolute(ctx.platform, ctx.script_name)

@@ -259,14 +259,13 @@ end
 
 function verbs.scale(control, request, answer)
     local before = control.cluster:snapshot().wanted
-    local wanted
-    if type(request.by) == 'number' then
+    local wanted, relative = request.workers, type(request.by) == 'number'
+    if relative then
         wanted = before + request.by
-    else
-        wanted = request.workers
     end
     if type(wanted) ~= 'number' or wanted ~= math.floor(wanted) or wanted < 1 or wanted > 4096 then
-        return answer:fail(('expected an integer from 1 to 4096, found %s'):format(tostring(wanted)), 'EINVAL')
+        local sum = relative and (': %d now, and %+g'):format(before, request.by) or ''
+        return answer:fail(('expected an integer from 1 to 4096, found %s%s'):format(tostring(wanted), sum), 'EINVAL')
     end
     local ok, message, code = control.cluster:scale(wanted, answer:who())
     if not ok then

@@ -155,9 +155,12 @@ describe('a verb', function()
     end)
 
     it('reports a refusal', function()
-        local w = run(answering { ok = false, error = { message = 'no', code = 'EINVAL' } }, 'scale', '5')
+        local w = run(answering { ok = false, error = { message = 'no', code = 'EFAILED' } }, 'scale', '5')
         assert.equal(1, w.stopped)
         assert.equal('dutch-master: scale: no\n', w.errors())
+        w = run(answering { ok = false, error = { message = 'no', code = 'EINVAL' } }, 'scale', '-5')
+        assert.equal(2, w.stopped)
+        assert.matches('^dutch%-master: scale: no\nusage: ', w.errors())
     end)
 end)
 

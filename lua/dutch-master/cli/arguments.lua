@@ -1,13 +1,18 @@
 --- Words of a command line into options, according to a verb's description. Pure, but for `absolute`.
 --
 -- A description: { name, summary, description, codes, examples = {...}, run = function(ctx),
---   options = { {long=, short=, value=, doc=, number=}, ... }   with `value` it takes one: --timeout 5, --timeout=5
---   argument = { name=, pattern=, expects=, required= }         a word that is not the script
+--   options = { {long=, short=, value=, doc=, number=, integer=}, ... }   with `value` it takes one: --timeout 5,
+--     --timeout=5; `integer` is a number without a fraction
+--   argument = { name=, pattern=, expects=, required=, valid= }   a word that is not the script; valid(word): whether a
+--     word of that pattern has a meaning
 --   takes_script = false, talks = true                          asks the master over its socket }
 
 local suggest = require 'dutch-master.cli.suggest'
 
 local M = {}
+
+--- Of a number in an option. In seconds that is a year, which no timer of ours overflows by.
+local MOST = 366 * 86400
 
 local HELP = { long = 'help', short = 'h', doc = 'this text' }
 local NO_COLOR = { long = 'no-color', doc = 'no colours (NO_COLOR in the environment does the same)' }
@@ -44,19 +49,29 @@ local function key(option)
 end
 
 local function checked(option, text)
-    if option.number then
+    if option.number or option.integer then
         local number = tonumber(text)
-        if not number or number ~= number or number < (option.least or 0) or number == math.huge then
-            return nil, ('--%s: expected a number, found "%s"'):format(option.long, text)
+        if not number or number ~= number or number < (option.least or 0) or number > MOST
+            or option.integer and number ~= math.floor(number) then
+            local least = option.least and (' of at least %g'):format(option.least) or ''
+            return nil, ('--%s: expected %s%s, found "%s"'):format(option.long,
+                option.integer and 'an integer' or 'a number', least, text)
         end
         return number
     end
     return text
 end
 
+local function expected(argument, word)
+    return ('expected %s, found "%s"'):format(argument.expects or argument.name, word)
+end
+
 local function positional(verb, parsed, word)
     local argument = verb.argument
     if argument and not parsed.argument and word:find(argument.pattern) then
+        if argument.valid and not argument.valid(word) then
+            return nil, expected(argument, word)
+        end
         parsed.argument = word
     elseif verb.takes_script ~= false and not parsed.script then
         if word == '' then
@@ -64,11 +79,16 @@ local function positional(verb, parsed, word)
         end
         parsed.script = word
     elseif argument and not parsed.argument then
-        return nil, ('expected %s, found "%s"'):format(argument.expects or argument.name, word)
+        return nil, expected(argument, word)
     else
         return nil, ('unexpected "%s"'):format(word)
     end
     return true
+end
+
+--- Whether a word is meant as a script, whatever there is of that name.
+function M.is_like_script(word)
+    return word:find('/', 1, true) ~= nil or word:find '%.lua$' ~= nil
 end
 
 --- -> { options = {json = true, ...}, argument =, script = } | nil, message
@@ -109,6 +129,9 @@ function M.parse(verb, argv, first)
         i = i + 1
     end
     if verb.argument and verb.argument.required and not parsed.argument and not parsed.options.help then
+        if parsed.script and not M.is_like_script(parsed.script) then
+            return nil, ('%s: %s'):format(verb.name, expected(verb.argument, parsed.script))
+        end
         return nil, ('%s: %s is missing'):format(verb.name, verb.argument.expects or verb.argument.name)
     end
     return parsed

@@ -107,9 +107,10 @@ local function say(ctx, message)
     ctx.err('dutch-master: ' .. message .. '\n')
 end
 
-local function no_master(ctx, message, code)
+local function no_master(ctx, request, message, code)
     if code == 'EACCES' or code == 'EPERM' then
-        say(ctx, ('%s: the master belongs to another user (%s)'):format(ctx.script_name, message))
+        say(ctx, ('%s: the master belongs to another user (%s); ask as that user, or as root'):format(ctx.script_name,
+            message))
         return FAILED
     elseif message then
         say(ctx, ('%s: %s'):format(ctx.script_name, message))
@@ -121,6 +122,9 @@ local function no_master(ctx, message, code)
     if ctx.hidden_place then
         say(ctx, ("%s: not running, as far as this user can see: %s is another user's"):format(ctx.script,
             ctx.hidden_place))
+    elseif not ctx.platform.stat(ctx.script) then
+        say(ctx, ('%s: not running, and there is no such file%s'):format(ctx.script,
+            ctx.names_script and '' or (' (dutch-master %s /path/to/master.lua)'):format(request.verb)))
     else
         say(ctx, ('%s: not running (start it with `dutch-master %s`)'):format(ctx.script, ctx.script_name))
     end
@@ -134,7 +138,7 @@ end
 function M.ask(ctx, request, on)
     local conn, message, code = connect(ctx)
     if not conn then
-        return no_master(ctx, message, code)
+        return no_master(ctx, request, message, code)
     end
     local limit = ctx.platform.timer(function()
         if on.timed_out then

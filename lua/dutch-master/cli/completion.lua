@@ -147,8 +147,7 @@ end
 function M.run(ctx)
     local shell = shells[ctx.argument]
     if not shell then
-        ctx.err(('dutch-master: completion: expected bash, zsh or fish, found "%s"\n'):format(ctx.argument))
-        return 2
+        return ctx.usage(('expected bash, zsh or fish, found "%s"'):format(ctx.argument))
     end
     ctx.out((shell()))
     return 0

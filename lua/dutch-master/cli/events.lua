@@ -11,7 +11,7 @@ local M = {
     description = 'The master keeps its last 1000 log records, wherever its log goes.',
     options = {
         { long = 'follow', short = 'f', doc = 'go on with what happens, until ^C' },
-        { long = 'last', short = 'n', value = 'N', number = true, doc = 'how many of the past (default 20)' },
+        { long = 'last', short = 'n', value = 'N', integer = true, doc = 'how many of the past (default 20)' },
         { long = 'json', short = 'j', doc = "the records as they are in the log, bunyan's format" },
     },
     examples = { 'dutch-master events --follow', 'dutch-master events -n 1000 --json | bunyan' },

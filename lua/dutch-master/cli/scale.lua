@@ -4,6 +4,9 @@ local client = require 'dutch-master.cli.client'
 local control = require 'dutch-master.control'
 local format = require 'dutch-master.cli.format'
 
+--- As numWorkers of the script.
+local MOST = 4096
+
 local M = {
     name = 'scale',
     talks = true,
@@ -12,10 +15,15 @@ local M = {
         .. 'until numWorkers of the script is read again: at the next restart or reload.',
     argument = {
         name = 'N', pattern = '^[+-]?%d+$', required = true, expects = 'a number of workers such as 4, +1 or -1',
+        -- 0 workers are no cluster (`stop` is meant), and no change is no request.
+        valid = function(word)
+            local count = tonumber((word:gsub('^[+-]', '')))
+            return count >= 1 and count <= MOST
+        end,
     },
     options = { { long = 'json', short = 'j', doc = 'one line of JSON' } },
     examples = { 'dutch-master scale 4', 'dutch-master scale +1', 'dutch-master scale -1 /srv/app/master.lua' },
-    codes = '0 done, 1 refused, 3 not running',
+    codes = '0 done, 1 refused, 2 a number that is not possible, 3 not running',
 }
 
 function M.run(ctx)
@@ -27,6 +35,13 @@ function M.run(ctx)
         request.workers = number
     end
     return (client.ask(ctx, request, {
+        failed = function(error)
+            if error.code == 'EINVAL' then
+                return ctx.usage(format.visible(error.message))
+            end
+            ctx.err(('dutch-master: scale: %s\n'):format(format.visible(error.message)))
+            return 1
+        end,
         done = function(answer)
             if ctx.options.json then
                 ctx.out(control.encode { ok = true, from = answer.from, to = answer.to } .. '\n')

@@ -12,7 +12,12 @@ local M = {
     description = 'What the master knows of the end of a worker: exit code or signal, who sent it where the kernel\n'
         .. 'says so, whether memory ran out, how long it lived, in which release, and the last it wrote to stderr.\n'
         .. 'Without a worker: the last five, the last first.',
-    argument = { name = 'WORKER', pattern = '^%d+$', expects = 'the id of a worker' },
+    argument = {
+        name = 'WORKER', pattern = '^%d+$', expects = 'the id of a worker',
+        valid = function(word)
+            return #word <= 15 and tonumber(word) > 0
+        end,
+    },
     options = {
         { long = 'all', short = 'a', doc = 'all that the master remembers (100)' },
         { long = 'json', short = 'j', doc = 'one line of JSON' },
