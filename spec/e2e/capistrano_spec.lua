@@ -41,25 +41,33 @@ local function shell(command, ...)
     assert(said:match 'exit 0\n$', command .. '\n' .. said)
 end
 
--- One directory holds all: dir/{ssh,repo,app,deploys,run}.
-local Site = {}
-Site.__index = Site
+-- A server is a directory with a HOME, a runtime directory and an sshd of its own: two of them are two machines for
+-- Capistrano, though both are this one.
+local Server = {}
+Server.__index = Server
 
-local function new_site()
-    local self = setmetatable({ dir = master.temp_dir(), port = http.free_port(), ssh_port = http.free_port() }, Site)
-    self.deploy_to = self.dir .. '/deploys'
-    self.script = self.deploy_to .. '/current/master.lua'
-    shell("mkdir -m 700 '%s/ssh' '%s/run' '%s/home'", self.dir, self.dir, self.dir)
-    for _, key in ipairs { 'host', 'user' } do
-        shell("ssh-keygen -q -t rsa -b 2048 -m PEM -N '' -f '%s/ssh/%s'", self.dir, key)
-    end
-    shell("cp '%s/ssh/user.pub' '%s/ssh/authorized'", self.dir, self.dir)
+local function new_server(site, host)
+    local self = setmetatable({
+        site = site, host = host, dir = site.dir .. '/' .. host, port = http.free_port(), ssh_port = http.free_port(),
+    }, Server)
+    self.deploys = self.dir .. '/deploys'
+    self.script = self.deploys .. '/current/master.lua'
+    self.log = self.dir .. '/log'
+    shell("mkdir -m 700 '%s' '%s/run'", self.dir, self.dir)
+    -- What a service manager does: starts it apart from the session, and waits until it is ready.
+    write(self.dir .. '/start', ([[#!/bin/sh
+cd /
+PORT=%d setsid '%s' '%s' > '%s' 2>&1 < /dev/null &
+until grep -q 'Cluster ready' '%s'; do sleep 0.1; done
+]]):format(self.port, master.binary(), self.script, self.log, self.log))
+    shell("chmod +x '%s/start'", self.dir)
     return self
 end
 
-function Site:start_sshd()
-    write(self.dir .. '/ssh/config', ([[
-ListenAddress 127.0.0.1:%d
+-- HOME also keeps what the user's shell would read from it out of the spec.
+function Server:start_sshd()
+    write(self.dir .. '/sshd', ([[
+ListenAddress %s:%d
 HostKey %s/ssh/host
 AuthorizedKeysFile %s/ssh/authorized
 StrictModes no
@@ -67,18 +75,18 @@ UsePAM no
 PidFile none
 PasswordAuthentication no
 KbdInteractiveAuthentication no
-AcceptEnv DM_*
-]]):format(self.ssh_port, self.dir, self.dir))
+SetEnv HOME=%s DUTCH_MASTER_RUNTIME_DIR=%s/run
+]]):format(self.host, self.ssh_port, self.site.dir, self.site.dir, self.dir, self.dir))
     -- As root sshd wants its own empty directory, which its package makes at boot.
     os.execute '[ "$(id -u)" != 0 ] || mkdir -p -m 755 /run/sshd'
-    self.sshd = uv.spawn('/usr/sbin/sshd', { args = { '-D', '-e', '-f', self.dir .. '/ssh/config' } }, function()
+    self.sshd = uv.spawn('/usr/sbin/sshd', { args = { '-D', '-e', '-f', self.dir .. '/sshd' } }, function()
         self.sshd:close()
         self.sshd_ended = true
     end)
     wait.wait_until(function()
         local connected
         local probe = uv.new_tcp()
-        probe:connect('127.0.0.1', self.ssh_port, function(err)
+        probe:connect(self.host, self.ssh_port, function(err)
             connected = not err
             probe:close()
         end)
@@ -87,76 +95,156 @@ AcceptEnv DM_*
     end, { what = 'sshd' })
 end
 
---- The application's repository, with Capistrano's files beside the application's.
+--- A line of config/deploy/spec.rb.
+function Server:line()
+    return ([[server '%s', user: '%s', roles: %%w[app], ssh_options: {
+  port: %d, keys: ['%s/ssh/user'], keys_only: true, auth_methods: %%w[publickey], verify_host_key: :never,
+  config: false, use_agent: false, user_known_hosts_file: '/dev/null'
+}
+]]):format(self.host, uv.os_get_passwd().username, self.ssh_port, self.site.dir)
+end
+
+function Server:run(...)
+    return cli.run({ app = '/', dir = self.dir }, { ..., self.script })
+end
+
+function Server:status()
+    local c = cli.run({ app = '/', dir = self.dir }, { 'status', self.script, '--json' })
+    return c.code == 0 and cjson.decode(c.out)
+end
+
+function Server:pids()
+    local pids = {}
+    for i, worker in ipairs(self:status().workers) do
+        pids[i] = worker.pid
+    end
+    return pids
+end
+
+--- The commit of the release that answers.
+function Server:revision()
+    local _, body = http.get { port = self.port }
+    return (body or ''):match '^release (%x+)'
+end
+
+--- Fails unless every worker runs the release that `current` points to.
+function Server:runs_current()
+    for _, worker in ipairs(self:status().workers) do
+        assert.equal(self:current(), worker.release)
+    end
+end
+
+function Server:current()
+    return uv.fs_realpath(self.deploys .. '/current')
+end
+
+--- The log's records of these messages.
+function Server:records(msg)
+    local found = {}
+    for line in read(self.log):gmatch '[^\n]+' do
+        local ok, record = pcall(cjson.decode, line)
+        if ok and record.msg == msg then
+            found[#found + 1] = record
+        end
+    end
+    return found
+end
+
+function Server:close()
+    self:run('stop', '--wait')
+    if self.sshd and not self.sshd_ended then
+        self.sshd:kill 'sigterm'
+        wait.wait_until(function() return self.sshd_ended end, { what = 'the end of sshd' })
+    end
+end
+
+-- One directory holds all: dir/{ssh,repo,app} and one for each server.
+local Site = {}
+Site.__index = Site
+
+local function new_site(...)
+    local self = setmetatable({ dir = master.temp_dir(), servers = {} }, Site)
+    shell("mkdir -m 700 '%s/ssh' '%s/home'", self.dir, self.dir)
+    for _, key in ipairs { 'host', 'user' } do
+        shell("ssh-keygen -q -t rsa -b 2048 -m PEM -N '' -f '%s/ssh/%s'", self.dir, key)
+    end
+    shell("cp '%s/ssh/user.pub' '%s/ssh/authorized'", self.dir, self.dir)
+    for i, host in ipairs { ... } do
+        self.servers[i] = new_server(self, host)
+        self.servers[i]:start_sshd()
+    end
+    self:make_repository()
+    return self
+end
+
+--- The application's repository, with Capistrano's files beside the application's. The path is the same on all servers,
+--- as it is in life.
 function Site:make_repository()
     local app = self.dir .. '/app'
     shell("cp -r %s '%s'", EXAMPLE, app)
     self:edit_script(function(text) return text end)
+    local lines = {}
+    for i, server in ipairs(self.servers) do
+        lines[i] = server:line()
+    end
     write(app .. '/config/deploy/spec.rb', ([[
 set :repo_url, '%s/app/.git'
-set :deploy_to, '%s'
-set :default_env, { 'DUTCH_MASTER_RUNTIME_DIR' => '%s/run' }
+set :deploy_to, '~/deploys'
+set :default_env, {}
 set :dutch_master, '%s'
 set :dutch_master_timeout, 30
-set :dutch_master_start, '%s/start'
+set :dutch_master_start, 'exec ~/start'
 set :local_user, 'spec'
-server '127.0.0.1', user: '%s', roles: %%w[app], ssh_options: {
-  port: %d, keys: ['%s/ssh/user'], keys_only: true, auth_methods: %%w[publickey], verify_host_key: :never,
-  config: false, use_agent: false, user_known_hosts_file: '/dev/null'
-}
-]]):format(self.dir, self.deploy_to, self.dir, master.binary(), self.dir, uv.os_get_passwd().username, self.ssh_port,
-        self.dir))
-    -- What a service manager does: starts it apart from the session, and waits until it is ready.
-    write(self.dir .. '/start', ([[#!/bin/sh
-cd /
-PORT=%d setsid '%s' '%s' > '%s/log' 2>&1 < /dev/null &
-until grep -q 'Cluster ready' '%s/log'; do sleep 0.1; done
-]]):format(self.port, master.binary(), self.script, self.dir, self.dir))
-    shell("chmod +x '%s/start'", self.dir)
+%s]]):format(self.dir, master.binary(), table.concat(lines)))
     shell("cd '%s' && git init -q -b master && git config user.name spec && git config user.email spec@localhost", app)
     self:commit 'release 1'
 end
 
 --- master.lua of the example, for our paths.
 function Site:edit_script(change)
-    local text = read(EXAMPLE .. '/master.lua'):gsub('/deploys/my%-app', self.deploy_to)
+    local text, count = read(EXAMPLE .. '/master.lua'):gsub("dutch%.chdir '/deploys/my%-app/current'",
+        "dutch.chdir(dutch.environ().HOME .. '/deploys/current')")
+    assert(count == 1)
     write(self.dir .. '/app/master.lua', change(text))
 end
 
 function Site:commit(message)
     shell("cd '%s/app' && git add -A && git commit -q --allow-empty -m '%s'", self.dir, message)
     local pipe = io.popen(("git -C '%s/app' rev-parse HEAD"):format(self.dir))
-    self.revision = pipe:read '*l'
+    local revision = pipe:read '*l'
     pipe:close()
-    return self.revision
+    return revision
 end
 
---- cap spec TASK
-function Site:cap(...)
-    return cli.run({ app = self.dir .. '/app', dir = self.dir }, { 'spec', ... }, {
-        program = 'cap', timeout = 120000, env = { HOME = self.dir .. '/home', SSH_AUTH_SOCK = false },
+--- cap spec TASK; `env` besides.
+function Site:cap(task, env)
+    local all = { HOME = self.dir .. '/home', SSH_AUTH_SOCK = false }
+    for name, value in pairs(env or {}) do
+        all[name] = value
+    end
+    return cli.run({ app = self.dir .. '/app', dir = self.dir }, { 'spec', task }, {
+        program = 'cap', timeout = 120000, env = all,
     })
 end
 
-function Site:status()
-    local c = cli.run({ app = '/', dir = self.dir }, { 'status', self.script, '--json' })
-    return c.code == 0 and cjson.decode(c.out)
-end
-
-function Site:revision_served()
-    local _, body = http.get { port = self.port }
-    return (body or ''):match '^release (%x+)'
-end
-
-function Site:current()
-    return uv.fs_realpath(self.deploy_to .. '/current')
+--- Runs fn while clients of all servers ask without a pause. None may fail; a few at least have been answered.
+function Site:under_load(expect, fn)
+    local clients = {}
+    for i, server in ipairs(self.servers) do
+        clients[i] = load.start { port = server.port, clients = 4, expect = expect }
+        clients[i]:await(20)
+    end
+    fn()
+    for _, client in ipairs(clients) do
+        local counts = client:stop()
+        assert.equal(0, counts.failed, counts.text)
+        assert.is_true(counts.ok > 100, counts.text)
+    end
 end
 
 function Site:close()
-    cli.run({ app = '/', dir = self.dir }, { 'stop', '--wait', self.script })
-    if self.sshd and not self.sshd_ended then
-        self.sshd:kill 'sigterm'
-        wait.wait_until(function() return self.sshd_ended end, { what = 'the end of sshd' })
+    for _, server in ipairs(self.servers) do
+        server:close()
     end
 end
 
@@ -178,18 +266,28 @@ describe('Capistrano', function()
         master.cleanup()
     end)
 
+    local function deployed(task, env)
+        local c = site:cap(task, env)
+        assert.equal(0, c.code, c.out .. c.err)
+        return c.out .. c.err
+    end
+
+    local function failed(task)
+        local c = site:cap(task)
+        assert.is_true(c.code ~= 0, c.out)
+        return c.out .. c.err
+    end
+
     it('deploys, deploys under load, is failed by a broken release, and rolls back', function()
-        site = new_site()
-        site:start_sshd()
-        site:make_repository()
+        site = new_site '127.0.0.1'
+        local server = site.servers[1]
 
         -- The first one starts the master.
-        local c = site:cap 'deploy'
-        assert.equal(0, c.code, c.out .. c.err)
-        local first = site.revision
-        assert.equal(first, site:revision_served())
-        assert.equal(1, site:status().generation)
-        local pid = site:status().pid
+        local first = site:commit 'release 1'
+        deployed 'deploy'
+        assert.equal(first, server:revision())
+        assert.equal(1, server:status().generation)
+        local pid = server:status().pid
 
         -- The second one is rolled under load; a hook edited in its script is in force.
         write(site.dir .. '/app/NEWS', 'second\n')
@@ -197,61 +295,125 @@ describe('Capistrano', function()
             return (text:gsub("onRestart = function%(verdict%)", "%0 dutch.log.info('an edited hook')"))
         end)
         local second = site:commit 'release 2'
-        local clients = load.start { port = site.port, clients = 4, expect = '^release %x+' }
-        clients:await(50)
-        c = site:cap 'deploy'
-        assert.equal(0, c.code, c.out .. c.err)
-        assert.matches('Restart done', c.out)
-        local counts = clients:stop()
-        assert.equal(0, counts.failed, counts.text)
-        assert.is_true(counts.ok > 100, counts.text)
-        assert.equal(second, site:revision_served())
-        assert.matches('an edited hook', read(site.dir .. '/log'))
-        local release_2 = site:current()
-        for _, worker in ipairs(site:status().workers) do
-            assert.equal(release_2, worker.release)
-        end
+        site:under_load('^release %x+', function()
+            assert.matches('Restart done', deployed 'deploy')
+        end)
+        assert.equal(second, server:revision())
+        assert.equal(1, #server:records 'an edited hook')
+        local release_2 = server:current()
+        server:runs_current()
 
         -- The third one is broken: cap fails and says how; the second release serves, also after a crash.
         write(site.dir .. '/app/app.lua', 'io.stderr:write("Error: column users.age does not exist\\n") os.exit(1)\n')
         site:commit 'release 3'
-        clients = load.start { port = site.port, clients = 4, expect = second }
-        c = site:cap 'deploy'
-        assert.is_true(c.code ~= 0, c.out)
-        assert.matches('exited with code 1', c.out .. c.err)
-        assert.matches('column users.age does not exist', c.out .. c.err)
-        counts = clients:stop()
-        assert.equal(0, counts.failed, counts.text)
-        assert.equal(release_2, site:current())
-        assert.equal(second, site:revision_served())
-        uv.kill(site:status().workers[1].pid, 'sigkill')
+        site:under_load(second, function()
+            local said = failed 'deploy'
+            assert.matches('exited with code 1', said)
+            assert.matches('column users.age does not exist', said)
+        end)
+        assert.equal(release_2, server:current())
+        assert.equal(second, server:revision())
+        uv.kill(server:pids()[1], 'sigkill')
         wait.wait_until(function()
-            local status = site:status()
+            local status = server:status()
             return #status.workers == 2 and status.workers[1].state == 'running' and status.workers[1].restarts > 0
         end, { what = 'the replacement' })
-        for _, worker in ipairs(site:status().workers) do
-            assert.equal(release_2, worker.release)
-        end
+        server:runs_current()
 
-        -- The fourth one is good, and is rolled back.
+        -- The fourth one is good, and is rolled back; the hook of the fourth is gone again in what is rolled back to.
         shell("cd '%s/app' && git checkout -q %s -- app.lua", site.dir, second)
+        site:edit_script(function(text)
+            return (text:gsub("onRestart = function%(verdict%)", "%0 dutch.log.info('edited again')"))
+        end)
         local fourth = site:commit 'release 4'
-        c = site:cap 'deploy'
-        assert.equal(0, c.code, c.out .. c.err)
-        assert.equal(fourth, site:revision_served())
-        c = cli.run({ app = site.dir .. '/app', dir = site.dir }, { 'spec', 'deploy:rollback' }, {
-            program = 'cap', timeout = 120000,
-            env = { HOME = site.dir .. '/home', ROLLBACK_RELEASE = release_2:match '[^/]+$' },
-        })
-        assert.equal(0, c.code, c.out .. c.err)
-        assert.equal(release_2, site:current())
-        wait.wait_until(function() return site:revision_served() == second end, { what = 'the second release' })
+        site:under_load('^release %x+', function()
+            deployed 'deploy'
+        end)
+        assert.equal(fourth, server:revision())
+        assert.equal(1, #server:records 'edited again')
+        local edited = #server:records 'an edited hook'
+        site:under_load('^release %x+', function()
+            deployed('deploy:rollback', { ROLLBACK_RELEASE = release_2:match '[^/]+$' })
+        end)
+        assert.equal(release_2, server:current())
+        assert.equal(second, server:revision())
+        server:runs_current()
+        assert.same({ edited + 1, 1 }, { #server:records 'an edited hook', #server:records 'edited again' })
 
         -- One master all the way; `cap dutch_master:status` shows it.
-        assert.equal(pid, site:status().pid)
-        c = site:cap 'dutch_master:status'
-        assert.matches('steady, 2 of 2 workers serving', c.out)
-        c = cli.run({ app = '/', dir = site.dir }, { 'stop', '--wait', site.script })
+        assert.equal(pid, server:status().pid)
+        assert.matches('steady, 2 of 2 workers serving', deployed 'dutch_master:status')
+        local c = server:run('stop', '--wait')
         assert.equal(0, c.code, c.err)
+    end)
+
+    it('rolls two servers one after the other, and touches none after the one that a release fails on', function()
+        site = new_site('127.0.0.1', '127.0.0.2')
+        local one, two = site.servers[1], site.servers[2]
+        -- A release that needs what a server may not have.
+        local good = read(EXAMPLE .. '/app.lua')
+        write(site.dir .. '/app/app.lua', [[
+            if io.open(os.getenv 'HOME' .. '/no-database') then
+                error 'there is no database on this server'
+            end
+        ]] .. good)
+        site:commit 'release 1'
+        deployed 'deploy'
+        local release_1 = one:current():match '[^/]+$'
+
+        local second = site:commit 'release 2'
+        site:under_load('^release %x+', function()
+            deployed 'deploy'
+        end)
+        for _, server in ipairs(site.servers) do
+            assert.equal(second, server:revision())
+            server:runs_current()
+        end
+        local done, begun = one:records('Restart complete')[1], two:records('Restart requested')[1]
+        assert.is_true(done.time <= begun.time, done.time .. ' ' .. begun.time)
+
+        -- Back, without saying to what, and forth again.
+        site:under_load('^release %x+', function()
+            deployed 'deploy:rollback'
+        end)
+        for _, server in ipairs(site.servers) do
+            assert.equal(release_1, server:current():match '[^/]+$')
+            server:runs_current()
+        end
+        local third = site:commit 'release 3'
+        deployed 'deploy'
+        local release_3 = one:current():match '[^/]+$'
+
+        local function is_untouched(server, pids, restarts)
+            assert.same(pids, server:pids())
+            assert.equal(third, server:revision())
+            assert.equal(release_3, server:current():match '[^/]+$')
+            server:runs_current()
+            assert.equal(restarts, #server:records 'Restart requested')
+        end
+
+        -- Broken on the first: the second is not even asked.
+        write(one.dir .. '/no-database', '')
+        site:commit 'release 4'
+        local pids_one, pids_two = one:pids(), two:pids()
+        local asked_one, asked_two = #one:records 'Restart requested', #two:records 'Restart requested'
+        site:under_load(third, function()
+            assert.matches('there is no database on this server', failed 'deploy')
+        end)
+        is_untouched(one, pids_one, asked_one + 1)
+        is_untouched(two, pids_two, asked_two)
+
+        -- Broken on the second: the first serves the new release, the second the old one, and cap says which failed.
+        assert(os.remove(one.dir .. '/no-database'))
+        write(two.dir .. '/no-database', '')
+        local fifth = site:commit 'release 5'
+        site:under_load('^release %x+', function()
+            local said = failed 'deploy'
+            assert.matches('there is no database on this server', said)
+            assert.matches('Exception while executing as [^\n]*@127%.0%.0%.2:', said)
+        end)
+        assert.equal(fifth, one:revision())
+        one:runs_current()
+        is_untouched(two, pids_two, asked_two + 1)
     end)
 end)
