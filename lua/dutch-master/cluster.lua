@@ -345,31 +345,105 @@ local function batch_size(plan, count)
     return math.min(wish, count)
 end
 
-local function end_of_roll(self, roll, verdict)
+local function end_of_roll(self, verdict)
     self.roll = nil
     local fields = { generation = verdict.generation, duration = verdict.duration_ms / 1000 }
     if verdict.result == 'done' then
         self.log:info(fields, 'Restart complete')
     elseif verdict.result == 'superseded' then
         self.log:info(fields, 'Restart superseded by a later one')
-    elseif verdict.result == 'aborted' then
+    elseif verdict.result ~= 'stopped' then
         local failure = verdict.failure or {}
         fields.reason, fields.slot, fields.failedWorkerId = verdict.message, failure.slot, failure.worker
         fields.code, fields.signal, fields.stderr = failure.code, failure.signal, failure.stderr
-        self.log:error(fields, 'Restart aborted, the old workers stay')
+        fields.replaced = verdict.done > 0 and verdict.done or nil
+        self.log:error(fields, verdict.result == 'rolled_back' and 'Restart rolled back, the old release serves'
+            or 'Restart aborted, the old workers stay')
     end
     self.last_verdict = verdict
     self.launcher:hook('onRestart', verdict)
-    if not roll.replaced then
+    if not self.superseding then
         self.agenda:post(self, 'rolled')
     end
 end
 
 local function abort(self, roll)
     self.generation = roll.previous
+    self.launcher:pin(roll.previous)
     for slot in pairs(roll.active) do
         self.agenda:post(slot, 'cancel', roll.previous)
     end
+end
+
+-- What every roll of this cluster needs, besides its own `fields`: generation, slots, size, ...
+local function new_roll(self, fields)
+    fields.attempts = self.launcher.plan.restart_attempts
+    fields.platform, fields.agenda, fields.log = self.platform, self.agenda, self.log
+    function fields.judge(new, old)
+        return self.launcher:judge(new, old)
+    end
+    function fields.weigh(worker, weight)
+        self.sockets:weigh(worker.id, weight)
+    end
+    function fields.room(n)
+        return self.process_count + n <= #self.slots + fields.size
+    end
+    function fields.on_abort(roll)
+        abort(self, roll)
+    end
+    self.newest = fields.generation
+    self.roll = Roll.new(fields)
+    return self.roll
+end
+
+-- An aborted roll had replaced some slots: they go back to the release that the others run.
+local function roll_back(self, roll)
+    local generation = self.newest + 1
+    local release = self.launcher:go_back(roll.previous, roll.generation, generation)
+    if not release then
+        return false
+    end
+    self.log:warn({ generation = generation, slots = roll.done, release = release }, 'Rolling back')
+    local slots = {}
+    for _, slot in ipairs(roll.filled) do
+        slots[#slots + 1] = slot.state ~= 'drained' and slot or nil
+    end
+    local back = new_roll(self, {
+        generation = generation, previous = roll.previous, slots = slots, size = roll.size, rolls_back = true,
+        roll_back = function()
+            return false
+        end,
+        on_end = function() end, -- what is to be said at its end, the aborted roll says
+    })
+    back:add {
+        on_progress = function(state)
+            state.back = true
+            roll:report(state)
+        end,
+        on_verdict = function(verdict)
+            roll:returned(verdict)
+        end,
+    }
+    back:advance()
+    change(self)
+    return true
+end
+
+local function forget_releases(self)
+    local used = { [self.generation] = true, [self.roll.previous] = true }
+    for _, slot in ipairs(self.slots) do
+        used[slot.generation] = true
+    end
+    self.launcher:forget_releases(used)
+end
+
+-- The roll under way gives way to a later one. @return the generation that was served before it
+local function supersede(self)
+    local previous = self.roll.previous
+    self.superseding = true
+    self.roll:finish('superseded', 'a later restart was requested')
+    self.superseding = false
+    return previous
 end
 
 local function begin_roll(self, request)
@@ -390,42 +464,20 @@ local function begin_roll(self, request)
         refuse(self, request, message, 'aborted')
         return nil
     end
-    local previous = self.generation
-    if self.roll then
-        previous = self.roll.previous
-        self.roll.replaced = true
-        self.roll:finish('superseded', 'a later restart was requested')
-    end
-    self.newest = self.newest + 1
-    self.generation = self.newest
-    local count = #self.slots
-    local size = batch_size(loaded.plan, count)
-    self.roll = Roll.new {
-        generation = self.generation,
-        previous = previous,
-        slots = self.slots,
-        size = size,
-        canary = type(loaded.plan.restart_concurrency) == 'table' and loaded.plan.restart_concurrency.canary or nil,
-        judge = function(new, old)
-            return self.launcher:judge(new, old)
+    local previous = self.roll and supersede(self) or self.generation
+    self.generation = self.newest + 1
+    local wish = loaded.plan.restart_concurrency
+    new_roll(self, {
+        generation = self.generation, previous = previous, slots = self.slots,
+        size = batch_size(loaded.plan, #self.slots), canary = type(wish) == 'table' and wish.canary or nil,
+        roll_back = function(roll)
+            return roll_back(self, roll)
         end,
-        weigh = function(worker, weight)
-            self.sockets:weigh(worker.id, weight)
+        on_end = function(_, verdict)
+            end_of_roll(self, verdict)
         end,
-        attempts = loaded.plan.restart_attempts,
-        platform = self.platform,
-        agenda = self.agenda,
-        log = self.log,
-        room = function(n)
-            return self.process_count + n <= #self.slots + size
-        end,
-        on_abort = function(roll)
-            abort(self, roll)
-        end,
-        on_end = function(roll, verdict)
-            end_of_roll(self, roll, verdict)
-        end,
-    }
+    })
+    forget_releases(self)
     self.roll:add(request)
     self.roll:advance()
     change(self)

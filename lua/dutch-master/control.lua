@@ -209,7 +209,8 @@ function verbs.restart(control, request, answer)
         who = answer:who(),
         on_progress = function(progress)
             if wait then
-                answer:event('progress', { done = progress.done, total = progress.total, worker = progress.worker })
+                answer:event('progress', { done = progress.done, total = progress.total, worker = progress.worker,
+                    back = progress.back })
             end
         end,
         on_verdict = function(verdict)

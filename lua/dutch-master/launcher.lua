@@ -21,7 +21,7 @@ local REST_MS = 1000
 function Launcher.new(options)
     local self = setmetatable(options, Launcher)
     self.next_id = 1
-    self.releases = {} -- generation -> {cwd, release} of its first fork, for pinRelease
+    self.releases = {} -- generation -> {release = where its first fork ran, pinned}
     return self
 end
 
@@ -123,6 +123,39 @@ function Launcher:judge(new, old)
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
+-- Releases: the directories that generations run in
+
+--- Later forks of this generation run where its first one did, wherever the script would have them by now.
+function Launcher:pin(generation)
+    local known = self.releases[generation]
+    if known then
+        known.pinned = true
+    end
+end
+
+--- Makes `generation` one that runs in the release of an earlier one.
+-- @param from, to the generation to go back to, the one to leave
+-- @return the release; nil where there is no way back: both ran in one directory, or it is gone
+function Launcher:go_back(from, to, generation)
+    local old, new = self.releases[from], self.releases[to]
+    if not (old and new) or not old.release or old.release == new.release or not self.platform.realpath(old.release) then
+        return nil
+    end
+    self.releases[generation] = { release = old.release, pinned = true }
+    return old.release
+end
+
+--- Forgets the releases of generations that nobody will ask for any more.
+-- @param used set of generations
+function Launcher:forget_releases(used)
+    for generation in pairs(self.releases) do
+        if not used[generation] then
+            self.releases[generation] = nil
+        end
+    end
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
 -- One fork
 
 -- A session for this fork: a new one, or the last good one when the script cannot be evaluated now.
@@ -150,17 +183,21 @@ local function before_fork(self, session, info)
     return true
 end
 
--- Where this fork runs. With pinRelease a generation stays in the directory that its first fork was given.
+-- Where this fork runs. With pinRelease, or when it is pinned by an aborted restart, a generation stays in the directory
+-- that its first fork was given; unless that is gone.
 local function place(self, session, generation)
-    local pinned = session.plan.pin_release and self.releases[generation]
-    if pinned then
-        return pinned.release, pinned.release
-    end
     local cwd = session.cwd or self.cwd
+    local known = self.releases[generation]
+    if known and (known.pinned or session.plan.pin_release) then
+        if known.release and self.platform.realpath(known.release) then
+            return known.release, known.release
+        end
+        self.log:warn({ generation = generation, release = known.release, directory = cwd },
+            'The release of this generation is gone, its worker runs where the script says')
+    end
     local release = cwd and self.platform.realpath(cwd) or cwd
-    if not self.releases[generation] then
+    if not known then
         self.releases[generation] = { release = release }
-        self.releases[generation - 8] = nil -- a slot is at most a few generations behind
     end
     return cwd, release
 end

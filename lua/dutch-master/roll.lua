@@ -2,13 +2,15 @@
 --
 -- A roll takes the slots in batches. In a batch every slot starts its replacement; when all of them have proved
 -- themselves the batch commits, and only then the old workers are asked to leave. So a release that fails never costs
--- an old worker of its batch. A slot whose replacement fails `attempts` times in a row aborts the roll.
+-- an old worker of its batch. A slot whose replacement fails `attempts` times in a row aborts the roll. If earlier
+-- batches have committed by then, their slots are rolled back, by a roll of their own, before the verdict is given.
 --
 -- With a canary the first batch is one slot: its replacement gets a share of the new connections (weight), serves for
 -- the canary's own soak time beside the old one, and is judged by the script before anything else is replaced.
 --
 -- Every requester gets exactly one verdict:
---   {result = 'done'|'aborted'|'superseded'|'stopped', generation, total, done, duration_ms, message, failure or nil}
+--   {result = 'done'|'aborted'|'rolled_back'|'superseded'|'stopped', generation, total, done, duration_ms, message,
+--    failure or nil}. `done` is how many slots the new generation serves.
 
 local Roll = {}
 Roll.__index = Roll
@@ -16,6 +18,7 @@ Roll.__index = Roll
 --- @param options {generation, slots (list), size (of a batch), attempts, platform, agenda, log,
 --   canary = {soak_ms, weight, judge} or nil, judge = function(new, old) -> true or false, why,
 --   weigh = function(worker, weight), on_abort = function(roll), on_end = function(roll, verdict),
+--   roll_back = function(roll) -> true if a way back was started, whose verdict comes to roll:returned(), or nil,
 --   room = function(n) -> whether n more processes may be started now}
 function Roll.new(options)
     local self = setmetatable(options, Roll)
@@ -29,6 +32,7 @@ function Roll.new(options)
     self.active = {} -- slot -> true, in the present batch
     self.proved = {} -- slot -> true
     self.failures = {} -- slot -> how many in a row
+    self.filled = {} -- slots that the new generation serves, in the order in which it came to
     self.requesters = {}
     return self
 end
@@ -55,10 +59,15 @@ local function finish(self, result, message, failure)
 end
 
 local function progress(self, worker)
+    self:report({ generation = self.generation, done = self.done, total = self.total, worker = worker })
+end
+
+--- Tells the requesters how far it is.
+-- @param state {generation, done, total, worker = id, back = true while what was replaced is rolled back}
+function Roll:report(state)
     for _, requester in ipairs(self.requesters) do
         if requester.on_progress then
-            requester.on_progress({ generation = self.generation, done = self.done, total = self.total,
-                worker = worker })
+            requester.on_progress(state)
         end
     end
 end
@@ -134,6 +143,7 @@ function Roll:slot_filled(slot)
     end
     self.active[slot] = nil
     self.done = self.done + 1
+    self.filled[self.done] = slot
     if self.canary then
         self.weigh(slot.current, 1)
         self.canary = nil
@@ -171,19 +181,38 @@ function Roll:slot_failed(slot, worker, why)
 end
 
 --- The verdict of an aborting roll tells how the failing worker ended, so it waits for its end.
-function Roll:conclude()
+-- @param at_once there is no time for a way back
+function Roll:conclude(at_once)
     local cause = self.aborting
-    local failure = failure_of(cause.slot, cause.worker, cause.why)
-    local message = cause.message or ('replacement of slot %d failed %d times: %s'):format(cause.slot.number,
-        self.attempts, failure.message or 'unknown')
-    finish(self, 'aborted', message, failure)
+    cause.failure = failure_of(cause.slot, cause.worker, cause.why)
+    cause.message = cause.message or ('replacement of slot %d failed %d times: %s'):format(cause.slot.number,
+        self.attempts, cause.failure.message or 'unknown')
+    if not at_once and self.done > 0 and self.roll_back(self) then
+        cause.going_back = true
+        return
+    end
+    finish(self, 'aborted', cause.message, cause.failure)
+end
+
+--- The way back has its verdict.
+function Roll:returned(verdict)
+    local cause = self.aborting
+    if verdict.result == 'done' then
+        self.done = 0
+        return finish(self, 'rolled_back', cause.message, cause.failure)
+    end
+    -- Those that the way back did not reach. A slot of it may have been given up meanwhile.
+    self.done = verdict.total - verdict.done
+    finish(self, verdict.result, ('%s; the way back did not end: %s'):format(cause.message, verdict.message),
+        cause.failure)
 end
 
 --- A process is gone.
 function Roll:worker_gone(worker)
-    if self.verdict then
+    local cause = self.aborting
+    if self.verdict or cause and cause.going_back then
         return
-    elseif self.aborting and self.aborting.worker == worker then
+    elseif cause and cause.worker == worker then
         self:conclude()
     else
         self:advance()
@@ -213,7 +242,7 @@ end
 --- Ends the roll for a reason outside of it: 'superseded' or 'stopped', or 'aborted' with a message.
 function Roll:finish(result, message)
     if self.aborting then
-        return self:conclude() -- that verdict stands; it only waited for the end of a process
+        return self:conclude(true) -- that verdict stands; it only waited for the end of a process
     end
     finish(self, result, message)
 end

@@ -12,7 +12,8 @@ function M.summary(cluster)
     return {
         state = cluster.state, generation = cluster.generation, wanted = cluster.wanted, serving = serving,
         processes = cluster.process_count, last_verdict = cluster.last_verdict,
-        roll = roll and { generation = roll.generation, total = roll.total, done = roll.done } or nil,
+        roll = roll and { generation = roll.generation, total = roll.total, done = roll.done,
+            back = roll.rolls_back } or nil,
     }
 end
 
@@ -56,7 +57,7 @@ function M.full(cluster)
         rss_kb = own.rss_kb, cpu_ms = own.cpu_ms, workers = workers, slots = slots,
         last_verdict = cluster.last_verdict, last_request = cluster.last_request, balance = queues.balance,
         roll = roll and { generation = roll.generation, total = roll.total, done = roll.done,
-            elapsed_ms = now - roll.started_at } or nil,
+            back = roll.rolls_back, elapsed_ms = now - roll.started_at } or nil,
     }
 end
 

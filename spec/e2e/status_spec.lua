@@ -164,6 +164,42 @@ describe('releases', function()
         m:finish()
     end)
 
+    -- The second release serves twice: the workers 5 and 6 of its roll. The next ones fail.
+    local function break_second(m)
+        local path = m.releases .. '/releases/2/app.lua'
+        local file = assert(io.open(path))
+        local text = file:read '*a'
+        file:close()
+        file = assert(io.open(path, 'w'))
+        file:write("if tonumber(os.getenv 'DUTCH_MASTER_WORKER') > 6 then error 'no more connections' end\n", text)
+        file:close()
+    end
+
+    it('are rolled back when a restart fails half way, and a crash does not bring the failed one in', function()
+        local m, port = start 'restartConcurrency = 1, numWorkers = 4, restartAttempts = 2, backoff = { first = 0.05 },'
+        m:await 'Cluster ready'
+        local clients = load.start { port = port, clients = 4 }
+        clients:await(20)
+        break_second(m)
+        point(m, 2)
+        local c = cli.run(m, { 'restart', '--wait' })
+        assert.equal(11, c.code, c.out .. c.err)
+        assert.matches('2 of 4 replaced, worker 6 is ready', c.out)
+        assert.matches('2 of 2 rolled back, worker %d+ is ready', c.out)
+        assert.matches('rolled back: the old release serves %(generation 2, 0 of 4 replaced', c.err)
+        assert.matches('no more connections', c.err)
+        local record = m:await 'Restart rolled back, the old release serves'
+        assert.equal(3, record.slot)
+        m:wait_until(function() return #m:tree() == 5 end, 'the others to be gone')
+        assert.equal('1', releases(m))
+        local counts = clients:stop()
+        assert.equal(0, counts.failed, counts.text)
+        uv.kill(m:workers()[1], 'sigkill')
+        m:await({ msg = 'Worker listening' }, { after = m:await 'Worker disconnection was unexpected' })
+        assert.equal('1', releases(m))
+        m:finish()
+    end)
+
     for _, pinned in ipairs { false, true } do
         it('and a crash replacement runs the ' .. (pinned and 'pinned' or 'current') .. ' one', function()
             local m, port = start(pinned and 'pinRelease = true, numWorkers = 1,' or 'numWorkers = 1,')

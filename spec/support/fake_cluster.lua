@@ -93,7 +93,8 @@ local function new_sockets(platform, settle_ms)
     return sockets
 end
 
---- @param options {plan, seed, behaviour, settle_ms, hooks = {name = fn}, evaluate = fn() -> session or nil, err}
+--- @param options {plan, seed, behaviour, settle_ms, hooks = {name = fn}, evaluate = fn() -> session or nil, err,
+--   cwd = fn(platform) -> the directory the script wants this fork in}
 -- @return {cluster, platform, records, bugs, errors, plan, code (once it has ended)}
 function M.new(options)
     options = options or {}
@@ -128,7 +129,7 @@ function M.new(options)
             world.sessions = world.sessions + 1
             return {
                 plan = world.plan,
-                cwd = '/release',
+                cwd = options.cwd and options.cwd(platform) or '/release',
                 call = function(_, name, ...)
                     local hook = options.hooks and options.hooks[name]
                     if not hook then

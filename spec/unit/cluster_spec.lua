@@ -232,6 +232,153 @@ describe('cluster', function()
         assert.same({ 3, 3 }, generations(world))
     end)
 
+    describe('that aborts a roll after some slots were replaced', function()
+        local FAILED = 'replacement of slot 3 failed 3 times: exited with code 7'
+
+        -- Four slots, one at a time; the release /b serves twice and fails then.
+        local function halfway(options)
+            local world
+            options = options or {}
+            options.plan = options.plan or fake.plan { num_workers = 4, restart_concurrency = 1 }
+            options.cwd = options.cwd or function()
+                return world and world.dir or '/a'
+            end
+            options.behaviour = function(fields)
+                if fields.cwd == '/b' or world and world.broken then
+                    world.served = (world.served or 0) + 1
+                    return world.served > 2 and { crash_ms = 5, code = 7 } or good()
+                end
+                return good()
+            end
+            world = booted(options)
+            world.dir, world.verdicts = '/b', {}
+            return world
+        end
+
+        local function directories(world)
+            local list = {}
+            for _, slot in ipairs(world.cluster.slots) do
+                list[#list + 1] = slot.current and slot.current.release or 'nobody'
+            end
+            return list
+        end
+
+        it('brings them back to the release that the others run', function()
+            local world = halfway()
+            local progress = {}
+            world.cluster:restart { cause = 'control', on_progress = function(state)
+                progress[#progress + 1] = ('%d/%d%s'):format(state.done, state.total, state.back and ' back' or '')
+            end, on_verdict = function(verdict)
+                world.verdicts[#world.verdicts + 1] = verdict
+            end }
+            local most, summary = 0, nil
+            world.platform:run_until(function()
+                most = math.max(most, #world.platform:live_children())
+                summary = world.cluster.roll and world.cluster.roll.rolls_back and world.cluster:summary() or summary
+                return world.cluster.state == 'steady'
+            end, 60000)
+            assert.same({ '1/4', '2/4', '1/2 back', '2/2 back' }, progress)
+            assert.is_true(most <= 6, most)
+            assert.same({ true, 2 }, { summary.roll.back, summary.roll.total })
+            assert.equal(1, #world.verdicts)
+            local verdict = world.verdicts[1]
+            assert.same({ 'rolled_back', 2, 4, 0 },
+                { verdict.result, verdict.generation, verdict.total, verdict.done })
+            assert.same({ FAILED, 7 }, { verdict.message, verdict.failure.code })
+            assert.equal(verdict, world.cluster.last_verdict)
+            assert.same({ '/a', '/a', '/a', '/a' }, directories(world))
+            assert.equal(1, world.count 'Restart rolled back, the old release serves')
+            assert.equal(0, world.count 'Restart aborted, the old workers stay')
+            -- A crash later on does not bring the failed release in, until the next restart.
+            for _ = 1, 4 do
+                world.platform:live_children()[1]:exit { signal = 'SIGSEGV' }
+                world.platform:advance(2000)
+            end
+            assert.same({ '/a', '/a', '/a', '/a' }, directories(world))
+            world.dir = '/c'
+            restart(world, world.verdicts)
+            world.await 'steady'
+            assert.equal('done', world.verdicts[2].result)
+            assert.same({ '/c', '/c', '/c', '/c' }, directories(world))
+            world.dir = '/d'
+            world.cluster.slots[1].current.child:exit { signal = 'SIGSEGV' }
+            world.platform:advance(2000)
+            assert.equal('/d', world.cluster.slots[1].current.release)
+            assert.same({}, world.bugs)
+        end)
+
+        it('says how many stay replaced where there is no other release to go back to', function()
+            local world = halfway { cwd = function() return '/app' end }
+            world.broken = true
+            restart(world, world.verdicts)
+            world.await 'steady'
+            assert.same({ 'aborted', 2, FAILED },
+                { world.verdicts[1].result, world.verdicts[1].done, world.verdicts[1].message })
+            assert.same({ 2, 2, 1, 1 }, generations(world))
+        end)
+
+        it('says how many stay replaced when the old release does not start any more', function()
+            local world = halfway()
+            restart(world, world.verdicts)
+            world.platform:run_until(function() return world.cluster.roll.rolls_back end, 60000)
+            world.broken = true -- one is on its way back
+            world.await 'steady'
+            local verdict = world.verdicts[1]
+            assert.same({ 'aborted', 1, 1 }, { verdict.result, verdict.done, #world.verdicts })
+            assert.matches('^' .. FAILED .. '; the way back did not end: replacement of slot 2 failed 3 times',
+                verdict.message)
+            assert.same({ '/a', '/b', '/a', '/a' }, directories(world))
+        end)
+
+        it('lets a later restart, a stop and a smaller number of slots interrupt the way back', function()
+            local function going_back()
+                local world = halfway()
+                restart(world, world.verdicts)
+                world.platform:run_until(function() return world.cluster.roll.rolls_back end, 60000)
+                return world
+            end
+            local world = going_back()
+            world.dir = '/c'
+            restart(world, world.verdicts)
+            world.await 'steady'
+            assert.same({ 'superseded', 'done' }, { world.verdicts[1].result, world.verdicts[2].result })
+            assert.same({ '/c', '/c', '/c', '/c' }, directories(world))
+
+            world = going_back()
+            world.cluster:stop { signal = 'SIGTERM' }
+            assert.is_true(world.await 'stopped')
+            assert.same({ 'stopped', 0 }, { world.verdicts[1].result, world.code })
+
+            world = going_back()
+            world.cluster:scale(1)
+            world.await 'steady'
+            assert.equal('rolled_back', world.verdicts[1].result)
+            assert.same({ '/a' }, directories(world))
+            assert.same({}, world.bugs)
+            assert.same({}, world.errors)
+        end)
+
+        it('keeps to the old release after an abort, unless that is gone', function()
+            local world = halfway { plan = fake.plan { num_workers = 1 } }
+            world.served = 2
+            restart(world, world.verdicts)
+            world.await 'steady'
+            assert.equal('aborted', world.verdicts[1].result)
+            local function crash()
+                world.platform:live_children()[1]:exit { signal = 'SIGSEGV' }
+                world.platform:advance(2000)
+                return directories(world)[1]
+            end
+            assert.equal('/a', crash())
+            world.served = 0
+            world.platform.realpath = function(path)
+                return path ~= '/a' and path or nil
+            end
+            assert.equal('/b', crash())
+            assert.equal(1, world.count 'The release of this generation is gone, its worker runs where the script says')
+        end)
+    end)
+
     it('gives a verdict that waits for the exit of a worker that only lost its channel', function()
         local bad
         local world = booted { plan = fake.plan { num_workers = 1, restart_attempts = 1 }, behaviour = function()

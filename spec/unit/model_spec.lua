@@ -116,8 +116,9 @@ local function random_event(world, random)
     local cluster, kind = world.cluster, random()
     if kind < 0.25 then
         world.asked = world.asked + 1
-        cluster:restart { cause = 'signal', signal = 'SIGUSR2', on_verdict = function()
+        cluster:restart { cause = 'signal', signal = 'SIGUSR2', on_verdict = function(verdict)
             world.verdicts = world.verdicts + 1
+            world.results[verdict.result] = true
         end }
     elseif kind < 0.45 then
         cluster:scale(1 + math.floor(random() * 6))
@@ -149,6 +150,9 @@ local function walk(seed)
         plan = fake.plan { num_workers = 3, ready_timeout_ms = 2000, backoff = { first_ms = 100, max_ms = 3000,
             reset_ms = 10000 }, restart_soak_ms = seed % 2 * 500,
             restart_concurrency = ({ nil, 1, 0.5 })[seed % 3] },
+        cwd = function(platform)
+            return seed % 2 == 0 and '/release' or '/release/' .. math.floor(platform.random() * 3)
+        end,
         behaviour = function(_, platform)
             if world and world.tame then
                 return { ready_ms = 5, exit_ms = 5 }
@@ -156,7 +160,7 @@ local function walk(seed)
             return pick(platform.random)
         end,
     }
-    world.seed, world.asked, world.verdicts = seed, 0, 0
+    world.seed, world.asked, world.verdicts, world.results = seed, 0, 0, {}
     watch_leaving(world)
     world.boot()
     local random = world.platform.random
@@ -199,9 +203,12 @@ end
 
 describe('the model', function()
     it('keeps its invariants in ' .. WALKS .. ' random walks from seed ' .. SEED, function()
-        local visited = {}
+        local visited, results = {}, {}
         for i = 1, WALKS do
             local world = walk(SEED + i)
+            for result in pairs(world.results) do
+                results[result] = true
+            end
             for _, transition in ipairs(world.transitions) do
                 visited[transition.object.machine.name .. ' ' .. transition.from .. ' ' .. transition.event] = true
             end
@@ -212,6 +219,9 @@ describe('the model', function()
             'slot replacing cancel', 'slot filling replace', 'slot replacing replace', 'cluster rolling restart',
             'cluster rolling stop' } do
             assert.is_true(visited[cell] or false, 'the walks never took: ' .. cell)
+        end
+        for _, result in ipairs { 'done', 'aborted', 'rolled_back', 'superseded' } do
+            assert.is_true(results[result] or false, 'no roll of the walks ended so: ' .. result)
         end
     end)
 end)

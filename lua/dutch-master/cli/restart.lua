@@ -20,11 +20,11 @@ local M = {
         'dutch-master restart --wait',
         'dutch-master restart --wait --timeout 120 /deploys/app/current/master.lua',
     },
-    codes = '0 the new release serves, 10 aborted and the old one serves,\n'
+    codes = '0 the new release serves, 10 aborted and the old one serves, 11 rolled back and the old one serves,\n'
         .. '12 superseded by a later restart, 3 not running, 124 timed out (it goes on), 1 anything else',
 }
 
-local CODES = { done = 0, aborted = 10, superseded = 12, stopped = 1 }
+local CODES = { done = 0, aborted = 10, rolled_back = 11, superseded = 12, stopped = 1 }
 local STDERR_LINES = 20
 
 local function last_lines(text, count)
@@ -71,12 +71,18 @@ end
 local WORDS = {
     done = { 'green', 'done' },
     aborted = { 'red', 'aborted: the old release goes on serving' },
+    rolled_back = { 'red', 'rolled back: the old release serves' },
     superseded = { 'yellow', 'superseded by a later restart' },
     stopped = { 'yellow', 'ended: the master stops' },
 }
 
+--- Aborted after some workers had been replaced, and there was no way back.
+function M.is_mixed(verdict)
+    return verdict.result == 'aborted' and (verdict.done or 0) > 0
+end
+
 function M.tell(ctx, verdict)
-    local words = WORDS[verdict.result] or { 'red', tostring(verdict.result) }
+    local words = M.is_mixed(verdict) and { 'red', 'aborted: two releases serve' } or WORDS[verdict.result] or { 'red', tostring(verdict.result) }
     local write = verdict.result == 'done' and ctx.out or ctx.err
     local replaced = ''
     if verdict.total and verdict.total > 0 then
@@ -98,17 +104,18 @@ local function progress_writer(ctx)
     return function(progress)
         local total = math.max(progress.total or 0, 1)
         local elapsed = format.duration(ctx.platform.now() - begun)
+        local doing = progress.back and 'rolled back' or 'replaced'
         if not ctx.tty then
             local worker = progress.worker
             worker = type(worker) == 'table' and worker.id or worker
             worker = worker and (', worker %s is ready'):format(tostring(worker)) or ''
-            return ctx.out(('%d of %d replaced%s, %s\n'):format(progress.done, progress.total or 0, worker, elapsed))
+            return ctx.out(('%d of %d %s%s, %s\n'):format(progress.done, progress.total or 0, doing, worker, elapsed))
         end
         local width = math.max(10, math.min(40, (ctx.columns() or 80) - 40))
         local full = math.floor(width * progress.done / total + 0.5)
         local on, off = ctx.utf8 and '█' or '#', ctx.utf8 and '░' or '.'
-        ctx.out(('\r\27[K%s%s %d of %d replaced, %s'):format(ctx.paint('green', on:rep(full)), off:rep(width - full),
-            progress.done, progress.total or 0, elapsed))
+        ctx.out(('\r\27[K%s%s %d of %d %s, %s'):format(ctx.paint(progress.back and 'red' or 'green', on:rep(full)),
+            off:rep(width - full), progress.done, progress.total or 0, doing, elapsed))
     end
 end
 
@@ -164,7 +171,7 @@ local function wait(ctx)
             else
                 M.tell(ctx, answer.verdict)
             end
-            return CODES[answer.verdict.result] or 1
+            return not M.is_mixed(answer.verdict) and CODES[answer.verdict.result] or 1
         end,
     })
 end

@@ -107,7 +107,8 @@ function M.headline(ctx, status)
     local roll = ''
     if status.roll then
         local elapsed = format.duration(status.roll.elapsed_ms)
-        roll = (', %d of %d replaced in %s'):format(status.roll.done, status.roll.total, elapsed)
+        roll = (', %d of %d %s in %s'):format(status.roll.done, status.roll.total,
+            status.roll.back and 'rolled back' or 'replaced', elapsed)
     end
     return ('%s%s, %d of %s serving, generation %d'):format(M.paint_state(ctx, status.state), roll, serving,
         format.plural(status.wanted, 'worker'), status.generation)
