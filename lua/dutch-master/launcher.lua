@@ -138,7 +138,8 @@ end
 -- @return the release; nil where there is no way back: both ran in one directory, or it is gone
 function Launcher:go_back(from, to, generation)
     local old, new = self.releases[from], self.releases[to]
-    if not (old and new) or not old.release or old.release == new.release or not self.platform.realpath(old.release) then
+    local differs = old and new and old.release and old.release ~= new.release
+    if not differs or not self.platform.realpath(old.release) then
         return nil
     end
     self.releases[generation] = { release = old.release, pinned = true }
@@ -183,8 +184,8 @@ local function before_fork(self, session, info)
     return true
 end
 
--- Where this fork runs. With pinRelease, or when it is pinned by an aborted restart, a generation stays in the directory
--- that its first fork was given; unless that is gone.
+-- Where this fork runs. With pinRelease, or pinned by an aborted restart, a generation stays in the directory that its
+-- first fork was given, unless that is gone.
 local function place(self, session, generation)
     local cwd = session.cwd or self.cwd
     local known = self.releases[generation]

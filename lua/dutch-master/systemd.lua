@@ -90,8 +90,8 @@ function Systemd.status(state)
     else
         text = ('%s serving, generation %d'):format(count, state.generation)
         if state.roll then
-            text = ('%s, %d of %d replaced, '):format(state.roll.back and 'rolling back' or 'restarting', state.roll.done,
-                state.roll.total) .. text
+            text = ('%s, %d of %d replaced, '):format(state.roll.back and 'rolling back' or 'restarting',
+                state.roll.done, state.roll.total) .. text
         else
             text = text .. verdict_text(state.last_verdict)
         end

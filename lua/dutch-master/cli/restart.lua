@@ -71,6 +71,7 @@ end
 local WORDS = {
     done = { 'green', 'done' },
     aborted = { 'red', 'aborted: the old release goes on serving' },
+    mixed = { 'red', 'aborted: two releases serve' },
     rolled_back = { 'red', 'rolled back: the old release serves' },
     superseded = { 'yellow', 'superseded by a later restart' },
     stopped = { 'yellow', 'ended: the master stops' },
@@ -82,7 +83,7 @@ function M.is_mixed(verdict)
 end
 
 function M.tell(ctx, verdict)
-    local words = M.is_mixed(verdict) and { 'red', 'aborted: two releases serve' } or WORDS[verdict.result] or { 'red', tostring(verdict.result) }
+    local words = WORDS[M.is_mixed(verdict) and 'mixed' or verdict.result] or { 'red', tostring(verdict.result) }
     local write = verdict.result == 'done' and ctx.out or ctx.err
     local replaced = ''
     if verdict.total and verdict.total > 0 then
