@@ -20,7 +20,7 @@ local M = {
         'dutch-master restart --wait',
         'dutch-master restart --wait --timeout 120 /deploys/app/current/master.lua',
     },
-    codes = '0 the new release serves, 10 aborted and the old one serves, 11 rolled back and the old one serves,\n'
+    codes = '0 the new release serves, 10 aborted, the old one serves, 11 rolled back, the old one serves,\n'
         .. '12 superseded by a later restart, 3 not running, 124 timed out (it goes on), 1 anything else',
 }
 
