@@ -3,6 +3,7 @@
 
 #include "lua_call.h"
 #include "lua_core.h"
+#include "watchdog.h"
 
 #include <lauxlib.h>
 #include <signal.h>
@@ -62,8 +63,9 @@ static int l_signals(lua_State *L) {
     for (int i = 1; i <= (int)lua_objlen(L, 1); i++) {
         lua_rawgeti(L, 1, i);
         const int number = dm_lua_check_signal(L, -1);
-        /* SIGCHLD is the reaper's, the other two nobody's. */
-        if (number == SIGCHLD || number == SIGKILL || number == SIGSTOP) {
+        /* Two have an owner already, the others nobody can have. */
+        if (number == SIGCHLD || number == DM_WATCHDOG_SIGNAL || number == SIGKILL ||
+            number == SIGSTOP) {
             return luaL_error(L, "%s cannot be listened to", lua_tostring(L, -1));
         }
         sigaddset(&set, number);

@@ -4,11 +4,13 @@
  * out is copied: whatever happens in there, the master's own state does not notice.
  *
  * The JIT compiler is not opened in it, so a hook on the count of instructions always comes. Once
- * the budget is over the hook raises at each instruction, so that pcall only prolongs it by one. */
+ * the budget is over the hook raises at each instruction, so that pcall only prolongs it by one. A
+ * watchdog brings the hook in time when single instructions are slow, being calls of C. */
 #include "lua_sandbox.h"
 
 #include "command.h"
 #include "lua_core.h"
+#include "watchdog.h"
 
 #include <lauxlib.h>
 #include <luajit.h>
@@ -18,7 +20,7 @@
 #include <unistd.h>
 
 enum {
-    COUNT = 10000,             /* instructions between two looks at the clock: about 0.1 ms */
+    COUNT = 1000,              /* instructions between two looks at the clock: about 0.01 ms */
     MEMORY_DEFAULT = 64 << 20, /* bytes */
     OPEN_BUDGET_MS = 10000,    /* for our own code when the state is made */
 };
@@ -71,8 +73,7 @@ void dm_sandbox_where(lua_State *L, const struct dm_sandbox *s, lua_Debug *ar) {
     lua_pushliteral(L, "");
 }
 
-static void on_count(lua_State *L, lua_Debug *ar) {
-    (void)ar;
+void dm_sandbox_look(lua_State *L) {
     struct dm_sandbox *s = dm_sandbox_of(L);
     if (!s->expired) {
         if (dm_command_clock() < s->deadline) {
@@ -84,6 +85,11 @@ static void on_count(lua_State *L, lua_Debug *ar) {
     lua_error(L);
 }
 
+static void on_count(lua_State *L, lua_Debug *ar) {
+    (void)ar;
+    dm_sandbox_look(L);
+}
+
 void dm_sandbox_expire(lua_State *L, struct dm_sandbox *s) {
     lua_Debug ar;
     s->expired = true;
@@ -93,6 +99,12 @@ void dm_sandbox_expire(lua_State *L, struct dm_sandbox *s) {
         snprintf(s->where, sizeof s->where, "%s:%d", ar.short_src, ar.currentline);
     }
     lua_sethook(L, on_count, LUA_MASKCOUNT, 1);
+}
+
+/* In a signal's handler. lua_sethook is made to be called there, as Lua's own shell does. */
+static void on_time(void *ctx) {
+    const struct dm_sandbox *s = ctx;
+    lua_sethook(s->L, on_count, LUA_MASKCOUNT, 1);
 }
 
 /* Has the message a position, "name:12: "? */
@@ -129,6 +141,9 @@ static int l_handler(lua_State *L) {
     struct dm_sandbox *s = dm_sandbox_of(L);
     lua_Debug ar;
     lua_settop(L, 1);
+    if (!s->expired && dm_command_clock() >= s->deadline) {
+        dm_sandbox_expire(L, s); /* a call of C that was interrupted has failed for it */
+    }
     if (lua_type(L, 1) != LUA_TSTRING && !s->expired && luaL_callmeta(L, 1, "__tostring") &&
         lua_type(L, -1) == LUA_TSTRING) {
         lua_replace(L, 1);
@@ -200,8 +215,11 @@ static int enter(lua_State *L) {
     }
     s->values.size = 0;
     s->deadline = dm_command_clock() + s->budget;
+    struct dm_watchdog watchdog = {.deadline_ms = s->deadline, .on_time = on_time, .ctx = s};
     lua_sethook(L, on_count, LUA_MASKCOUNT, COUNT);
+    dm_watchdog_start(&watchdog);
     const int rc = lua_pcall(L, nargs, LUA_MULTRET, 1);
+    dm_watchdog_stop(&watchdog);
     lua_sethook(L, NULL, 0, 0);
     if (rc == LUA_ERRMEM || (rc == LUA_ERRERR && s->refused) ||
         (rc != 0 && strstr(s->message, "not enough memory"))) {

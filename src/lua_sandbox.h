@@ -1,5 +1,5 @@
 /* lua_sandbox.h: the Lua state of one evaluation of the user's script, shared by lua_sandbox.c (its
- * life and the calls into it) and lua_sandbox_lib.c (what it finds inside). */
+ * life and the calls into it), lua_sandbox_lib.c and lua_pattern.c (what it finds inside). */
 #pragma once
 
 #include "lua_values.h"
@@ -32,6 +32,9 @@ struct dm_sandbox {
 
 struct dm_sandbox *dm_sandbox_of(lua_State *L);
 
+/* Raises an error if the budget is over. */
+void dm_sandbox_look(lua_State *L);
+
 /* Raises at each instruction from now on. */
 void dm_sandbox_expire(lua_State *L, struct dm_sandbox *sandbox);
 
@@ -41,3 +44,6 @@ void dm_sandbox_where(lua_State *L, const struct dm_sandbox *sandbox, lua_Debug 
 /* Called once in a new state, protected: libraries, limits, `require 'dutch-master'`. Argument 1:
  * the script's directory or nil. Leaves the table of entry points on the stack. */
 int dm_sandbox_open_libraries(lua_State *L);
+
+/* Gives the string library the functions of lua_pattern.c. */
+void dm_sandbox_open_patterns(lua_State *L);

@@ -105,6 +105,7 @@ local RESTART_REFUSED = {
     TTIN = 'it adds a worker',
     TTOU = 'it takes a worker away',
     PIPE = 'it is ignored',
+    VTALRM = 'it ends hooks that take too long',
     CONT = 'it is the answer to a stop',
     TSTP = 'it is the terminal\'s',
 }

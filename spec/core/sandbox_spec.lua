@@ -123,12 +123,28 @@ describe('the sandbox', function()
             ['a command'] = [[os.execute 'sleep 60']],
             ['commands in pcall'] = [[while true do pcall(os.execute, 'sleep 60') end]],
             ['a command that is read'] = [[io.popen('sleep 60'):read '*a']],
+            ['slow calls of C'] = [[while true do local s = ('x'):rep(1e7) end]],
+            ['slow calls of C in pcall'] = [[while true do pcall(string.rep, 'x', 1e7) end]],
+            ['sorting again and again'] = [[
+                local t = {} for i = 1, 1e5 do t[i] = i * 7919 % 1e5 end while true do table.sort(t) end]],
+            ['opening a fifo'] = [[io.open(fifo)]],
+            ['opening a fifo in pcall'] = [[while true do pcall(io.open, fifo) end]],
+            ['opening a fifo to write'] = [[io.open(fifo, 'w')]],
+            ['reading a fifo'] = [[io.open(fifo, 'r+'):read()]],
+            ['the lines of a fifo'] = [[for _ in io.lines(fifo) do end]],
+            ['running a fifo'] = [[dofile(fifo)]],
             ['a command that ignores signals'] = [[os.execute 'trap "" TERM INT HUP; sleep 60; sleep 60']],
         }
+        local fifo
+        setup(function()
+            fifo = scratch .. '/fifo'
+            assert(os.execute('mkfifo ' .. fifo) == 0)
+        end)
+
         for name, source in pairs(loops) do
             it(name, function()
                 local started = core.now()
-                local err = run('\n' .. source, nil, BUDGET)
+                local err = run(('local fifo = %q\n'):format(fifo) .. source, nil, BUDGET)
                 assert.truthy(err, 'it came to an end')
                 assert.equal('budget', err.kind)
                 assert.truthy(err.where:match '^master.lua:%d+$', err.where)
@@ -136,6 +152,25 @@ describe('the sandbox', function()
                 assert.is_true(core.now() - started < BUDGET + 3000)
             end)
         end
+
+        it('a script whose host runs another one meanwhile', function()
+            local inner = {}
+            local err = run('host = require "dutch-master".restart while true do pcall(host) end', {
+                host = function()
+                    if #inner < 3 then
+                        inner[#inner + 1] = run('while true do end', nil, 50).kind
+                    end
+                end,
+            }, BUDGET)
+            assert.same({ 'budget', 'budget', 'budget' }, inner)
+            assert.equal('budget', err.kind)
+        end)
+
+        it('nothing by a signal of somebody else', function()
+            assert.equal('ended', says(([[os.execute 'kill -VTALRM %d' print 'ended']]):format(core.pid())))
+            assert.equal(0, os.execute(('kill -VTALRM %d'):format(core.pid())))
+            assert.equal('ended', says [[print 'ended']])
+        end)
 
         it('a hook, and the next one works', function()
             local s = sandbox()

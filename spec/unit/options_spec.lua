@@ -44,7 +44,7 @@ local cases = {
     restartSoak = { good = { 0, 1, 2.5 }, bad = { -1, NAN, INF, '5', {} } },
     restartSignal = { good = { 'SIGUSR2', 'USR2', 'SIGHUP', 'WINCH' },
         bad = { 'SIGKILL', 'SIGSTOP', 'SIGCHLD', 'SIGTERM', 'INT', 'QUIT', 'SIGUSR1', 'TTIN', 'TTOU', 'SIGSEGV',
-            12, {}, '' } },
+            'SIGVTALRM', 12, {}, '' } },
     restartConcurrency = { good = { 1, 2, 0.5, 'canary', { canary = true }, { canary = { weight = 0.1, soak = 5,
         judge = fn },
             after = 2 } },
