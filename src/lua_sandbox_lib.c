@@ -2,9 +2,10 @@
  * end, block or corrupt the master: ffi, bytecode, debug hooks, finalizers, os.exit, commands
  * without a limit. lua/script/dutch-master.lua does the rest with the primitives made here.
  *
- * Not stopped by the budget: a pattern that backtracks for ever (string.find, one C call), a read
- * from a fifo, and whatever C modules do that the script requires. The script is its user's own
- * code: the limits are against mistakes, not against an attacker. */
+ * What is one call of C ends by itself within the bounds of memory, looks at the clock
+ * (lua_match.c), or waits in a system call that the watchdog interrupts. Not stopped is what C
+ * modules do that the script requires. The script is its user's own code: the limits are against
+ * mistakes, not against an attacker. */
 #include "command.h"
 #include "lua_embedded.h"
 #include "lua_sandbox.h"
@@ -229,6 +230,7 @@ int dm_sandbox_open_libraries(lua_State *L) {
         lua_pushstring(L, library->name);
         lua_call(L, 1, 0);
     }
+    dm_sandbox_open_patterns(L);
     lua_getglobal(L, "package");
     lua_getfield(L, -1, "preload");
     luaL_register(L, NULL, preloaded);
