@@ -48,7 +48,8 @@ function Cluster:start(count)
 end
 
 --- Asks for a rolling restart.
--- @param request {cause = 'signal'|'control'|'script', signal, who = {pid, uid}, on_progress, on_verdict}
+-- @param request {cause = 'signal'|'control'|'script', signal, who = {pid, uid, command, parent}, on_progress,
+--   on_verdict}
 function Cluster:restart(request)
     self.agenda:post(self, 'restart', request)
 end
@@ -60,8 +61,9 @@ function Cluster:stop(request)
 end
 
 --- Sets the number of workers; only the difference is started or drained.
+-- @param request {cause, signal, who} for the log, or nil
 -- @return true, or nil, message, code
-function Cluster:scale(count)
+function Cluster:scale(count, request)
     if type(count) ~= 'number' or count % 1 ~= 0 or count < 1 or count > 4096 then
         return nil, 'expected a whole number of workers from 1 to 4096, found ' .. tostring(count)
     end
@@ -72,13 +74,15 @@ function Cluster:scale(count)
     if not ok then
         return nil, message, code
     end
-    self.agenda:post(self, 'scale', count)
+    self.agenda:post(self, 'scale', count, request or {})
     return true
 end
 
 --- Evaluates the script again and takes over what needs no restart.
+-- @param who {pid, uid, command, parent} for the log, or nil
 -- @return {changes = {...}}, or nil, err
-function Cluster:reload()
+function Cluster:reload(who)
+    self.log:info({ by = who }, 'Reload requested')
     local before = self.launcher.plan
     local loaded, err = self.launcher:load()
     if not loaded then
@@ -177,6 +181,11 @@ local function worker_gone(self, worker)
     self.process_count = self.process_count - 1
     self.killed = self.killed or worker.killed
     remember(self, worker.report)
+    if worker.report.oom then
+        for _, other in pairs(self.workers) do -- this one's death explains no other
+            other.oom_kills_before = other.oom_kills_before and other.oom_kills_before + 1
+        end
+    end
     self.launcher:hook('onWorkerExit', worker.report)
     if self.roll then
         self.roll:worker_gone(worker)
@@ -446,9 +455,14 @@ local function supersede(self)
     return previous
 end
 
+-- For `why`.
+local function note(self, verb, request)
+    self.last_request = { verb = verb, cause = request.cause, signal = request.signal, by = request.who,
+        reason = request.reason, at = self.platform.wall() }
+end
+
 local function begin_roll(self, request)
-    self.last_request = { cause = request.cause, signal = request.signal, by = request.who,
-        at = self.platform.wall() }
+    note(self, 'restart', request)
     self.log:info({ signal = request.signal, cause = request.cause, by = request.who, reason = request.reason },
         'Restart requested')
     local loaded, err = self.launcher:load()
@@ -485,6 +499,7 @@ local function begin_roll(self, request)
 end
 
 local function begin_stop(self, request)
+    note(self, 'stop', request)
     self.log:info({ signal = request.signal, cause = request.cause, by = request.who, reason = request.reason },
         'Shutdown requested')
     self.stop_requests = { request }
@@ -562,8 +577,9 @@ local function fatal(self, message, code)
     return begin_stop(self, { cause = 'error' })
 end
 
-local function resize(self, count)
-    self.log:info({ from = #self.slots, to = count }, 'Scaling cluster')
+local function resize(self, count, request)
+    self.log:info({ from = #self.slots, to = count, signal = request.signal, cause = request.cause, by = request.who },
+        'Scaling cluster')
     self:resize(count)
     change(self)
 end
@@ -575,7 +591,7 @@ definition = machine.define {
         'served', -- (slot or nil) a worker took this slot over
         'restart', -- (request)
         'rolled', -- the roll has its verdict
-        'scale', -- (count)
+        'scale', -- (count, request)
         'stop', -- (request)
         'fatal', -- (message, exit code) it cannot go on
         'emptied', -- no process is left

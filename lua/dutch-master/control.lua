@@ -183,7 +183,7 @@ function Answer:fail(message, code)
 end
 
 function Answer:who()
-    return { pid = self.client.conn:pid(), uid = self.client.conn:uid() }
+    return self.platform.who(self.client.conn:pid(), self.client.conn:uid())
 end
 
 local verbs = {}
@@ -244,6 +244,7 @@ end
 
 function verbs.stop(control, request, answer)
     local wait = request.wait == true
+    local who = answer:who() -- before the answer: then the client goes
     if wait then
         answer:event('accepted', {})
     else
@@ -251,7 +252,7 @@ function verbs.stop(control, request, answer)
     end
     control.cluster:stop {
         cause = 'control',
-        who = answer:who(),
+        who = who,
         on_stopped = function(exit_code)
             answer:done { exit_code = exit_code }
         end,
@@ -268,7 +269,7 @@ function verbs.scale(control, request, answer)
         local sum = relative and (': %d now, and %+g'):format(before, request.by) or ''
         return answer:fail(('expected an integer from 1 to 4096, found %s%s'):format(tostring(wanted), sum), 'EINVAL')
     end
-    local ok, message, code = control.cluster:scale(wanted, answer:who())
+    local ok, message, code = control.cluster:scale(wanted, { cause = 'control', who = answer:who() })
     if not ok then
         return answer:fail(message, code)
     end
@@ -341,7 +342,7 @@ end
 
 local function handle(control, client, line)
     local request = json.decode(line)
-    local answer = setmetatable({ client = client, id = nil, over = false }, Answer)
+    local answer = setmetatable({ client = client, platform = control.platform, over = false }, Answer)
     client.open = client.open + 1
     if type(request) ~= 'table' then
         answer:fail('not a JSON object', 'EJSON')

@@ -35,9 +35,12 @@ end
 function M.new(worker, status)
     local platform = worker.platform
     local now = platform.now()
-    -- SIGKILL that was not ours, while the kernel's count of such deaths in our cgroup rose.
-    local oom = status.signal == 'SIGKILL' and not worker.killed
-        and platform.oom_kills() > (worker.oom_kills_before or math.huge) or nil
+    -- SIGKILL that was not ours: whether the kernel's count of such deaths in our cgroup rose. nil: it does not count.
+    local count = status.signal == 'SIGKILL' and not worker.killed and worker.oom_kills_before and platform.oom_kills()
+    local oom
+    if count then
+        oom = count > worker.oom_kills_before
+    end
     return {
         worker = worker.id, pid = worker.pid, slot = worker.slot, generation = worker.generation,
         release = worker.release, code = status.code, signal = status.signal, core = status.core,

@@ -46,7 +46,7 @@ function functions.scale(master, count)
     if not cluster then
         return nil, 'the cluster has not started'
     end
-    return cluster:scale(count)
+    return cluster:scale(count, { cause = 'script' })
 end
 
 function functions.stop(master, reason)

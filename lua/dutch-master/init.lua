@@ -166,18 +166,19 @@ local SIGNALS = {
 }
 
 local function on_signal(self, action, name, pid, uid)
-    local who = pid and pid > 0 and { pid = pid, uid = uid } or nil
+    -- From 0 come those of the kernel itself, such as ^C on a terminal.
+    local request = { cause = 'signal', signal = name, who = pid > 0 and self.platform.who(pid, uid) or nil }
     local cluster = self.cluster
     if action == 'stop' then
-        cluster:stop { cause = 'signal', signal = name, who = who }
+        cluster:stop(request)
     elseif action == 'restart' then
-        cluster:restart { cause = 'signal', signal = name, who = who }
+        cluster:restart(request)
     elseif action == 'reopen' then
         self:reopen_log()
     else
-        local ok, message = cluster:scale(cluster.wanted + (action == 'more' and 1 or -1))
+        local ok, message = cluster:scale(cluster.wanted + (action == 'more' and 1 or -1), request)
         if not ok then
-            self.log:warn({ signal = name }, 'Not scaled: ' .. message)
+            self.log:warn({ signal = name, by = request.who }, 'Not scaled: ' .. message)
         end
     end
 end

@@ -48,6 +48,7 @@ describe('why', function()
         local text = why(m)
         assert.matches('was killed by SIGSEGV', text)
         assert.matches('a bug in native code', text)
+        assert.falsy(text:find('does not say', 1, true))
         assert.matches('It wrote nothing to stderr', text)
         m:await('Worker listening', { timeout = 1 })
         m:finish()
@@ -65,6 +66,73 @@ describe('why', function()
         m:finish { code = 1 }
     end)
 
+    it('tells what can be known of a signal that somebody else sent', function()
+        local m = start(apps.idle)
+        m:await 'Cluster ready'
+        for i, case in ipairs {
+            { 'SIGKILL', 'The master did not send it, and the kernel does not say who did%. '
+                .. '[^\n]*[Mm]emory [^\n]+%.\n' },
+            { 'SIGTERM', 'The master did not send it, and the kernel does not say who did%.\n' },
+        } do
+            uv.kill(m:workers()[1], case[1]:lower())
+            -- A Lua worker's runtime may take a SIGTERM for what it is, and go in peace.
+            local record = m:await(function(record)
+                return record.msg == 'Worker exited' and record.workerId == i
+            end)
+            m:await('Worker listening', { count = i + 1 })
+            local text = why(m, tostring(i))
+            if record.signal == case[1] then
+                assert.matches('was killed by ' .. case[1] .. ' at [^\n]*%.\n  ' .. case[2], text)
+            else
+                assert.equal('SIGTERM', case[1])
+            end
+            assert.matches('Nobody had asked it to leave', text)
+        end
+        m:finish()
+    end)
+
+    it('tells who asked: the process, its command, and the user', function()
+        local m = start(apps.idle, 'restartSoak = 0')
+        m:await 'Cluster ready'
+        local function is_ours(by)
+            assert.same({ uv.os_getpid(), uv.getuid(), 'string' }, { by.pid, by.uid, type(by.command) })
+        end
+        local mark = m:mark()
+        m:signal 'SIGUSR2'
+        is_ours(m:await('Restart requested', { after = mark }).by)
+        m:await('Restart complete', { after = mark })
+        assert.matches(('The last restart was asked for by SIGUSR2, sent by process %d %%b() of user %s at '):format(
+            uv.os_getpid(), uv.os_get_passwd().username), why(m))
+        assert.matches('It was carried out %(generation 2%)%.', why(m))
+
+        -- A command line is told by who ran it.
+        local function is_client(record)
+            assert.same({ 'dutch-master', uv.getuid(), 'string' },
+                { record.by.command, record.by.uid, type(record.by.parent) })
+        end
+        mark = m:mark()
+        for _, words in ipairs { { 'restart', '--wait' }, { 'scale', '+1' }, { 'reload' } } do
+            assert.equal(0, cli.run(m, words).code)
+        end
+        for _, msg in ipairs { 'Restart requested', 'Scaling cluster', 'Reload requested' } do
+            is_client(m:await(msg, { after = mark }))
+        end
+        local asked = 'asked for by the command line, process %d+ %(dutch%-master, run by [^\n]+%) of user '
+        assert.matches('The last restart was ' .. asked, why(m))
+        m:signal 'SIGTTOU'
+        is_ours(m:await({ msg = 'Scaling cluster', signal = 'SIGTTOU' }).by)
+        m:finish()
+    end)
+
+    it('tells who asked for the stop that goes on', function()
+        local m = start(apps.stubborn, 'stopTimeout = 5')
+        m:await 'Cluster ready'
+        assert.equal(0, cli.run(m, { 'stop' }).code)
+        assert.matches('The stop was asked for by the command line, process %d+ %(dutch%-master', why(m))
+        m:exit()
+        m:finish { code = 1 }
+    end)
+
     it('tells which step of a start failed', function()
         local m = start(apps.idle)
         m:await 'Cluster ready'
@@ -78,7 +146,7 @@ describe('why', function()
         assert.matches('/nowhere/server', c.err)
         local text = why(m)
         assert.matches('could not be started', text)
-        assert.matches('The last restart was asked for by the command line, process %d+ of user %d+ at ', text)
+        assert.matches('The last restart was asked for by the command line, process %d+ %b() of user %S+ at ', text)
         assert.matches('It was aborted %(generation 2%): ', text)
         m:finish()
     end)

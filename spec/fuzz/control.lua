@@ -106,6 +106,9 @@ cluster.exits_of = cluster.exits
 
 local platform = {}
 local accept, tick
+function platform.who(pid, uid)
+    return { pid = pid, uid = uid }
+end
 function platform.timer(fn)
     return { start = function() tick = fn end, stop = function() end, close = function() end }
 end

@@ -346,7 +346,7 @@ end)
 describe('why', function()
     local report = {
         worker = 7, pid = 107, slot = 2, generation = 3, release = '/srv/releases/2', signal = 'SIGKILL',
-        age_ms = 61000, cpu_ms = 1500, max_rss_kb = 204800, sender = { pid = 1, uid = 0 }, oom = true,
+        age_ms = 61000, cpu_ms = 1500, max_rss_kb = 204800, oom = true,
         stderr = 'heap full\27[2J\n',
         unexpected = true, was_ready = true, at = '2026-01-02T03:04:05Z',
     }
@@ -354,7 +354,7 @@ describe('why', function()
     it('speaks in sentences', function()
         local text = run(answering { ok = true, exits = { report }, slots = {} }, 'why', '7').text()
         for _, part in ipairs {
-            'Worker 7 (pid 107, slot 2, generation 3) was killed by SIGKILL, sent by process 1 of user 0',
+            'Worker 7 (pid 107, slot 2, generation 3) was killed by SIGKILL',
             'because memory ran out', 'Nobody had asked it to leave.',
             'It lived 1m01s, used 1.5s of CPU, 200.0M of memory at most.',
             'It ran in /srv/releases/2', '    heap full\\e[2J\n',

@@ -467,6 +467,38 @@ describe('cluster', function()
         assert.is_true(world.platform.spawned <= 10, world.platform.spawned .. ' forks in ten seconds')
     end)
 
+    it('counts a death for want of memory once: it explains no other one', function()
+        local world = booted()
+        world.platform.oom = 1
+        for _, slot in ipairs(world.cluster.slots) do
+            slot.current.child:exit { signal = 'SIGKILL' }
+        end
+        world.platform:advance(10)
+        local reports = world.cluster:exits()
+        assert.same({ true, false, 2 }, { reports[1].oom, reports[2].oom, #reports })
+        assert.same({ 'was killed because memory ran out', 'was ended by SIGKILL' },
+            { reports[1].message, reports[2].message })
+    end)
+
+    it('remembers who asked for what', function()
+        local world = booted()
+        local who = { pid = 7, uid = 8, command = 'ruby', parent = 'sshd' }
+        world.cluster:scale(3, { cause = 'control', who = who })
+        world.cluster:reload(who)
+        world.cluster:stop { cause = 'signal', signal = 'SIGTERM', who = who }
+        world.platform:advance(1)
+        local found = {}
+        for _, record in ipairs(world.records) do
+            if record.by then
+                found[#found + 1] = record.msg
+                assert.equal(who, record.by)
+            end
+        end
+        assert.same({ 'Scaling cluster', 'Reload requested', 'Shutdown requested' }, found)
+        local request = world.cluster.last_request
+        assert.same({ 'stop', 'signal', 'SIGTERM', who }, { request.verb, request.cause, request.signal, request.by })
+    end)
+
     it('scales by starting or draining the difference', function()
         local world = booted()
         local before = {}

@@ -12,6 +12,9 @@ local function fake_platform()
         end
         return p.dir
     end
+    function p.who(pid, uid)
+        return { pid = pid, uid = uid, command = 'dutch-master' }
+    end
     function p.lock(path)
         if p.taken[path] then
             return nil, 'held by process 77', 'EAGAIN'
@@ -287,7 +290,7 @@ describe('control', function()
             open()
             assert.is_true(connect().ask({ verb = 'restart' }).ok)
             local asked = cluster.restarts[1]
-            assert.same({ 'control', { pid = 4242, uid = 1000 } }, { asked.cause, asked.who })
+            assert.same({ 'control', { pid = 4242, uid = 1000, command = 'dutch-master' } }, { asked.cause, asked.who })
             asked.on_progress { done = 1, total = 2 }
             asked.on_verdict { result = 'done' }
         end)

@@ -181,7 +181,7 @@ describe('worker', function()
             world.platform:advance(20)
             world.platform.oom = counted and 1 or 0
             worker.child:exit { signal = 'SIGKILL' }
-            assert.equal(counted or nil, worker.report.oom)
+            assert.equal(counted, worker.report.oom)
             assert.equal(counted and 'was killed because memory ran out' or 'was ended by SIGKILL',
                 worker.report.message)
         end

@@ -9,9 +9,9 @@ local M = {
     name = 'why',
     talks = true,
     summary = 'why a worker ended, or why the last ones did',
-    description = 'What the master knows of the end of a worker: exit code or signal, who sent it where the kernel\n'
-        .. 'says so, whether memory ran out, how long it lived, in which release, and the last it wrote to stderr.\n'
-        .. 'Without a worker: the last five, the last first.',
+    description = 'What the master knows of the end of a worker: exit code or signal, whether the master sent it\n'
+        .. 'or memory ran out, how long it lived, in which release, and the last it wrote to stderr.\n'
+        .. 'Without a worker: who asked for the last restart, what came of it, and the last five ends.',
     argument = {
         name = 'WORKER', pattern = '^%d+$', expects = 'the id of a worker',
         valid = function(word)
@@ -41,6 +41,11 @@ local SIGNALS = {
     SIGXFSZ = 'it wrote a file larger than its limit',
     SIGSYS = 'it used a system call that a sandbox forbids',
 }
+--- Signals that no fault of the worker's own makes. Of the sender the kernel tells a parent nothing.
+local SENT = {
+    SIGTERM = true, SIGINT = true, SIGHUP = true, SIGQUIT = true, SIGUSR1 = true, SIGUSR2 = true, SIGALRM = true,
+}
+local UNKNOWN_SENDER = 'The master did not send it, and the kernel does not say who did.'
 local CODES = {
     [126] = 'the shell found the program but could not run it',
     [127] = 'the shell did not find the program',
@@ -59,14 +64,6 @@ local REASONS = {
     ['restart aborted'] = 'The restart it was started for was aborted',
 }
 
-local function sender(report)
-    local from = report.sender
-    if not from or not from.pid then
-        return ''
-    end
-    return (', sent by process %s of user %s'):format(tostring(from.pid), tostring(from.uid))
-end
-
 --- Whether it left because it was asked to, and in time.
 local function is_ordinary(report)
     return report.unexpected == false and not report.killed and not report.step and report.was_ready ~= false
@@ -79,11 +76,8 @@ end
 
 local function ending(report)
     local text = restart.how_ended(report)
-    if report.signal then
-        text = text .. sender(report)
-        if report.core then
-            text = text .. ', and left a core file'
-        end
+    if report.signal and report.core then
+        text = text .. ', and left a core file'
     end
     return text
 end
@@ -95,7 +89,11 @@ local function meaning(report)
         return 'The kernel killed it because memory ran out.'
     end
     if report.signal == 'SIGKILL' then
-        return 'The master did not send it, and the kernel does not say who did. If memory ran out, `dmesg` tells.'
+        local memory = report.oom == false and 'Memory did not run out, by the count of its cgroup.'
+            or 'If memory ran out, `dmesg` tells.'
+        return UNKNOWN_SENDER .. ' ' .. memory
+    elseif SENT[report.signal] and report.unexpected then
+        return UNKNOWN_SENDER
     end
     local text = report.signal and SIGNALS[report.signal] or not report.step and CODES[report.code]
     return text and ('That means: %s.'):format(text)
@@ -188,16 +186,28 @@ local function newest_first(exits)
     return copy
 end
 
---- Who wanted a restart: "SIGUSR2 from process 12 of user 0".
-local function requester(request)
+--- Who wanted a restart or a stop: "SIGUSR2, sent by process 12 (kill, run by bash) of user root".
+local function requester(ctx, request)
     local what = request.signal or ({ control = 'the command line', script = 'the script' })[request.cause]
         or format.visible(request.cause)
     local by = request.by
-    if not by or not by.pid then
+    if not by then
         return what
     end
-    return ('%s, process %s of user %s'):format(what, tostring(by.pid), tostring(by.uid))
+    local user = ctx.platform.getuser(by.uid)
+    local of = ('of user %s'):format(format.visible(user and user.name or by.uid))
+    if not by.pid then
+        return ('%s, a process %s that is not to be seen from where the master runs'):format(what, of)
+    end
+    local names = by.command and format.visible(by.command)
+    if names and by.parent then
+        names = ('%s, run by %s'):format(names, format.visible(by.parent))
+    end
+    return ('%s, %sprocess %s%s %s'):format(what, request.signal and 'sent by ' or '', tostring(by.pid),
+        names and (' (%s)'):format(names) or '', of)
 end
+
+local RESULTS = { done = 'carried out', rolled_back = 'rolled back' }
 
 local function explain_now(ctx, answer)
     for _, slot in ipairs(answer.slots) do
@@ -208,10 +218,14 @@ local function explain_now(ctx, answer)
     end
     local verdict, request = answer.verdict, answer.request
     if request then
-        ctx.out(('The last restart was asked for by %s%s.'):format(requester(request), when(request)))
+        local what = request.verb == 'stop' and 'The stop' or 'The last restart'
+        ctx.out(('%s was asked for by %s%s%s.'):format(what, requester(ctx, request), when(request),
+            request.reason and ': ' .. format.visible(request.reason) or ''))
     end
-    if verdict then
-        ctx.out((' It was %s (generation %s)%s'):format(verdict.result == 'done' and 'carried out' or verdict.result,
+    if answer.state == 'rolling' then
+        ctx.out ' It is not decided yet (dutch-master status).'
+    elseif verdict and not (request and request.verb == 'stop') then
+        ctx.out((' It was %s (generation %s)%s'):format(RESULTS[verdict.result] or verdict.result,
             tostring(verdict.generation), verdict.message and ': ' .. format.visible(verdict.message) .. '.' or '.'))
     end
     if request or verdict then
