@@ -5,7 +5,7 @@
 
 local compare = require 'dutch-master.compare'
 local machine = require 'dutch-master.machine'
-local Roll = require 'dutch-master.roll'
+local rolling = require 'dutch-master.rolling'
 local Slot = require 'dutch-master.slot'
 local snapshot = require 'dutch-master.snapshot'
 local ignore, bug = machine.ignore, machine.bug
@@ -156,7 +156,8 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Workers and slots
 
-local function change(self)
+--- Something is different now from what the last summary() said.
+function Cluster:changed()
     if self.on_change then
         self.on_change(self)
     end
@@ -193,7 +194,7 @@ local function worker_gone(self, worker)
     if self.process_count == 0 then
         self.agenda:post(self, 'emptied')
     end
-    change(self)
+    self:changed()
 end
 
 local function fork(self, slot)
@@ -207,7 +208,7 @@ local function fork(self, slot)
                 end
                 to_slot(self, worker, 'ready')
                 self.launcher:hook('onWorkerReady', worker:describe())
-                change(self)
+                self:changed()
             end,
             lost = function(worker, reason)
                 to_slot(self, worker, 'lost', reason)
@@ -325,7 +326,7 @@ local function all_serve(self)
 end
 
 local function served_while_booting(self)
-    change(self)
+    self:changed()
     if all_serve(self) then
         self.log:info({ workers = #self.slots }, 'Cluster ready')
         self.ready = true
@@ -334,168 +335,15 @@ local function served_while_booting(self)
     end
 end
 
-local function refuse(self, request, message, result)
-    if request.on_verdict then
-        request.on_verdict({ result = result, generation = self.generation, total = #self.slots, done = 0,
-            duration_ms = 0, message = message })
-    end
-end
-
-local function batch_size(plan, count)
-    local wish = plan.restart_concurrency
-    if type(wish) == 'table' then
-        wish = wish.after
-    end
-    if type(wish) ~= 'number' then
-        return count
-    elseif wish < 1 then
-        return math.max(math.floor(wish * count), 1)
-    end
-    return math.min(wish, count)
-end
-
-local function end_of_roll(self, verdict)
-    self.roll = nil
-    local fields = { generation = verdict.generation, duration = verdict.duration_ms / 1000 }
-    if verdict.result == 'done' then
-        self.log:info(fields, 'Restart complete')
-    elseif verdict.result == 'superseded' then
-        self.log:info(fields, 'Restart superseded by a later one')
-    elseif verdict.result ~= 'stopped' then
-        local failure = verdict.failure or {}
-        fields.reason, fields.slot, fields.failedWorkerId = verdict.message, failure.slot, failure.worker
-        fields.code, fields.signal, fields.stderr = failure.code, failure.signal, failure.stderr
-        fields.replaced = verdict.done > 0 and verdict.done or nil
-        self.log:error(fields, verdict.result == 'rolled_back' and 'Restart rolled back, the old release serves'
-            or 'Restart aborted, the old workers stay')
-    end
-    self.last_verdict = verdict
-    self.launcher:hook('onRestart', verdict)
-    if not self.superseding then
-        self.agenda:post(self, 'rolled')
-    end
-end
-
-local function abort(self, roll)
-    self.generation = roll.previous
-    self.launcher:pin(roll.previous)
-    for slot in pairs(roll.active) do
-        self.agenda:post(slot, 'cancel', roll.previous)
-    end
-end
-
--- What every roll of this cluster needs, besides its own `fields`: generation, slots, size, ...
-local function new_roll(self, fields)
-    fields.attempts = self.launcher.plan.restart_attempts
-    fields.platform, fields.agenda, fields.log = self.platform, self.agenda, self.log
-    function fields.judge(new, old)
-        return self.launcher:judge(new, old)
-    end
-    function fields.weigh(worker, weight)
-        self.sockets:weigh(worker.id, weight)
-    end
-    function fields.room(n)
-        return self.process_count + n <= #self.slots + fields.size
-    end
-    function fields.on_abort(roll)
-        abort(self, roll)
-    end
-    self.newest = fields.generation
-    self.roll = Roll.new(fields)
-    return self.roll
-end
-
--- An aborted roll had replaced some slots: they go back to the release that the others run.
-local function roll_back(self, roll)
-    local generation = self.newest + 1
-    local release = self.launcher:go_back(roll.previous, roll.generation, generation)
-    if not release then
-        return false
-    end
-    self.log:warn({ generation = generation, slots = roll.done, release = release }, 'Rolling back')
-    local slots = {}
-    for _, slot in ipairs(roll.filled) do
-        slots[#slots + 1] = slot.state ~= 'drained' and slot or nil
-    end
-    local back = new_roll(self, {
-        generation = generation, previous = roll.previous, slots = slots, size = roll.size, rolls_back = true,
-        roll_back = function()
-            return false
-        end,
-        on_end = function() end, -- what is to be said at its end, the aborted roll says
-    })
-    back:add {
-        on_progress = function(state)
-            state.back = true
-            roll:report(state)
-        end,
-        on_verdict = function(verdict)
-            roll:returned(verdict)
-        end,
-    }
-    back:advance()
-    change(self)
-    return true
-end
-
-local function forget_releases(self)
-    local used = { [self.generation] = true, [self.roll.previous] = true }
-    for _, slot in ipairs(self.slots) do
-        used[slot.generation] = true
-    end
-    self.launcher:forget_releases(used)
-end
-
--- The roll under way gives way to a later one. @return the generation that was served before it
-local function supersede(self)
-    local previous = self.roll.previous
-    self.superseding = true
-    self.roll:finish('superseded', 'a later restart was requested')
-    self.superseding = false
-    return previous
-end
-
 -- For `why`.
 local function note(self, verb, request)
     self.last_request = { verb = verb, cause = request.cause, signal = request.signal, by = request.who,
         reason = request.reason, at = self.platform.wall() }
 end
 
-local function begin_roll(self, request)
+local function restart(self, request)
     note(self, 'restart', request)
-    self.log:info({ signal = request.signal, cause = request.cause, by = request.who, reason = request.reason },
-        'Restart requested')
-    local loaded, err = self.launcher:load()
-    local message = err and err.message
-    if loaded then
-        local ok, why = self:adopt(loaded)
-        if not ok then
-            loaded, message = nil, why
-        end
-    end
-    if not loaded then
-        self.log:error({ reason = message }, 'Restart aborted, the old workers stay')
-        refuse(self, request, message, 'aborted')
-        return nil
-    end
-    local previous = self.roll and supersede(self) or self.generation
-    self.generation = self.newest + 1
-    local wish = loaded.plan.restart_concurrency
-    new_roll(self, {
-        generation = self.generation, previous = previous, slots = self.slots,
-        size = batch_size(loaded.plan, #self.slots), canary = type(wish) == 'table' and wish.canary or nil,
-        roll_back = function(roll)
-            return roll_back(self, roll)
-        end,
-        on_end = function(_, verdict)
-            end_of_roll(self, verdict)
-        end,
-    })
-    forget_releases(self)
-    self.roll:add(request)
-    self.roll:advance()
-    change(self)
-    return 'rolling'
+    return rolling.begin(self, request)
 end
 
 local function begin_stop(self, request)
@@ -519,7 +367,7 @@ local function begin_stop(self, request)
     if self.process_count == 0 then
         self.agenda:post(self, 'emptied')
     end
-    change(self)
+    self:changed()
     return 'stopping'
 end
 
@@ -541,7 +389,7 @@ local function finish(self, code)
             request.on_stopped(code)
         end
     end
-    change(self)
+    self:changed()
     self.agenda:finish(self)
     self.on_exit(code)
     return 'stopped'
@@ -581,7 +429,7 @@ local function resize(self, count, request)
     self.log:info({ from = #self.slots, to = count, signal = request.signal, cause = request.cause, by = request.who },
         'Scaling cluster')
     self:resize(count)
-    change(self)
+    self:changed()
 end
 
 definition = machine.define {
@@ -612,7 +460,7 @@ definition = machine.define {
     states = {
         booting = { -- until every slot has been served at the same time once
             served = served_while_booting,
-            restart = begin_roll,
+            restart = restart,
             rolled = bug,
             scale = resize,
             stop = begin_stop,
@@ -622,7 +470,7 @@ definition = machine.define {
         },
         steady = {
             served = ignore,
-            restart = begin_roll,
+            restart = restart,
             rolled = ignore,
             scale = resize,
             stop = begin_stop,
@@ -636,9 +484,9 @@ definition = machine.define {
                     self.roll:slot_filled(slot)
                 end
             end,
-            restart = begin_roll,
+            restart = restart,
             rolled = function(self)
-                change(self)
+                self:changed()
                 if self.ready then
                     return 'steady'
                 end
@@ -654,7 +502,7 @@ definition = machine.define {
         stopping = {
             served = ignore,
             restart = function(self, request)
-                refuse(self, request, 'the cluster is stopping', 'stopped')
+                rolling.refuse(self, request, 'the cluster is stopping', 'stopped')
             end,
             rolled = ignore,
             scale = ignore,

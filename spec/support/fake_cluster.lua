@@ -157,6 +157,9 @@ function M.new(options)
     world.cluster = Cluster.new {
         platform = platform, agenda = world.agenda, log = world.log, launcher = world.launcher, sockets = world.sockets,
         on_adopt = function() end,
+        on_change = function(cluster)
+            cluster:summary()
+        end,
         on_exit = function(code)
             world.code = code
         end,

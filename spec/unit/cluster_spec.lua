@@ -315,6 +315,7 @@ describe('cluster', function()
             assert.same({ 'aborted', 2, FAILED },
                 { world.verdicts[1].result, world.verdicts[1].done, world.verdicts[1].message })
             assert.same({ 2, 2, 1, 1 }, generations(world))
+            assert.equal(1, world.count 'Restart aborted, two releases serve')
         end)
 
         it('says how many stay replaced when the old release does not start any more', function()
