@@ -189,6 +189,19 @@ int dm_address_parse(const char *text, struct dm_address *address, const char **
     return parse_host_port(text, address, why);
 }
 
+void dm_address_from_here(struct dm_address *address) {
+    const char *why;
+    const int port = dm_address_port(address);
+    const bool six = address->u.any.sa_family == AF_INET6;
+    if (six && IN6_IS_ADDR_UNSPECIFIED(&address->u.in6.sin6_addr)) {
+        /* A machine without IPv6 addresses can have a [::] that takes IPv4. */
+        dm_address_set_host(address, address->dual ? "127.0.0.1" : "::1", &why);
+    } else if (!six && address->u.in.sin_addr.s_addr == INADDR_ANY) {
+        dm_address_set_host(address, "127.0.0.1", &why);
+    }
+    dm_address_set_port(address, port);
+}
+
 int dm_address_of(int fd, struct dm_address *address) {
     memset(address, 0, sizeof *address);
     address->length = sizeof address->u;

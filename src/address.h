@@ -34,6 +34,9 @@ int dm_address_set_port(struct dm_address *address, long port);
 int dm_address_set_path(struct dm_address *address, const char *path, size_t length,
                         const char **why);
 
+/* The wildcard becomes the loopback address by which it is reached from this machine. */
+void dm_address_from_here(struct dm_address *address);
+
 /* The address a socket is bound to. */
 int dm_address_of(int fd, struct dm_address *address);
 

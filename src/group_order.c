@@ -27,18 +27,6 @@ static int announce(const struct dm_lane *lane, int size) {
     return setsockopt(lane->fd, IPPROTO_TCP, TCP_MAXSEG, &size, sizeof size) == 0 ? 0 : -errno;
 }
 
-/* The listener's address as a client reaches it from here. */
-static struct dm_address reachable(const struct dm_listener *listener) {
-    struct dm_address address = listener->address;
-    if (address.u.any.sa_family == AF_INET && address.u.in.sin_addr.s_addr == INADDR_ANY) {
-        address.u.in.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    } else if (address.u.any.sa_family == AF_INET6 &&
-               IN6_IS_ADDR_UNSPECIFIED(&address.u.in6.sin6_addr)) {
-        address.u.in6.sin6_addr = in6addr_loopback;
-    }
-    return address;
-}
-
 /* A client socket with a port; the port, or a negative error. */
 static int open_client(const struct dm_address *to, int *fd) {
     struct dm_address from = *to;
@@ -77,10 +65,9 @@ static int connect_and_ask(int fd, const struct dm_address *to) {
 static int attach(const struct dm_listener *listener, uint16_t port, size_t index) {
     struct sock_filter code[DM_STEERING_INSTRUCTIONS];
     struct dm_target all[DM_STEERING_LANES];
-    struct dm_steering steering = {.targets = all,
-                                   .count = listener->members,
-                                   .probe_port = port,
-                                   .probe_index = (uint32_t)index};
+    const struct dm_probe probe = {port, (uint32_t)index};
+    const struct dm_steering steering = {
+        .targets = all, .count = listener->members, .probes = &probe, .probe_count = 1};
     for (size_t i = 0; i < listener->members; i++) {
         all[i] = (struct dm_target){(uint32_t)i, 1};
     }
@@ -90,7 +77,8 @@ static int attach(const struct dm_listener *listener, uint16_t port, size_t inde
 
 /* Which of lanes[] has the index. */
 static int lane_at(const struct dm_listener *listener, size_t index) {
-    const struct dm_address to = reachable(listener);
+    struct dm_address to = listener->address;
+    dm_address_from_here(&to);
     int fd = -1;
     int rc = open_client(&to, &fd);
     if (rc > 0) {

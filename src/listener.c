@@ -205,7 +205,12 @@ static bool is_target(const struct dm_steer *steer, const struct dm_lane *lane) 
             return true;
         }
     }
-    return steer->probe_port && steer->probe_lane == lane;
+    for (size_t i = 0; i < steer->probe_count; i++) {
+        if (steer->probes[i].lane == lane) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /* A member that listens: the kernel takes a program for any other socket and ignores it. */
@@ -224,7 +229,8 @@ static int build(const struct dm_listener *self, const struct dm_lane *without,
     const struct dm_steer *steer = &self->steer;
     struct dm_target targets[DM_STEERING_LANES];
     uint32_t buckets[DM_STEERING_BUCKETS];
-    struct dm_steering steering = {.targets = targets};
+    struct dm_probe probes[DM_STEERING_PROBES];
+    struct dm_steering steering = {.targets = targets, .probes = probes};
     for (size_t i = 0; i < steer->count; i++) {
         if (steer->lanes[i].lane != without) {
             targets[steering.count++] =
@@ -242,9 +248,11 @@ static int build(const struct dm_listener *self, const struct dm_lane *without,
         steering.buckets = buckets;
         steering.bucket_count = steer->bucket_count;
     }
-    if (steer->probe_port && steer->probe_lane != without) {
-        steering.probe_port = steer->probe_port;
-        steering.probe_index = (uint32_t)steer->probe_lane->index;
+    for (size_t i = 0; i < steer->probe_count; i++) {
+        if (steer->probes[i].lane != without) {
+            probes[steering.probe_count++] =
+                (struct dm_probe){steer->probes[i].port, (uint32_t)steer->probes[i].lane->index};
+        }
     }
     qsort(targets, steering.count, sizeof *targets, by_index);
     return dm_steering_build(&steering, code);
@@ -273,21 +281,25 @@ static int apply(struct dm_listener *self, const struct dm_lane *without) {
 static void forget_steer(struct dm_steer *steer) {
     free(steer->lanes);
     free(steer->buckets);
+    free(steer->probes);
     memset(steer, 0, sizeof *steer);
 }
 
-static void *copy(const void *from, size_t size) {
-    void *to = malloc(size);
+/* NULL for nothing, or if there is no memory: then `*failed`. */
+static void *copy(const void *from, size_t size, bool *failed) {
+    void *to = size ? malloc(size) : NULL;
+    *failed = *failed || (size && !to);
     return to ? memcpy(to, from, size) : NULL;
 }
 
 int dm_listener_steer(struct dm_listener *self, const struct dm_steer *steer) {
     struct dm_steer fresh = *steer;
-    fresh.lanes = steer->count ? copy(steer->lanes, steer->count * sizeof *steer->lanes) : NULL;
-    fresh.buckets = steer->count && steer->bucket_count
-                        ? copy(steer->buckets, steer->bucket_count * sizeof *steer->buckets)
-                        : NULL;
-    if ((steer->count && !fresh.lanes) || (steer->count && steer->bucket_count && !fresh.buckets)) {
+    const size_t bucket_count = steer->count ? steer->bucket_count : 0;
+    bool failed = false;
+    fresh.lanes = copy(steer->lanes, steer->count * sizeof *steer->lanes, &failed);
+    fresh.buckets = copy(steer->buckets, bucket_count * sizeof *steer->buckets, &failed);
+    fresh.probes = copy(steer->probes, steer->probe_count * sizeof *steer->probes, &failed);
+    if (failed) {
         forget_steer(&fresh);
         return -ENOMEM;
     }

@@ -27,14 +27,19 @@ struct dm_steer_lane {
     uint32_t weight;
 };
 
+struct dm_steer_probe {
+    struct dm_lane *lane;
+    uint16_t port;
+};
+
 /* What is asked of dm_listener_steer; the listener keeps a copy. */
 struct dm_steer {
     struct dm_steer_lane *lanes;
     size_t count;
     uint16_t *buckets; /* sticky: position in lanes[] of each bucket, NULL if not */
     size_t bucket_count;
-    uint16_t probe_port;
-    struct dm_lane *probe_lane;
+    struct dm_steer_probe *probes;
+    size_t probe_count;
 };
 
 struct dm_listener {

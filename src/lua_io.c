@@ -50,5 +50,6 @@ void dm_lua_open_io(lua_State *L) {
     dm_lua_open_sink(L);
     dm_lua_open_notify(L);
     dm_lua_open_stream(L);
+    dm_lua_open_dial(L);
     dm_lua_open_terminal(L);
 }

@@ -27,4 +27,5 @@ void dm_lua_open_files(lua_State *L);
 void dm_lua_open_sink(lua_State *L);
 void dm_lua_open_notify(lua_State *L);
 void dm_lua_open_stream(lua_State *L);
+void dm_lua_open_dial(lua_State *L);
 void dm_lua_open_terminal(lua_State *L);

@@ -445,16 +445,23 @@ static void check_sticky(lua_State *L, struct dm_steer *steer, uint16_t *buckets
     lua_pop(L, 1);
 }
 
-static void check_probe(lua_State *L, const struct dm_listener *listener, struct dm_steer *steer) {
-    lua_getfield(L, 3, "probe");
-    if (lua_istable(L, -1)) {
+/* opts.probes: { { port, lane }, ... } */
+static void check_probes(lua_State *L, const struct dm_listener *listener, struct dm_steer *steer,
+                         struct dm_steer_probe *probes) {
+    lua_getfield(L, 3, "probes");
+    const size_t count = lua_istable(L, -1) ? lua_objlen(L, -1) : 0;
+    luaL_argcheck(L, count <= DM_STEERING_PROBES, 3, "at most 64 probes");
+    for (size_t i = 0; i < count; i++) {
+        lua_rawgeti(L, -1, (int)i + 1);
+        luaL_checktype(L, -1, LUA_TTABLE);
         const int port = integer_field(L, lua_gettop(L), "port", 0);
         luaL_argcheck(L, port >= 1 && port <= 65535, 3, "probe: expected a port");
         lua_getfield(L, -1, "lane");
-        steer->probe_lane = check_member(L, -1, listener);
-        steer->probe_port = (uint16_t)port;
-        lua_pop(L, 1);
+        probes[i] = (struct dm_steer_probe){check_member(L, -1, listener), (uint16_t)port};
+        lua_pop(L, 2);
     }
+    steer->probes = probes;
+    steer->probe_count = count;
     lua_pop(L, 1);
 }
 
@@ -463,6 +470,7 @@ static int l_listener_steer(lua_State *L) {
     static const char *const names[] = {"shared", "hash", "steered", "sticky"};
     struct dm_steer_lane lanes[DM_STEERING_LANES];
     uint16_t buckets[DM_STEERING_BUCKETS];
+    struct dm_steer_probe probes[DM_STEERING_PROBES];
     struct dm_steer steer = {.lanes = lanes};
     struct dm_listener *listener = to_listener(L, 1);
     if (!listener) {
@@ -474,7 +482,7 @@ static int l_listener_steer(lua_State *L) {
     check_lanes(L, listener, lanes, (int)steer.count);
     if (lua_istable(L, 3)) {
         check_sticky(L, &steer, buckets);
-        check_probe(L, listener, &steer);
+        check_probes(L, listener, &steer, probes);
     }
     const int error = dm_listener_steer(listener, &steer);
     lua_pushstring(L, names[listener->in_force]);

@@ -1,6 +1,6 @@
 /* steering.c: see steering.h.
  *
- * Layout: [probe rule] [a number: random % n, or the client's bucket] [binary search over
+ * Layout: [probe rules] [a number: random % n, or the client's bucket] [binary search over
  * segments]. A segment is a stretch of numbers with one answer: one lane, or a run of lanes with
  * consecutive indexes. Every leaf returns, so no code follows a subtree and jumps only go forward.
  */
@@ -82,14 +82,32 @@ static void emit_version(struct program *p, uint8_t six) {
     jump(p, BPF_JMP | BPF_JEQ | BPF_K, 6, six, 0);
 }
 
-static void emit_probe(struct program *p, const struct dm_steering *steering) {
-    emit_version(p, 3);
+/* Goes on if a word of the packet equals another one, else jumps over `unequal` instructions. */
+static void emit_compare(struct program *p, uint32_t a, uint32_t b, size_t unequal) {
+    op(p, BPF_LD | BPF_W | BPF_ABS, NETWORK + a);
+    op(p, BPF_MISC | BPF_TAX, 0);
+    op(p, BPF_LD | BPF_W | BPF_ABS, NETWORK + b);
+    jump(p, BPF_JMP | BPF_JEQ | BPF_X, 0, 0, (uint8_t)unequal);
+}
+
+/* A client elsewhere may have the port of a probe; it cannot have the address that it connects to.
+ */
+static void emit_probes(struct program *p, const struct dm_steering *steering) {
+    const size_t rules = 2 * steering->probe_count;
+    const size_t compare = 4, six = 4 * compare + 1; /* instructions */
+    emit_version(p, (uint8_t)(compare + 3));
+    emit_compare(p, 12, 16, 3 + six + rules);
     op(p, BPF_LDX | BPF_B | BPF_MSH, NETWORK); /* length of the IPv4 header */
     op(p, BPF_LD | BPF_H | BPF_IND, NETWORK);
-    op(p, BPF_JMP | BPF_JA, 1);
+    op(p, BPF_JMP | BPF_JA, (uint32_t)six);
+    for (uint32_t word = 0; word < 4; word++) {
+        emit_compare(p, 8 + 4 * word, 24 + 4 * word, (3 - word) * compare + 1 + rules);
+    }
     op(p, BPF_LD | BPF_H | BPF_ABS, NETWORK + 40); /* the IPv6 header's is fixed */
-    jump(p, BPF_JMP | BPF_JEQ | BPF_K, steering->probe_port, 0, 1);
-    op(p, BPF_RET | BPF_K, steering->probe_index);
+    for (size_t i = 0; i < steering->probe_count; i++) {
+        jump(p, BPF_JMP | BPF_JEQ | BPF_K, steering->probes[i].port, 0, 1);
+        op(p, BPF_RET | BPF_K, steering->probes[i].index);
+    }
 }
 
 static void emit_bucket(struct program *p, size_t count) {
@@ -171,14 +189,15 @@ static size_t random_segments(const struct dm_steering *steering, struct segment
 int dm_steering_build(const struct dm_steering *steering, struct sock_filter *out) {
     struct segment segments[DM_STEERING_BUCKETS];
     struct program p = {out, 0, false};
-    if (steering->count > DM_STEERING_LANES || steering->bucket_count > DM_STEERING_BUCKETS) {
+    if (steering->count > DM_STEERING_LANES || steering->bucket_count > DM_STEERING_BUCKETS ||
+        steering->probe_count > DM_STEERING_PROBES) {
         return -E2BIG;
     }
     if (steering->count == 0 && steering->bucket_count == 0) {
         return -EINVAL;
     }
-    if (steering->probe_port) {
-        emit_probe(&p, steering);
+    if (steering->probe_count) {
+        emit_probes(&p, steering);
     }
     if (steering->bucket_count) {
         emit_bucket(&p, steering->bucket_count);

@@ -14,12 +14,19 @@ enum {
      * weight takes at most three, so this many fit with room to spare. */
     DM_STEERING_LANES = 1024,
     DM_STEERING_BUCKETS = 1024,
+    DM_STEERING_PROBES = 64, /* two instructions each, which are within the jump over all of them */
     DM_STEERING_INSTRUCTIONS = 4096,
 };
 
 struct dm_target {
     uint32_t index;  /* in the group */
     uint32_t weight; /* > 0; only ratios count; their sum fits 32 bits */
+};
+
+/* Connections from this port, and from the address they go to: so they come from this machine. */
+struct dm_probe {
+    uint16_t port;
+    uint32_t index;
 };
 
 struct dm_steering {
@@ -29,9 +36,8 @@ struct dm_steering {
      * its address, see dm_steering_bucket. */
     const uint32_t *buckets;
     size_t bucket_count;
-    /* Connections from this source port go to this index; 0: no such rule. */
-    uint16_t probe_port;
-    uint32_t probe_index;
+    const struct dm_probe *probes;
+    size_t probe_count;
 };
 
 /* Number of instructions written to out[DM_STEERING_INSTRUCTIONS], or -E2BIG, -EINVAL. */

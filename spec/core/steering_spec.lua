@@ -290,15 +290,40 @@ describe('steering (seed ' .. seed .. ')', function()
             local port = open ':0'
             local a, b, c = listener:lane(), listener:lane(), listener:lane()
             local probe = { source = host, source_port = 31000 }
+            local other = { source = '127.0.0.2', source_port = 31000 }
             for _, sticky in ipairs { false, true } do
-                listener:steer({ { lane = a }, { lane = b } }, { probe = { port = 31000, lane = c }, sticky = sticky })
+                listener:steer({ { lane = a }, { lane = b } }, {
+                    probes = { { port = 31001, lane = a }, { port = 31000, lane = c } }, sticky = sticky })
                 for _ = 1, 5 do
                     assert.same({ 0, 0, 1 }, spread({ a, b, c }, host, port, 1, probe))
+                    if host == '127.0.0.1' then -- there is one address of IPv6 on a loopback device
+                        assert.equal(0, spread({ a, b, c }, host, port, 1, other)[3])
+                    end
                     assert.equal(0, spread({ a, b, c }, host, port, 10)[3])
                 end
             end
         end)
     end
+
+    it('sends each of many probes to its own lane, and refuses more', function()
+        local port = open '127.0.0.1:0'
+        local lanes, probes = {}, {}
+        for i = 1, 64 do
+            lanes[i] = listener:lane()
+            probes[i] = { port = 31000 + i, lane = lanes[i] }
+        end
+        assert.equal('steered', listener:steer({ { lane = lanes[1] } }, { probes = probes }))
+        for _, i in ipairs { 1, 2, 33, 64 } do
+            assert.equal(1, spread(lanes, '127.0.0.1', port, 1, { source = '127.0.0.1', source_port = 31000 + i })[i])
+        end
+        assert.equal('EBUSY', select(3, lanes[64]:close()))
+        probes[65] = { port = 31065, lane = lanes[1] }
+        assert.has_error(function()
+            listener:steer({ { lane = lanes[1] } }, { probes = probes })
+        end)
+        assert.equal('steered', listener:steer { { lane = lanes[1] } })
+        assert.is_true(lanes[64]:close())
+    end)
 
     it('takes hundreds of lanes of different weight', function()
         open '127.0.0.1:0'
