@@ -21,6 +21,7 @@ local function words(worker, status, oom)
         return status.failed.message
     elseif worker.late then
         return ('was not ready within %g s'):format(worker.plan.ready_timeout_ms / 1000)
+            .. (worker.probed and ': ' .. worker.probed or '')
     elseif oom then
         return 'was killed because memory ran out'
     elseif status.signal then

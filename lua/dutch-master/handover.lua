@@ -76,6 +76,13 @@ function M.homeless(self)
     end
 end
 
+--- Accepts a connection that waits in a lane. What its worker is asked must not go unnoticed to others (probes.lua).
+function M.take(record)
+    local fd = record.lane:accept()
+    record.given = record.given + (fd and 1 or 0)
+    return fd
+end
+
 --- Gives away what waits in a lane. @return how many
 function M.lane(self, record)
     local count = 0
@@ -83,7 +90,7 @@ function M.lane(self, record)
         return count
     end
     while #self.homeless == 0 and self.in_flight < MAX_IN_FLIGHT and #M.heirs(self, record) > 0 do
-        local fd = record.lane:accept()
+        local fd = M.take(record)
         if not fd then
             break
         end

@@ -234,7 +234,7 @@ local listen = either(ADDRESS .. ', or a table of these', {
 })
 
 local READY = 'one of "listening", "message", "notify", { alive = seconds }, { port = n }, { path = "/socket" }, '
-    .. 'or { message = "text" }'
+    .. '{ http = "/path" }, or { message = "text" }'
 local READY_WORDS = { 'listening', 'message', 'notify' }
 local READY_FIELDS = {
     alive = { inside = 'alive_ms', type = schema.seconds(0) },
@@ -242,7 +242,22 @@ local READY_FIELDS = {
     path = { inside = 'path', type = schema.absolute_path },
     message = { inside = 'message', type = schema.text },
 }
-local READY_NAMES = { 'alive', 'message', 'path', 'port' }
+local READY_NAMES = { 'alive', 'http', 'message', 'path', 'port' }
+
+-- What goes into a request line, or a header: nothing that would end either.
+local function one_word(expects, first)
+    return schema.simple(expects, function(value)
+        return type(value) == 'string' and #value <= 2048 and value:find('^' .. first .. '[\33-\126]*$') ~= nil
+    end)
+end
+local READY_HTTP = 'a table with http, port, host, interval, timeout'
+local ready_http = schema.record(READY_HTTP, {
+    http = { inside = 'path', type = one_word('a path such as "/health"', '/'), required = true },
+    port = { type = schema.integer(1, 65535) },
+    host = { type = one_word('the name of a host', '[\33-\126]') },
+    interval = { inside = 'interval_ms', type = schema.seconds(0.01), default = 500 },
+    timeout = { inside = 'timeout_ms', type = schema.seconds(0.01), default = 1000 },
+})
 
 local ready = either(READY, {
     string = {
@@ -257,6 +272,11 @@ local ready = either(READY, {
     },
     table = {
         check = function(value, at)
+            if value.http ~= nil then
+                local inside = ready_http.check(value, at)
+                inside.type = 'http'
+                return inside
+            end
             local name, given = next(value)
             if name == nil or next(value, name) ~= nil then
                 at:fail(READY, value)

@@ -42,7 +42,7 @@ M.list = {
         doc = 'a worker whose queue does not move for so long gets no new connections' },
     { name = 'ready', type = types.ready, default = { type = 'auto' }, default_text = 'by kind',
         doc = 'what makes a worker ready: "listening", "message", "notify", { alive = s }, { port = n }, '
-            .. '{ path = p }, { message = "text" }' },
+            .. '{ path = p }, { message = "text" }, { http = "/path", port, host, interval, timeout }' },
     { name = 'readyTimeout', inside = 'ready_timeout_ms', type = schema.seconds(0.01), default = 60000,
         default_text = '60', unit = 's', doc = 'a worker that is not ready by then is given up' },
     { name = 'stopSignal', inside = 'stop_signal', type = types.stop_signal, default_text = 'by kind',

@@ -140,14 +140,36 @@ local function complete(plan, raw, at)
     end
 
     if exec and READY_OF_CHANNEL[plan.ready.type] then
-        at:key('ready'):say(('a worker of kind "exec" has no channel: expected "notify" or { alive = '
-            .. 'seconds }, found %s'):format(schema.describe(plan.ready.type)))
+        at:key('ready'):say(('a worker of kind "exec" has no channel: expected "notify", { alive = '
+            .. 'seconds } or { http = "/path" }, found %s'):format(schema.describe(plan.ready.type)))
     elseif not exec and #plan.listen > 0 then
         at:key('listen'):say(('a worker of kind "%s" names its addresses itself, when it listens'):format(plan.kind))
     end
 end
 
 local HOOK_TABLES = { every = true }
+
+local function has_tcp_port(listen, port)
+    for _, entry in ipairs(listen) do
+        local found = not entry.text:find '^udp:' and not entry.text:find '^unix:' and entry.text:match ':(%d+)$'
+        if found and (port == nil or tonumber(found) == port) then
+            return true
+        end
+    end
+    return false
+end
+
+-- A worker is asked by way of the lane that it alone has. Where a kernel without steering leaves it none, that is seen
+-- when it is forked.
+local function check_probe(plan, at)
+    local port = plan.ready.port
+    if plan.balance == 'shared' then
+        at:key('ready'):say('with balance = "shared" a worker cannot be asked alone: expected "steered" or "sticky"')
+    elseif plan.kind == 'exec' and not has_tcp_port(plan.listen, port) then
+        at:key('ready'):say(port and ('no TCP address in listen has the port %d'):format(port)
+            or 'a worker of kind "exec" is asked at a TCP address of listen: there is none')
+    end
+end
 
 local function note_hook(plan, option, given, inside)
     if HOOK_TABLES[option.name] then
@@ -248,6 +270,9 @@ function M.build(raw, where)
     end
     if #at.errors == 0 then
         complete(plan, raw, at)
+        if plan.ready.type == 'http' then
+            check_probe(plan, at)
+        end
         resolve_account(plan, where, at)
     end
     if #at.errors > 0 then

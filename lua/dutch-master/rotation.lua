@@ -7,6 +7,7 @@
 
 local Buckets = require 'dutch-master.buckets'
 local handover = require 'dutch-master.handover'
+local probes = require 'dutch-master.probes'
 local upkeep = require 'dutch-master.upkeep'
 
 local Rotation = {}
@@ -30,6 +31,7 @@ function Rotation.new(options)
     self.turn = 0 -- whose turn it is to be given a connection
     self.in_flight = 0 -- connections given to a worker that has not said yet whether it takes them
     self.homeless = {} -- accepted, and nobody to give them to
+    self.probes, self.revived = {}, 0 -- see probes.lua
     return self
 end
 
@@ -44,7 +46,7 @@ local function new_lane(self)
     if not lane then
         return nil, message, code
     end
-    local record = { lane = lane, state = 'free', weight = 1, depth = 0, quiet = true }
+    local record = { lane = lane, state = 'free', weight = 1, depth = 0, quiet = true, given = 0 }
     record.fd = lane:fd() -- to watch it: asked for later, it would be made non-blocking for a worker
     record.out_since = self.platform.now()
     self.records[#self.records + 1] = record
@@ -144,7 +146,7 @@ function Rotation:steer()
         return
     end
     local list = candidates(self)
-    local lanes, options = {}, {}
+    local lanes, options = {}, { probes = probes.rules(self) }
     for _, record in ipairs(self.records) do
         record.out_since = record.steered and self.platform.now() or record.out_since
         record.steered = false
@@ -257,7 +259,7 @@ function Rotation:drop(worker_id)
     if not record then
         return
     end
-    self.users[worker_id] = nil
+    self.users[worker_id], self.probes[worker_id] = nil, nil
     if self.address.path then
         upkeep.repair(self, record, worker_id)
     end
@@ -287,6 +289,15 @@ end
 function Rotation:is_used()
     return next(self.users) ~= nil
 end
+
+--- Whether the worker has this socket, and whether it has a lane of its own there.
+function Rotation:has(worker_id)
+    local record = self.users[worker_id]
+    return record ~= nil, record ~= nil and not self.shared and not record.guest
+end
+
+-- See probes.lua.
+Rotation.probe, Rotation.probed, Rotation.unprobe = probes.begin, probes.finish, probes.forget
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Now and then

@@ -48,6 +48,7 @@ function Sockets.new(options)
         retired = {}, -- no longer in the plan, still used
         workers = {}, -- id -> {state, leaving = timer}
         quiet_ticks = 0,
+        opened = 0, -- listeners, ever
     }, Sockets)
     self.timer = self.platform.timer(function()
         self:tick()
@@ -142,6 +143,8 @@ local function open_rotation(self, fields)
     fields.takes = self.takes
     fields.backlog = math.max(self.backlog, fields.backlog or 0)
     fields.fd = take_inherited(self, fields.address, fields.fd)
+    self.opened = self.opened + 1
+    fields.number = self.opened
     local rotation = Rotation.new(fields)
     local ok, message, code = rotation:open()
     if not ok then
@@ -493,6 +496,32 @@ function Sockets:drop(id)
         rotation:drop(id)
     end
     self:close_unused()
+end
+
+--- Where a worker can be asked something (see probe.lua): the TCP socket with this port, or its first.
+-- @return the rotation, or nil, why, code: ENOENT if it has no such socket (yet), ENOTSUP if others have the same
+function Sockets:probe_target(id, port)
+    local list, asked_for = { unpack(self.plan) }, {}
+    for _, rotation in pairs(self.by_key) do
+        asked_for[#asked_for + 1] = rotation
+    end
+    table.sort(asked_for, function(a, b)
+        return a.number < b.number
+    end)
+    for _, rotation in ipairs(asked_for) do
+        list[#list + 1] = rotation
+    end
+    for _, rotation in ipairs(list) do
+        local address = rotation.address
+        local has, alone = rotation:has(id)
+        if has and address.type == 'stream' and address.port and (port == nil or address.port == port) then
+            if alone then
+                return rotation
+            end
+            return nil, ('all workers have one socket at %s'):format(address.text), 'ENOTSUP'
+        end
+    end
+    return nil, port and ('it does not listen on port %d'):format(port) or 'it does not listen on a TCP port', 'ENOENT'
 end
 
 --- A worker's share of new connections, as a ratio to the others' 1: for canaries and ramps.

@@ -40,6 +40,9 @@ function M.repair(self, record, ended)
         return
     end
     fields.repaired = table.concat(done, ', ')
+    if fields.repaired:find 'shutdown' or fields.repaired:find 'reuseport' then
+        self.revived = self.revived + 1 -- the kernel's order was not the one in force
+    end
     if record.quiet and fields.repaired == 'backlog' or ended and fields.repaired == 'path' then
         self.log:debug(fields, 'Listening socket repaired') -- every server's first listen() changes the backlog
     else
@@ -69,7 +72,7 @@ local function head_is_young(self, record)
     if not self.rescue or #handover.heirs(self, record) == 0 then
         return false
     end
-    local fd = record.lane:accept()
+    local fd = handover.take(record)
     if not fd then
         return true
     end

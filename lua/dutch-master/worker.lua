@@ -14,6 +14,7 @@
 local conversation = require 'dutch-master.conversation'
 local exit_report = require 'dutch-master.exit_report'
 local machine = require 'dutch-master.machine'
+local Probe = require 'dutch-master.probe'
 local protocol = require 'dutch-master.protocol'
 local ignore, bug = machine.ignore, machine.bug
 
@@ -62,6 +63,49 @@ local function listen_for_readiness(self, info)
     end
 end
 
+-- What came of asking it for a page.
+local function on_probe(self, result)
+    if self.probed ~= result.words then
+        self.probed = result.words
+        self.log:debug({ address = result.address }, 'Worker was asked: ' .. result.words)
+    end
+    if result.good then
+        self.agenda:post(self, 'ready', { address = result.address })
+    end
+end
+
+local function end_probe(self)
+    if self.probe then
+        self.probe:close()
+        self.probe = nil
+    end
+end
+
+-- Where others have the same socket, one of them might answer: there the rule of its kind must do.
+-- @return whether there is a socket at which it can be asked alone
+local function can_be_probed(self)
+    local target, why, code = self.sockets:probe_target(self.id, self.ready_rule.port)
+    if code == 'ENOTSUP' then
+        self.log:warn({ reason = why }, 'Worker cannot be asked alone, it is ready by the rule of its kind')
+        self.ready_rule = self.kind.default_ready
+    elseif not target then
+        self.probed = why
+    end
+    return target ~= nil
+end
+
+local function begin_probe(self)
+    if not self.probe and (not self.state or self.state == 'starting') then
+        self.probe = Probe.new {
+            platform = self.platform, sockets = self.sockets, id = self.id, rule = self.ready_rule,
+            on_result = function(result)
+                on_probe(self, result)
+            end,
+        }
+        self.probe:start(0)
+    end
+end
+
 local function on_message(self, message)
     if type(message) == 'table' and message.event == 'request-restart' then
         return self.agenda:post(self, 'request_restart')
@@ -89,10 +133,15 @@ local function start_conversation(self)
         end,
         on_listening = function(info)
             self.listening = true
+            if self.ready_rule.type == 'http' and can_be_probed(self) then
+                begin_probe(self)
+            end
             listen_for_readiness(self, info)
         end,
         on_ready = function()
-            self.agenda:post(self, 'ready', {})
+            if self.ready_rule.type ~= 'http' then
+                self.agenda:post(self, 'ready', {})
+            end
         end,
         on_message = function(message)
             on_message(self, message)
@@ -160,6 +209,7 @@ function Worker:spawn(fields)
     if fields.channel then
         start_conversation(self)
     end
+    local asked = not fields.channel and self.ready_rule.type == 'http' and can_be_probed(self)
     local child, message, code = self.platform.spawn(fields)
     if not child then
         return nil, message, code
@@ -169,6 +219,9 @@ function Worker:spawn(fields)
     self.log = self.log:child { workerPid = self.pid }
     self.agenda:start(self, definition)
     self.log:info('Creating new worker')
+    if asked then
+        begin_probe(self) -- the question waits in its queue until it listens
+    end
     return true
 end
 
@@ -217,6 +270,7 @@ local function lose(self, why)
 end
 
 local function became_ready(self, facts)
+    end_probe(self)
     self.ready_at = self.platform.now()
     self.sockets:join(self.id)
     self.log:info({ address = facts.address }, 'Worker listening')
@@ -245,6 +299,7 @@ end
 
 -- Nobody talks to a worker that is not ready: it is asked at once.
 local function stop_starting(self)
+    end_probe(self)
     self.told = true
     start_of_stop(self)
     return ask(self)
@@ -298,9 +353,11 @@ local function start_deadline(self)
         return became_ready(self, {})
     end
     self.late = true
+    end_probe(self)
+    local asked = self.probed and ': ' .. self.probed
     self.log:warn({ readyTimeout = self.plan.ready_timeout_ms / 1000, listening = self.listening },
-        'Worker was not ready in time' .. suspicion(self))
-    lose(self, 'was not ready in time')
+        'Worker was not ready in time' .. (asked or suspicion(self)))
+    lose(self, 'was not ready in time' .. (asked or ''))
     return terminate(self)
 end
 
@@ -312,6 +369,7 @@ local function closed_while_leaving(self)
 end
 
 local function closed_while_starting(self)
+    end_probe(self)
     self.channel_open = false
     self.log:warn('Worker disconnected unexpectedly while starting')
     lose(self, 'disconnected while starting')
@@ -332,6 +390,7 @@ end
 
 -- The app leaves by itself (cluster.worker.disconnect()): it accepts nothing any more, and finishes what it has.
 local function leaving(self)
+    end_probe(self)
     self.log:info('Worker leaves by itself')
     self.left = true
     self.asks = 'nothing'
@@ -342,6 +401,7 @@ local function leaving(self)
 end
 
 local function finish(self, status)
+    end_probe(self) -- before its lane is another's
     self.channel_open = false
     self.report = exit_report.new(self, status)
     if status.failed then
@@ -372,6 +432,7 @@ local function mark_retiring()
 end
 
 local function kill_now(self)
+    end_probe(self)
     self.told = true
     return kill(self)
 end

@@ -69,6 +69,24 @@ local function new_sockets(platform, settle_ms)
     function sockets:drop(id)
         self.joined[id] = nil
     end
+    -- What a worker is asked by: sockets.target or {why, code} in sockets.no_target.
+    sockets.target = { address = { text = '127.0.0.1:80' } }
+    function sockets.target.probe()
+        return true
+    end
+    function sockets.target.probed()
+        return true
+    end
+    function sockets.target.unprobe() end
+    function sockets.target.waiting()
+        return 0
+    end
+    function sockets.probe_target()
+        if sockets.no_target then
+            return nil, unpack(sockets.no_target)
+        end
+        return sockets.target
+    end
     sockets.weights = {}
     function sockets:weigh(id, weight)
         self.weights[id] = weight

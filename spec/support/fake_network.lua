@@ -65,6 +65,7 @@ local function new_listener(network, address, options)
     end
     function listener.steer(_, list, steering)
         listener.steered, listener.sticky = list, steering and steering.sticky
+        listener.probes = steering and steering.probes or {}
         if network.steering_fails then
             return 'hash', 'not permitted', 'EPERM'
         end

@@ -52,6 +52,24 @@ function Platform.new(options)
     self.null_fd = function()
         return 0
     end
+    -- Connections of the master, the newest last: {address, text, open, on_data, on_end}.
+    self.dials = {}
+    self.dial = function(address, callbacks)
+        local dial = { address = address, open = true, on_data = callbacks.on_data, on_end = callbacks.on_end }
+        function dial.port()
+            return 40000
+        end
+        function dial.start(_, text)
+            dial.text = text
+            return true
+        end
+        function dial.close()
+            assert(dial.open, 'closed twice')
+            dial.open = false
+        end
+        self.dials[#self.dials + 1] = dial
+        return dial
+    end
     self.notify_socket = function(_, fn)
         local socket = { fn = fn }
         function socket.name()

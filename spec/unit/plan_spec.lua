@@ -96,6 +96,16 @@ describe('plan', function()
         end
         refused({ worker = { 'x' }, ready = 'listening' }, 'ready: a worker of kind "exec" has no channel')
         refused({ worker = { 'x' }, ready = { port = 80 } }, 'ready: a worker of kind "exec" has no channel')
+        local asked = { http = '/health' }
+        refused({ worker = 'app.js', ready = asked, balance = 'shared' },
+            'ready: with balance = "shared" a worker cannot be asked alone')
+        refused({ worker = { 'x' }, ready = asked }, 'ready: a worker of kind "exec" is asked at a TCP address of listen')
+        refused({ worker = { 'x' }, ready = asked, listen = { 'udp:127.0.0.1:80', 'unix:/x:80' } },
+            'ready: a worker of kind "exec" is asked at a TCP address of listen')
+        refused({ worker = { 'x' }, ready = { http = '/', port = 81 }, listen = { ':80', 'udp::81' } },
+            'ready: no TCP address in listen has the port 81')
+        assert.same({ type = 'http', path = '/', port = 81, interval_ms = 500, timeout_ms = 1000 },
+            build({ worker = { 'x' }, ready = { http = '/', port = 81 }, listen = { ':80', '[::1]:81' } }).ready)
         refused({ worker = 'app.js', listen = ':80' }, 'listen: a worker of kind "node" names its addresses itself')
         refused({ worker = { 'x' }, interpreter = 'node' }, 'interpreter: a worker given as a list')
     end)

@@ -376,6 +376,110 @@ describe('sockets', function()
         end)
     end)
 
+    describe('at which a worker is asked', function()
+        local listener
+
+        local function open()
+            new { want = 3 }
+            sockets:open { A }
+            listener = network.open[A]
+            asking(1, 2)
+            assert(query(3, A)) -- starting
+        end
+
+        it('send the connection to its lane, though that is not in rotation', function()
+            open()
+            local target = assert(sockets:probe_target(3))
+            assert.equal(target, sockets:probe_target(3, 80))
+            assert.is_true(target:probe(3, 40000))
+            assert.is_true(target:probe(1, 40001))
+            assert.same({ 1, 2 }, rotation())
+            local ports = {}
+            for _, probe in ipairs(listener.probes) do
+                ports[probe.port] = probe.lane
+            end
+            assert.same({ [40000] = listener.all[3], [40001] = listener.all[1] }, ports)
+            assert.is_true(target:probed(3))
+            assert.equal(1, #listener.probes)
+            target:unprobe(1)
+            assert.same({}, listener.probes)
+            assert.is_false(target:probed(1))
+        end)
+
+        it('are the plan\'s in its order, then those asked for in theirs', function()
+            new()
+            sockets:open { 'unix:/s', 'udp:127.0.0.1:53', A, '127.0.0.1:81' }
+            sockets:take(1)
+            assert.equal(A, sockets:probe_target(1).address.text)
+            assert.equal('127.0.0.1:81', sockets:probe_target(1, 81).address.text)
+            query(2, '127.0.0.1:83')
+            query(2, '127.0.0.1:82')
+            assert.equal('127.0.0.1:83', sockets:probe_target(2).address.text)
+            assert.equal('127.0.0.1:82', sockets:probe_target(2, 82).address.text)
+            assert.same({ 'it does not listen on port 81', 'ENOENT' }, { select(2, sockets:probe_target(2, 81)) })
+            assert.same({ 'it does not listen on a TCP port', 'ENOENT' }, { select(2, sockets:probe_target(9)) })
+        end)
+
+        it('are no shared ones', function()
+            new { balance = 'shared' }
+            sockets:open { A }
+            sockets:take(1)
+            assert.same({ 'all workers have one socket at ' .. A, 'ENOTSUP' }, { select(2, sockets:probe_target(1)) })
+        end)
+
+        it('are none while steering is refused', function()
+            open()
+            local target = sockets:probe_target(3)
+            network.steering_fails = true
+            assert.same({ 'steering is refused', 'EPERM' }, { select(2, target:probe(3, 40000)) })
+            network.steering_fails = false
+            sockets:tick()
+            assert.same({}, listener.probes)
+            assert.is_true(target:probe(3, 40000))
+        end)
+
+        it('take a limited number of questions at a time', function()
+            new { want = 100 }
+            sockets:open { A }
+            for id = 1, 65 do
+                sockets:take(id)
+                local ok, _, code = sockets:probe_target(id):probe(id, id)
+                assert.same(id <= 64 and { true } or { nil, 'EAGAIN' }, { ok, code })
+            end
+            sockets:probe_target(1):unprobe(1)
+            assert.is_true(sockets:probe_target(65):probe(65, 65))
+        end)
+
+        it('do not trust an answer when the question may have gone to another worker', function()
+            open()
+            local target = sockets:probe_target(1)
+            -- It waited in the lane of a worker that stalled, and was handed on.
+            target:probe(1, 40000)
+            table.insert(listener.all[1].waiting, 1)
+            network.live_fds[1] = true
+            assert.is_true(platform:run_until(function()
+                return logged 'Worker stalled' == 1
+            end, 3000))
+            assert.is_false(target:probed(1))
+            -- A lane was shut down: the kernel's order was another one for a moment, whether that is known already or not.
+            for _, known in ipairs { true, false } do
+                target:probe(3, 40000)
+                listener.all[2].repairs = { 'shutdown' }
+                if known then
+                    platform:advance(1000)
+                end
+                assert.is_false(target:probed(3))
+            end
+            target:probe(3, 40000)
+            assert.is_true(target:probed(3))
+            -- It was dropped.
+            target:probe(3, 40000)
+            sockets:drop(3)
+            assert.same({}, listener.probes)
+            assert.is_false(target:probed(3))
+        end)
+    end)
+
     describe('of a worker that is stalled', function()
         it('are steered around, emptied, and tried again', function()
             new()

@@ -87,6 +87,105 @@ describe('worker', function()
         assert.equal('loading', worker.status)
     end)
 
+    describe('that is asked for a page', function()
+        local HTTP = { type = 'http', path = '/health', interval_ms = 500, timeout_ms = 1000 }
+        local EXEC = { kind = 'exec', argv = { 'server' }, worker = false, ready = HTTP, ready_timeout_ms = 5000 }
+
+        local function last(world)
+            return world.platform.dials[#world.platform.dials]
+        end
+
+        -- Nothing is asked any more, and no timer left to do so.
+        local function asks_no_more(world)
+            local count = #world.platform.dials
+            assert.is_false(last(world).open)
+            world.platform:advance(3000)
+            assert.equal(count, #world.platform.dials)
+        end
+
+        it('is ready at the first good answer', function()
+            local worker, world = one({}, EXEC)
+            worker.notify.fn { READY = '1' } -- not what was asked for
+            last(world).on_data 'HTTP/1.1 503 No\r\n'
+            world.platform:advance(500)
+            assert.equal('starting', worker.state)
+            last(world).on_data 'HTTP/1.1 200 OK\r\n'
+            assert.equal('running', worker.state)
+            asks_no_more(world)
+        end)
+
+        it('with a channel: once it listens, not when it says that it is ready', function()
+            local worker, world = one({}, { ready = HTTP })
+            worker.child:become_ready()
+            assert.equal('starting', worker.state)
+            assert.equal(0, #world.platform.dials)
+            worker.conversation.on_listening { stream = true, port = 80, text = '127.0.0.1:80' }
+            worker.conversation.on_listening { stream = true, port = 80, text = '127.0.0.1:80' }
+            world.platform:advance(0)
+            assert.equal(1, #world.platform.dials)
+            last(world).on_data 'HTTP/1.1 302 Found\r\n'
+            assert.equal('running', worker.state)
+            asks_no_more(world)
+        end)
+
+        it('is given up in time, with the last result in words', function()
+            local worker, world = one({ ignores_term = true }, EXEC)
+            world.platform:advance(4900)
+            last(world).on_data 'HTTP/1.1 503 No\r\n'
+            assert.is_false(last(world).open)
+            world.platform:advance(100)
+            assert.equal('terminating', worker.state)
+            assert.equal(1, world.count 'Worker was not ready in time: GET /health answered 503')
+            assert.is_nil(worker.probe)
+            world.platform:advance(10000)
+            assert.equal('was not ready within 5 s: GET /health answered 503', worker.report.message)
+        end)
+
+        it('that does not listen there is given up for that', function()
+            local worker, world = one({}, { ready = HTTP, ready_timeout_ms = 500 })
+            world.sockets.no_target = { 'it does not listen on a TCP port', 'ENOENT' }
+            worker.conversation.on_listening { stream = true, path = '/s', text = 'unix:/s' }
+            world.platform:advance(600)
+            assert.equal(1, world.count 'Worker was not ready in time: it does not listen on a TCP port')
+            assert.equal(0, #world.platform.dials)
+        end)
+
+        it('is not, where others have its socket: then the rule of its kind is enough', function()
+            for _, kind in ipairs { 'exec', 'lua' } do
+                local options = kind == 'exec' and EXEC or { ready = HTTP }
+                local world = fake.new { plan = fake.plan(options) }
+                world.sockets.no_target = { 'one socket', 'ENOTSUP' }
+                world.boot()
+                world.platform:advance(0)
+                for _, worker in pairs(world.cluster.workers) do
+                    if kind == 'lua' then
+                        worker.conversation.on_listening { stream = true, port = 80, text = '127.0.0.1:80' }
+                    end
+                end
+                assert.equal(2, world.count 'Worker cannot be asked alone, it is ready by the rule of its kind')
+                world.platform:advance(1000)
+                assert.equal('steady', world.cluster.state)
+                assert.equal(0, #world.platform.dials)
+            end
+        end)
+
+        it('is asked no more when it ends, is told to leave, killed, or leaves', function()
+            for _, ending in ipairs { 'exit', 'stop', 'kill', 'leaving', 'closed' } do
+                local worker, world = one({ ignores_term = true, ignores_disconnect = true },
+                    { ready = HTTP, backoff = { first_ms = 30000, max_ms = 30000, reset_ms = 0 } })
+                worker.conversation.on_listening { stream = true, port = 80, text = '127.0.0.1:80' }
+                world.platform:advance(0)
+                assert.is_true(last(world).open)
+                if ending == 'exit' then
+                    worker.child:exit { code = 1 }
+                else
+                    worker.agenda:post(worker, ending)
+                end
+                asks_no_more(world)
+            end
+        end)
+    end)
+
     it('of kind exec is asked by its signal, and killed when that and SIGTERM do not help', function()
         local plan = { kind = 'exec', argv = { 'server' }, worker = false, stop_signal = 'SIGQUIT' }
         local worker, world = one({ ignores_term = true }, plan)
