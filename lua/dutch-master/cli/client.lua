@@ -119,7 +119,9 @@ local function no_master(ctx, request, message, code)
     if ctx.options.json then
         ctx.out(control.encode { running = false, script = ctx.script } .. '\n')
     end
-    if ctx.hidden_place then
+    if ctx.options.socket then
+        say(ctx, ('%s: no master listens there'):format(ctx.options.socket))
+    elseif ctx.hidden_place then
         say(ctx, ("%s: not running, as far as this user can see: %s is another user's"):format(ctx.script,
             ctx.hidden_place))
     elseif not ctx.platform.stat(ctx.script) then
@@ -132,17 +134,23 @@ local function no_master(ctx, request, message, code)
 end
 
 --- Asks `request`. on.event(message), on.done(message) -> exit code, or nil to go on; on.failed(error) -> exit code;
--- on.lost(reason) -> exit code when the master hangs up before it answered. on.timeout_ms: for the whole, with
--- on.timed_out() -> exit code; without it, the first word must come within ANSWER_MS and the rest may take its time.
--- Returns an exit code; or nil and a function that asks once more on the same connection, and the loop must run.
+-- on.lost(reason) -> exit code, or nil to go on, when the master hangs up. on.timeout_ms: for the whole, with
+-- on.timed_out() -> exit code or nil; without it, the first word must come within ANSWER_MS and the rest may take its
+-- time. Returns an exit code; or nil, a function that asks once more on the same connection and one that hangs up, and
+-- the loop must run.
 function M.ask(ctx, request, on)
     local conn, message, code = connect(ctx)
     if not conn then
         return no_master(ctx, request, message, code)
     end
+    local function leave(exit_code)
+        if exit_code then
+            M.finish(ctx, exit_code)
+        end
+    end
     local limit = ctx.platform.timer(function()
         if on.timed_out then
-            return M.finish(ctx, on.timed_out())
+            return leave(on.timed_out())
         end
         say(ctx, ('%s: the master does not answer'):format(ctx.script_name))
         M.finish(ctx, TIMED_OUT)
@@ -166,17 +174,15 @@ function M.ask(ctx, request, on)
             say(ctx, ('%s: %s'):format(request.verb, tostring(error.message)))
             return M.finish(ctx, FAILED)
         end
-        local result = on.done(answer)
-        if result then
-            M.finish(ctx, result)
-        end
+        leave(on.done(answer))
     end)
     conn:on_close(function(reason)
+        limit:stop()
         if ctx.finished then
             return
         end
         if on.lost then
-            return M.finish(ctx, on.lost(reason))
+            return leave(on.lost(reason))
         end
         say(ctx, ('%s: the master hung up%s'):format(ctx.script_name, reason and (' (%s)'):format(reason) or ''))
         M.finish(ctx, FAILED)
@@ -187,6 +193,9 @@ function M.ask(ctx, request, on)
     return nil, function()
         limit:start(on.timeout_ms or ANSWER_MS)
         conn:write(line)
+    end, function()
+        limit:stop()
+        conn:close()
     end
 end
 

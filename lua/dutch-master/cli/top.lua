@@ -12,12 +12,13 @@ local M = {
     talks = true,
     summary = 'a live view of the workers; q quits',
     description = 'Shows the workers with their CPU and memory, and the last log records, and goes on doing so.\n'
+        .. 'A master that goes away is waited for.\n'
         .. 'Keys: q quits; s slot, c CPU, m memory, u age, w queue sort; r reverses; space is a pause.',
     options = {
         { long = 'interval', short = 'i', value = 'SECONDS', number = true, least = 0.1, doc = 'default 1' },
     },
     examples = { 'dutch-master top', 'ssh -t app1 dutch-master top /srv/app/master.lua' },
-    codes = '0, 1 no terminal or the master went away, 3 not running',
+    codes = '0, 1 no terminal, 3 not running (one that goes away later is waited for)',
 }
 
 --- Samples kept of each worker, which is the width of its history.
@@ -25,6 +26,8 @@ local HISTORY = 12
 local BARS = { ' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█' }
 local ASCII_BARS = { ' ', '.', ':', '-', '=', '+', '*', '#', '@' }
 local MAX_RECORDS = 50
+--- How often a master that went away is looked for, in ms.
+local RETRY_MS = 1000
 
 local ORDERS = {
     s = { name = 'slot', key = function(w) return w.slot * 1e6 + w.id end },
@@ -92,12 +95,39 @@ function M.observe(history, snapshot, now)
     return seen
 end
 
+--- Columns of a terminal from which on there is room for histories. Below, what is known of a worker must fit into 80
+--- with enough of the release to know it by.
+local WIDE = 120
+
 local COLUMNS = {
-    { title = 'SLOT', right = true }, { title = 'WORKER', right = true }, { title = 'PID', right = true },
-    { title = 'STATE' }, { title = 'GEN', right = true }, { title = 'UP', right = true },
-    { title = 'CPU%', right = true }, { title = '' }, { title = 'RSS', right = true }, { title = '' },
-    { title = 'QUEUE', right = true }, { title = 'RESTARTS', right = true }, { title = 'RELEASE', flexible = true },
+    { title = 'SLOT', right = true }, { title = 'WORKER', narrow = 'ID', right = true },
+    { title = 'PID', right = true }, { title = 'STATE' }, { title = 'GEN', right = true },
+    { title = 'UP', right = true }, { title = 'CPU%', right = true }, { title = '', wide = true },
+    { title = 'RSS', right = true }, { title = '', wide = true }, { title = 'QUEUE', right = true },
+    { title = 'RESTARTS', narrow = 'RST', right = true }, { title = 'RELEASE', flexible = true },
 }
+
+--- The columns and cells that a terminal of this width shows.
+local function fitting(cells, is_wide)
+    if is_wide then
+        return COLUMNS, cells
+    end
+    local columns, kept = {}, {}
+    for i = 1, #cells do
+        kept[i] = {}
+    end
+    for i, column in ipairs(COLUMNS) do
+        if not column.wide then
+            columns[#columns + 1] = {
+                title = column.narrow or column.title, right = column.right, flexible = column.flexible,
+            }
+            for row, all in ipairs(cells) do
+                kept[row][#columns] = all[i]
+            end
+        end
+    end
+    return columns, kept
+end
 
 local function rows(ctx, view, columns)
     local workers = {}
@@ -116,7 +146,7 @@ local function rows(ctx, view, columns)
         end
         return a.id < b.id
     end)
-    local wide = columns >= 120
+    local wide = columns >= WIDE
     local cells = {}
     for i, worker in ipairs(workers) do
         local past = view.history[worker.id]
@@ -139,25 +169,38 @@ local function rows(ctx, view, columns)
             }
         end
     end
-    return format.table(COLUMNS, cells, columns, ctx.utf8)
+    local titles, kept = fitting(cells, wide)
+    return format.table(titles, kept, columns, ctx.utf8)
 end
 
---- The lines of one frame, exactly `height` of them. view = { snapshot, history, records, order, reverse, paused }
-function M.frame(ctx, view, columns, height)
+--- What is known of the master, in two lines; of one that is away, what was last known.
+local function heading(ctx, view)
     local s = view.snapshot
+    if view.away then
+        local since = format.duration(ctx.platform.now() - view.away.at)
+        return ctx.paint('red', ('%s %s ago, waiting for it'):format(view.away.what, since)),
+            ('it was pid %d'):format(s.pid)
+    end
     local total = 0
     for _, worker in ipairs(s.workers) do
         total = total + worker.cpu
     end
+    return status.headline(ctx, s), ('master: pid %d, up %s, %s    workers: CPU %.0f%%'):format(s.pid,
+        format.duration(s.uptime_ms), s.rss_kb and format.kilobytes(s.rss_kb) or '-', total)
+end
+
+--- The lines of one frame, exactly `height` of them.
+-- view = { snapshot, history, records, order, reverse, paused, away = { what, at } or nil }
+function M.frame(ctx, view, columns, height)
+    local s = view.snapshot
+    local first, second = heading(ctx, view)
     local lines = {
         ctx.paint('bold', 'dutch-master ' .. format.visible(s.version)) .. '  ' .. format.visible(s.script),
-        status.headline(ctx, s),
-        ('master: pid %d, up %s, %s    workers: CPU %.0f%%'):format(s.pid, format.duration(s.uptime_ms),
-            s.rss_kb and format.kilobytes(s.rss_kb) or '-', total),
-        '',
+        first, second, '',
     }
     local log_lines = math.min(#view.records, math.max(3, math.floor(height / 4)))
-    local table_lines = rows(ctx, view, columns)
+    -- Workers of a master that is away are not known: no old picture that looks like now.
+    local table_lines = view.away and { '' } or rows(ctx, view, columns)
     table_lines[1] = ctx.paint('dim', table_lines[1])
     local room = math.max(1, height - #lines - log_lines - 3)
     for i, line in ipairs(table_lines) do
@@ -173,9 +216,12 @@ function M.frame(ctx, view, columns, height)
     for i = #view.records - log_lines + 1, #view.records do
         lines[#lines + 1] = events.line(ctx, view.records[i])
     end
-    local keys = ('q quit  sort: s slot c CPU m memory u age w queue  r reverse  space pause   [by %s%s%s]'):format(
-        ORDERS[view.order].name, view.reverse and ', reversed' or '', view.paused and ', paused' or '')
-    lines[#lines + 1] = ctx.paint('dim', keys)
+    local keys = 'q quit  sort: s slot c CPU m memory u age w queue  r reverse  space pause'
+    local now = ('[by %s%s%s]'):format(ORDERS[view.order].name, view.reverse and ', reversed' or '',
+        view.paused and ', paused' or '')
+    -- What is cut off on a narrow terminal is a key, not the state.
+    local fits = #keys + 3 + #now <= columns
+    lines[#lines + 1] = ctx.paint('dim', fits and keys .. '   ' .. now or now .. '  ' .. keys)
     while #lines > height do
         table.remove(lines, #lines - 1)
     end
@@ -220,53 +266,96 @@ local function leave_screen(ctx)
     ctx.platform.tty_raw(false)
 end
 
---- Asks for status again and again, and follows the log; draws after each answer.
-local function start(ctx, view, quit)
-    local again, code
-    view.timer = ctx.platform.timer(function()
-        again()
-    end)
-    code, again = client.ask(ctx, { verb = 'status' }, {
+--- One connection to ask for status again and again, one to follow the log; draws after each answer. What comes on the
+-- connections of before does not count any more. -> nil, or an exit code if there is no master
+local function connect(ctx, view, away)
+    local epoch, hang_up_status, hang_up_events = {}, nil, nil
+    local function lost(what)
+        if view.epoch ~= epoch then
+            return
+        end
+        view.epoch = nil
+        hang_up_status()
+        if hang_up_events then
+            hang_up_events()
+        end
+        return away(what)
+    end
+    local on = {
+        timed_out = function()
+            return lost 'the master stopped answering'
+        end,
+        lost = function()
+            return lost 'the master went away'
+        end,
+    }
+    view.epoch = epoch
+    local code
+    code, view.again, hang_up_status = client.ask(ctx, { verb = 'status' }, {
+        timed_out = on.timed_out,
+        lost = on.lost,
         done = function(answer)
+            if view.epoch ~= epoch then
+                return
+            elseif view.away or not view.entered then
+                view.away, view.history, view.snapshot = nil, {}, nil
+            end
             if not view.entered then
                 view.entered = true
                 enter_screen(ctx)
             end
-            if not view.paused then
+            if not view.paused or not view.snapshot then
                 view.history = M.observe(view.history, answer.status, ctx.platform.now())
                 view.snapshot = answer.status
                 draw(ctx, view)
             end
             view.timer:start((ctx.options.interval or 1) * 1000)
         end,
-        timed_out = function()
-            return quit(124, 'the master does not answer')
-        end,
-        lost = function()
-            return quit(1, 'the master went away')
-        end,
     })
     if code then
+        view.epoch = nil
         return code
     end
-    client.ask(ctx, { verb = 'events', last = MAX_RECORDS, follow = true }, {
+    local records = {}
+    local _
+    code, _, hang_up_events = client.ask(ctx, { verb = 'events', last = MAX_RECORDS, follow = true }, {
+        timed_out = on.timed_out,
+        lost = on.lost,
         event = function(answer)
-            if answer.event ~= 'record' then
+            if answer.event ~= 'record' or view.epoch ~= epoch then
                 return
             end
-            table.insert(view.records, answer.record)
-            if #view.records > MAX_RECORDS then
-                table.remove(view.records, 1)
+            view.records = records
+            table.insert(records, answer.record)
+            if #records > MAX_RECORDS then
+                table.remove(records, 1)
             end
         end,
         done = function() end,
-        timed_out = function()
-            return quit(124, 'the master does not answer')
-        end,
-        lost = function()
-            return quit(1, 'the master went away')
-        end,
     })
+    return code and lost 'the master went away'
+end
+
+--- Goes on until somebody quits, whatever becomes of the master: it is on somebody's second screen.
+local function start(ctx, view, quit)
+    -- Without a master there is nothing to say while one is waited for.
+    local quiet = setmetatable({ err = function() end }, { __index = ctx })
+    local function away(what)
+        if not view.entered then
+            return quit(1, what)
+        end
+        view.again, view.away = nil, view.away or { what = what, at = ctx.platform.now() }
+        draw(ctx, view)
+        view.timer:start(RETRY_MS)
+    end
+    view.timer = ctx.platform.timer(function()
+        if view.again then
+            return view.again()
+        elseif connect(quiet, view, away) then
+            away()
+        end
+    end)
+    return connect(ctx, view, away)
 end
 
 function M.run(ctx)
