@@ -351,6 +351,7 @@ local function begin_stop(self, request)
     self.log:info({ signal = request.signal, cause = request.cause, by = request.who, reason = request.reason },
         'Shutdown requested')
     self.stop_requests = { request }
+    self.killed = false -- what had to be killed before, in a restart, says nothing about this stop
     self.stopping_at = self.platform.now()
     if self.roll then
         self.roll:finish('stopped', 'the cluster was stopped')

@@ -481,6 +481,21 @@ describe('cluster', function()
             { reports[1].message, reports[2].message })
     end)
 
+    it('stops cleanly when every worker leaves then, whatever had to be killed before', function()
+        local world
+        world = booted { behaviour = function()
+            return { ready_ms = 1, ignores_disconnect = world == nil, ignores_term = world == nil }
+        end }
+        restart(world, {})
+        assert.is_true(world.platform:run_until(function() return #world.platform:live_children() == 2
+            and world.cluster.state == 'steady' end, 60000))
+        assert.equal(2, world.count 'Hard-killing worker as it did not die gracefully')
+        world.cluster:stop { signal = 'SIGTERM' }
+        assert.is_true(world.await('stopped', 10000))
+        assert.equal(0, world.code)
+        assert.equal(1, world.count 'Cluster shutdown cleanly')
+    end)
+
     it('remembers who asked for what', function()
         local world = booted()
         local who = { pid = 7, uid = 8, command = 'ruby', parent = 'sshd' }
