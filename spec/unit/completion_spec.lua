@@ -100,10 +100,12 @@ describe('completion', function()
         local said = run('fish', [[
             source $script
             echo verbs:; complete -C 'dutch-master re'
+            echo script:; complete -C 'dutch-master mas'
+            echo after:; complete -C 'dutch-master status mas'
             echo options:; complete -C 'dutch-master restart --ti'
             echo shells:; complete -C 'dutch-master completion '
         ]])
-        assert.truthy(said:find 'verbs:.*restart\t.*options:', said)
+        assert.truthy(said:find 'verbs:.*restart\t.*script:\nmaster%.lua\nafter:\nmaster%.lua\noptions:', said)
         assert.truthy(said:find 'options:.*%-%-timeout\t.*shells:', said)
         assert.truthy(said:find 'shells:.*fish', said)
         assert.falsy(said:find '[Ee]rror', said)

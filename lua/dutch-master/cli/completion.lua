@@ -130,6 +130,9 @@ function shells.fish()
         ("set -l verbs %s"):format(table.concat(names, ' ')),
         "complete -c dutch-master -n \"not __fish_seen_subcommand_from $verbs\" -l help -d 'the verbs'",
         "complete -c dutch-master -n \"not __fish_seen_subcommand_from $verbs\" -l version -d 'the version'",
+        -- Where verbs are offered, fish would offer no files.
+        "complete -c dutch-master -k -n \"not __fish_seen_subcommand_from $verbs\" "
+            .. "-a '(__fish_complete_suffix .lua)'",
     }
     for _, verb in ipairs(verbs()) do
         local none = 'complete -c dutch-master -f -n "not __fish_seen_subcommand_from $verbs" -a %s -d %s'
