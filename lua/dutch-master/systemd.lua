@@ -9,6 +9,9 @@ Systemd.__index = Systemd
 --- While the cluster boots, rolls or stops, the manager's time limit is pushed ahead of us: these phases have deadlines
 -- of their own. How often, and how far, in ms. The second is three times the first, so that a lost datagram is no end.
 local EXTEND_EVERY, EXTEND_BY = 5000, 15000
+--- A manager that is busy has a full queue, of ten datagrams by the kernel's default: what it must know waits, in ms
+--- until it is tried again, and at most so many.
+local AGAIN_AFTER, UNSENT_MAX = 100, 100
 --- Bytes. systemd ignores datagrams over 4096.
 local STATUS_MAX = 1024
 
@@ -26,33 +29,65 @@ end
 --- { platform, log }
 function Systemd.new(world)
     local platform = world.platform
-    local self = setmetatable({ platform = platform, log = world.log, active = platform.sd_notify_set() }, Systemd)
+    local self = setmetatable({
+        platform = platform, log = world.log, active = platform.sd_notify_set(), unsent = {},
+    }, Systemd)
     if not self.active then
         return self
     end
     self.extender = platform.timer(function()
-        self:send { 'EXTEND_TIMEOUT_USEC=' .. EXTEND_BY * 1000 }
+        self:repeated('EXTEND_TIMEOUT_USEC=' .. EXTEND_BY * 1000)
         self.extender:start(EXTEND_EVERY)
     end)
     local interval = watchdog_interval(platform.environ(), platform.pid())
     if interval then
         self.watchdog = platform.timer(function()
-            self:send { 'WATCHDOG=1' }
+            self:repeated 'WATCHDOG=1'
             self.watchdog:start(interval)
         end)
         self.watchdog:start(interval)
     end
+    self.again = platform.timer(function()
+        self:send_rest()
+    end)
     return self
 end
 
---- Failures never matter to the workers; the first one is worth a record.
-function Systemd:send(lines)
-    local ok, message = self.platform.sd_notify(table.concat(lines, '\n'))
-    if not ok and not self.complained then
+--- Failures never matter to the workers; the first one is worth a record. -> whether to try it again later
+function Systemd:try(text)
+    local ok, message, code = self.platform.sd_notify(text)
+    if not ok and code ~= 'EAGAIN' and not self.complained then
         self.complained = true
         if self.log then
             self.log:warn({ err = message }, 'The service manager could not be notified')
         end
+    end
+    return code == 'EAGAIN'
+end
+
+--- What comes again by itself needs no second try.
+function Systemd:repeated(text)
+    if not self.unsent[1] then
+        self:try(text)
+    end
+end
+
+--- A READY that was lost would be waited for, in vain: what is told of the cluster arrives, and in order.
+function Systemd:send(lines)
+    table.insert(self.unsent, table.concat(lines, '\n'))
+    if self.unsent[2] == nil then
+        self:send_rest()
+    elseif self.unsent[UNSENT_MAX + 1] then
+        table.remove(self.unsent, 1)
+    end
+end
+
+function Systemd:send_rest()
+    while self.unsent[1] do
+        if self:try(self.unsent[1]) then
+            return self.again:start(AGAIN_AFTER)
+        end
+        table.remove(self.unsent, 1)
     end
 end
 
@@ -139,7 +174,7 @@ function Systemd:on_state(state)
 end
 
 function Systemd:close()
-    for _, name in ipairs { 'extender', 'watchdog' } do
+    for _, name in ipairs { 'extender', 'watchdog', 'again' } do
         if self[name] then
             self[name]:close()
             self[name] = nil

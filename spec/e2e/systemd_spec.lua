@@ -2,6 +2,7 @@
 
 local bit = require 'bit'
 local ffi = require 'ffi'
+local uv = require 'luv'
 local apps = require 'spec.support.apps'
 local cli = require 'spec.support.cli'
 local http = require 'spec.support.http'
@@ -15,9 +16,10 @@ local MSG_DONTWAIT = 0x40
 local Manager = {}
 Manager.__index = Manager
 
---- A datagram socket like the one of systemd: { fields of each datagram, in order }.
-local function manager()
-    local path = master.temp_dir() .. '/notify'
+--- A datagram socket like the one of systemd, at a path or, as with `Type=notify` in a user's manager of old, an
+--- abstract one: { fields of each datagram, in order }.
+local function manager(path)
+    path = path or master.temp_dir() .. '/notify'
     local fd = ffi.C.socket(1, bit.bor(net.DGRAM, 0x80000), 0)
     local name, size = net.sockaddr(path)
     assert(ffi.C.bind(fd, name, size) == 0)
@@ -85,7 +87,7 @@ describe('under systemd', function()
 
     local function start(options)
         options.env = options.env or {}
-        systemd = manager()
+        systemd = manager(options.notify_socket)
         options.env.NOTIFY_SOCKET = systemd.path
         return master.start(options)
     end
@@ -123,6 +125,64 @@ describe('under systemd', function()
         m:exit()
         systemd:read()
         assert.same({ 0, 0 }, { systemd:count('READY', stopping), systemd:count('RELOADING', stopping) })
+        m:finish()
+    end)
+
+    it('is told the same at an abstract socket', function()
+        local m = start {
+            script = "require('dutch-master').start { worker = 'app.lua' }", files = { ['app.lua'] = apps.idle },
+            notify_socket = '@dutch-master-spec-' .. uv.os_getpid(),
+        }
+        local ready = systemd:await('READY', '1')
+        m:signal 'SIGTERM'
+        systemd:await('STOPPING', '1', ready)
+        m:exit()
+        m:finish()
+    end)
+
+    it('says when a reload began, by the clock of libsystemd', function()
+        local m = start {
+            script = "require('dutch-master').start { worker = 'app.lua', restartSoak = 0 }",
+            files = { ['app.lua'] = apps.idle },
+        }
+        m:await 'Cluster ready'
+        -- systemd waits for a RELOADING that is not older than its own SIGHUP.
+        local before = uv.hrtime() / 1000
+        m:signal 'SIGHUP'
+        local _, reload = systemd:await('RELOADING', '1')
+        local usec = tonumber(reload.MONOTONIC_USEC)
+        assert.is_true(before <= usec and usec <= uv.hrtime() / 1000 + 1000, ('%d %d'):format(before, usec))
+        systemd:await('READY', '1', (systemd:await 'RELOADING'))
+        m:finish()
+    end)
+
+    it('is told everything, and in order, however late it listens', function()
+        local m = start {
+            script = "require('dutch-master').start { worker = 'app.lua', restartSoak = 0 }",
+            files = { ['app.lua'] = apps.idle },
+        }
+        m:await 'Cluster ready'
+        -- More than its queue can hold.
+        for _ = 1, 6 do
+            assert.equal(0, cli.run(m, { 'restart', '--wait' }).code)
+        end
+        local place = 0
+        for _ = 1, 6 do
+            place = systemd:await('READY', '1', (systemd:await('RELOADING', '1', place)))
+        end
+        assert.matches('generation 7$', systemd.datagrams[(systemd:await('STATUS', '^2 of 2', place - 2))].STATUS)
+        assert.same({ 6, 7 }, { systemd:count 'RELOADING', systemd:count 'READY' })
+        m:finish()
+    end)
+
+    it('that is not there is complained of once, and missed by nobody', function()
+        local m = master.start {
+            script = "require('dutch-master').start { worker = 'app.lua', restartSoak = 0 }",
+            files = { ['app.lua'] = apps.idle }, env = { NOTIFY_SOCKET = '/nowhere/notify', WATCHDOG_USEC = '100000' },
+        }
+        m:await 'Cluster ready'
+        assert.equal(0, cli.run(m, { 'restart', '--wait' }).code)
+        assert.equal(1, #m:records 'The service manager could not be notified')
         m:finish()
     end)
 

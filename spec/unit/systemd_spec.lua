@@ -11,7 +11,7 @@ describe('systemd', function()
             end,
             sd_notify = function(text)
                 if refuse then
-                    return nil, 'no such socket', 'ENOENT'
+                    return nil, 'no such socket', refuse
                 end
                 sent[#sent + 1] = text
                 return true
@@ -141,12 +141,45 @@ describe('systemd', function()
             Systemd.status { state = 'steady', wanted = 3, generation = 7, workers = workers })
     end)
 
+    it('tells a manager that was busy later, all of it and in order', function()
+        environ.WATCHDOG_USEC = '3000000'
+        local sd = Systemd.new { platform = platform }
+        local again = timers[3]
+        sd:on_state(state('steady', 2))
+        assert.is_nil(again.ms)
+        sent, refuse = {}, 'EAGAIN'
+        sd:on_state(state('rolling', 2, { roll = { done = 0, total = 2 } }))
+        sd:on_state(state('steady', 2))
+        timers[1].fire()
+        timers[2].fire()
+        again.fire()
+        assert.equal(100, again.ms)
+        assert.same({}, sent)
+        refuse = false
+        again.fire()
+        assert.same({ 'RELOADING', 'READY' }, { sent[1]:match '^%u+', sent[2]:match '^%u+' })
+        assert.equal(2, #sent)
+        timers[2].fire()
+        assert.equal('WATCHDOG=1', sent[3])
+        -- However long that takes, what is kept is bounded; the last state is not what is given up.
+        refuse = 'EAGAIN'
+        for i = 1, 1000 do
+            sd:on_state(state('steady', 2, { generation = i }))
+        end
+        sent, refuse = {}, false
+        again.fire()
+        assert.equal(100, #sent)
+        assert.matches('generation 1000$', sent[100])
+        sd:close()
+        assert.is_true(again.closed)
+    end)
+
     it('reports a failure to notify once', function()
         local warnings = 0
         local sd = Systemd.new { platform = platform, log = { warn = function()
             warnings = warnings + 1
         end } }
-        refuse = true
+        refuse = 'ENOENT'
         sd:on_state(state('booting', 0))
         sd:on_state(state('steady', 2))
         assert.equal(1, warnings)
