@@ -149,15 +149,22 @@ static char **parse_files(lua_State *L) {
     return files;
 }
 
+/* "NAME=" with room for a pid, whose place is returned. */
+static char *pid_variable(lua_State *L, const char *name, char **variable) {
+    const size_t size = strlen(name);
+    *variable = scratch(L, size + 21, 1);
+    memcpy(*variable, name, size + 1);
+    return *variable + size;
+}
+
 static void parse_env(lua_State *L, struct dm_spawn *spawn) {
-    static const char name[] = "LISTEN_PID=";
     size_t n;
-    spawn->env = opt_strings(L, "env", 1, &n);
+    spawn->env = opt_strings(L, "env", 2, &n);
     if (opt_bool(L, "listen_pid")) {
-        char *variable = scratch(L, sizeof name + 20, 1);
-        memcpy(variable, name, sizeof name);
-        spawn->env[n] = variable;
-        spawn->listen_pid = variable + sizeof name - 1;
+        spawn->listen_pid = pid_variable(L, "LISTEN_PID=", &spawn->env[n++]);
+    }
+    if (opt_bool(L, "watchdog_pid")) {
+        spawn->watchdog_pid = pid_variable(L, "WATCHDOG_PID=", &spawn->env[n]);
     }
 }
 

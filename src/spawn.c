@@ -310,6 +310,9 @@ static _Noreturn void child(const struct dm_spawn *s, int error_fd, pid_t master
     if (s->listen_pid) {
         write_pid(s->listen_pid, getpid());
     }
+    if (s->watchdog_pid) {
+        write_pid(s->watchdog_pid, getpid());
+    }
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);

@@ -31,10 +31,11 @@ struct dm_limit {
 };
 
 struct dm_spawn {
-    char *const *files;    /* tried in this order, as execvp does; ends with NULL */
-    char *const *argv;     /* ends with NULL */
-    char **env;            /* ends with NULL */
-    char *listen_pid;      /* the value's place in env, at least 20 bytes, or NULL */
+    char *const *files; /* tried in this order, as execvp does; ends with NULL */
+    char *const *argv;  /* ends with NULL */
+    char **env;         /* ends with NULL */
+    /* The places in env of values that are to be the child's pid, at least 20 bytes, or NULL. */
+    char *listen_pid, *watchdog_pid;
     const char *cwd;       /* NULL: stay */
     const char *must_read; /* NULL, or what must be a readable regular file, seen from cwd */
     int *fds;              /* become 0, 1, 2, ...; the child's copy is scratch */

@@ -228,6 +228,9 @@ local function spawn_exec(plan, context)
     end
     local fields = { file = argv[1], argv = argv, channel = false }
     fields.listen_pid = #sockets > 0 and style == 'listen_fds'
+    -- sd_watchdog_enabled(3); one that is asked need not say it. The child itself adds WATCHDOG_PID.
+    fields.watchdog_pid = plan.watchdog_ms ~= nil and (plan.ready or {}).type ~= 'http'
+    env.WATCHDOG_USEC = fields.watchdog_pid and ('%d'):format(plan.watchdog_ms * 1000) or nil
     return finish(fields, env)
 end
 

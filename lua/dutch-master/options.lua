@@ -75,6 +75,9 @@ M.list = {
         doc = 'a worker that grows beyond is replaced; "512M" is understood' },
     { name = 'maxLifetime', inside = 'max_lifetime_ms', type = schema.seconds(1), default_text = 'off', unit = 's',
         doc = 'a worker that is older is replaced' },
+    { name = 'watchdog', inside = 'watchdog_ms', type = schema.seconds(0.1), default_text = 'off', unit = 's',
+        doc = 'a worker is replaced that gave signs of life, and gives none for so long: WATCHDOG=1 by sd_notify '
+            .. '(kind exec), or answers to { http } of `ready`' },
     { name = 'user', type = types.user, default_text = 'inherited',
         doc = 'user the workers run as' },
     { name = 'group', type = types.group, default_text = 'of `user`',

@@ -272,6 +272,9 @@ function M.build(raw, where)
         complete(plan, raw, at)
         if plan.ready.type == 'http' then
             check_probe(plan, at)
+        elseif plan.watchdog_ms and plan.kind ~= 'exec' then
+            at:key('watchdog'):say(('a worker of kind "%s" shows that it lives by its answers: '
+                .. 'expected ready = { http = "/path" }'):format(plan.kind))
         end
         resolve_account(plan, where, at)
     end

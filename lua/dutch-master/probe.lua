@@ -49,7 +49,7 @@ local function conclude(self, words, status)
         rotation:unprobe(self.id)
     end
     self.rotation = nil
-    self.timer:start(self.interval_ms)
+    self.timer:start(status and self.interval_ms or math.min(self.interval_ms, self.rule.interval_ms))
     self.on_result { words = words, status = status, good = status ~= nil and status >= 200 and status < 400,
         address = rotation and rotation.address.text }
 end
@@ -119,7 +119,7 @@ function Probe:start(ms)
     self.timer:start(ms)
 end
 
---- Asks so often from the next question on.
+--- Asks so often from the next question on, after an answer.
 function Probe:pace(interval_ms)
     self.interval_ms = interval_ms
 end

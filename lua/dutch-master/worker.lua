@@ -14,8 +14,8 @@
 local conversation = require 'dutch-master.conversation'
 local exit_report = require 'dutch-master.exit_report'
 local machine = require 'dutch-master.machine'
-local Probe = require 'dutch-master.probe'
 local protocol = require 'dutch-master.protocol'
+local pulse = require 'dutch-master.pulse'
 local ignore, bug = machine.ignore, machine.bug
 
 local Worker = {}
@@ -63,49 +63,6 @@ local function listen_for_readiness(self, info)
     end
 end
 
--- What came of asking it for a page.
-local function on_probe(self, result)
-    if self.probed ~= result.words then
-        self.probed = result.words
-        self.log:debug({ address = result.address }, 'Worker was asked: ' .. result.words)
-    end
-    if result.good then
-        self.agenda:post(self, 'ready', { address = result.address })
-    end
-end
-
-local function end_probe(self)
-    if self.probe then
-        self.probe:close()
-        self.probe = nil
-    end
-end
-
--- Where others have the same socket, one of them might answer: there the rule of its kind must do.
--- @return whether there is a socket at which it can be asked alone
-local function can_be_probed(self)
-    local target, why, code = self.sockets:probe_target(self.id, self.ready_rule.port)
-    if code == 'ENOTSUP' then
-        self.log:warn({ reason = why }, 'Worker cannot be asked alone, it is ready by the rule of its kind')
-        self.ready_rule = self.kind.default_ready
-    elseif not target then
-        self.probed = why
-    end
-    return target ~= nil
-end
-
-local function begin_probe(self)
-    if not self.probe and (not self.state or self.state == 'starting') then
-        self.probe = Probe.new {
-            platform = self.platform, sockets = self.sockets, id = self.id, rule = self.ready_rule,
-            on_result = function(result)
-                on_probe(self, result)
-            end,
-        }
-        self.probe:start(0)
-    end
-end
-
 local function on_message(self, message)
     if type(message) == 'table' and message.event == 'request-restart' then
         return self.agenda:post(self, 'request_restart')
@@ -133,8 +90,8 @@ local function start_conversation(self)
         end,
         on_listening = function(info)
             self.listening = true
-            if self.ready_rule.type == 'http' and can_be_probed(self) then
-                begin_probe(self)
+            if self.state == 'starting' and pulse.can_be_asked(self) then
+                pulse.ask(self)
             end
             listen_for_readiness(self, info)
         end,
@@ -160,20 +117,11 @@ local function start_conversation(self)
     }
 end
 
-local function on_notify(self, fields)
-    if fields.READY == '1' and (self.ready_rule.type == 'notify' or self.ready_rule.type == 'auto') then
-        self.agenda:post(self, 'ready', {})
-    end
-    if fields.STATUS then
-        self.status = fields.STATUS:sub(1, 200)
-    end
-end
-
 --- Opens the socket by which an exec worker says READY=1. Its name goes into the environment of the fork.
 -- @return the name, or nil, message
 function Worker:open_notify()
     local socket, message = self.platform.notify_socket({ uid = self.plan.uid }, function(fields)
-        on_notify(self, fields)
+        pulse.notified(self, fields)
     end)
     if not socket then
         return nil, message
@@ -209,7 +157,7 @@ function Worker:spawn(fields)
     if fields.channel then
         start_conversation(self)
     end
-    local asked = not fields.channel and self.ready_rule.type == 'http' and can_be_probed(self)
+    local asked = not fields.channel and pulse.can_be_asked(self)
     local child, message, code = self.platform.spawn(fields)
     if not child then
         return nil, message, code
@@ -220,7 +168,7 @@ function Worker:spawn(fields)
     self.agenda:start(self, definition)
     self.log:info('Creating new worker')
     if asked then
-        begin_probe(self) -- the question waits in its queue until it listens
+        pulse.ask(self) -- the question waits in its queue until it listens
     end
     return true
 end
@@ -270,7 +218,7 @@ local function lose(self, why)
 end
 
 local function became_ready(self, facts)
-    end_probe(self)
+    pulse.serves(self)
     self.ready_at = self.platform.now()
     self.sockets:join(self.id)
     self.log:info({ address = facts.address }, 'Worker listening')
@@ -281,6 +229,28 @@ end
 local function request_restart(self)
     self.log:info('Worker dying')
     self.on.replace(self, 'asked to be replaced')
+end
+
+local function note_alive(self)
+    self.alive_at = self.platform.now()
+end
+
+-- Its deadline starts anew.
+local function alive(self)
+    note_alive(self)
+    return 'running'
+end
+
+-- It is replaced as one that asks for it, and asked to leave, terminated and killed as every other one then. Until its
+-- replacement is on its way this is said again and again.
+local function hung(self, why)
+    self.log:warn({ reason = why }, 'Worker hangs')
+    self.on.replace(self, why)
+    return alive(self)
+end
+
+local function silent(self)
+    return hung(self, ('gave no sign of life for %g s'):format(self.plan.watchdog_ms / 1000))
 end
 
 local function start_of_stop(self)
@@ -299,13 +269,14 @@ end
 
 -- Nobody talks to a worker that is not ready: it is asked at once.
 local function stop_starting(self)
-    end_probe(self)
+    pulse.stop_asking(self)
     self.told = true
     start_of_stop(self)
     return ask(self)
 end
 
 local function stop(self)
+    pulse.stop_asking(self)
     self.told = true
     start_of_stop(self)
     self.sockets:leave(self.id, function()
@@ -353,7 +324,7 @@ local function start_deadline(self)
         return became_ready(self, {})
     end
     self.late = true
-    end_probe(self)
+    pulse.stop_asking(self)
     local asked = self.probed and ': ' .. self.probed
     self.log:warn({ readyTimeout = self.plan.ready_timeout_ms / 1000, listening = self.listening },
         'Worker was not ready in time' .. (asked or suspicion(self)))
@@ -369,7 +340,7 @@ local function closed_while_leaving(self)
 end
 
 local function closed_while_starting(self)
-    end_probe(self)
+    pulse.stop_asking(self)
     self.channel_open = false
     self.log:warn('Worker disconnected unexpectedly while starting')
     lose(self, 'disconnected while starting')
@@ -377,6 +348,7 @@ local function closed_while_starting(self)
 end
 
 local function closed_while_serving(self)
+    pulse.stop_asking(self)
     self.channel_open = false
     self.log:warn('Worker disconnection was unexpected')
     self.sockets:drop(self.id)
@@ -390,7 +362,7 @@ end
 
 -- The app leaves by itself (cluster.worker.disconnect()): it accepts nothing any more, and finishes what it has.
 local function leaving(self)
-    end_probe(self)
+    pulse.stop_asking(self)
     self.log:info('Worker leaves by itself')
     self.left = true
     self.asks = 'nothing'
@@ -401,7 +373,7 @@ local function leaving(self)
 end
 
 local function finish(self, status)
-    end_probe(self) -- before its lane is another's
+    pulse.stop_asking(self) -- before its lane is another's
     self.channel_open = false
     self.report = exit_report.new(self, status)
     if status.failed then
@@ -432,7 +404,7 @@ local function mark_retiring()
 end
 
 local function kill_now(self)
-    end_probe(self)
+    pulse.stop_asking(self)
     self.told = true
     return kill(self)
 end
@@ -463,6 +435,8 @@ definition = machine.define {
         'kill', -- leave at once
         'settled', -- out of rotation, nothing on its way to it
         'leaving', -- it disconnects by itself
+        'alive', -- a sign of life
+        'hung', -- (why) it says that it hangs
         'closed', -- its channel is closed
         'deadline',
         'exit', -- its process is reaped
@@ -472,6 +446,7 @@ definition = machine.define {
             local rule = self.ready_rule
             return (rule.type == 'alive' or rule.type == 'auto') and rule.alive_ms or self.plan.ready_timeout_ms
         end,
+        running = pulse.patience,
         settling = function()
             return SETTLE_MS
         end,
@@ -504,6 +479,8 @@ definition = machine.define {
             settled = bug,
             leaving = leaving,
             closed = closed_while_starting,
+            alive = note_alive,
+            hung = ignore,
             deadline = start_deadline,
             exit = finish,
         },
@@ -517,7 +494,9 @@ definition = machine.define {
             settled = bug,
             leaving = leaving,
             closed = closed_while_serving,
-            deadline = bug,
+            alive = alive,
+            hung = hung,
+            deadline = silent,
             exit = exit_while_serving,
         },
         retiring = { -- serves until its replacement does
@@ -532,6 +511,8 @@ definition = machine.define {
             settled = bug,
             leaving = leaving,
             closed = closed_while_serving,
+            alive = note_alive,
+            hung = ignore,
             deadline = bug,
             exit = exit_while_serving,
         },
@@ -545,6 +526,8 @@ definition = machine.define {
             settled = ask,
             leaving = ignore,
             closed = closed_while_leaving,
+            alive = ignore,
+            hung = ignore,
             deadline = ask,
             exit = finish,
         },
@@ -558,6 +541,8 @@ definition = machine.define {
             settled = ignore,
             leaving = ignore,
             closed = closed_while_leaving,
+            alive = ignore,
+            hung = ignore,
             deadline = function(self)
                 if self.asks == 'signal' and self.stop_signal == 'SIGTERM' then
                     return kill(self)
@@ -576,6 +561,8 @@ definition = machine.define {
             settled = ignore,
             leaving = ignore,
             closed = ignore,
+            alive = ignore,
+            hung = ignore,
             deadline = terminate,
             exit = finish,
         },
@@ -589,6 +576,8 @@ definition = machine.define {
             settled = ignore,
             leaving = ignore,
             closed = note_closed,
+            alive = ignore,
+            hung = ignore,
             deadline = kill,
             exit = finish,
         },
@@ -602,6 +591,8 @@ definition = machine.define {
             settled = ignore,
             leaving = ignore,
             closed = note_closed,
+            alive = ignore,
+            hung = ignore,
             deadline = kill_again,
             exit = finish,
         },
@@ -615,6 +606,8 @@ definition = machine.define {
             settled = ignore,
             leaving = ignore,
             closed = ignore,
+            alive = ignore,
+            hung = ignore,
             deadline = bug,
             exit = bug,
         },

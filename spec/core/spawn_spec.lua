@@ -228,7 +228,7 @@ describe('spawn', function()
         end)
     end)
 
-    it('gives LISTEN_PID the pid that the program has', function()
+    it('gives LISTEN_PID and WATCHDOG_PID the pid that the program has', function()
         local record
         local output
         output, record = p.output_of {
@@ -237,6 +237,13 @@ describe('spawn', function()
             listen_pid = true,
         }
         assert.are.equal(('%d %d 1\n'):format(record.pid, record.pid), output)
+        for _, listen_pid in ipairs { true, false } do
+            output, record = p.output_of {
+                '/bin/sh', '-c', 'echo ${LISTEN_PID-none} $WATCHDOG_PID',
+                env = {}, listen_pid = listen_pid, watchdog_pid = true,
+            }
+            assert.are.equal(('%s %d\n'):format(listen_pid and record.pid or 'none', record.pid), output)
+        end
     end)
 
     it('starts the program with default signals, an empty mask and its own group', function()

@@ -192,6 +192,18 @@ describe('kind exec', function()
         assert.is_nil(env.NODE_UNIQUE_ID)
     end)
 
+    it('is told of a watchdog as by systemd, unless it is asked', function()
+        local fields = row.spawn({ argv = { 'server' }, watchdog_ms = 1500 }, context { listen = listen })
+        assert.is_true(fields.watchdog_pid)
+        assert.equal('1500000', env_of(fields).WATCHDOG_USEC)
+        for _, plan in ipairs { { argv = { 'x' } }, { argv = { 'x' }, watchdog_ms = 1500, ready = { type = 'http' } } } do
+            fields = row.spawn(plan, context { listen = listen, environ = { WATCHDOG_USEC = '1', WATCHDOG_PID = '2' } })
+            assert.is_false(fields.watchdog_pid)
+            assert.is_nil(env_of(fields).WATCHDOG_USEC)
+            assert.is_nil(env_of(fields).WATCHDOG_PID)
+        end
+    end)
+
     it('says nothing of sockets when there are none', function()
         local fields = row.spawn({ worker = 'bin/server' }, context { environ = { LISTEN_FDS = '2' } })
         assert.same({ 'bin/server' }, fields.argv)

@@ -41,6 +41,7 @@ local cases = {
             1, fn,
             { path = 'x' }, { message = '' }, { alive = NAN } } },
     readyTimeout = { good = { 60, 0.5 }, bad = { 0, -1, NAN, INF, '60', {} } },
+    watchdog = { good = { 0.1, 30 }, bad = { 0, -1, NAN, INF, '1', {} } },
     stopSignal = { good = { 'SIGTERM', 'QUIT', 'SIGUSR1', 'SIGUSR2', 'SIGWINCH', 'HUP', 'INT' },
         bad = { 'SIGKILL', 'SIGSTOP', 'SIGCHLD', 'SIGCONT', 'SIGSEGV', 'FOO', 15, {} } },
     stopTimeout = { good = { 0, 30 }, bad = { -1, NAN, INF, '30', {} } },
@@ -97,7 +98,7 @@ describe('options', function()
             it('takes what is right', function()
                 for _, value in ipairs(cases[option.name].good) do
                     local raw = { worker = 'app.js', [option.name] = value }
-                    if option.name == 'listen' or option.name == 'stopSignal' then
+                    if option.name == 'listen' or option.name == 'stopSignal' or option.name == 'watchdog' then
                         raw.worker = './server'
                     end
                     local result, messages = plan.build(raw)

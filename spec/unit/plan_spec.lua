@@ -106,6 +106,11 @@ describe('plan', function()
             'ready: no TCP address in listen has the port 81')
         assert.same({ type = 'http', path = '/', port = 81, interval_ms = 500, timeout_ms = 1000 },
             build({ worker = { 'x' }, ready = { http = '/', port = 81 }, listen = { ':80', '[::1]:81' } }).ready)
+        for _, kind in ipairs { 'js', 'lua' } do
+            refused({ worker = 'app.' .. kind, watchdog = 1 }, 'expected ready = { http = "/path" }')
+            assert.equal(1500, build({ worker = 'app.' .. kind, watchdog = 1.5, ready = asked }).watchdog_ms)
+        end
+        assert.equal(2000, build({ worker = { 'x' }, watchdog = 2 }).watchdog_ms)
         refused({ worker = 'app.js', listen = ':80' }, 'listen: a worker of kind "node" names its addresses itself')
         refused({ worker = { 'x' }, interpreter = 'node' }, 'interpreter: a worker given as a list')
     end)

@@ -202,5 +202,8 @@ describe('probe', function()
         assert.equal(1, #dials)
         platform:advance(1)
         assert.equal(2, #dials)
+        dials[2].callbacks.on_end()
+        platform:advance(500) -- at the former pace where there was none
+        assert.equal(3, #dials)
     end)
 end)

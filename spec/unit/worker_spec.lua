@@ -186,6 +186,113 @@ describe('worker', function()
         end)
     end)
 
+    describe('with a watchdog', function()
+        local HTTP = { type = 'http', path = '/health', interval_ms = 500, timeout_ms = 1000 }
+        local EXEC = { kind = 'exec', argv = { 'server' }, worker = false, ready = { type = 'notify' }, watchdog_ms = 2000 }
+
+        local function serving(plan)
+            local worker, world = one({}, plan or EXEC)
+            worker.notify.fn { READY = '1' }
+            return worker, world
+        end
+
+        it('is left alone until it has said WATCHDOG=1', function()
+            local worker, world = serving()
+            world.platform:advance(60000)
+            assert.equal('running', worker.state)
+        end)
+
+        it('is replaced when it is silent, and asked to leave when the replacement serves', function()
+            local worker, world = serving()
+            for _ = 1, 5 do
+                worker.notify.fn { WATCHDOG = '1' }
+                world.platform:advance(1999)
+                assert.equal('running', worker.state)
+            end
+            world.platform:advance(1)
+            assert.equal('retiring', worker.state)
+            assert.equal(1, world.count 'Worker hangs')
+            local successor = world.cluster:find(worker.id + 1)
+            successor.notify.fn { READY = '1' }
+            world.platform:advance(1000)
+            assert.equal('exited', worker.state)
+            assert.equal('running', successor.state)
+            assert.equal('gave no sign of life for 2 s', worker.report.why)
+        end)
+
+        it('is watched from a sign of life while it starts', function()
+            local worker, world = one({}, EXEC)
+            worker.notify.fn { WATCHDOG = '1' }
+            world.platform:advance(3000)
+            assert.equal('starting', worker.state) -- readyTimeout is for that
+            worker.notify.fn { READY = '1' }
+            world.platform:advance(0)
+            assert.equal('retiring', worker.state)
+        end)
+
+        it('is replaced at once when it says trigger; other words mean nothing', function()
+            local worker, world = serving()
+            worker.notify.fn { WATCHDOG = '0' }
+            worker.notify.fn { WATCHDOG = '' }
+            world.platform:advance(60000)
+            assert.equal('running', worker.state)
+            worker.notify.fn { WATCHDOG = 'trigger' }
+            assert.equal('retiring', worker.state)
+            local plan = {}
+            for key, value in pairs(EXEC) do
+                plan[key] = key ~= 'watchdog_ms' and value or nil
+            end
+            worker, world = serving(plan)
+            worker.notify.fn { WATCHDOG = 'trigger' }
+            worker.notify.fn { WATCHDOG = '1' }
+            world.platform:advance(60000)
+            assert.equal('running', worker.state)
+        end)
+
+        it('is said to hang again until it is replaced', function()
+            local worker, world = serving()
+            worker.on.replace = function() end
+            worker.notify.fn { WATCHDOG = '1' }
+            world.platform:advance(6500)
+            assert.equal(3, world.count 'Worker hangs')
+        end)
+
+        it('is asked on while it serves, any status being a sign of life', function()
+            local worker, world = one({}, { ready = HTTP, watchdog_ms = 2000 })
+            local function last()
+                return world.platform.dials[#world.platform.dials]
+            end
+            worker.conversation.on_listening { stream = true, port = 80, text = '127.0.0.1:80' }
+            world.platform:advance(0)
+            last().on_data 'HTTP/1.1 200 OK\r\n'
+            assert.equal('running', worker.state)
+            world.platform:advance(500)
+            for _ = 1, 5 do
+                last().on_data 'HTTP/1.1 503 No\r\n'
+                assert.is_false(last().open)
+                world.platform:advance(1000)
+                assert.is_true(last().open)
+            end
+            assert.equal('running', worker.state)
+            world.platform:advance(1000)
+            assert.equal('retiring', worker.state)
+            assert.equal(1, world.count 'Worker hangs')
+            worker.agenda:post(worker, 'stop')
+            assert.is_nil(worker.probe)
+        end)
+
+        it('is not watched by notifications where it is asked', function()
+            local worker, world = one({}, { kind = 'exec', argv = { 'server' }, worker = false, ready = HTTP,
+                watchdog_ms = 2000 })
+            world.platform.dials[1].on_data 'HTTP/1.1 200 OK\r\n'
+            for _ = 1, 5 do
+                world.platform:advance(500)
+                worker.notify.fn { WATCHDOG = '1' }
+            end
+            assert.equal('retiring', worker.state)
+        end)
+    end)
+
     it('of kind exec is asked by its signal, and killed when that and SIGTERM do not help', function()
         local plan = { kind = 'exec', argv = { 'server' }, worker = false, stop_signal = 'SIGQUIT' }
         local worker, world = one({ ignores_term = true }, plan)
