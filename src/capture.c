@@ -1,7 +1,10 @@
 /* capture.c: see capture.h. The target is shared with others and may be anything (terminal, pipe,
  * file), so it is neither polled by libuv, which would make it non-blocking for all of them, nor
- * written to without asking. */
+ * written to without asking. A terminal's answer is worth nothing: it takes less than it promised,
+ * and nobody may be there to read it. So it is opened again, non-blocking. */
 #include "capture.h"
+
+#include "files.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -33,7 +36,8 @@ struct dm_capture {
     size_t pending_start, pending_end, pending_size;
     uint64_t lost;
     int fd, target; /* fd is -1 at its end, target -1 once it failed */
-    bool nowait;    /* the target can refuse instead of blocking */
+    bool own_target;
+    bool nowait; /* the target can refuse instead of blocking */
     bool in_lost_line;
 };
 
@@ -135,6 +139,14 @@ static ssize_t write_piece(struct dm_capture *c, const char *data, size_t size) 
     return errno == EAGAIN || errno == EINTR ? 0 : -errno;
 }
 
+static void close_own_target(struct dm_capture *c) {
+    if (c->own_target) {
+        close(c->target);
+        c->own_target = false;
+        c->target = -1;
+    }
+}
+
 static void flush(struct dm_capture *c, bool last) {
     while (c->pending_start < c->pending_end && c->target >= 0) {
         const char *data = c->pending + c->pending_start;
@@ -144,6 +156,7 @@ static void flush(struct dm_capture *c, bool last) {
             c->lost += piece; /* may pass */
             c->pending_start += piece;
         } else if (n < 0) {
+            close_own_target(c);
             c->target = -1;
         } else if (n == 0) {
             if (piece > 0 && !last) {
@@ -284,6 +297,7 @@ void dm_capture_close(struct dm_capture *c) {
     if (c->fd >= 0) {
         end(c);
     }
+    close_own_target(c);
     uv_close((uv_handle_t *)&c->poll, on_handle_closed);
 }
 
@@ -301,6 +315,11 @@ struct dm_capture *dm_capture_open(uv_loop_t *loop, struct dm_timers *timers, in
     c->fd = fd;
     c->target = target;
     c->nowait = fstat(target, &st) == 0 && (S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode));
+    const int own = isatty(target) == 1 ? dm_open_again(target) : -1;
+    if (own >= 0) {
+        c->target = own;
+        c->own_target = true;
+    }
     dm_timer_init(&c->retry, timers, on_retry);
     uv_poll_start(&c->poll, UV_READABLE, on_readable);
     return c;

@@ -12,11 +12,12 @@
  */
 #include "sink.h"
 
+#include "files.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -305,9 +306,7 @@ static int choose_way(struct dm_sink *s, int fd) {
     if (!S_ISFIFO(st.st_mode) && !S_ISCHR(st.st_mode)) {
         return 0;
     }
-    char self[32];
-    (void)snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
-    int own = open(self, O_WRONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
+    int own = dm_open_again(fd);
     if (own >= 0) {
         s->fd = own;
         s->own_fd = true;

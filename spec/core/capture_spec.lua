@@ -2,6 +2,7 @@ local core = require 'dutch-master.core'
 local unistd = require 'posix.unistd'
 local fcntl = require 'posix.fcntl'
 local p = require 'spec.support.process'
+local sys = require 'spec.support.sys'
 
 --- A file to copy to: fd, and a function that gives what is in it and removes it.
 local function target()
@@ -156,6 +157,21 @@ describe('captured stderr', function()
         assert.are.equal(2, p.exit_of(record).code)
         assert.is_true(core.now() - start < 2000 * p.patience)
         assert.are.equal('last\n', contents())
+    end)
+
+    it('does not block on a terminal that nobody reads', function()
+        local reader, terminal = sys.pty()
+        local flags = sys.flags(terminal)
+        local record = captured('seq 1 200000 >&2; echo done >&3; read x <&3; exit 3', terminal, { channel = true })
+        p.await(function() return record.lines[1] end, 20000)
+        record.child:close_channel()
+        assert.are.equal(3, p.exit_of(record).code)
+        assert.is_true(record.status.stderr_lost > 0)
+        assert.are.equal(flags, sys.flags(terminal))
+        sys.set_nonblocking(reader)
+        assert.matches('^1\r\n2\r\n3\r\n', sys.read(reader))
+        sys.close(terminal)
+        sys.close(reader)
     end)
 
     it('does not change the target for others', function()
