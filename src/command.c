@@ -4,6 +4,8 @@
  * end lives on, as with system(3). */
 #include "command.h"
 
+#include "spawn.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
@@ -56,6 +58,7 @@ static _Noreturn void become(const char *command, const char *directory, int out
         dup2(out, 1);
     }
     syscall(SYS_close_range, 3U, ~0U, CLOSE_RANGE_CLOEXEC);
+    dm_spawn_restore_descriptors();
     if (directory && chdir(directory) != 0) {
         _exit(EXIT_NO_SHELL);
     }
