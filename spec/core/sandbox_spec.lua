@@ -566,7 +566,8 @@ describe('the sandbox', function()
         collectgarbage()
         collectgarbage()
         local grown = rss_kb() - start
-        assert.is_true(grown < 1024, ('grew by %d KiB'):format(grown))
+        -- AddressSanitizer keeps for a while what is freed; leaks it finds itself.
+        assert.is_true(grown < 1024 or os.getenv 'DM_SANITIZE' ~= nil, ('grew by %d KiB'):format(grown))
     end)
 
     it('is given back by the collector when it was forgotten', function()
