@@ -56,10 +56,14 @@ describe('a worker that cannot be started', function()
             assert.same({ 'number', 'number', 1 }, { type(record.workerId), type(record.workerPid), record.generation })
             assert.equal(0, #m:records 'Worker exited')
         end
-        -- By now each has had time for many forks, had there been no pause between them.
+        -- The second fork comes at once, each later one after a pause that doubles, more or less by a quarter.
         for i, case in ipairs(CASES) do
             masters[i]:await { msg = 'Waiting before the next fork', failures = 3 }
-            assert.is_true(#masters[i]:records 'Creating new worker' <= 6, case[1])
+            local pauses = masters[i]:records 'Waiting before the next fork'
+            for _, pause in ipairs(pauses) do
+                assert.is_true(pause.wait >= 0.07 * 2 ^ (pause.failures - 2), case[1])
+            end
+            assert.is_true(#masters[i]:records 'Creating new worker' <= #pauses + 2, case[1])
             if case[7] then
                 masters[i]:rewrite(unpack(case[7]))
             end
