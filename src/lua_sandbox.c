@@ -121,7 +121,7 @@ static bool has_position(const char *text) {
     return false;
 }
 
-/* One line of printable text. */
+/* One line of printable text. Of several the first, which must not promise more by a colon. */
 static void copy_line(char *to, size_t size, const char *prefix, const char *text, size_t length) {
     size_t n = (size_t)snprintf(to, size, "%s", prefix);
     n = n < size ? n : size - 1;
@@ -132,6 +132,7 @@ static void copy_line(char *to, size_t size, const char *prefix, const char *tex
             to[n - 1] = '?';
         }
     }
+    n -= n > 0 && to[n - 1] == ':' && memchr(text, '\n', length) ? 1 : 0;
     to[n] = '\0';
 }
 

@@ -10,15 +10,19 @@ local STEPS = {
     interpreter = 'the interpreter named in its #! line',
 }
 
---- The reason of a start that failed, in words.
--- @param failed {step, message} of core.spawn's status
+--- The reason of a start that failed, in words: "its directory: /deploys/x: no such file or directory".
+-- @param failed {step, message = 'step: ...'} of core.spawn's status
 function M.start_failure(failed)
-    return ('%s: %s'):format(STEPS[failed.step] or failed.step, failed.message)
+    local step, words = failed.message:match '^(%w+): (.*)$'
+    if step ~= failed.step then
+        words = failed.message
+    end
+    return ('%s: %s'):format(STEPS[failed.step] or failed.step, words)
 end
 
 local function words(worker, status, oom)
     if status.failed then
-        return status.failed.message
+        return 'could not be started: ' .. M.start_failure(status.failed)
     elseif worker.late then
         return ('was not ready within %g s'):format(worker.plan.ready_timeout_ms / 1000)
             .. (worker.probed and ': ' .. worker.probed or '')

@@ -14,7 +14,7 @@ local BAD = {
     { 'runtime error', '\n\nerror "no luck"', '^master%.lua:3: no luck$' },
     { 'error that is no text', '\nerror {}', '^master%.lua:?2?:? .*table' },
     { 'nil called', '\n\n\nlocal x = nil\nx()', '^master%.lua:5: attempt to call' },
-    { 'missing module', '\nrequire "not.there"', "^master%.lua:2: module 'not%.there' not found" },
+    { 'missing module', '\nrequire "not.there"', "^master%.lua:2: module 'not%.there' not found$" },
     { 'module with an error', '\nrequire "helper"', '^.*helper%.lua:2: .*broken helper' },
     { 'bytecode', BYTECODE, '^master%.lua: is compiled Lua' },
     { 'empty', '', '^master%.lua:1: the script never calls start' },

@@ -35,11 +35,10 @@ local function last_lines(text, count)
     return lines, math.max(1, #lines - count + 1)
 end
 
---- How it ended, in words: "exited with code 1", "was killed by SIGKILL", "could not be started (exec: ENOENT)".
+--- How it ended, in words: "exited with code 1", "was killed by SIGKILL", "could not be started: the program: ...".
 function M.how_ended(report)
     if report.step then
-        return ('could not be started: %s failed%s'):format(report.step,
-            report.message and (', ' .. format.visible(report.message)) or report.code and (', ' .. report.code) or '')
+        return format.visible(report.message or 'could not be started')
     elseif report.signal then
         return 'was killed by ' .. report.signal
     elseif report.code then
