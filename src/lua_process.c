@@ -1,9 +1,9 @@
 /* lua_process.c: signals to the master, and the children that it did not start. */
 #include "lua_process.h"
 
+#include "alarm.h"
 #include "lua_call.h"
 #include "lua_core.h"
-#include "watchdog.h"
 
 #include <lauxlib.h>
 #include <signal.h>
@@ -64,7 +64,7 @@ static int l_signals(lua_State *L) {
         lua_rawgeti(L, 1, i);
         const int number = dm_lua_check_signal(L, -1);
         /* Two have an owner already, the others nobody can have. */
-        if (number == SIGCHLD || number == DM_WATCHDOG_SIGNAL || number == SIGKILL ||
+        if (number == SIGCHLD || number == DM_ALARM_SIGNAL || number == SIGKILL ||
             number == SIGSTOP) {
             return luaL_error(L, "%s cannot be listened to", lua_tostring(L, -1));
         }

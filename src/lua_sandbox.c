@@ -4,13 +4,13 @@
  * out is copied: whatever happens in there, the master's own state does not notice.
  *
  * The JIT compiler is not opened in it, so a hook on the count of instructions always comes. Once
- * the budget is over the hook raises at each instruction, so that pcall only prolongs it by one. A
- * watchdog brings the hook in time when single instructions are slow, being calls of C. */
+ * the budget is over the hook raises at each instruction, so that pcall only prolongs it by one. An
+ * alarm brings the hook in time when single instructions are slow, being calls of C. */
 #include "lua_sandbox.h"
 
+#include "alarm.h"
 #include "command.h"
 #include "lua_core.h"
-#include "watchdog.h"
 
 #include <lauxlib.h>
 #include <luajit.h>
@@ -216,11 +216,11 @@ static int enter(lua_State *L) {
     }
     s->values.size = 0;
     s->deadline = dm_command_clock() + s->budget;
-    struct dm_watchdog watchdog = {.deadline_ms = s->deadline, .on_time = on_time, .ctx = s};
+    struct dm_alarm alarm = {.deadline_ms = s->deadline, .on_time = on_time, .ctx = s};
     lua_sethook(L, on_count, LUA_MASKCOUNT, COUNT);
-    dm_watchdog_start(&watchdog);
+    dm_alarm_start(&alarm);
     const int rc = lua_pcall(L, nargs, LUA_MULTRET, 1);
-    dm_watchdog_stop(&watchdog);
+    dm_alarm_stop(&alarm);
     lua_sethook(L, NULL, 0, 0);
     if (rc == LUA_ERRMEM || (rc == LUA_ERRERR && s->refused) ||
         (rc != 0 && strstr(s->message, "not enough memory"))) {

@@ -3,7 +3,7 @@
  * without a limit. lua/script/dutch-master.lua does the rest with the primitives made here.
  *
  * What is one call of C ends by itself within the bounds of memory, looks at the clock
- * (lua_match.c), or waits in a system call that the watchdog interrupts. Not stopped is what C
+ * (lua_match.c), or waits in a system call that the alarm interrupts. Not stopped is what C
  * modules do that the script requires. The script is its user's own code: the limits are against
  * mistakes, not against an attacker. */
 #include "command.h"
