@@ -155,6 +155,21 @@ describe('a hook', function()
         end
     end)
 
+    it('that nobody waits for and that loops is cut off, and left alone for a while', function()
+        local m = master.start {
+            script = script('onMessage', 'while true do pcall(error) end'),
+            files = { ['app.lua'] = apps.idle .. '\nfor i = 1, 5 do require("dutch-master.worker").send(i) end' },
+        }
+        local failed = m:await('Hook failed: master.lua:4: onMessage took longer than its budget of 5 s')
+        assert.same({ 50, 'onMessage' }, { failed.level, failed.hook })
+        -- What had come meanwhile does not get five seconds each.
+        m:await('Hook skipped: the script took too long a moment ago', { count = 4 })
+        m:await 'Cluster ready'
+        m:signal 'SIGTERM'
+        m:exit()
+        m:finish { code = 0 }
+    end)
+
     it('for the environment fails that fork, by name', function()
         for body, told in pairs {
             ['error "no"'] = 'workerEnvironment: no',

@@ -79,8 +79,14 @@ describe('numWorkers', function()
                 assert.equal(0, #m:records('Creating new worker', mark))
             end
         end
+        local mark = m:mark()
+        m:rewrite('master.lua', script 'function() error "no idea" end')
+        m:signal 'SIGUSR2'
+        assert.equal('master.lua:3: numWorkers: no idea',
+            m:await('Restart aborted, the old workers stay', { after = mark }).reason)
         assert.equal(2, #m:workers())
         m:finish()
+        assert.equal(2, #m:records 'Creating new worker')
     end)
 
     it('counts at the boot and at a restart, not when a crash is replaced', function()

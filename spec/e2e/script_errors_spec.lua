@@ -34,6 +34,11 @@ local BAD = {
     { 'ends the process', 'os.exit(0)', '^master%.lua:1: .*os%.exit was called' },
 }
 
+-- Root may read everything, so that the master is somebody else's then.
+local ROOT = uv.getuid() == 0
+local AS_SOMEBODY = ROOT and { 'setpriv', '--reuid=65534', '--regid=65534', '--clear-groups' } or nil
+local UNREADABLE = ROOT and '600' or '000'
+
 -- The lines of stderr that the master wrote.
 local function complaints(m)
     local lines = {}
@@ -82,15 +87,36 @@ describe('a bad script', function()
         master.wait_until(function() return m.err_ended end)
         check_refusal(m, 'is a directory')
 
-        if uv.getuid() == 0 then
-            m = master.start {
-                script = { text = 'error "never read"', mode = '600' },
-                wrap = { 'setpriv', '--reuid=65534', '--regid=65534', '--clear-groups' },
-            }
-            m:exit()
-            master.wait_until(function() return m.err_ended end)
-            check_refusal(m, '^.*master%.lua: may not be read by this user$')
-        end
+        m = master.start { script = { text = 'error "never read"', mode = UNREADABLE }, wrap = AS_SOMEBODY }
+        m:exit()
+        master.wait_until(function() return m.err_ended end)
+        check_refusal(m, '^.*master%.lua: may not be read by this user$')
+    end)
+
+    it('that may not be read any more is a record, and the last good one serves on', function()
+        local good = [[require('dutch-master').start { worker = 'app.lua', numWorkers = 1, restartSoak = 0,
+            backoff = { first = 0.02, max = 0.02 } }]]
+        local dir = master.temp_dir()
+        assert(uv.fs_chmod(dir, tonumber('777', 8)))
+        local m = master.start { script = good, files = { ['app.lua'] = apps.idle }, wrap = AS_SOMEBODY,
+            env = { DUTCH_MASTER_RUNTIME_DIR = dir .. '/run' } }
+        m:await 'Cluster ready'
+        m:rewrite('master.lua', { text = good, mode = UNREADABLE })
+        m:signal 'SIGUSR2'
+        local aborted = m:await 'Restart aborted, the old workers stay'
+        assert.matches('^/.*master%.lua: may not be read by this user$', aborted.reason)
+        uv.kill(m:workers()[1], 'sigkill')
+        m:await(function(record)
+            return record.level == 50 and record.msg:find '^Script is bad, .*master%.lua: may not be read by this user$'
+        end)
+        m:await('Worker listening', { count = 2 })
+        m:rewrite('master.lua', good)
+        m:signal 'SIGUSR2'
+        m:await 'Restart complete'
+        m:signal 'SIGTERM'
+        m:exit()
+        assert.is_nil(uv.fs_scandir_next(uv.fs_scandir(dir .. '/run')))
+        m:finish()
     end)
 
     it('is refused before anything is bound', function()
