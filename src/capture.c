@@ -1,7 +1,8 @@
 /* capture.c: see capture.h. The target is shared with others and may be anything (terminal, pipe,
  * file), so it is neither polled by libuv, which would make it non-blocking for all of them, nor
- * written to without asking. A terminal's answer is worth nothing: it takes less than it promised,
- * and nobody may be there to read it. So it is opened again, non-blocking. */
+ * written to without asking. The answer is worth little: a terminal takes less than it promised,
+ * and what a pipe had room for another may have filled by then. Both are opened again,
+ * non-blocking. */
 #include "capture.h"
 
 #include "files.h"
@@ -301,6 +302,16 @@ void dm_capture_close(struct dm_capture *c) {
     uv_close((uv_handle_t *)&c->poll, on_handle_closed);
 }
 
+static void choose_way(struct dm_capture *c, int target) {
+    struct stat st = {0};
+    fstat(target, &st);
+    const bool fifo = S_ISFIFO(st.st_mode);
+    const int own = fifo || isatty(target) == 1 ? dm_open_again(target) : -1;
+    c->own_target = own >= 0;
+    c->target = c->own_target ? own : target;
+    c->nowait = !c->own_target && (fifo || S_ISSOCK(st.st_mode));
+}
+
 struct dm_capture *dm_capture_open(uv_loop_t *loop, struct dm_timers *timers, int fd, int target,
                                    void (*on_freed)(void *ctx), void *ctx) {
     struct dm_capture *c = calloc(1, sizeof *c);
@@ -308,18 +319,11 @@ struct dm_capture *dm_capture_open(uv_loop_t *loop, struct dm_timers *timers, in
         free(c);
         return NULL;
     }
-    struct stat st;
     c->poll.data = c;
     c->on_freed = on_freed;
     c->ctx = ctx;
     c->fd = fd;
-    c->target = target;
-    c->nowait = fstat(target, &st) == 0 && (S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode));
-    const int own = isatty(target) == 1 ? dm_open_again(target) : -1;
-    if (own >= 0) {
-        c->target = own;
-        c->own_target = true;
-    }
+    choose_way(c, target);
     dm_timer_init(&c->retry, timers, on_retry);
     uv_poll_start(&c->poll, UV_READABLE, on_readable);
     return c;
