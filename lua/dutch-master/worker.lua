@@ -342,7 +342,9 @@ end
 local function closed_while_starting(self)
     pulse.stop_asking(self)
     self.channel_open = false
-    self.log:warn('Worker disconnected unexpectedly while starting')
+    if self.exec_at then -- else its program never ran, and why that is comes with its end
+        self.log:warn('Worker disconnected unexpectedly while starting')
+    end
     lose(self, 'disconnected while starting')
     return 'disconnected'
 end

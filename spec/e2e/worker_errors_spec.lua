@@ -55,6 +55,7 @@ describe('a worker that cannot be started', function()
             assert.matches('^Worker could not be started: ' .. case[6], record.msg, case[1])
             assert.same({ 'number', 'number', 1 }, { type(record.workerId), type(record.workerPid), record.generation })
             assert.equal(0, #m:records 'Worker exited')
+            assert.equal(0, #m:records 'Worker disconnected unexpectedly while starting', case[1])
         end
         -- The second fork comes at once, each later one after a pause that doubles, more or less by a quarter.
         for i, case in ipairs(CASES) do
