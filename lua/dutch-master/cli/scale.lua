@@ -12,7 +12,7 @@ local M = {
     talks = true,
     summary = 'set the number of workers (4), or change it (+1, -1)',
     description = 'Starts or gracefully stops the difference; the workers that stay are not touched. The number holds\n'
-        .. 'until numWorkers of the script is read again: at the next restart or reload.',
+        .. 'over restarts, until one (or a reload) finds another numWorkers in the script than before.',
     argument = {
         name = 'N', pattern = '^[+-]?%d+$', required = true, expects = 'a number of workers such as 4, +1 or -1',
         -- 0 workers are no cluster (`stop` is meant), and no change is no request.

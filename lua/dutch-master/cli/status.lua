@@ -9,8 +9,8 @@ local M = {
     talks = true,
     summary = 'what runs: workers, releases, memory, queues',
     description = 'Shows the cluster and each of its workers: state, generation, the directory it really runs in,\n'
-        .. 'how long it serves, crash replacements of its slot, memory, CPU time, connections that wait for it,\n'
-        .. 'and whether new connections are steered to it.',
+        .. 'its age, how often a worker was started again in its slot, memory, CPU time, connections that wait\n'
+        .. 'for it, and whether new connections are steered to it.',
     options = {
         { long = 'json', short = 'j', doc = 'one line of JSON' },
         { long = 'watch', short = 'w', doc = 'again each second, until ^C' },
