@@ -16,8 +16,8 @@ local MSG_DONTWAIT = 0x40
 local Manager = {}
 Manager.__index = Manager
 
---- A datagram socket like the one of systemd, at a path or, as with `Type=notify` in a user's manager of old, an
---- abstract one: { fields of each datagram, in order }.
+--- A datagram socket like the one of systemd: { fields of each datagram, in order }. `path` may be '@name', an abstract
+--- one.
 local function manager(path)
     path = path or master.temp_dir() .. '/notify'
     local fd = ffi.C.socket(1, bit.bor(net.DGRAM, 0x80000), 0)
