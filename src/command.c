@@ -72,12 +72,16 @@ static int collect(int fd, struct dm_output *output) {
         if (output->size >= OUTPUT_MAX) {
             return -EFBIG;
         }
-        char *data = realloc(output->data, output->size + OUTPUT_STEP);
-        if (!data) {
-            return -ENOMEM;
+        if (output->size + OUTPUT_STEP > output->capacity) {
+            const size_t capacity = 2 * output->capacity + OUTPUT_STEP;
+            char *data = realloc(output->data, capacity);
+            if (!data) {
+                return -ENOMEM;
+            }
+            output->data = data;
+            output->capacity = capacity;
         }
-        output->data = data;
-        const ssize_t n = read(fd, data + output->size, OUTPUT_STEP);
+        const ssize_t n = read(fd, output->data + output->size, OUTPUT_STEP);
         if (n == 0) {
             return 0;
         } else if (n > 0) {

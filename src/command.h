@@ -8,6 +8,7 @@
 struct dm_output {
     char *data; /* malloc'ed, the caller frees it */
     size_t size;
+    size_t capacity;
 };
 
 uint64_t dm_command_clock(void); /* monotonic, ms */

@@ -124,7 +124,7 @@ static int write_all(int fd, const char *data, size_t size) {
  */
 static int l_capture(lua_State *L) {
     struct dm_sandbox *s = dm_sandbox_of(L);
-    struct dm_output output = {NULL, 0};
+    struct dm_output output = {0};
     int status = 0;
     int rc = run_command(L, &output, &status);
     if (rc == 0) {
