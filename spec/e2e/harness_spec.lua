@@ -4,6 +4,7 @@ local uv = require 'luv'
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
+local wait = require 'spec.support.wait'
 
 local GOOD = [[
 local uv = require 'luv'
@@ -45,12 +46,60 @@ describe('the harness', function()
     it('shows the log when a record does not come', function()
         local m = start(GOOD)
         m:await 'Cluster ready'
+        m:wait_until(function() return m.stderr ~= '' end, 'the complaint')
         local ok, message = pcall(m.await, m, 'Never', { timeout = 50 })
         assert.is_false(ok)
         assert.matches("'Never' did not come", message)
         assert.matches('Cluster ready', message)
         assert.matches('a complaint', message)
         m:finish()
+    end)
+
+    it('runs tasks side by side, each as if it were alone', function()
+        local order, began = {}, uv.hrtime()
+        local function task(name)
+            return { name, function()
+                local m = start(GOOD)
+                m:await 'Cluster ready'
+                wait.let_run(400)
+                order[#order + 1] = name
+                m:finish { code = 0 }
+            end }
+        end
+        wait.together({ task 'a', task 'b', task 'c', task 'd' }, 4)
+        local ms = (uv.hrtime() - began) / 1e6
+        table.sort(order)
+        assert.same({ 'a', 'b', 'c', 'd' }, order)
+        assert.is_true(ms >= 400)
+        local most, now = 0, 0
+        local function count()
+            now = now + 1
+            most = math.max(most, now)
+            wait.let_run(30)
+            now = now - 1
+        end
+        wait.together({ { 'a', count }, { 'b', count }, { 'c', count }, { 'd', count } }, 3)
+        assert.equal(3, most)
+    end)
+
+    it('says of each task that ran beside others how it failed', function()
+        local ended
+        local ok, message = pcall(wait.together, {
+            { 'first', function() wait.wait_until(function() end, { what = 'nothing', timeout = 30 }) end },
+            { 'second', function() assert.equal(1, 2) end },
+            { 'third', function() wait.try(function() error 'in a predicate' end) end },
+            { 'fourth', function()
+                assert.is_false((pcall(wait.try, function() error 'caught' end)))
+                wait.let_run(60)
+                ended = true
+            end },
+        }, 4)
+        assert.is_false(ok)
+        assert.matches('first: .*timed out waiting for nothing', message)
+        assert.matches('second: .*Expected objects to be equal', message)
+        assert.matches('third: .*in a predicate', message)
+        assert.not_matches('fourth: ', message)
+        assert.is_true(ended)
     end)
 
     it('does not wait for a record once the master is gone', function()

@@ -145,12 +145,14 @@ function M.get(url)
     if not handle:is_closing() then
         handle:close()
     end
-    uv.run 'nowait'
+    wait.turn()
     if outcome ~= 'done' then
         return nil, outcome or 'timeout'
     end
     return parser.status, parser.body, parser.headers
 end
+
+local given = {} -- what free_port said, for masters that are started side by side
 
 --- A TCP port that was free a moment ago, below the range of outgoing connections.
 function M.free_port()
@@ -159,8 +161,9 @@ function M.free_port()
         local handle = uv.new_tcp()
         local ok = handle:bind('::', port) and handle:listen(1, function() end)
         handle:close()
-        uv.run 'nowait'
-        if ok then
+        wait.turn()
+        if ok and not given[port] then
+            given[port] = true
             return port
         end
     end

@@ -29,8 +29,8 @@ function M.start(options)
     for _, outcome in ipairs(OUTCOMES) do
         self.counts[outcome] = 0
     end
-    --- Body -> how often; the first few distinct ones.
-    self.bodies, self.distinct = {}, 0
+    --- Body -> how often, and when it came last (uv.hrtime()); the first few distinct ones.
+    self.bodies, self.last, self.distinct = {}, {}, 0
     self.errors = {}
     --- Of { outcome, port, ms, started, ended (uv.hrtime()) }.
     self.failures, self.slow = {}, {}
@@ -136,6 +136,7 @@ function M:judge(parser, outcome)
     if self.bodies[parser.body] or self.distinct < MAX_BODIES then
         self.distinct = self.distinct + (self.bodies[parser.body] and 0 or 1)
         self.bodies[parser.body] = (self.bodies[parser.body] or 0) + 1
+        self.last[parser.body] = uv.hrtime()
     end
     local expect = self.options.expect
     return parser.status == 200 and (not expect or parser.body:find(expect)) and 'ok' or 'bad'
@@ -193,7 +194,7 @@ function M:stop()
     wait.wait_until(function()
         return self.active == 0
     end, { what = 'the last requests', timeout = self.timeout_ms + 1000 })
-    uv.run 'nowait'
+    wait.turn()
     local counts, parts = self.counts, {}
     counts.failed = counts.total - counts.ok
     for _, name in ipairs { 'total', 'failed', 'ok', 'bad', 'reset', 'refused', 'empty', 'timeout', 'stale' } do

@@ -24,7 +24,7 @@ M.wait_until = wait.wait_until
 local running = {} -- every master that was not finished
 local baseline -- the descriptors before the first of them
 local count = 0
-local START_MS, EXIT_MS = 10000, 40000
+local START_MS, EXIT_MS = 30000, 40000 -- a machine that does much else as well starts Node in seconds
 local SANITIZED = os.getenv 'DM_SANITIZE' ~= nil
 
 --- The build that is tested.
@@ -203,7 +203,7 @@ function Master:read_output(out, err)
     lines_of(out, function(line)
         local ok, record = pcall(cjson.decode, line)
         if ok and type(record) == 'table' and record.msg then
-            record.index = #self.log + 1
+            record.index, record.arrived = #self.log + 1, uv.hrtime()
             self.log[record.index] = record
         else
             -- What the workers print, or what the command line says.
@@ -291,7 +291,7 @@ function Master:dump()
     for _, record in ipairs(self.log) do
         local copy = {}
         for key, value in pairs(record) do
-            if key ~= 'index' and key ~= 'v' and key ~= 'hostname' and key ~= 'name' and key ~= 'pid' then
+            if key ~= 'index' and key ~= 'arrived' and key ~= 'v' and key ~= 'hostname' and key ~= 'name' and key ~= 'pid' then
                 copy[key] = value
             end
         end
@@ -541,7 +541,7 @@ function Master:finish(options)
     local dump = #found > 0 and self:dump()
     dispose(self)
     collectgarbage()
-    uv.run 'nowait'
+    wait.turn()
     local kept = next(running) == nil and new_descriptors(baseline) or {} -- others still have theirs
     if #kept > 0 then
         found[#found + 1] = 'descriptors that the spec did not have at the start: ' .. table.concat(kept, ', ')

