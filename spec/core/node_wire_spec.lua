@@ -102,6 +102,25 @@ versions.each(function(version, binary)
             assert.same({ 'EADDRINUSE', 'bind', 'EACCES' }, w:message())
         end)
 
+        it('waits for an answer that comes late', function()
+            local w = app [[require('http').createServer((q, r) => r.end('late')).listen(0)]]
+            local give = w.answer
+            local held
+            w.answer = function(self, ...)
+                held = { self, ... }
+            end
+            w:await(function() return held end, 'the query')
+            local passed
+            local timer = core.timer(function() passed = true end)
+            timer:start(300)
+            w:await(function() return passed end, 'a moment')
+            timer:close()
+            assert.same({}, w.listening)
+            give(unpack(held))
+            w:await(function() return w.listening[1] end, 'listening')
+            assert.equal('late', select(2, http.get { port = w.listening[1].port }))
+        end)
+
         it('survives the refusal of a datagram socket and of TLS', function()
             local spare = core.listen(assert(core.address 'udp:127.0.0.1:0'))
             local fd = spare:lane():fd()

@@ -39,173 +39,180 @@ local function rss_kb(pid)
     return tonumber(text:match 'VmRSS:%s*(%d+)')
 end
 
-versions.each(function(version, binary)
-    describe('a worker on Node ' .. version, function()
-        after_each(master.cleanup)
-
-        for name, case in pairs {
-            ['exits'] = { code = 'process.exit(7)', exit = 7 },
-            ['throws where nobody catches'] = { code = 'setImmediate(() => { throw new Error("x") })', exit = 1 },
-            ['is killed'] = { code = 'process.kill(process.pid, "SIGKILL")', signal = 'SIGKILL' },
-        } do
-            it(name .. ' in the middle of a request, and the others serve on', function()
-                local m, port = app.start { binary = binary, app = OBEDIENT, workers = 3 }
-                local clients = load.start { port = port, mode = 'close', clients = 8 }
-                clients:await(50)
-                local handle = send_code(port, case.code)
-                local exited = m:await 'Worker exited'
-                assert.equal(case.exit, exited.code)
-                assert.equal(case.signal, exited.signal)
-                local fresh = m:await('Worker listening', { count = 4 })
-                assert.is_true(fresh.index > exited.index)
-                clients:await(clients.counts.total + 50)
-                local counts = clients:stop()
-                -- Only what the dead worker had in hand may be lost: 8 clients over 3 workers.
-                assert.is_true(counts.failed <= 8, counts.text)
-                assert.equal(0, counts.refused + counts.timeout, counts.text)
-                handle:close()
-                m:finish { code = 0 }
-            end)
+-- The master's other descriptors come and go with what it waits for.
+local function open_sockets(pid)
+    local dir, count = ('/proc/%d/fd'):format(pid), 0
+    local scan = assert(uv.fs_scandir(dir))
+    for name in function() return (uv.fs_scandir_next(scan)) end do
+        if (uv.fs_readlink(dir .. '/' .. name) or ''):find '^socket:' then
+            count = count + 1
         end
+    end
+    return count
+end
 
-        it('that closes its server and lives on gets no more connections', function()
-            local m, port = app.start {
-                binary = binary, app = OBEDIENT, plan = "onMessage = function() dutch.log:info 'it closed' end,",
-            }
-            local handle = send_code(port, 'server.close(() => {}); process.send(1)')
-            m:await 'it closed'
-            local clients = load.start { port = port, mode = 'close', clients = 4 }
-            clients:await(100)
+describe('a Node worker', function()
+    after_each(master.cleanup)
+
+    for name, case in pairs {
+        ['exits'] = { code = 'process.exit(7)', exit = 7 },
+        ['throws where nobody catches'] = { code = 'setImmediate(() => { throw new Error("x") })', exit = 1 },
+        ['is killed'] = { code = 'process.kill(process.pid, "SIGKILL")', signal = 'SIGKILL' },
+    } do
+        versions.it(name .. ' in the middle of a request, and the others serve on', function(_, binary)
+            local m, port = app.start { binary = binary, app = OBEDIENT, workers = 3 }
+            local clients = load.start { port = port, mode = 'close', clients = 8 }
+            clients:await(50)
+            local handle = send_code(port, case.code)
+            local exited = m:await 'Worker exited'
+            assert.equal(case.exit, exited.code)
+            assert.equal(case.signal, exited.signal)
+            local fresh = m:await('Worker listening', { count = 4 })
+            assert.is_true(fresh.index > exited.index)
+            clients:await(clients.counts.total + 50)
             local counts = clients:stop()
-            assert.equal(0, counts.failed, counts.text)
-            assert.is_true(counts.max_ms < 900, counts.text)
-            assert.equal(0, #m:records 'Worker stalled')
-            assert.equal(2, #m:workers())
+            -- Only what the dead worker had in hand may be lost: 8 clients over 3 workers.
+            assert.is_true(counts.failed <= 8, counts.text)
+            assert.equal(0, counts.refused + counts.timeout, counts.text)
             handle:close()
             m:finish { code = 0 }
         end)
+    end
 
-        it('that spins for ever is steered around, and ended at the deadline', function()
-            local m, port = app.start {
-                binary = binary, app = OBEDIENT, plan = [[
-                    stopTimeout = 3, killTimeout = 1,
-                    onMessage = function() dutch.log:info 'it spins' end,
-                ]],
-            }
-            -- What it had accepted before is lost with it, so the others come after.
-            local handle = send_code(port, 'process.send(1); while (true);')
-            m:await 'it spins'
-            local clients = load.start { port = port, mode = 'close', clients = 8, timeout = 8000 }
-            clients:await(200)
-            local before = clients.counts.max_ms
-            local counts = clients:stop()
-            assert.equal(0, counts.failed, counts.text)
-            assert.is_true(before < 6000, counts.text)
-            handle:close()
-            m:signal 'SIGTERM'
-            m:await('Worker exited', { count = 2, timeout = 6000 })
-            m:finish { code = 0 } -- SIGTERM ends it, with no handler in the app it needs no loop
-        end)
-    end)
-end, { '18', '26' })
-
-versions.each(function(version, binary)
-    describe('on the channel of a worker on Node ' .. version, function()
-        after_each(master.cleanup)
-
-        local JUNK = {
-            ['garbage'] = [[fs.writeSync(3, 'this is not the protocol\n')]],
-            ['an empty line'] = [[fs.writeSync(3, '\n')]],
-            ['random bytes'] = [[fs.writeSync(3, require('crypto').randomBytes(1000)); fs.writeSync(3, '\n')]],
-            ['half a line and the end'] = [[fs.writeSync(3, '{"half":'); process.exit(0)]],
-            ['half a line, then a whole one'] = [[fs.writeSync(3, '{"half":'); process.send({ whole: true })]],
-            ['64 MiB without a newline'] = [[
-                const chunk = Buffer.alloc(65536, 120); let left = 1024
-                const more = () => {
-                    try { while (left > 0) { fs.writeSync(3, chunk); left-- } }
-                    catch (e) { if (e.code === 'EAGAIN') setTimeout(more, 1) }
-                }
-                more()]],
-            ['a value nested too deeply'] = [[fs.writeSync(3, '['.repeat(5000) + ']'.repeat(5000) + '\n')]],
-            ['a query without its number'] = [[fs.writeSync(3, '{"cmd":"NODE_CLUSTER","act":"queryServer"}\n')]],
+    versions.it('that closes its server and lives on gets no more connections', function(_, binary)
+        local m, port = app.start {
+            binary = binary, app = OBEDIENT, plan = "onMessage = function() dutch.log:info 'it closed' end,",
         }
-        for name, code in pairs(JUNK) do
-            it(name .. ' costs that worker its channel and nobody else anything', function()
-                local m, port = app.start { binary = binary, app = 'const fs = require("fs")\n' .. OBEDIENT }
-                local clients = load.start { port = port, mode = 'close', clients = 4 }
-                local handle = send_code(port, code)
-                local exited = m:await('Worker exited', { timeout = 15000 })
-                m:await('Worker listening', { count = 3 })
-                clients:await(clients.counts.total + 20)
-                local counts = clients:stop()
-                assert.is_true(counts.failed <= 4, counts.text)
-                assert.equal(2, #m:workers())
-                for _, record in ipairs(m:records 'Worker exited') do
-                    assert.equal(exited.workerPid, record.workerPid)
-                end
-                local limit = os.getenv 'DM_SANITIZE' and 400000 or 40000
-                assert.is_true(rss_kb(m.pid) < limit, 'the master grew to ' .. rss_kb(m.pid) .. ' KiB')
-                handle:close()
-                m:finish { code = 0 }
-            end)
-        end
-
-        it('500 descriptors are thrown away', function()
-            local m, port = app.start {
-                binary = binary, app = OBEDIENT,
-                plan = "onMessage = function(_, what) if what == 'all sent' then dutch.log:info(what) end end,",
-            }
-            local clients = load.start { port = port, mode = 'close', clients = 4 }
-            clients:await(20)
-            local before = #uv.fs_readdir(uv.fs_opendir(('/proc/%d/fd'):format(m.pid), nil, 1000))
-            local handle = send_code(port, [[
-                const net = require('net')
-                const own = net.createServer(() => {}).listen({ port: 0, exclusive: true, host: '127.0.0.1' }, () => {
-                    let left = 500
-                    const next = () => {
-                        if (left-- === 0) return process.send('all sent')
-                        const s = net.connect(own.address().port, '127.0.0.1', () => process.send({ n: left }, s, next))
-                    }
-                    next()
-                })
-            ]])
-            m:await('all sent', { timeout = 15000 })
-            m:wait_until(function()
-                local open = #uv.fs_readdir(uv.fs_opendir(('/proc/%d/fd'):format(m.pid), nil, 1000))
-                return open <= before
-            end, 'the descriptors to be closed', { timeout = 15000 })
-            local counts = clients:stop()
-            assert.equal(0, counts.failed, counts.text)
-            assert.equal(0, #m:records 'Worker exited')
-            handle:close()
-            m:finish { code = 0 }
-        end)
-
-        it('what is never read is bounded, and the others serve on', function()
-            local m, port = app.start {
-                binary = binary, app = OBEDIENT, plan = [[
-                    stopTimeout = 2, killTimeout = 1,
-                    onMessage = function(worker)
-                        local text, refused = ('x'):rep(1000), 0
-                        for i = 1, 20000 do
-                            refused = refused + (worker:send { i = i, text = text } and 0 or 1)
-                        end
-                        dutch.log:info({ refused = refused }, 'sent')
-                    end,
-                ]],
-            }
-            local handle = send_code(port, 'process.send(1); while (true);')
-            assert.is_true(m:await('sent').refused > 10000)
-            assert.is_true(rss_kb(m.pid) < (os.getenv 'DM_SANITIZE' and 400000 or 40000), rss_kb(m.pid) .. ' KiB')
-            local clients = load.start { port = port, mode = 'close', clients = 8, timeout = 8000 }
-            clients:await(200)
-            local counts = clients:stop()
-            assert.equal(0, counts.failed, counts.text)
-            assert.equal(0, #m:records 'Worker exited')
-            handle:close()
-            m:signal 'SIGTERM'
-            m:await('Worker exited', { count = 2, timeout = 6000 })
-            m:finish { code = 0 }
-        end)
+        local handle = send_code(port, 'server.close(() => {}); process.send(1)')
+        m:await 'it closed'
+        local clients = load.start { port = port, mode = 'close', clients = 4 }
+        clients:await(100)
+        local counts = clients:stop()
+        assert.equal(0, counts.failed, counts.text)
+        assert.is_true(counts.max_ms < 900, counts.text)
+        assert.equal(0, #m:records 'Worker stalled')
+        assert.equal(2, #m:workers())
+        handle:close()
+        m:finish { code = 0 }
     end)
-end, { '22' })
+
+    versions.it('that spins for ever is steered around, and ended at the deadline', function(_, binary)
+        local m, port = app.start {
+            binary = binary, app = OBEDIENT, plan = [[
+                stopTimeout = 1, killTimeout = 1,
+                onMessage = function() dutch.log:info 'it spins' end,
+            ]],
+        }
+        -- What it had accepted before is lost with it, so the others come after.
+        local handle = send_code(port, 'process.send(1); while (true);')
+        m:await 'it spins'
+        local clients = load.start { port = port, mode = 'close', clients = 8, timeout = 8000 }
+        clients:await(200)
+        local before = clients.counts.max_ms
+        local counts = clients:stop()
+        assert.equal(0, counts.failed, counts.text)
+        assert.is_true(before < 6000, counts.text)
+        handle:close()
+        m:signal 'SIGTERM'
+        m:await('Worker exited', { count = 2, timeout = 6000 })
+        m:finish { code = 0 } -- SIGTERM ends it, with no handler in the app it needs no loop
+    end, { at_once = 2 }) -- a core each
+end)
+
+describe('on the channel of a Node worker', function()
+    after_each(master.cleanup)
+
+    local JUNK = {
+        ['garbage'] = [[fs.writeSync(3, 'this is not the protocol\n')]],
+        ['an empty line'] = [[fs.writeSync(3, '\n')]],
+        ['random bytes'] = [[fs.writeSync(3, require('crypto').randomBytes(1000)); fs.writeSync(3, '\n')]],
+        ['half a line and the end'] = [[fs.writeSync(3, '{"half":'); process.exit(0)]],
+        ['half a line, then a whole one'] = [[fs.writeSync(3, '{"half":'); process.send({ whole: true })]],
+        ['64 MiB without a newline'] = [[
+            const chunk = Buffer.alloc(65536, 120); let left = 1024
+            const more = () => {
+                try { while (left > 0) { fs.writeSync(3, chunk); left-- } }
+                catch (e) { if (e.code === 'EAGAIN') setTimeout(more, 1) }
+            }
+            more()]],
+        ['a value nested too deeply'] = [[fs.writeSync(3, '['.repeat(5000) + ']'.repeat(5000) + '\n')]],
+        ['a query without its number'] = [[fs.writeSync(3, '{"cmd":"NODE_CLUSTER","act":"queryServer"}\n')]],
+    }
+    for name, code in pairs(JUNK) do
+        versions.it(name .. ' costs that worker its channel and nobody else anything', function(_, binary)
+            local m, port = app.start { binary = binary, app = 'const fs = require("fs")\n' .. OBEDIENT }
+            local clients = load.start { port = port, mode = 'close', clients = 4 }
+            local handle = send_code(port, code)
+            local exited = m:await('Worker exited', { timeout = 15000 })
+            m:await('Worker listening', { count = 3 })
+            clients:await(clients.counts.total + 20)
+            local counts = clients:stop()
+            assert.is_true(counts.failed <= 4, counts.text)
+            assert.equal(2, #m:workers())
+            for _, record in ipairs(m:records 'Worker exited') do
+                assert.equal(exited.workerPid, record.workerPid)
+            end
+            local limit = os.getenv 'DM_SANITIZE' and 400000 or 40000
+            assert.is_true(rss_kb(m.pid) < limit, 'the master grew to ' .. rss_kb(m.pid) .. ' KiB')
+            handle:close()
+            m:finish { code = 0 }
+        end)
+    end
+
+    versions.it('500 descriptors are thrown away', function(_, binary)
+        local m, port = app.start {
+            binary = binary, app = OBEDIENT,
+            plan = "onMessage = function(_, what) if what == 'all sent' then dutch.log:info(what) end end,",
+        }
+        local clients = load.start { port = port, mode = 'close', clients = 4 }
+        clients:await(20)
+        local before = open_sockets(m.pid)
+        local handle = send_code(port, [[
+            const net = require('net')
+            const own = net.createServer(() => {}).listen({ port: 0, exclusive: true, host: '127.0.0.1' }, () => {
+                let left = 500
+                const next = () => {
+                    if (left-- === 0) return process.send('all sent')
+                    const s = net.connect(own.address().port, '127.0.0.1', () => process.send({ n: left }, s, next))
+                }
+                next()
+            })
+        ]])
+        m:await('all sent', { timeout = 40000 })
+        m:wait_until(function()
+            return open_sockets(m.pid) <= before
+        end, 'the descriptors to be closed', { timeout = 15000 })
+        local counts = clients:stop()
+        assert.equal(0, counts.failed, counts.text)
+        assert.equal(0, #m:records 'Worker exited')
+        handle:close()
+        m:finish { code = 0 }
+    end)
+
+    versions.it('what is never read is bounded, and the others serve on', function(_, binary)
+        local m, port = app.start {
+            binary = binary, app = OBEDIENT, plan = [[
+                stopTimeout = 1, killTimeout = 1,
+                onMessage = function(worker)
+                    local text, refused = ('x'):rep(1000), 0
+                    for i = 1, 20000 do
+                        refused = refused + (worker:send { i = i, text = text } and 0 or 1)
+                    end
+                    dutch.log:info({ refused = refused }, 'sent')
+                end,
+            ]],
+        }
+        local handle = send_code(port, 'process.send(1); Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0)')
+        assert.is_true(m:await('sent').refused > 10000)
+        assert.is_true(rss_kb(m.pid) < (os.getenv 'DM_SANITIZE' and 400000 or 40000), rss_kb(m.pid) .. ' KiB')
+        local clients = load.start { port = port, mode = 'close', clients = 8, timeout = 8000 }
+        clients:await(200)
+        local counts = clients:stop()
+        assert.equal(0, counts.failed, counts.text)
+        assert.equal(0, #m:records 'Worker exited')
+        handle:close()
+        m:signal 'SIGTERM'
+        m:await('Worker exited', { count = 2, timeout = 6000 })
+        m:finish { code = 0 }
+    end)
+end)

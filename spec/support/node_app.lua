@@ -14,9 +14,17 @@ M.http = [[
     server.listen(Number(process.env.PORT))
 ]]
 
---- Starts a master. options: binary (of node), app (source of app.js) or files, worker (default app.js), plan (further
---- lines of the plan, Lua text), env {NAME = value} for the workers, modules (a node_modules directory), workers (2),
---- ready = false: does not wait for 'Cluster ready', and what master.start takes.
+local function quoted(first, more)
+    local words = { ('%q'):format(first) }
+    for i, word in ipairs(more or {}) do
+        words[i + 1] = ('%q'):format(word)
+    end
+    return table.concat(words, ', ')
+end
+
+--- Starts a master. options: binary (of node), flags (for it, a list), app (source of app.js) or files, worker (default
+--- app.js), plan (further lines of the plan, Lua text), env {NAME = value} for the workers, modules (a node_modules
+--- directory), workers (2), ready = false: does not wait for 'Cluster ready', and what master.start takes.
 -- @return the master, its port
 function M.start(options)
     local port = options.port or http.free_port()
@@ -28,17 +36,21 @@ function M.start(options)
     if options.app then
         files['app.js'] = options.app
     end
+    local plan = options.plan or ''
+    if not plan:find 'restartSoak' then
+        plan = plan .. ' restartSoak = 0.1,' -- the second of the default is a second for each roll
+    end
     local script = ([[
         local dutch = require 'dutch-master'
         dutch.start {
             worker = '%s',
-            interpreter = { '%s' },
+            interpreter = { %s },
             numWorkers = %d,
             workerEnvironment = { %s },
             %s
         }
-    ]]):format(options.worker or 'app.js', options.binary, options.workers or 2, table.concat(env, ', '),
-        options.plan or '')
+    ]]):format(options.worker or 'app.js', quoted(options.binary, options.flags), options.workers or 2, table.concat(env, ', '),
+        plan)
     local m = master.start {
         script = script, files = files, env = options.master_env, wrap = options.wrap,
     }
@@ -46,7 +58,7 @@ function M.start(options)
         assert(require('luv').fs_symlink(options.modules, m:path 'node_modules'))
     end
     if options.ready ~= false then
-        m:await('Cluster ready', { timeout = 20000 })
+        m:await 'Cluster ready'
     end
     return m, port
 end
