@@ -10,6 +10,8 @@ local master = require 'spec.support.master'
 local versions = require 'spec.support.node_versions'
 local wait = require 'spec.support.wait'
 
+io.stdout:setvbuf 'line'
+
 local VERSION = arg and arg[1] or '22'
 local SECONDS = tonumber(arg and arg[2]) or 6
 local ROLLS = tonumber(arg and arg[3]) or 20

@@ -1,25 +1,30 @@
-// The usual script around Node's own cluster, for comparison: one worker per slot, SIGUSR2 replaces them one after the other, the
-// old one by disconnect() once the new one listens, and by force after ten seconds.
+// The usual script around Node's own cluster, for comparison: SIGUSR2 forks as many workers as there are, each old one gets
+// disconnect() once a new one listens, and is killed if it has not gone a few seconds later. Node leaves kept-alive
+// connections that are in use open, so that under load they all stay to the end of these seconds.
+//   node node_cluster.cjs APP WORKERS [SECONDS = 4]
 'use strict';
 const cluster = require('cluster');
 
 cluster.setupPrimary({ exec: process.argv[2] });
 const count = Number(process.argv[3] || 2);
+const killMs = 1000 * Number(process.argv[4] || 4);
 let left = count;
 for (let i = 0; i < count; i += 1) cluster.fork().once('listening', () => { left -= 1; if (left === 0) console.log('ready'); });
+
+async function replace(old) {
+  const fresh = cluster.fork();
+  await new Promise((resolve) => fresh.once('listening', resolve));
+  old.disconnect();
+  const timer = setTimeout(() => old.kill('SIGKILL'), killMs);
+  await new Promise((resolve) => old.once('exit', resolve));
+  clearTimeout(timer);
+}
 
 let rolling = false;
 process.on('SIGUSR2', async () => {
   if (rolling) return;
   rolling = true;
-  for (const old of Object.values(cluster.workers)) {
-    const fresh = cluster.fork();
-    await new Promise((resolve) => fresh.once('listening', resolve));
-    old.disconnect();
-    const timer = setTimeout(() => old.kill('SIGKILL'), 10000);
-    await new Promise((resolve) => old.once('exit', resolve));
-    clearTimeout(timer);
-  }
+  await Promise.all(Object.values(cluster.workers).map(replace));
   rolling = false;
   console.log('rolled');
 });
