@@ -375,8 +375,9 @@ function M:takes(name)
     return self.state == 'open' and key_for(self, name) ~= nil
 end
 
---- Gives the worker one accepted connection for its server on `name` (its oldest one when nil). done(accepted) comes
---- later, once; accepted = false: the caller still has the connection and may try another worker.
+--- Gives the worker one accepted connection for its server on `name` (its oldest one when nil). done(accepted, ended)
+--- comes later, once; accepted = false: the caller still has the connection and may try another worker; ended: this one
+--- has not refused it but is gone.
 --- -> true | nil, reason (then done never comes)
 function M:newconn(fd, done, name)
     if self.state ~= 'open' then
@@ -397,7 +398,7 @@ function M:newconn(fd, done, name)
     return true
 end
 
---- The channel is closed. Connections that were not confirmed come back by done(false).
+--- The channel is closed. Connections that were not confirmed come back by done(false, true).
 function M:closed()
     if self.state == 'closed' then
         return
@@ -406,7 +407,7 @@ function M:closed()
     local waiting = self.newconns
     self.newconns, self.sockets, self.by_name, self.count = {}, {}, {}, 0
     for _, done in pairs(waiting) do
-        done(false)
+        done(false, true)
     end
 end
 

@@ -5,7 +5,8 @@
 
 local M = {}
 
--- A connection that so many workers refused is closed; and so many at a time are on their way to workers.
+-- A connection that so many workers refused is closed; one whose worker ended instead was not refused. So many at a
+-- time are on their way to workers.
 local MAX_TRIES, MAX_IN_FLIGHT = 8, 256
 
 --- The lanes of a kind.
@@ -44,12 +45,17 @@ end
 --- Gives a connection to one live worker after the other until one takes it. The worker may still refuse it later (its
 -- server has just closed), then it goes to the next. Nobody at all: it waits, for it cannot be put back.
 function M.give(self, fd, except, tries)
-    local function done(accepted)
+    local function done(accepted, ended)
         self.in_flight = self.in_flight - 1
-        if accepted or tries >= MAX_TRIES or not self.listener then
+        local refused = not accepted and not ended and tries >= MAX_TRIES
+        if refused then
+            self.log:warn({ address = self.address.text, tries = tries },
+                'Waiting connection closed, no worker takes it')
+        end
+        if accepted or refused or not self.listener then
             self.platform.close_fd(fd)
         else
-            M.give(self, fd, nil, tries + 1)
+            M.give(self, fd, nil, ended and tries or tries + 1)
         end
     end
     for _ = 1, #self.records do

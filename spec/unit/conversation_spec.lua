@@ -384,8 +384,8 @@ describe('newconn', function()
     it('goes to an open server by its name, and its answer comes back', function()
         local w, got = worker(), {}
         local first, second = w.opens(TCP), w.opens(TCP2)
-        local function done(accepted)
-            got[#got + 1] = accepted
+        local function done(accepted, ended)
+            got[#got + 1] = ended and 'ended' or accepted
         end
         assert.is_true(w.conv:newconn(40, done))
         assert.equal(first, w.last().msg.key)
@@ -397,7 +397,7 @@ describe('newconn', function()
         w.says(('{"cmd":"NODE_CLUSTER","ack":%d,"accepted":true,"seq":8}'):format(sent.msg.seq))
         assert.same({ false }, got)
         w.conv:closed()
-        assert.same({ false, false }, got)
+        assert.same({ false, 'ended' }, got)
         w.conv:closed()
         assert.equal(2, #got)
     end)

@@ -373,6 +373,29 @@ describe('sockets', function()
             assert.equal(8, #asked)
             assert.not_equal(asked[1], asked[2])
             assert.is_nil(next(network.live_fds))
+            assert.equal(1, logged 'Waiting connection closed, no worker takes it')
+        end)
+
+        it('ask on for as long as workers end before they have taken it', function()
+            new { want = 3 }
+            sockets:open { A }
+            asking(1)
+            local _, fd = network.open[A].client()
+            asking(2, 3)
+            local asked = 0
+            function rescue(_, done)
+                asked = asked + 1
+                local ended = asked <= 20
+                platform:after(10, function()
+                    done(not ended, ended)
+                end)
+                return true
+            end
+            sockets:drop(1)
+            platform:advance(1000)
+            assert.equal(21, asked)
+            assert.is_nil(network.live_fds[fd])
+            assert.equal(0, logged 'Waiting connection closed, no worker takes it')
         end)
     end)
 
