@@ -258,7 +258,7 @@ local function new_slot(self, number)
                 self.agenda:post(self, 'served', slot)
             end,
             proved = function(slot)
-                if self.roll and self.roll.active[slot] then
+                if self.roll and self.roll:holds(slot) then
                     self.roll:slot_proved(slot)
                 else
                     self.agenda:post(slot, 'commit')

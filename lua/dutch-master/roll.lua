@@ -107,6 +107,12 @@ function Roll:worker_ready(slot, worker)
     end
 end
 
+--- Whether this slot commits when the roll says so. Not when it is aborting: its slots are on their own again, and
+-- replace workers for other reasons while the verdict waits.
+function Roll:holds(slot)
+    return self.active[slot] and not self.aborting
+end
+
 --- The replacement in this slot has proved itself.
 function Roll:slot_proved(slot)
     if self.canary and self.canary.judge and not self.aborting then

@@ -398,6 +398,28 @@ describe('cluster', function()
         assert.equal('SIGKILL', verdicts[1].failure.signal)
     end)
 
+    it('goes on replacing those who ask for it while such a verdict waits', function()
+        local bad
+        local world = booted { plan = fake.plan { restart_attempts = 1 }, behaviour = function()
+            return bad and { ignores_term = true } or good()
+        end }
+        bad = true
+        local verdicts = {}
+        restart(world, verdicts)
+        world.platform:advance(10)
+        bad = false
+        local children = world.platform:live_children()
+        children[#children]:close_channel()
+        local worker = world.cluster.slots[1].current
+        worker.child:line('{"event":"request-restart"}')
+        world.platform:advance(1000)
+        assert.equal(0, #verdicts)
+        assert.equal('exited', worker.state)
+        assert.equal('serving', world.cluster.slots[1].state)
+        world.platform:advance(6000)
+        assert.equal('aborted', verdicts[1].result)
+    end)
+
     it('lets the latest restart win, and tells the superseded requester', function()
         local world = booted { behaviour = function()
             return { ready_ms = 300, exit_ms = 5 }
