@@ -313,10 +313,12 @@ describe('a real server', function()
             local port, temporary = http.free_port(), master.temp_dir()
             local address = server.unix and 'unix:' .. temporary .. '/sock' or '127.0.0.1:' .. port
             local files = type(server.files) == 'function' and server.files(address) or server.files
+            -- On a busy machine a server may live for a second before it accepts.
+            local ready = server.protocol and '{ alive = 1 }' or "{ http = '/' }"
             local m = master.start {
                 script = ([[local dutch = require 'dutch-master'
-                    dutch.start { worker = %s, numWorkers = 2, listen = '%s', restartSoak = 0.1 }
-                    ]]):format(server.worker, address),
+                    dutch.start { worker = %s, numWorkers = 2, listen = '%s', restartSoak = 0.1, ready = %s }
+                    ]]):format(server.worker, address, ready),
                 files = files,
                 env = { TMPDIR = temporary, PYTHONDONTWRITEBYTECODE = '1' },
             }

@@ -270,7 +270,8 @@ describe('under systemd', function()
             end
         end
         assert.equal(1, count)
-        assert.equal(0, cli.run(m, { 'restart', '--wait' }).code)
+        local c = cli.run(m, { 'restart', '--wait' })
+        assert.equal(0, c.code, c.out .. c.err)
         assert.equal(200, (http.get { port = port }))
         assert.equal(0, #m:records 'Listening socket repaired') -- its backlog is its giver's: no quarrel about it
         m:finish()
