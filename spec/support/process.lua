@@ -7,8 +7,8 @@ local luassert = require 'luassert'
 
 local M = {}
 
---- One multiplier for all time limits: slow machines and valgrind set it.
-M.patience = tonumber(os.getenv 'DUTCH_MASTER_PATIENCE') or 1
+--- One multiplier for all time limits, for slow machines, sanitizers and valgrind.
+M.patience = tonumber(os.getenv 'DM_TIME_SCALE') or 1
 
 --- This runner, for scripts that need a process of their own.
 -- As it was called, not core.executable(): under valgrind that is valgrind.

@@ -162,10 +162,10 @@ function M.setenv(name, value)
     if value == nil then C.unsetenv(name) else C.setenv(name, value, 1) end
 end
 
---- Runs the loop until the condition holds; an error after the limit (5 s, times DUTCH_MASTER_PATIENCE).
+--- Runs the loop until the condition holds; an error after the limit (5 s, times DM_TIME_SCALE).
 function M.await(condition, what, limit_ms)
     local loop = require 'spec.loop'
-    local patience = tonumber(os.getenv 'DUTCH_MASTER_PATIENCE') or 1
+    local patience = tonumber(os.getenv 'DM_TIME_SCALE') or 1
     local deadline = M.now() + (limit_ms or 5000) * patience
     while true do
         local result = condition()
