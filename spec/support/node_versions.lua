@@ -61,7 +61,7 @@ function M.each(fn, versions)
 end
 
 --- One spec that calls fn(version, binary) for all versions, side by side: what waits costs its time once. options:
--- versions (all of them when nil), at_once (3 when nil: Node's start takes all of a core). Versions that are not run are
+-- versions (all of them when nil), at_once (2 when nil: Node's start takes all of a core). Versions that are not run are
 -- named by a pending spec.
 function M.it(name, fn, options)
     options = options or {}
@@ -82,7 +82,7 @@ function M.it(name, fn, options)
     end
     if #list > 0 then
         env.it(name, function()
-            wait.together(list, options.at_once or 3)
+            wait.together(list, options.at_once or 2)
         end)
     end
 end
