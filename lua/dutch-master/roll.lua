@@ -2,8 +2,8 @@
 --
 -- A roll takes the slots in batches. In a batch every slot starts its replacement; when all of them have proved
 -- themselves the batch commits, and only then the old workers are asked to leave. So a release that fails never costs
--- an old worker of its batch. A slot whose replacement fails `attempts` times in a row aborts the roll. If earlier
--- batches have committed by then, their slots are rolled back, by a roll of their own, before the verdict is given.
+-- an old worker of its batch. A slot whose replacement fails `attempts` times in a row aborts the roll. If the new
+-- generation serves slots by then, these are rolled back, by a roll of their own, before the verdict is given.
 --
 -- With a canary the first batch is one slot: its replacement gets a share of the new connections (weight), serves for
 -- the canary's own soak time beside the old one, and is judged by the script before anything else is replaced.
@@ -18,7 +18,8 @@ Roll.__index = Roll
 --- @param options {generation, slots (list), size (of a batch), attempts, platform, agenda, log,
 --   canary = {soak_ms, weight, judge} or nil, judge = function(new, old) -> true or false, why,
 --   weigh = function(worker, weight), on_abort = function(roll), on_end = function(roll, verdict),
---   roll_back = function(roll) -> true if a way back was started, whose verdict comes to roll:returned(), or nil,
+--   roll_back = function(roll) -> true if a way back was started, whose verdict comes to roll:returned(); counts
+--     `done` anew,
 --   room = function(n) -> whether n more processes may be started now}
 function Roll.new(options)
     local self = setmetatable(options, Roll)
@@ -32,7 +33,6 @@ function Roll.new(options)
     self.active = {} -- slot -> true, in the present batch
     self.proved = {} -- slot -> true
     self.failures = {} -- slot -> how many in a row
-    self.filled = {} -- slots that the new generation serves, in the order in which it came to
     self.requesters = {}
     return self
 end
@@ -149,7 +149,6 @@ function Roll:slot_filled(slot)
     end
     self.active[slot] = nil
     self.done = self.done + 1
-    self.filled[self.done] = slot
     if self.canary then
         self.weigh(slot.current, 1)
         self.canary = nil
@@ -193,7 +192,7 @@ function Roll:conclude(at_once)
     cause.failure = failure_of(cause.slot, cause.worker, cause.why)
     cause.message = cause.message or ('replacement of slot %d failed %d times: %s'):format(cause.slot.number,
         self.attempts, cause.failure.message or 'unknown')
-    if not at_once and self.done > 0 and self.roll_back(self) then
+    if not at_once and self.roll_back(self) then
         cause.going_back = true
         return
     end

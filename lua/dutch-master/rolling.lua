@@ -55,8 +55,11 @@ end
 local function abort(cluster, roll)
     cluster.generation = roll.previous
     cluster.launcher:pin(roll.previous)
-    for slot in pairs(roll.active) do
-        cluster.agenda:post(slot, 'cancel', roll.previous)
+    for _, slot in ipairs(cluster.slots) do
+        -- One that was added meanwhile, or lost its worker, would try the failed release for ever.
+        if roll.active[slot] or slot.generation == roll.generation and not slot.current then
+            cluster.agenda:post(slot, 'cancel', roll.previous)
+        end
     end
 end
 
@@ -81,18 +84,18 @@ local function new_roll(cluster, fields)
     return cluster.roll
 end
 
--- An aborted roll had replaced some slots: they go back to the release that the others run.
+-- The slots that are served by the generation of an aborted roll go back to the release that the others run.
 local function roll_back(cluster, roll)
-    local generation = cluster.newest + 1
-    local release = cluster.launcher:go_back(roll.previous, roll.generation, generation)
+    local generation, slots = cluster.newest + 1, {}
+    for _, slot in ipairs(cluster.slots) do
+        slots[#slots + 1] = slot.current and slot.current.generation == roll.generation and slot or nil
+    end
+    roll.done = #slots
+    local release = roll.done > 0 and cluster.launcher:go_back(roll.previous, roll.generation, generation)
     if not release then
         return false
     end
     cluster.log:warn({ generation = generation, slots = roll.done, release = release }, 'Rolling back')
-    local slots = {}
-    for _, slot in ipairs(roll.filled) do
-        slots[#slots + 1] = slot.state ~= 'drained' and slot or nil
-    end
     local back = new_roll(cluster, {
         generation = generation, previous = roll.previous, slots = slots, size = roll.size, rolls_back = true,
         roll_back = function()

@@ -307,6 +307,23 @@ describe('cluster', function()
             assert.same({}, world.bugs)
         end)
 
+        it('takes those along that were added, or crashed, meanwhile', function()
+            for _, served in ipairs { 2, 0 } do -- the failed release serves no more, or once again: in an added slot
+                local world = halfway()
+                restart(world, world.verdicts)
+                world.platform:run_until(function() return world.cluster.roll.done == 2 end, 60000)
+                world.served = served == 0 and 1 or world.served
+                world.cluster:scale(5)
+                world.cluster.slots[1].current.child:exit { signal = 'SIGSEGV' }
+                world.await 'steady'
+                world.platform:advance(2000)
+                assert.equal('rolled_back', world.verdicts[1].result)
+                assert.same({ '/a', '/a', '/a', '/a', '/a' }, directories(world))
+                assert.same({}, world.bugs)
+                assert.same({}, world.errors)
+            end
+        end)
+
         it('says how many stay replaced where there is no other release to go back to', function()
             local world = halfway { cwd = function() return '/app' end }
             world.broken = true
