@@ -27,9 +27,15 @@ function Probe.new(options)
     return self
 end
 
+-- That of all interfaces is no name of a host, and an empty name ("Host: :8000") is refused by many servers.
+local function host_of(address)
+    local port = address:match '^:(%d+)$' or address:match '^0%.0%.0%.0:(%d+)$' or address:match '^%[::%]:(%d+)$'
+    return port and 'localhost:' .. port or address
+end
+
 local function request(self, address)
     return ('GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: dutch-master\r\nConnection: close\r\n\r\n'):format(
-        self.rule.path, self.rule.host or address)
+        self.rule.path, self.rule.host or host_of(address))
 end
 
 local function hang_up(self)

@@ -101,6 +101,17 @@ describe('probe', function()
         assert.equal(2, #dials)
     end)
 
+    it('names a host, since servers refuse an empty one, where the address is that of all interfaces', function()
+        for text, host in pairs { [':8000'] = 'localhost:8000', ['0.0.0.0:80'] = 'localhost:80',
+            ['[::]:443'] = 'localhost:443', ['[::1]:80'] = '[::1]:80' } do
+            rotation.address.text = text
+            new()
+            assert.equal(host, dials[#dials].text:match '\r\nHost: ([^\r]*)\r\n')
+            assert.equal(text, dials[#dials].address)
+            probe:close()
+        end
+    end)
+
     it('takes 2xx and 3xx for good, and no other', function()
         new { host = 'example.org' }
         assert.matches('\r\nHost: example.org\r\n', dials[1].text)
