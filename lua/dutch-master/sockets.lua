@@ -46,7 +46,7 @@ function Sockets.new(options)
         plan = {}, -- listeners of the plan, in its order
         by_key = {}, -- those that workers asked for
         retired = {}, -- no longer in the plan, still used
-        workers = {}, -- id -> {state, leaving = timer}
+        workers = {}, -- id -> {state, leaving = timer, target = the rotation where it is asked}
         quiet_ticks = 0,
         opened = 0, -- listeners, ever
     }, Sockets)
@@ -498,10 +498,19 @@ function Sockets:drop(id)
     self:close_unused()
 end
 
---- Where a worker can be asked something (see probe.lua): the TCP socket with this port, or its first.
--- @return the rotation, or nil, why, code: ENOENT if it has no such socket (yet), ENOTSUP if others have the same
-function Sockets:probe_target(id, port)
-    local list, asked_for = { unpack(self.plan) }, {}
+-- Of a socket that the worker has: whether it can be asked there, and whether it alone has it.
+local function is_target(rotation, id, port)
+    local address = rotation.address
+    local has, alone = rotation:has(id)
+    return has and address.type == 'stream' and address.port and (port == nil or address.port == port), alone
+end
+
+-- The one where the worker was asked before, the sockets of the plan in its order, those asked for in theirs.
+local function in_order(self, worker)
+    local list, asked_for = { worker.target }, {}
+    for _, rotation in ipairs(self.plan) do
+        list[#list + 1] = rotation
+    end
     for _, rotation in pairs(self.by_key) do
         asked_for[#asked_for + 1] = rotation
     end
@@ -511,14 +520,21 @@ function Sockets:probe_target(id, port)
     for _, rotation in ipairs(asked_for) do
         list[#list + 1] = rotation
     end
-    for _, rotation in ipairs(list) do
-        local address = rotation.address
-        local has, alone = rotation:has(id)
-        if has and address.type == 'stream' and address.port and (port == nil or address.port == port) then
-            if alone then
-                return rotation
-            end
-            return nil, ('all workers have one socket at %s'):format(address.text), 'ENOTSUP'
+    return list
+end
+
+--- Where a worker can be asked something (see probe.lua): the TCP socket with this port, or its first. It stays the
+-- same as long as the worker has it: a later plan says nothing about a worker that was forked before.
+-- @return the rotation, or nil, why, code: ENOENT if it has no such socket (yet), ENOTSUP if others have the same
+function Sockets:probe_target(id, port)
+    local worker = self.workers[id] or {}
+    for _, rotation in ipairs(in_order(self, worker)) do
+        local is, alone = is_target(rotation, id, port)
+        if is and alone then
+            worker.target = rotation
+            return rotation
+        elseif is then
+            return nil, ('all workers have one socket at %s'):format(rotation.address.text), 'ENOTSUP'
         end
     end
     return nil, port and ('it does not listen on port %d'):format(port) or 'it does not listen on a TCP port', 'ENOENT'

@@ -443,6 +443,22 @@ describe('sockets', function()
             assert.same({ 'it does not listen on a TCP port', 'ENOENT' }, { select(2, sockets:probe_target(9)) })
         end)
 
+        it('stay those where it was first asked, though the plan has others by now', function()
+            new()
+            sockets:open { A, '127.0.0.1:81' }
+            sockets:take(1)
+            sockets:join(1)
+            local target = sockets:probe_target(1)
+            assert.truthy(sockets:update { '127.0.0.1:82', '127.0.0.1:81' })
+            assert.equal(target, (sockets:probe_target(1)))
+            assert.is_true(target:probe(1, 40000))
+            assert.is_true(target:probed(1))
+            sockets:take(2)
+            assert.equal('127.0.0.1:82', sockets:probe_target(2).address.text)
+            sockets:drop(1)
+            assert.is_nil((sockets:probe_target(1)))
+        end)
+
         it('are no shared ones', function()
             new { balance = 'shared' }
             sockets:open { A }
