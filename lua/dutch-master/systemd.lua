@@ -110,7 +110,8 @@ local function verdict_text(verdict)
     if not verdict or verdict.result == 'done' then
         return ''
     end
-    return ('; the last restart was %s%s'):format(verdict.result, verdict.message and ': ' .. verdict.message or '')
+    local result = verdict.result:gsub('_', ' ')
+    return ('; the last restart was %s%s'):format(result, verdict.message and ': ' .. verdict.message or '')
 end
 
 --- One line for `systemctl status`.

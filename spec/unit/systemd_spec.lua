@@ -89,6 +89,8 @@ describe('systemd', function()
             'STATUS=restarting, 1 of 2 replaced, 2 of 2 workers serving, generation 1',
             'READY=1\nSTATUS=2 of 2 workers serving, generation 1; the last restart was aborted: exit 1',
         }, sent)
+        sd:on_state(state('steady', 2, { last_verdict = { result = 'rolled_back', message = 'exit 1' } }))
+        assert.equal('STATUS=2 of 2 workers serving, generation 1; the last restart was rolled back: exit 1', sent[#sent])
     end)
 
     it('does not claim to reload what was never ready', function()
