@@ -52,12 +52,16 @@ local function end_of_roll(cluster, verdict)
     end
 end
 
+-- One that was added during the roll, or has lost its worker: it would try the failed release for ever.
+local function is_unserved(slot, roll)
+    return slot.generation == roll.generation and not slot.current
+end
+
 local function abort(cluster, roll)
     cluster.generation = roll.previous
     cluster.launcher:pin(roll.previous)
     for _, slot in ipairs(cluster.slots) do
-        -- One that was added meanwhile, or lost its worker, would try the failed release for ever.
-        if roll.active[slot] or slot.generation == roll.generation and not slot.current then
+        if roll.active[slot] or is_unserved(slot, roll) then
             cluster.agenda:post(slot, 'cancel', roll.previous)
         end
     end
@@ -88,7 +92,11 @@ end
 local function roll_back(cluster, roll)
     local generation, slots = cluster.newest + 1, {}
     for _, slot in ipairs(cluster.slots) do
-        slots[#slots + 1] = slot.current and slot.current.generation == roll.generation and slot or nil
+        if is_unserved(slot, roll) then -- since the abort: the verdict may have waited for the end of a process
+            cluster.agenda:post(slot, 'cancel', roll.previous)
+        elseif slot.current and slot.current.generation == roll.generation then
+            slots[#slots + 1] = slot
+        end
     end
     roll.done = #slots
     local release = roll.done > 0 and cluster.launcher:go_back(roll.previous, roll.generation, generation)

@@ -324,6 +324,29 @@ describe('cluster', function()
             end
         end)
 
+        it('brings back one that crashed while the verdict waited for the end of the failed worker', function()
+            local dir, served = '/a', 0
+            local world = booted {
+                plan = fake.plan { num_workers = 2, restart_concurrency = 1, restart_attempts = 1 },
+                cwd = function() return dir end,
+                behaviour = function(fields)
+                    served = served + (fields.cwd == '/b' and 1 or 0)
+                    return served < 2 and good() or fields.cwd == '/b' and { ignores_term = true } or good()
+                end,
+            }
+            dir, world.verdicts = '/b', {}
+            restart(world, world.verdicts)
+            world.platform:run_until(function() return served == 2 end, 60000)
+            world.cluster.slots[2].incoming.child:close_channel()
+            world.platform:advance(10)
+            assert.same({ 1, 0 }, { world.cluster.generation, #world.verdicts })
+            world.cluster.slots[1].current.child:exit { signal = 'SIGSEGV' }
+            world.await 'steady'
+            world.platform:advance(2000)
+            assert.same({ '/a', '/a' }, directories(world))
+            assert.equal(1, #world.verdicts)
+        end)
+
         it('says how many stay replaced where there is no other release to go back to', function()
             local world = halfway { cwd = function() return '/app' end }
             world.broken = true
