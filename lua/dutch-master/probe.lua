@@ -125,8 +125,11 @@ function Probe:start(ms)
     self.timer:start(ms)
 end
 
---- Asks so often from the next question on, after an answer.
+--- Asks so often from now on, after an answer. A question that is to come keeps its time, unless that is too late now.
 function Probe:pace(interval_ms)
+    if interval_ms < self.interval_ms and not self.dial then
+        self.timer:start(interval_ms)
+    end
     self.interval_ms = interval_ms
 end
 

@@ -257,6 +257,21 @@ describe('worker', function()
             assert.equal(3, world.count 'Worker hangs')
         end)
 
+        it('is asked in time from the first on, however seldom it was asked while it started', function()
+            local worker, world = one({}, {
+                ready = { type = 'http', path = '/', interval_ms = 5000, timeout_ms = 1000 }, watchdog_ms = 2000,
+            })
+            local dials = world.platform.dials
+            worker.conversation.on_listening { stream = true, port = 80, text = '127.0.0.1:80' }
+            world.platform:advance(0)
+            for i = 1, 5 do
+                assert.same({ i, true }, { #dials, dials[i].open })
+                dials[i].on_data 'HTTP/1.1 200 OK\r\n'
+                world.platform:advance(1000)
+            end
+            assert.equal('running', worker.state)
+        end)
+
         it('is asked on while it serves, any status being a sign of life', function()
             local worker, world = one({}, { ready = HTTP, watchdog_ms = 2000 })
             local function last()
