@@ -183,10 +183,10 @@ describe('lanes', function()
     end)
 
     it('keep connections while no worker lives', function()
-        local m = start 'backoff = { first = 1, max = 1 },'
+        local m = start 'backoff = { first = 2, max = 2 },'
         local l = load.start { port = m.port, clients = 16, rate = 400, timeout = 20000 }
         l:await(100)
-        -- Killed once, each is replaced at once; twice in a row, after a second.
+        -- Killed once, each is replaced at once; twice in a row, after two seconds.
         local inside = {}
         for round = 1, 2 do
             m:wait_until(function() return #serving(m) == 4 end, 'four workers')

