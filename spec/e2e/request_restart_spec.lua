@@ -78,7 +78,7 @@ describe('request-restart', function()
         end
         local took = (seconds(last) - seconds(first)) % 86400
         assert.is_true(took >= 0.6, ('five replacements took %g s'):format(took))
-        assert.is_true(#m:records 'Worker exited' >= 3)
+        m:await('Worker exited', { count = 3 })
         m:finish()
     end)
 end)

@@ -5,11 +5,13 @@ local apps = require 'spec.support.apps'
 local cjson = require 'cjson'
 local cli = require 'spec.support.cli'
 local master = require 'spec.support.master'
+local wait = require 'spec.support.wait'
 
 local function start(app, more)
     local m = master.start {
-        script = ([[require('dutch-master').start { worker = 'app.lua', numWorkers = 1, stopTimeout = 1,
-            killTimeout = 0.3, backoff = { first = 0.05, max = 0.1 }, %s }]]):format(more or ''),
+        script = ([[require('dutch-master').start { worker = 'app.lua', numWorkers = 1, stopTimeout = %g,
+            killTimeout = %g, backoff = { first = 0.05, max = 0.1 }, %s }]]):format(wait.scale, 0.3 * wait.scale,
+            more or ''),
         files = { ['app.lua'] = app },
     }
     return m
