@@ -81,7 +81,7 @@ end
 local function process_state(pid)
     local stat = read_all(('/proc/%d/stat'):format(pid))
     if stat then
-        return stat:match '%) (%u) (%d+)'
+        return stat:match '%) (%a) (%d+)' -- t is a letter too: stopped by a tracer, such as a leak checker's
     end
 end
 
@@ -487,11 +487,12 @@ function Master:sanitizer_reports()
 end
 
 local function kill_tree(self)
-    for _, pid in ipairs(self:tree()) do
-        uv.kill(pid, 'sigkill')
-    end
     wait.try(function()
-        return self.ended and self.out_ended and self.err_ended and #self:tree() == 0
+        local pids = self:tree()
+        for _, pid in ipairs(pids) do -- those too that were forked meanwhile
+            uv.kill(pid, 'sigkill')
+        end
+        return self.ended and self.out_ended and self.err_ended and #pids == 0
     end)
 end
 
