@@ -66,7 +66,7 @@ end
 --- It serves: it is asked on only if there is a watchdog.
 function M.serves(self)
     if self.probe and self.plan.watchdog_ms then
-        self.probe:pace(self.plan.watchdog_ms / 2)
+        self.probe:pace(self.plan.watchdog_ms / 3) -- one may get lost
     else
         M.stop_asking(self)
     end

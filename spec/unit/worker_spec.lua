@@ -296,6 +296,29 @@ describe('worker', function()
             assert.is_nil(worker.probe)
         end)
 
+        it('does not hang for one question that got lost', function()
+            local worker, world = one({}, { watchdog_ms = 2000,
+                ready = { type = 'http', path = '/', interval_ms = 1000, timeout_ms = 1000 } })
+            local function last()
+                return world.platform.dials[#world.platform.dials]
+            end
+            worker.conversation.on_listening { stream = true, port = 80, text = '127.0.0.1:80' }
+            world.platform:advance(0)
+            local function asked()
+                return last().open
+            end
+            for _ = 1, 5 do
+                world.platform:advance(10)
+                last().on_data 'HTTP/1.1 200 OK\r\n'
+                world.platform:run_until(asked, 5000)
+                last().on_end 'ECONNRESET: connection reset by peer'
+                world.platform:run_until(asked, 5000)
+            end
+            assert.equal('running', worker.state)
+            assert.equal(0, world.count 'Worker hangs')
+            worker.agenda:post(worker, 'stop')
+        end)
+
         it('is not watched by notifications where it is asked', function()
             local worker, world = one({}, { kind = 'exec', argv = { 'server' }, worker = false, ready = HTTP,
                 watchdog_ms = 2000 })
