@@ -21,7 +21,7 @@ local REST_MS = 1000
 function Launcher.new(options)
     local self = setmetatable(options, Launcher)
     self.next_id = 1
-    self.releases = {} -- generation -> {release = where its first fork ran, pinned}
+    self.releases = {} -- generation -> {release = where its first fork ran, pinned, back_to = generation}
     return self
 end
 
@@ -133,17 +133,21 @@ function Launcher:pin(generation)
     end
 end
 
---- Makes `generation` one that runs in the release of an earlier one.
--- @param from, to the generation to go back to, the one to leave
--- @return the release; nil where there is no way back: both ran in one directory, or it is gone
-function Launcher:go_back(from, to, generation)
-    local old, new = self.releases[from], self.releases[to]
-    local differs = old and new and old.release and old.release ~= new.release
-    if not differs or not self.platform.realpath(old.release) then
-        return nil
-    end
-    self.releases[generation] = { release = old.release, pinned = true }
-    return old.release
+--- Where a generation runs. @return its directory, or nil when that is gone or was never known
+function Launcher:release_of(generation)
+    local known = self.releases[generation]
+    return known and known.release and self.platform.realpath(known.release) and known.release or nil
+end
+
+--- Makes `generation` a way back: it runs in the release of an earlier one.
+function Launcher:lead_back(generation, to)
+    self.releases[generation] = { release = self.releases[to].release, pinned = true, back_to = to }
+end
+
+--- Whether `generation` is that of a way back to the generation `to`.
+function Launcher:leads_back(generation, to)
+    local known = self.releases[generation]
+    return known ~= nil and known.back_to == to
 end
 
 --- Forgets the releases of generations that nobody will ask for any more.

@@ -52,16 +52,21 @@ local function end_of_roll(cluster, verdict)
     end
 end
 
+-- Of this roll, or of one that it superseded, and not of a way back.
+local function is_newer(cluster, generation, roll)
+    return generation > roll.previous and not cluster.launcher:leads_back(generation, roll.previous)
+end
+
 -- One that was added during the roll, or has lost its worker: it would try the failed release for ever.
-local function is_unserved(slot, roll)
-    return slot.generation == roll.generation and not slot.current
+local function is_unserved(cluster, slot, roll)
+    return not slot.current and is_newer(cluster, slot.generation, roll)
 end
 
 local function abort(cluster, roll)
     cluster.generation = roll.previous
     cluster.launcher:pin(roll.previous)
     for _, slot in ipairs(cluster.slots) do
-        if roll.active[slot] or is_unserved(slot, roll) then
+        if roll.active[slot] or is_unserved(cluster, slot, roll) then
             cluster.agenda:post(slot, 'cancel', roll.previous)
         end
     end
@@ -88,21 +93,23 @@ local function new_roll(cluster, fields)
     return cluster.roll
 end
 
--- The slots that are served by the generation of an aborted roll go back to the release that the others run.
+-- The slots that an aborted roll, or one that it superseded, had replaced go back to the release that the others run.
 local function roll_back(cluster, roll)
-    local generation, slots = cluster.newest + 1, {}
+    local release = cluster.launcher:release_of(roll.previous)
+    local generation, slots, differs = cluster.newest + 1, {}, false
     for _, slot in ipairs(cluster.slots) do
-        if is_unserved(slot, roll) then -- since the abort: the verdict may have waited for the end of a process
+        if is_unserved(cluster, slot, roll) then -- since the abort: the verdict may have waited for an exit
             cluster.agenda:post(slot, 'cancel', roll.previous)
-        elseif slot.current and slot.current.generation == roll.generation then
+        elseif slot.current and is_newer(cluster, slot.current.generation, roll) then
             slots[#slots + 1] = slot
+            differs = differs or slot.current.release ~= release
         end
     end
     roll.done = #slots
-    local release = roll.done > 0 and cluster.launcher:go_back(roll.previous, roll.generation, generation)
-    if not release then
+    if not release or not differs then
         return false
     end
+    cluster.launcher:lead_back(generation, roll.previous)
     cluster.log:warn({ generation = generation, slots = roll.done, release = release }, 'Rolling back')
     local back = new_roll(cluster, {
         generation = generation, previous = roll.previous, slots = slots, size = roll.size, rolls_back = true,

@@ -347,6 +347,19 @@ describe('cluster', function()
             assert.equal(1, #world.verdicts)
         end)
 
+        it('brings those back too that a superseded restart had replaced', function()
+            local world = halfway()
+            world.served = -10 -- /b is good
+            restart(world, world.verdicts)
+            world.platform:run_until(function() return world.cluster.roll.done == 2 end, 60000)
+            world.served = 10 -- what comes now is not
+            restart(world, world.verdicts)
+            world.await 'steady'
+            assert.same({ 'superseded', 'rolled_back' }, { world.verdicts[1].result, world.verdicts[2].result })
+            assert.same({ '/a', '/a', '/a', '/a' }, directories(world))
+            assert.same({}, world.bugs)
+        end)
+
         it('says how many stay replaced where there is no other release to go back to', function()
             local world = halfway { cwd = function() return '/app' end }
             world.broken = true
