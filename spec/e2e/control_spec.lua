@@ -351,16 +351,20 @@ describe('the control socket', function()
 
     it('is gone before the master is: stop --wait, and a new one may start at once', function()
         local m = start()
-        for _ = 1, 5 do
+        local running = {}
+        for i = 1, 5 do
             assert.equal(0, cli.run(m, { 'stop', '--wait' }).code)
             if not m.ended then
                 assert.equal(0, m:exit().code)
             end
-            local c = cli.start(m, { 'master.lua' })
-            c:await_output 'Cluster ready'
+            running[i] = cli.start(m, { 'master.lua' })
+            running[i]:await_output 'Cluster ready'
         end
         local c = cli.run(m, { 'stop', '--wait' })
         assert.equal(0, c.code, c.err)
+        for _, other in ipairs(running) do
+            assert.equal(0, other:wait().code)
+        end
         m:finish()
     end)
 
