@@ -185,7 +185,7 @@ describe('restart --wait', function()
     end)
 
     it('is 124 when it takes longer than --timeout, and the restart goes on', function()
-        local m = start 'numWorkers = 1,'
+        local m = start 'numWorkers = 1, readyTimeout = 10,'
         m:rewrite('app.lua', [[
             local timer = require('luv').new_timer()
             timer:start(800, 0, function() require('dutch-master.worker').ready() timer:close() end)
@@ -198,7 +198,7 @@ describe('restart --wait', function()
     end)
 
     it('is 12 for a restart that a later one supersedes, and the later one is done', function()
-        local m = start()
+        local m = start 'readyTimeout = 10,'
         m:rewrite('app.lua', [[
             local timer = require('luv').new_timer()
             timer:start(400, 0, function() require('dutch-master.worker').ready() timer:close() end)
