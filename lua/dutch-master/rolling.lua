@@ -136,6 +136,9 @@ local function forget_releases(cluster)
     local used = { [cluster.generation] = true, [cluster.roll.previous] = true }
     for _, slot in ipairs(cluster.slots) do
         used[slot.generation] = true
+        if slot.current then -- one that an abort kept may be older, or of a way back
+            used[slot.current.generation] = true
+        end
     end
     cluster.launcher:forget_releases(used)
 end

@@ -360,6 +360,20 @@ describe('cluster', function()
             assert.same({}, world.bugs)
         end)
 
+        it('knows them for what they are when later restarts fail too', function()
+            local world = halfway()
+            world.served = 1 -- it serves once
+            for _ = 1, 3 do
+                restart(world, world.verdicts)
+                world.await 'steady'
+                world.platform:advance(1000)
+            end
+            assert.equal('rolled_back', world.verdicts[1].result)
+            assert.same({ 'aborted', 0 }, { world.verdicts[2].result, world.verdicts[2].done })
+            assert.same({ 'aborted', 0 }, { world.verdicts[3].result, world.verdicts[3].done })
+            assert.same({ '/a', '/a', '/a', '/a' }, directories(world))
+        end)
+
         it('says how many stay replaced where there is no other release to go back to', function()
             local world = halfway { cwd = function() return '/app' end }
             world.broken = true
