@@ -1,7 +1,7 @@
 /* core.c: see core.h. */
 #include "core.h"
 
-#include "spawn.h"
+#include "process/spawn.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -2,9 +2,9 @@
  * struct, bindings borrow it. The loop runs until dm_core_stop(). */
 #pragma once
 
-#include "reaper.h"
-#include "signals.h"
-#include "timer.h"
+#include "base/signals.h"
+#include "base/timer.h"
+#include "process/reaper.h"
 
 #include <stdbool.h>
 #include <uv.h>

@@ -1,6 +1,6 @@
 -- Build time: compiles the Lua files given to bytecode and writes them as one C file.
 -- usage: luajit embed.lua ROOT OUTPUT FILE...
--- A file is known by its path below ROOT, without ".lua": see src/embedded.h.
+-- A file is known by its path below ROOT, without ".lua": see src/lua/embedded_table.h.
 
 local root, output = arg[1], arg[2]
 local names, out = {}, {}
@@ -9,7 +9,7 @@ for i = 3, #arg do
 end
 table.sort(names)
 
-out[#out + 1] = '#include "embedded.h"'
+out[#out + 1] = '#include "lua/embedded_table.h"'
 for index, name in ipairs(names) do
     local file = assert(io.open(root .. '/' .. name .. '.lua', 'rb'))
     local source = file:read('*a')

@@ -1,8 +1,8 @@
 /* main.c: the order in which things come up, and in reverse go down. What is done when is decided
  * in lua/dutch-master/; how it is done, in the other files here. */
 #include "core.h"
-#include "lua_state.h"
-#include "lua_worker.h"
+#include "lua/state.h"
+#include "worker/worker_main.h"
 
 #include <fcntl.h>
 #include <signal.h>

@@ -73,7 +73,7 @@ local function run_master(ctx, argv, first)
         ctx.err(('dutch-master: %s: %s\n'):format(argv[first], why))
         return SCRIPT
     end
-    return require('dutch-master.init').run { script = path, argv = argv }
+    return require('dutch-master.master').run { script = path, argv = argv }
 end
 
 local function run_verb(ctx, name, argv, first)

@@ -2,7 +2,7 @@
 -- specs give it spec/support/fake_platform.lua instead. What it says is said in src/lua_*.c, beside each function.
 
 local core = require 'dutch-master.core'
-local preload = require 'dutch-master.preload'
+local preload = require 'dutch-master.launch.node_preload'
 
 local M = setmetatable({}, { __index = core })
 

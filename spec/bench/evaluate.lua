@@ -3,7 +3,7 @@
 -- (the empty variable takes the Lua from the binary, as it is when installed)
 
 local core = require 'dutch-master.core'
-local script = require 'dutch-master.script'
+local script = require 'dutch-master.script.session'
 local uv = require 'luv'
 
 local SCRIPT = [[

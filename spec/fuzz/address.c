@@ -1,6 +1,6 @@
 /* Fuzz target: addresses as users write them. What is accepted must come back the same from its own
  * text. */
-#include "address.h"
+#include "net/address.h"
 
 #include <stdint.h>
 #include <stdlib.h>

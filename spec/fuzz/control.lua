@@ -3,7 +3,7 @@
 -- usage: build/dm-spec spec/fuzz/control.lua [SECONDS] [SEED]
 
 local cjson = require 'cjson.safe'
-local control = require 'dutch-master.control'
+local control = require 'dutch-master.control.server'
 local uv = require 'luv'
 
 local seconds, seed = tonumber(arg[1]) or 5, tonumber(arg[2]) or os.time()

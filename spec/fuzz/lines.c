@@ -1,6 +1,6 @@
 /* Fuzz target: line framing. The first byte says how the rest is cut into pieces; whatever the
  * cuts, the lines must be those of the whole, and nothing may be kept beyond the bound. */
-#include "lines.h"
+#include "base/lines.h"
 
 #include <stdint.h>
 #include <stdlib.h>

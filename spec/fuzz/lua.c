@@ -1,7 +1,7 @@
 /* Fuzz target: what reads untrusted text in Lua. The function is named by DM_FUZZ as
  * MODULE:FUNCTION, such as dutch-master.protocol:decode. It may refuse, it must not throw. */
-#include "lua_embedded.h"
-#include "lua_state.h"
+#include "lua/embedded.h"
+#include "lua/state.h"
 
 #include <lauxlib.h>
 #include <lua.h>

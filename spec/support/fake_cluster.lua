@@ -1,8 +1,8 @@
 --- fake_cluster.lua: the real cluster, slots, workers and launcher over the fake platform, for unit specs.
 
-local Cluster = require 'dutch-master.cluster'
-local conversation = require 'dutch-master.conversation'
-local Launcher = require 'dutch-master.launcher'
+local Cluster = require 'dutch-master.cluster.cluster'
+local conversation = require 'dutch-master.channel.conversation'
+local Launcher = require 'dutch-master.launch.launcher'
 local machine = require 'dutch-master.machine'
 local Platform = require 'spec.support.fake_platform'
 

@@ -2,7 +2,7 @@
 
 local cjson = require('cjson').new()
 local core = require 'dutch-master.core'
-local conversation = require 'dutch-master.conversation'
+local conversation = require 'dutch-master.channel.conversation'
 local p = require 'spec.support.process'
 
 local M = {}

@@ -3,7 +3,7 @@
 
 local core = require 'dutch-master.core'
 local net = require 'spec.support.net'
-local Sockets = require 'dutch-master.sockets'
+local Sockets = require 'dutch-master.listen.sockets'
 
 require('spec.support.seccomp').refuse_steering()
 

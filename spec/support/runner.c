@@ -3,9 +3,9 @@
  * the working directory must be its top. Adds require 'spec.loop', the core's loop in single steps.
  */
 #include "core.h"
-#include "lua_core.h"
-#include "lua_embedded.h"
-#include "lua_state.h"
+#include "lua/embedded.h"
+#include "lua/state.h"
+#include "lua/support.h"
 
 #include <lauxlib.h>
 #include <luajit.h>
@@ -91,7 +91,7 @@ static int luaopen_spec_loop(lua_State *L) {
 }
 
 static void open_state(lua_State *L, int argc, char **argv) {
-    /* As policy runs in the binary (lua_state.c). The random walks of the model spec are nothing
+    /* As policy runs in the binary (lua/state.c). The random walks of the model spec are nothing
      * but such code; compiled, 300 of them cost 5,000 traces, 7 flushes of all traces and twice the
      * CPU. */
     luaJIT_setmode(L, 0, LUAJIT_MODE_ENGINE | LUAJIT_MODE_OFF);

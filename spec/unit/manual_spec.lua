@@ -2,7 +2,7 @@
 
 local arguments = require 'dutch-master.cli.arguments'
 local cli = require 'dutch-master.cli'
-local options = require 'dutch-master.options'
+local options = require 'dutch-master.script.options'
 
 local function read(path)
     local file = assert(io.open(path))
@@ -48,7 +48,7 @@ describe('the manual', function()
         for _, name in ipairs { 'cpus', 'hostname' } do -- made in a loop
             wanted[name] = true
         end
-        for name in pairs(require 'dutch-master.presets') do
+        for name in pairs(require 'dutch-master.launch.presets') do
             wanted[name] = true
         end
         assert.same(wanted, found)

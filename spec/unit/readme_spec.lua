@@ -1,6 +1,6 @@
 --- The README says what the code does.
 
-local options = require 'dutch-master.options'
+local options = require 'dutch-master.script.options'
 
 local function read(path)
     local file = assert(io.open(path))

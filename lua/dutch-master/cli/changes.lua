@@ -1,9 +1,9 @@
 --- What `plan` and `reload` say: the difference between two plans, as the master found it. Pure.
 
 local cjson = require 'cjson'
-local control = require 'dutch-master.control'
+local control = require 'dutch-master.control.server'
 local format = require 'dutch-master.cli.format'
-local options = require 'dutch-master.options'
+local options = require 'dutch-master.script.options'
 local values = require 'dutch-master.cli.values'
 
 local M = {}

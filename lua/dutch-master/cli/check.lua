@@ -1,10 +1,10 @@
 --- dutch-master check: evaluates the script without effect; its errors, or the plan it makes.
 
-local compare = require 'dutch-master.compare'
-local control = require 'dutch-master.control'
+local compare = require 'dutch-master.script.plan_diff'
+local control = require 'dutch-master.control.server'
 local format = require 'dutch-master.cli.format'
-local options = require 'dutch-master.options'
-local script = require 'dutch-master.script'
+local options = require 'dutch-master.script.options'
+local script = require 'dutch-master.script.session'
 local values = require 'dutch-master.cli.values'
 
 local words = values.words

@@ -1,7 +1,7 @@
 --- The verbs' side of the control socket: finds the master of a script, asks, and hands over what it says.
 
 local cjson = require 'cjson.safe'
-local control = require 'dutch-master.control'
+local control = require 'dutch-master.control.server'
 
 local M = {}
 
@@ -50,7 +50,7 @@ local function chosen_place(ctx)
         return nil
     end
     -- Only here: most verbs need not load what scripts need.
-    local script = require 'dutch-master.script'
+    local script = require 'dutch-master.script.session'
     local session = script.new({ platform = ctx.platform, path = ctx.script }):evaluate()
     if not session then
         return nil

@@ -1,7 +1,7 @@
 --- dutch-master why: how workers ended, in sentences.
 
 local client = require 'dutch-master.cli.client'
-local control = require 'dutch-master.control'
+local control = require 'dutch-master.control.server'
 local format = require 'dutch-master.cli.format'
 local restart = require 'dutch-master.cli.restart'
 

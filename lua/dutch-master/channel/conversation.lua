@@ -1,0 +1,414 @@
+-- One worker's side of the talk over its channel: which of its sockets are open under which key, what it was asked and
+-- what it owes. The rules a Node worker dies of when they are broken are kept here, so that policy cannot break them:
+-- keys unique while open, one answer to a query, one disconnect, no ack that was not waited for.
+--
+-- Policy gives callbacks and gets a few verbs; the conversation never touches a descriptor beyond passing on the number
+-- it was given, and holds no timers.
+local protocol = require 'dutch-master.channel.protocol'
+
+local encode = protocol.encode
+
+local M = {}
+M.__index = M
+
+-- More open or unanswered sockets than any app has; a worker that asks on for ever is stopped here.
+local MAX_SOCKETS = 1024
+local MAX_TICKET_NAMES = 256 -- addresses whose session keys are remembered
+local MAX_TICKET_BYTES = 4096 -- 96 are usual
+
+-------------------------------------------------------------------------------------------------------------------
+-- TLS session ticket keys, shared by the workers of a cluster and kept over rolls: a client's session resumes
+-- whichever worker it meets.
+
+local Tickets = {}
+Tickets.__index = Tickets
+
+--- The memory that all conversations of one cluster share.
+function M.tickets()
+    return setmetatable({ by_name = {}, count = 0 }, Tickets)
+end
+
+-- What to answer a worker that brought `data` for the listener `name`. Keys are normally random and the first worker's
+-- win; two workers in a row that bring the same ones were given them by their app, whose rotation must take effect.
+-- `handed` is what this very worker was given before: a server that listens again brings those back.
+function Tickets:answer(name, data, handed)
+    local offered = data.ticketKeys
+    if type(offered) ~= 'string' or #offered > MAX_TICKET_BYTES then
+        return data
+    end
+    local entry = self.by_name[name]
+    if not entry then
+        if self.count >= MAX_TICKET_NAMES then
+            return data
+        end
+        entry = { current = offered }
+        self.by_name[name], self.count = entry, self.count + 1
+    elseif offered ~= handed then
+        if offered == entry.last then
+            entry.current, entry.explicit = offered, true
+        elseif entry.explicit then
+            entry.current, entry.explicit = offered, false
+        end
+    end
+    if offered ~= handed then
+        entry.last = offered
+    end
+    local answer = {}
+    for key, value in pairs(data) do
+        answer[key] = value
+    end
+    answer.ticketKeys = entry.current
+    return answer
+end
+
+-------------------------------------------------------------------------------------------------------------------
+
+local function nothing() end
+
+local CALLBACKS = { 'on_online', 'on_listening', 'on_ready', 'on_message', 'on_close_server', 'on_leaving', 'on_bad' }
+
+--- A new conversation. opts:
+---   worker_id
+---   send(line, fd)            -> true | nil, ...; puts a line, and with it a descriptor or nil, into the channel
+---   query(socket, reply)      the worker wants this socket (protocol.decode says what it has): reply(fd) or
+---                             reply(nil, 'EADDRINUSE'), at once or later, once; the descriptor stays the caller's
+---   tickets                   M.tickets() of the cluster; an own one when absent
+---   spare_fd()                -> a datagram socket to refuse a datagram query with (a Node worker dies of a refusal
+---                             without one); absent or nil: such a query stays unanswered
+---   on_online()               the runtime has booted; the app has not: not a sign of health
+---   on_listening(info)        the app accepts on info {name, text, type, stream, address, port, path, fd}; port is the
+---                             real one, also in text; datagram sockets come too (stream = false)
+---   on_ready()                the worker called itself ready
+---   on_message(value)         from the app: any JSON value; protocol.null for null
+---   on_close_server(info, socket)  the worker closed it; info {name, stream, open = sockets it still has}, socket is
+---                             what `query` was given
+---   on_leaving()              the worker is on its way out by its own wish
+---   on_bad(reason)            it does not speak the protocol; no further line is looked at
+function M.new(opts)
+    local self = setmetatable({
+        worker_id = opts.worker_id,
+        send = opts.send,
+        query = opts.query,
+        spare_fd = opts.spare_fd or nothing,
+        tickets = opts.tickets or M.tickets(),
+        state = 'open', -- open, disconnecting (we asked), leaving (it asked), broken, closed
+        sockets = {}, -- key -> socket the worker has open
+        by_name = {}, -- name -> key, to find a second listen to the same address
+        count = 0, -- open and unanswered sockets
+        next_key = 0,
+        next_newconn = 0,
+        newconns = {}, -- seq -> done
+        handed_tickets = {}, -- name -> keys this worker was given
+        booted = false, -- the runtime has said so; of the app that says nothing
+        asked = 0, -- how many sockets it has asked for so far
+    }, M)
+    for _, name in ipairs(CALLBACKS) do
+        self[name] = opts[name] or nothing
+    end
+    return self
+end
+
+function M:new_key()
+    self.next_key = self.next_key + 1
+    return ('%s.%d'):format(self.worker_id, self.next_key)
+end
+
+local function describe(socket)
+    return {
+        name = socket.name,
+        type = socket.type,
+        stream = socket.stream,
+        address = socket.address,
+        port = socket.port,
+        path = socket.path,
+        fd = socket.fd,
+    }
+end
+
+-------------------------------------------------------------------------------------------------------------------
+-- From the worker. One handler for each kind of event.
+
+local HANDLERS = {}
+
+function HANDLERS.online(self)
+    self.booted = true
+    self.on_online()
+end
+
+function HANDLERS.ready(self)
+    self.on_ready()
+end
+
+function HANDLERS.message(self, event)
+    self.on_message(event.value)
+end
+
+function HANDLERS.unknown() end
+
+-- We never wait for these: lines with descriptors are sent without regard to earlier ones.
+function HANDLERS.handle_ack() end
+
+function HANDLERS.handle_nack() end
+
+-- A worker that sent a descriptor holds back everything else until this ack, even though we threw it away.
+function HANDLERS.handle(self, event)
+    self.send(encode.handle_ack())
+    if event.has_value then
+        self.on_message(event.value)
+    end
+end
+
+function HANDLERS.notify_close(self, event)
+    self.send(encode.all_closed(event.key))
+end
+
+function HANDLERS.get_count(self, event)
+    self.send(encode.count(event.key, 0))
+end
+
+-- The worker waits for the ack before it goes, for ever.
+function HANDLERS.leaving(self, event)
+    self.send(encode.ack(event.seq))
+    if self.state ~= 'leaving' then
+        self.state = 'leaving'
+        self.on_leaving()
+    end
+end
+
+function HANDLERS.ack(self, event)
+    local done = self.newconns[event.ack]
+    if done then
+        self.newconns[event.ack] = nil
+        done(event.accepted)
+    end
+end
+
+function HANDLERS.close(self, event)
+    local socket = self.sockets[event.key]
+    if not socket then
+        return
+    end
+    self.sockets[event.key] = nil
+    self.count = self.count - 1
+    if self.by_name[socket.name] == event.key then
+        self.by_name[socket.name] = nil
+    end
+    local info = describe(socket)
+    info.open = self:open_sockets()
+    self.on_close_server(info, socket)
+end
+
+-- listening repeats the query with the real port, and does not say the key: the oldest socket of this description that
+-- has not been announced is the one.
+local function find_unannounced(self, heard)
+    local best
+    for _, socket in pairs(self.sockets) do
+        if not socket.announced and socket.type == heard.type and socket.address == heard.address
+            and socket.path == heard.path and socket.fd == heard.fd and socket.index == heard.index
+            and (socket.port == heard.port or socket.port == 0) and (not best or socket.order < best.order) then
+            best = socket
+        end
+    end
+    return best
+end
+
+function HANDLERS.listening(self, event)
+    local socket = find_unannounced(self, event.socket)
+    if not socket then
+        return -- never asked for: it says nothing about a socket of ours
+    end
+    socket.announced, socket.takes_connections = true, event.takes_connections
+    local info = describe(socket)
+    info.port, info.text = event.socket.port, event.socket.text
+    self.on_listening(info)
+end
+
+-- Closed with an error the app sees as one of bind().
+local function refuse(self, event, code)
+    local key, data = self:new_key(), event.data
+    if event.socket.stream then
+        self.send(encode.refusal(event.seq, key, code, data))
+        return
+    end
+    local fd = self.spare_fd()
+    if fd then
+        self.send(encode.refusal_with_fd(event.seq, key, code, data), fd)
+    end
+end
+
+local function grant(self, event, fd)
+    local socket, data = event.socket, event.data
+    if data then
+        data = self.tickets:answer(socket.name, data, self.handed_tickets[socket.name])
+        self.handed_tickets[socket.name] = data.ticketKeys
+    end
+    local key = self:new_key()
+    socket.order = self.next_key
+    self.sockets[key] = socket
+    self.by_name[socket.name] = key
+    self.send(encode.reply(event.seq, key, data), fd)
+end
+
+-- Stock Node finds out by binding again. Here the second listen would be given the same socket, and both would succeed.
+local function is_taken(self, socket)
+    if socket.fd or socket.port == 0 or socket.reuse_address then
+        return false
+    end
+    return self.by_name[socket.name] ~= nil
+end
+
+function HANDLERS.query(self, event)
+    if self.state ~= 'open' then
+        return -- on its way out; Node's primary does not answer either
+    end
+    if self.count >= MAX_SOCKETS then
+        self:bad(('more than %d sockets'):format(MAX_SOCKETS))
+        return
+    end
+    self.asked = self.asked + 1
+    local socket = event.socket
+    if is_taken(self, socket) then
+        refuse(self, event, 'EADDRINUSE')
+        return
+    end
+    self.count = self.count + 1
+    if not (socket.fd or socket.port == 0 or socket.reuse_address) then
+        self.by_name[socket.name] = 'asked' -- taken from now on; replaced by its key
+    end
+    local answered = false
+    self.query(socket, function(fd, code)
+        if answered then
+            return
+        end
+        answered = true
+        if self.state ~= 'open' then
+            return
+        elseif fd then
+            grant(self, event, fd)
+            return
+        end
+        self.count = self.count - 1
+        if self.by_name[socket.name] == 'asked' then
+            self.by_name[socket.name] = nil
+        end
+        refuse(self, event, code or 'EINVAL')
+    end)
+end
+
+function M:bad(reason)
+    self.state = 'broken'
+    self.on_bad(reason)
+end
+
+--- One line that came from the worker. Never throws, whatever it is.
+function M:line(text, _had_fd)
+    if self.state == 'closed' or self.state == 'broken' then
+        return
+    end
+    local event, reason = protocol.decode(text)
+    if not event then
+        self:bad(reason)
+        return
+    end
+    HANDLERS[event.kind](self, event)
+end
+
+-------------------------------------------------------------------------------------------------------------------
+-- To the worker.
+
+--- Asks the worker to close its servers and leave. Only the first call sends, and none once the worker is leaving of
+--- its own: a second one would make it crash in the middle of its work. Answers whether it was sent now.
+function M:disconnect()
+    if self.state ~= 'open' then
+        return false
+    end
+    self.state = 'disconnecting'
+    self.send(encode.disconnect())
+    return true
+end
+
+--- Tells connections to begin to leave, before disconnect; for workers that know the command (drain.cjs), others
+--- ignore it.
+function M:drain()
+    if self.state ~= 'open' or self.draining then
+        return false
+    end
+    self.draining = true
+    self.send(encode.drain())
+    return true
+end
+
+--- A message for the app. -> true | nil, reason
+function M:message(value)
+    if self.state == 'closed' or self.state == 'broken' then
+        return nil, 'the worker is gone'
+    end
+    local text, reason = encode.message(value)
+    if not text then
+        return nil, reason
+    end
+    return self.send(text)
+end
+
+--- Open sockets, those that were answered and not closed since.
+function M:open_sockets()
+    local count = 0
+    for _ in pairs(self.sockets) do
+        count = count + 1
+    end
+    return count
+end
+
+local function key_for(self, name)
+    local best, best_order
+    for key, socket in pairs(self.sockets) do
+        if socket.stream and socket.announced and socket.takes_connections and (name == nil or socket.name == name)
+            and (not best or socket.order < best_order) then
+            best, best_order = key, socket.order
+        end
+    end
+    return best
+end
+
+--- Whether newconn() has somebody to give a connection to.
+function M:takes(name)
+    return self.state == 'open' and key_for(self, name) ~= nil
+end
+
+--- Gives the worker one accepted connection for its server on `name` (its oldest one when nil). done(accepted, ended)
+--- comes later, once; accepted = false: the caller still has the connection and may try another worker; ended: this one
+--- has not refused it but is gone.
+--- -> true | nil, reason (then done never comes)
+function M:newconn(fd, done, name)
+    if self.state ~= 'open' then
+        return nil, 'the worker is leaving'
+    end
+    local key = key_for(self, name)
+    if not key then
+        return nil, 'no such server'
+    end
+    self.next_newconn = self.next_newconn + 1
+    local seq = self.next_newconn
+    self.newconns[seq] = done
+    local ok, message, code = self.send(encode.newconn(seq, key), fd)
+    if not ok then
+        self.newconns[seq] = nil
+        return nil, message, code
+    end
+    return true
+end
+
+--- The channel is closed. Connections that were not confirmed come back by done(false, true).
+function M:closed()
+    if self.state == 'closed' then
+        return
+    end
+    self.state = 'closed'
+    local waiting = self.newconns
+    self.newconns, self.sockets, self.by_name, self.count = {}, {}, {}, 0
+    for _, done in pairs(waiting) do
+        done(false, true)
+    end
+end
+
+return M

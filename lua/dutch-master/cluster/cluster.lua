@@ -1,0 +1,529 @@
+--- cluster.lua: all slots, and what the user may ask of them: restart, scale, stop.
+--
+-- The cluster is declarative. Wanted is a number of slots and a generation; a restart raises the generation, scaling
+-- changes the number, and the slots find the shortest way from what is to what is wanted. Stop beats everything.
+
+local compare = require 'dutch-master.script.plan_diff'
+local machine = require 'dutch-master.machine'
+local rolling = require 'dutch-master.cluster.rolling'
+local Slot = require 'dutch-master.cluster.slot'
+local snapshot = require 'dutch-master.cluster.snapshot'
+local ignore, bug = machine.ignore, machine.bug
+
+local Cluster = {}
+Cluster.__index = Cluster
+
+-- How long after the last worker's own deadline the cluster still waits before it gives up.
+local STOP_GRACE_MS = 2000
+-- Who stops a process often signals it and then its group (a terminal, timeout(1)): that is one request.
+local SAME_STOP_MS = 200
+-- `why` looks back this far.
+local EXITS_KEPT = 100
+
+-- sysexits.h: a script that cannot be used.
+local EXIT_SCRIPT = 78
+
+local definition
+
+--- @param options {platform, agenda, log, launcher (see launcher.lua), sockets, on_exit = function(code),
+--   on_adopt = function(plan), on_change = function(cluster) or nil}
+function Cluster.new(options)
+    local self = setmetatable(options, Cluster)
+    self.started_at = self.platform.now()
+    self.generation = 1 -- of workers that are forked now
+    self.newest = 1 -- the highest number given to a roll
+    self.slots = {} -- in order of their number, without drained ones
+    self.workers = {} -- id -> worker, every live process
+    self.process_count = 0
+    self.reports = {}
+    return self
+end
+
+--- Starts the slots.
+-- @param count how many
+function Cluster:start(count)
+    self.log:info({ numWorkers = count }, 'Starting cluster')
+    self.agenda:start(self, definition)
+    self:resize(count)
+end
+
+--- Asks for a rolling restart.
+-- @param request {cause = 'signal'|'control'|'script', signal, who = {pid, uid, command, parent}, on_progress,
+--   on_verdict}
+function Cluster:restart(request)
+    self.agenda:post(self, 'restart', request)
+end
+
+--- Asks for a stop. The second request is at once.
+-- @param request {cause, signal, who, now = true to kill, on_stopped = function(code)}
+function Cluster:stop(request)
+    self.agenda:post(self, 'stop', request)
+end
+
+--- Sets the number of workers; only the difference is started or drained.
+-- @param request {cause, signal, who} for the log, or nil
+-- @return true, or nil, message, code
+function Cluster:scale(count, request)
+    if type(count) ~= 'number' or count % 1 ~= 0 or count < 1 or count > 4096 then
+        return nil, 'expected a whole number of workers from 1 to 4096, found ' .. tostring(count)
+    end
+    if self.state == 'stopping' or self.state == 'stopped' then
+        return nil, 'the cluster is stopping'
+    end
+    local ok, message, code = self.sockets:has_room(count)
+    if not ok then
+        return nil, message, code
+    end
+    self.agenda:post(self, 'scale', count, request or {})
+    return true
+end
+
+--- Evaluates the script again and takes over what needs no restart.
+-- @param who {pid, uid, command, parent} for the log, or nil
+-- @return {changes = {...}}, or nil, err
+function Cluster:reload(who)
+    self.log:info({ by = who }, 'Reload requested')
+    local before = self.launcher.plan
+    local loaded, err = self.launcher:load()
+    if not loaded then
+        self.log:error({ traceback = err.traceback }, 'Script is bad, the last good one serves on: ' .. err.message)
+        return nil, err
+    end
+    local ok, message = self:adopt(loaded)
+    if not ok then
+        return nil, { message = message }
+    end
+    return { changes = compare.plans(before, self.launcher.plan) }
+end
+
+--- What reload() or a restart would change, without effect.
+function Cluster:preview()
+    return self.launcher:preview()
+end
+
+--- The slot that holds the worker, or nil.
+function Cluster:slot_of(worker)
+    for _, slot in ipairs(self.slots) do
+        if slot.number == worker.slot and (slot.current == worker or slot.incoming == worker) then
+            return slot
+        end
+    end
+end
+
+--- What the service manager is told, and what `status` shows: see snapshot.lua.
+function Cluster:summary()
+    return snapshot.summary(self)
+end
+
+function Cluster:snapshot()
+    return snapshot.full(self)
+end
+
+--- Finds a live worker by id. @return the worker or nil
+function Cluster:find(id)
+    return self.workers[id]
+end
+
+--- Whether one worker's server `name` can be handed a waiting connection.
+function Cluster:takes(id, name)
+    local worker = self.workers[id]
+    return worker ~= nil and worker:takes(name)
+end
+
+--- Hands a waiting connection to one worker's server `name`. done(accepted) comes later, once, if this returns true.
+-- @return whether it was handed over
+function Cluster:rescue(fd, done, id, name)
+    local worker = self.workers[id]
+    return worker ~= nil and worker:rescue(fd, done, name)
+end
+
+--- Reports of the last exits, oldest first: see worker.lua.
+function Cluster:exits()
+    return self.reports
+end
+
+--- Reports of the exits of one worker id.
+function Cluster:exits_of(id)
+    local found = {}
+    for _, report in ipairs(self.reports) do
+        if report.worker == id then
+            found[#found + 1] = report
+        end
+    end
+    return found
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Workers and slots
+
+--- Something is different now from what the last summary() said.
+function Cluster:changed()
+    if self.on_change then
+        self.on_change(self)
+    end
+end
+
+local function to_slot(self, worker, event, ...)
+    local slot = self:slot_of(worker)
+    if slot then
+        self.agenda:post(slot, event, worker, ...)
+    end
+end
+
+local function remember(self, report)
+    table.insert(self.reports, report)
+    if #self.reports > EXITS_KEPT then
+        table.remove(self.reports, 1)
+    end
+end
+
+local function worker_gone(self, worker)
+    self.workers[worker.id] = nil
+    self.process_count = self.process_count - 1
+    self.killed = self.killed or worker.killed
+    remember(self, worker.report)
+    if worker.report.oom then
+        for _, other in pairs(self.workers) do -- this one's death explains no other
+            other.oom_kills_before = other.oom_kills_before and other.oom_kills_before + 1
+        end
+    end
+    self.launcher:hook('onWorkerExit', worker.report)
+    if self.roll then
+        self.roll:worker_gone(worker)
+    end
+    if self.process_count == 0 then
+        self.agenda:post(self, 'emptied')
+    end
+    self:changed()
+end
+
+local function fork(self, slot)
+    local worker, why, where = self.launcher:launch {
+        slot = slot.number,
+        generation = slot.generation,
+        on = {
+            ready = function(worker)
+                if self.roll then
+                    self.roll:worker_ready(slot, worker)
+                end
+                to_slot(self, worker, 'ready')
+                self.launcher:hook('onWorkerReady', worker:describe())
+                self:changed()
+            end,
+            lost = function(worker, reason)
+                to_slot(self, worker, 'lost', reason)
+            end,
+            replace = function(worker, reason)
+                worker.why = reason
+                local place = self:slot_of(worker)
+                if place then
+                    self.agenda:post(place, 'replace', nil, worker)
+                end
+            end,
+            gone = function(worker)
+                worker_gone(self, worker)
+            end,
+            message = function(worker, message)
+                self.launcher:hook('onMessage', worker:describe(), message)
+            end,
+        },
+    }
+    if worker then
+        self.workers[worker.id] = worker
+        self.process_count = self.process_count + 1
+        self.has_forked = true
+    elseif where == 'script' and not self.has_forked then
+        self.agenda:post(self, 'fatal', why, EXIT_SCRIPT) -- nothing runs yet: better to say so than to wait
+    end
+    return worker, why
+end
+
+local function new_slot(self, number)
+    return Slot.new {
+        number = number,
+        generation = self.generation,
+        platform = self.platform,
+        agenda = self.agenda,
+        rules = function(slot)
+            local plan = self.launcher.plan
+            return { first_ms = plan.backoff.first_ms, max_ms = plan.backoff.max_ms, reset_ms = plan.backoff.reset_ms,
+                soak_ms = self.roll and self.roll:soak_ms(slot) or plan.restart_soak_ms }
+        end,
+        on = {
+            fork = function(slot)
+                return fork(self, slot)
+            end,
+            filled = function(slot)
+                -- An event, so that the old workers of a batch have been told to leave before the roll hears of it.
+                self.agenda:post(self, 'served', slot)
+            end,
+            proved = function(slot)
+                if self.roll and self.roll:holds(slot) then
+                    self.roll:slot_proved(slot)
+                else
+                    self.agenda:post(slot, 'commit')
+                end
+            end,
+            failed = function(slot, worker, why)
+                if slot.wait_ms > 0 then
+                    self.log:info({ slot = slot.number, failures = slot.failures, wait = slot.wait_ms / 1000 },
+                        'Waiting before the next fork')
+                end
+                if self.roll then
+                    self.roll:slot_failed(slot, worker, why)
+                end
+            end,
+        },
+    }
+end
+
+--- Starts or drains the difference between the present number of slots and `count`.
+function Cluster:resize(count)
+    self.wanted = count
+    self.sockets:want(count)
+    while #self.slots > count do
+        local slot = table.remove(self.slots)
+        if self.roll then
+            self.roll:remove(slot)
+        end
+        self.agenda:post(slot, 'drain', 'scaled down')
+    end
+    while #self.slots < count do
+        self.slots[#self.slots + 1] = new_slot(self, #self.slots + 1)
+    end
+    self.agenda:post(self, 'served')
+end
+
+--- Takes over the plan that the launcher has loaded: listeners and the number of workers, if the script changed it.
+-- @param loaded {plan, num_workers}
+-- @return true, or nil, message when an address, or so many workers, could not be had (nothing has changed then)
+function Cluster:adopt(loaded)
+    local count = loaded.num_workers ~= self.configured and loaded.num_workers or self.wanted
+    local ok, message = self.sockets:update(loaded.plan.listen or {}, count)
+    if not ok then
+        return nil, message
+    end
+    self.on_adopt(loaded.plan)
+    if loaded.num_workers ~= self.configured then
+        self.configured = loaded.num_workers
+        if loaded.num_workers ~= self.wanted then
+            self:resize(loaded.num_workers)
+        end
+    end
+    return true
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Actions
+
+local function all_serve(self)
+    for _, slot in ipairs(self.slots) do
+        if not slot.current then
+            return false
+        end
+    end
+    return true
+end
+
+local function served_while_booting(self)
+    self:changed()
+    if all_serve(self) then
+        self.log:info({ workers = #self.slots }, 'Cluster ready')
+        self.ready = true
+        self.launcher:hook('onReady')
+        return 'steady'
+    end
+end
+
+-- For `why`.
+local function note(self, verb, request)
+    self.last_request = { verb = verb, cause = request.cause, signal = request.signal, by = request.who,
+        reason = request.reason, at = self.platform.wall() }
+end
+
+local function restart(self, request)
+    note(self, 'restart', request)
+    return rolling.begin(self, request)
+end
+
+local function begin_stop(self, request)
+    note(self, 'stop', request)
+    self.log:info({ signal = request.signal, cause = request.cause, by = request.who, reason = request.reason },
+        'Shutdown requested')
+    self.stop_requests = { request }
+    self.killed = false -- what had to be killed before, in a restart, says nothing about this stop
+    self.stopping_at = self.platform.now()
+    if self.roll then
+        self.roll:finish('stopped', 'the cluster was stopped')
+    end
+    for _, slot in ipairs(self.slots) do
+        self.agenda:post(slot, 'drain', 'stopped')
+    end
+    self.slots = {}
+    if request.now then
+        for _, worker in pairs(self.workers) do
+            self.agenda:post(worker, 'kill')
+        end
+    end
+    if self.process_count == 0 then
+        self.agenda:post(self, 'emptied')
+    end
+    self:changed()
+    return 'stopping'
+end
+
+local function stop_at_once(self, request)
+    table.insert(self.stop_requests, request)
+    if self.platform.now() - self.stopping_at < SAME_STOP_MS then
+        return
+    elseif request.signal == 'SIGINT' or request.signal == 'SIGTERM' or request.now then
+        self.log:warn({ signal = request.signal, by = request.who }, 'Shutdown requested again, killing the workers')
+        for _, worker in pairs(self.workers) do
+            self.agenda:post(worker, 'kill')
+        end
+    end
+end
+
+local function finish(self, code)
+    for _, request in ipairs(self.stop_requests) do
+        if request.on_stopped then
+            request.on_stopped(code)
+        end
+    end
+    self:changed()
+    self.agenda:finish(self)
+    self.on_exit(code)
+    return 'stopped'
+end
+
+local function emptied(self)
+    if self.exit_code then
+        return finish(self, self.exit_code)
+    elseif self.killed then
+        self.log:warn('Cluster did not shutdown cleanly within timeout, exiting')
+        return finish(self, 1)
+    end
+    self.log:info('Cluster shutdown cleanly')
+    return finish(self, 0)
+end
+
+local function give_up(self)
+    if self.gave_up then
+        self.log:error({ workers = self.process_count }, 'Workers are still alive after SIGKILL, exiting without them')
+        return finish(self, 1)
+    end
+    self.log:warn('Cluster did not shutdown cleanly within timeout, exiting')
+    self.gave_up, self.exit_code = true, 1
+    for _, worker in pairs(self.workers) do
+        self.agenda:post(worker, 'kill')
+    end
+    return 'stopping'
+end
+
+local function fatal(self, message, code)
+    self.log:fatal({ code = code }, message)
+    self.exit_code = code
+    return begin_stop(self, { cause = 'error' })
+end
+
+local function resize(self, count, request)
+    self.log:info({ from = #self.slots, to = count, signal = request.signal, cause = request.cause, by = request.who },
+        'Scaling cluster')
+    self:resize(count)
+    self:changed()
+end
+
+definition = machine.define {
+    name = 'cluster',
+    initial = 'booting',
+    events = {
+        'served', -- (slot or nil) a worker took this slot over
+        'restart', -- (request)
+        'rolled', -- the roll has its verdict
+        'scale', -- (count, request)
+        'stop', -- (request)
+        'fatal', -- (message, exit code) it cannot go on
+        'emptied', -- no process is left
+        'deadline',
+    },
+    deadline = {
+        stopping = function(self)
+            if self.gave_up then
+                return STOP_GRACE_MS
+            end
+            local longest = self.launcher.plan.stop_timeout_ms
+            for _, worker in pairs(self.workers) do -- each keeps to the plan it was forked from
+                longest = math.max(longest, worker.plan.stop_timeout_ms)
+            end
+            return longest + STOP_GRACE_MS
+        end,
+    },
+    states = {
+        booting = { -- until every slot has been served at the same time once
+            served = served_while_booting,
+            restart = restart,
+            rolled = bug,
+            scale = resize,
+            stop = begin_stop,
+            fatal = fatal,
+            emptied = ignore, -- the slots are waiting to fork
+            deadline = bug,
+        },
+        steady = {
+            served = ignore,
+            restart = restart,
+            rolled = ignore,
+            scale = resize,
+            stop = begin_stop,
+            fatal = ignore,
+            emptied = ignore,
+            deadline = bug,
+        },
+        rolling = {
+            served = function(self, slot)
+                if self.roll and slot then
+                    self.roll:slot_filled(slot)
+                end
+            end,
+            restart = restart,
+            rolled = function(self)
+                self:changed()
+                if self.ready then
+                    return 'steady'
+                end
+                self.agenda:post(self, 'served')
+                return 'booting'
+            end,
+            scale = resize,
+            stop = begin_stop,
+            fatal = ignore,
+            emptied = ignore,
+            deadline = bug,
+        },
+        stopping = {
+            served = ignore,
+            restart = function(self, request)
+                rolling.refuse(self, request, 'the cluster is stopping', 'stopped')
+            end,
+            rolled = ignore,
+            scale = ignore,
+            stop = stop_at_once,
+            fatal = ignore,
+            emptied = emptied,
+            deadline = give_up,
+        },
+        stopped = {
+            served = ignore,
+            restart = ignore,
+            rolled = ignore,
+            scale = ignore,
+            stop = ignore,
+            fatal = ignore,
+            emptied = ignore,
+            deadline = bug,
+        },
+    },
+}
+
+Cluster.definition = definition
+return Cluster

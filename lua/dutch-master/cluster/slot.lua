@@ -1,0 +1,281 @@
+--- slot.lua: one of the numWorkers places. It holds a serving worker and at most one replacement.
+--
+-- A slot wants to be served by a worker of its generation. It forks (through its owner), waits after failures, and lets
+-- a serving worker go only when its replacement serves, has proved itself, and its owner commits.
+--
+-- What its owner hears, by the callbacks it gave:
+--   fork(slot) -> worker, or nil, why   make a worker of slot.generation
+--   filled(slot)                        the current worker is a new one and serves
+--   proved(slot)                        the replacement has served for soak_ms: answer with the event commit
+--   failed(slot, worker, why)           a fork failed, or a worker was lost; worker is nil when there was no process
+
+local backoff = require 'dutch-master.cluster.backoff'
+local machine = require 'dutch-master.machine'
+local ignore, bug = machine.ignore, machine.bug
+
+local Slot = {}
+Slot.__index = Slot
+
+-- Restart requests in quick succession replace replacements, and a worker may ask to be replaced as soon as it serves;
+-- no slot forks more often than this for them.
+local PACE_MS = 200
+
+local definition
+
+--- An empty slot. It forks as soon as the loop turns.
+-- @param options {number, generation, platform, agenda,
+--   rules = function(slot) -> {first_ms, max_ms, reset_ms, soak_ms}, on = {fork, filled, proved, failed}}
+function Slot.new(options)
+    local self = setmetatable(options, Slot)
+    self.failures = 0 -- in a row
+    self.forks = 0
+    self.wait_ms = 0
+    self.agenda:start(self, definition)
+    return self
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Actions
+
+local function failed(self, worker, why)
+    self.failures = self.failures + 1
+    self.wait_ms = backoff.delay(self.failures, self.rules(self), self.platform.random)
+    self.on.failed(self, worker, why)
+end
+
+local function fork(self)
+    self.forked_at = self.platform.now()
+    self.forks = self.forks + 1
+    local worker, why = self.on.fork(self)
+    if worker then
+        self.incoming = worker
+    else
+        failed(self, nil, why)
+    end
+end
+
+local function post(self, worker, event)
+    if worker then
+        self.agenda:post(worker, event)
+    end
+end
+
+local function dismiss(self, worker, why)
+    if worker then
+        worker.why = worker.why or why
+        self.agenda:post(worker, 'stop')
+    end
+end
+
+local function drop_incoming(self, why)
+    dismiss(self, self.incoming, why)
+    self.incoming = nil
+end
+
+local function drain(self, why)
+    drop_incoming(self, why)
+    dismiss(self, self.current, why)
+    self.current = nil
+    self.agenda:finish(self)
+    return 'drained'
+end
+
+-- Until the next fork that somebody asks for: forks cost, and requests may come in floods.
+local function pace(self)
+    return math.max((self.forked_at or -PACE_MS) + PACE_MS - self.platform.now(), 0)
+end
+
+-- A newer generation is wanted than the one being started.
+local function renew(self, state)
+    drop_incoming(self, 'superseded')
+    self.failures = 0
+    self.wait_ms = pace(self)
+    return state
+end
+
+local function take_incoming(self)
+    self.current, self.incoming = self.incoming, nil
+    self.on.filled(self)
+    if self.current == self.weary then
+        self.agenda:post(self, 'replace', nil, self.current)
+    end
+    self.weary = nil
+    return 'serving'
+end
+
+local function lost_incoming(self, worker, why)
+    self.incoming = nil
+    failed(self, worker, why)
+    return self.state
+end
+
+local function lost_current(self, worker, why)
+    self.current = nil
+    if worker.ready_at and self.platform.now() - worker.ready_at >= self.rules(self).reset_ms then
+        self.failures = 0
+    end
+    failed(self, worker, why)
+    return 'filling'
+end
+
+local filling, serving, replacing, proving, drained
+
+filling = { -- nobody serves; a worker is being started, or the deadline is the next fork
+    deadline = function(self)
+        fork(self)
+        return 'filling'
+    end,
+    ready = function(self, worker)
+        if worker == self.incoming then
+            return take_incoming(self)
+        end
+    end,
+    lost = function(self, worker, why)
+        if worker == self.incoming then
+            return lost_incoming(self, worker, why)
+        end
+    end,
+    replace = function(self, generation)
+        if generation and generation > self.generation then
+            self.generation = generation
+            return renew(self, 'filling')
+        end
+    end,
+    cancel = function(self, generation)
+        self.generation = generation
+        if self.incoming and self.incoming.generation ~= generation then
+            drop_incoming(self, 'restart aborted')
+            return 'filling'
+        end
+    end,
+    commit = ignore,
+    drain = drain,
+}
+
+serving = {
+    deadline = bug,
+    ready = ignore,
+    lost = function(self, worker, why)
+        if worker == self.current then
+            return lost_current(self, worker, why)
+        end
+    end,
+    replace = function(self, generation)
+        self.generation = generation or self.generation
+        post(self, self.current, 'retire')
+        self.wait_ms = generation and 0 or pace(self)
+        self.failures = 0
+        if self.wait_ms == 0 then
+            fork(self)
+        end
+        return 'replacing'
+    end,
+    cancel = ignore,
+    commit = ignore,
+    drain = drain,
+}
+
+replacing = { -- the current one serves; its replacement is being started, or the deadline is the next fork
+    deadline = function(self)
+        fork(self)
+        return 'replacing'
+    end,
+    ready = function(self, worker)
+        if worker == self.incoming then
+            return 'proving'
+        end
+    end,
+    lost = function(self, worker, why)
+        if worker == self.incoming then
+            return lost_incoming(self, worker, why)
+        elseif worker == self.current then
+            self.current = nil
+            return 'filling' -- the replacement is the only hope now; it, or the wait for it, goes on
+        end
+    end,
+    replace = function(self, generation)
+        if generation and generation > self.generation then
+            self.generation = generation
+            return renew(self, 'replacing')
+        end
+    end,
+    cancel = function(self, generation)
+        self.generation = generation
+        drop_incoming(self, 'restart aborted')
+        post(self, self.current, 'keep')
+        return 'serving'
+    end,
+    commit = ignore,
+    drain = drain,
+}
+
+proving = { -- both serve
+    deadline = function(self)
+        self.on.proved(self)
+    end,
+    ready = ignore,
+    lost = function(self, worker, why)
+        if worker == self.incoming then
+            self.incoming = nil
+            failed(self, worker, why)
+            return 'replacing'
+        elseif worker == self.current then
+            return take_incoming(self)
+        end
+    end,
+    replace = function(self, generation, worker)
+        if worker and worker == self.incoming then
+            self.weary = worker -- it asks to be replaced itself: as soon as it is the current one
+        end
+        return replacing.replace(self, generation)
+    end,
+    cancel = replacing.cancel,
+    commit = function(self)
+        local old = self.current
+        old.log:info('Replacement worker available - disconnecting')
+        dismiss(self, old, 'replaced')
+        return take_incoming(self)
+    end,
+    drain = drain,
+}
+
+drained = { -- given up; its workers are leaving
+    deadline = bug,
+    ready = ignore,
+    lost = ignore,
+    replace = ignore,
+    cancel = ignore,
+    commit = ignore,
+    drain = ignore,
+}
+
+-- Filling and replacing have a deadline only while there is no worker on its way, who has a deadline of its own.
+local function next_fork(self)
+    return not self.incoming and self.wait_ms or nil
+end
+
+definition = machine.define {
+    name = 'slot',
+    initial = 'filling',
+    events = {
+        'deadline',
+        'ready', -- (worker) it serves
+        'lost', -- (worker, why) it was not told to leave and is gone or going
+        'replace', -- (generation or nil, worker or nil) replace the current worker, by one of this generation; or the
+                   -- worker that asks for it
+        'cancel', -- (generation) give the replacement up and be of this generation again
+        'commit', -- the replacement takes over
+        'drain', -- (why) the slot is given up
+    },
+    deadline = {
+        filling = next_fork,
+        replacing = next_fork,
+        proving = function(self)
+            return self.rules(self).soak_ms
+        end,
+    },
+    states = { filling = filling, serving = serving, replacing = replacing, proving = proving, drained = drained },
+}
+
+Slot.definition = definition
+return Slot

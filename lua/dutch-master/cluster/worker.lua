@@ -1,0 +1,620 @@
+--- worker.lua: one worker, from fork to exit.
+--
+-- The table at the end says all of it. A worker serves until it is told to leave, and leaving is always the same walk:
+-- out of rotation (settling), asked to stop (stopping), its channel closed (disconnected), SIGTERM (terminating),
+-- SIGKILL (killing), gone (exited). It may end at any step.
+-- `exit` and `closed` come in either order and `closed` may never come, so neither waits for the other.
+--
+-- A worker knows nothing of slots and rolls. What its owner must hear comes by the callbacks it was given:
+--   ready(worker)          it serves
+--   lost(worker, why)      it was not told to leave, and no longer serves or never will
+--   replace(worker, why)   it asked to be replaced, or shall be
+--   gone(worker)           its process is reaped; worker.report says how it ended
+
+local conversation = require 'dutch-master.channel.conversation'
+local exit_report = require 'dutch-master.cluster.exit_report'
+local machine = require 'dutch-master.machine'
+local protocol = require 'dutch-master.channel.protocol'
+local pulse = require 'dutch-master.cluster.pulse'
+local ignore, bug = machine.ignore, machine.bug
+
+local Worker = {}
+Worker.__index = Worker
+
+-- SIGKILL is repeated, since a process in an uninterruptible wait does not die at once.
+local KILL_AGAIN_MS = 1000
+-- A worker whose channel has closed ends by itself in this time, or is terminated: an open connection to a database
+-- or a timer would keep it for ever. Node needs about 50 ms, its exit handlers included, on a machine that is not busy.
+local DISCONNECTED_MS = 1000
+-- Leaving the rotation is bounded by sockets.lua; this is the limit if even that fails.
+local SETTLE_MS = 5000
+
+local definition
+
+--- A worker that is not forked yet.
+-- @param options {id, slot (its number), generation, plan, kind (a row of kinds.lua), platform, agenda, log, sockets,
+--   tickets, on = {ready, lost, replace, gone, message}}
+function Worker.new(options)
+    local self = setmetatable(options, Worker)
+    self.log = options.log:child { workerId = self.id, generation = self.generation }
+    self.forked_at = self.platform.now()
+    self.oom_kills_before = self.platform.oom_kills()
+    return self
+end
+
+--- What hooks of the script get to see of a worker.
+function Worker:describe()
+    -- onWorkerReady is called on the way from the one state to the other.
+    local state = self.state == 'starting' and self.ready_at and 'running' or self.state
+    return { id = self.id, slot = self.slot, generation = self.generation, pid = self.pid, state = state,
+        release = self.release }
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Forking
+
+local function listen_for_readiness(self, info)
+    local rule = self.ready_rule
+    local wanted = rule.type == 'listening' and info.stream
+        or rule.type == 'port' and info.stream and info.port == rule.port
+        or rule.type == 'path' and info.path == rule.path
+    if wanted then
+        self.agenda:post(self, 'ready', { address = info.text or info.name })
+    end
+end
+
+local function on_message(self, message)
+    if type(message) == 'table' and message.event == 'request-restart' then
+        return self.agenda:post(self, 'request_restart')
+    end
+    local rule = self.ready_rule
+    if rule.type == 'message' and (rule.message == nil or rule.message == message
+        or type(message) == 'table' and message.event == rule.message) then
+        self.agenda:post(self, 'ready', {})
+    end
+    self.on.message(self, protocol.plain(message))
+end
+
+local function start_conversation(self)
+    self.conversation = conversation.new {
+        worker_id = self.id,
+        tickets = self.tickets,
+        send = function(line, fd)
+            return self.child:send(line, fd)
+        end,
+        query = function(request, reply)
+            self.sockets:query(self.id, request, reply)
+        end,
+        spare_fd = function()
+            return self.sockets:spare_datagram()
+        end,
+        on_listening = function(info)
+            self.listening = true
+            if self.state == 'starting' and pulse.can_be_asked(self) then
+                pulse.ask(self)
+            end
+            listen_for_readiness(self, info)
+        end,
+        on_ready = function()
+            if self.ready_rule.type ~= 'http' then
+                self.agenda:post(self, 'ready', {})
+            end
+        end,
+        on_message = function(message)
+            on_message(self, message)
+        end,
+        on_close_server = function(_, socket)
+            self.sockets:forsake(self.id, socket)
+        end,
+        on_leaving = function()
+            self.agenda:post(self, 'leaving')
+        end,
+        on_bad = function(reason)
+            self.log:warn({ reason = reason }, 'Worker sent a malformed message, its channel is closed')
+            self.child:close_channel()
+            self.agenda:post(self, 'closed')
+        end,
+    }
+end
+
+--- Opens the socket by which an exec worker says READY=1. Its name goes into the environment of the fork.
+-- @return the name, or nil, message
+function Worker:open_notify()
+    local socket, message = self.platform.notify_socket({ uid = self.plan.uid }, function(fields)
+        pulse.notified(self, fields)
+    end)
+    if not socket then
+        return nil, message
+    end
+    self.notify = socket
+    return socket:name()
+end
+
+--- Forks.
+-- @param fields what platform.spawn takes, without the callbacks
+-- @return true, or nil, message, code when there was no fork: the worker never lived
+function Worker:spawn(fields)
+    local rule = self.plan.ready
+    self.ready_rule = rule and rule.type ~= 'auto' and rule or self.kind.default_ready
+    self.asks = self.kind.asks
+    self.stop_signal = self.plan.stop_signal or self.kind.default_stop_signal
+    function fields.on_exec()
+        self.exec_at = self.platform.now()
+    end
+    function fields.on_line(_, line, had_fd)
+        self.conversation:line(line, had_fd)
+    end
+    function fields.on_channel_closed(_, reason)
+        if reason then
+            self.log:warn({ reason = reason }, 'Channel of the worker failed')
+        end
+        self.agenda:post(self, 'closed')
+    end
+    function fields.on_exit(_, status)
+        self.agenda:post(self, 'exit', status)
+    end
+    self.channel_open = fields.channel
+    if fields.channel then
+        start_conversation(self)
+    end
+    local asked = not fields.channel and pulse.can_be_asked(self)
+    local child, message, code = self.platform.spawn(fields)
+    if not child then
+        return nil, message, code
+    end
+    self.child = child
+    self.pid = child:pid()
+    self.log = self.log:child { workerPid = self.pid }
+    self.agenda:start(self, definition)
+    self.log:info('Creating new worker')
+    if asked then
+        pulse.ask(self) -- the question waits in its queue until it listens
+    end
+    return true
+end
+
+--- Lets go of what a worker holds that was never forked.
+function Worker:discard()
+    if self.notify then
+        self.notify:close()
+        self.notify = nil
+    end
+    if self.output_fd then
+        self.platform.close_fd(self.output_fd)
+        self.output_fd = nil
+    end
+end
+
+--- Sends a message of the script to the app of the worker.
+-- @return true, or nil, message
+function Worker:message(value)
+    if self.finished or not self.channel_open then
+        return nil, 'worker ' .. self.id .. ' has no channel'
+    end
+    return self.conversation:message(value)
+end
+
+--- Whether a waiting connection can be handed over to the app of the worker, to its server `name`.
+function Worker:takes(name)
+    return (self.state == 'running' or self.state == 'retiring') and self.channel_open
+        and self.conversation:takes(name)
+end
+
+--- Hands it over. done(accepted) comes later, once, if this returns true.
+-- @return whether it was handed over
+function Worker:rescue(fd, done, name)
+    return self:takes(name) and self.conversation:newconn(fd, done, name) == true
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Actions
+
+-- Whoever was not told to leave and is going is lost, once.
+local function lose(self, why)
+    if not self.told and not self.lost then
+        self.lost = true
+        self.on.lost(self, why)
+    end
+end
+
+local function became_ready(self, facts)
+    pulse.serves(self)
+    self.ready_at = self.platform.now()
+    self.sockets:join(self.id)
+    self.log:info({ address = facts.address }, 'Worker listening')
+    self.on.ready(self)
+    return 'running'
+end
+
+local function request_restart(self)
+    self.log:info('Worker dying')
+    self.on.replace(self, 'asked to be replaced')
+end
+
+local function note_alive(self)
+    self.alive_at = self.platform.now()
+end
+
+-- Its deadline starts anew.
+local function alive(self)
+    note_alive(self)
+    return 'running'
+end
+
+-- It is replaced as one that asks for it, and asked to leave, terminated and killed as every other one then. Until its
+-- replacement is on its way this is said again and again.
+local function hung(self, why)
+    self.log:warn({ reason = why }, 'Worker hangs')
+    self.on.replace(self, why)
+    return alive(self)
+end
+
+local function silent(self)
+    return hung(self, ('gave no sign of life for %g s'):format(self.plan.watchdog_ms / 1000))
+end
+
+local function start_of_stop(self)
+    self.stop_at = self.platform.now() + self.plan.stop_timeout_ms
+end
+
+local function ask(self)
+    if self.asks == 'disconnect' and self.channel_open then
+        self.conversation:disconnect()
+    elseif self.asks == 'signal' then
+        self.child:signal(self.stop_signal)
+        self.child:signal('SIGCONT')
+    end
+    return 'stopping'
+end
+
+-- Nobody talks to a worker that is not ready: it is asked at once.
+local function stop_starting(self)
+    pulse.stop_asking(self)
+    self.told = true
+    start_of_stop(self)
+    return ask(self)
+end
+
+local function stop(self)
+    pulse.stop_asking(self)
+    self.told = true
+    start_of_stop(self)
+    self.sockets:leave(self.id, function()
+        self.agenda:post(self, 'settled')
+    end)
+    if self.channel_open and self.plan.drain ~= false then
+        self.conversation:drain()
+    end
+    return 'settling'
+end
+
+local function terminate(self)
+    if not self.stop_at then
+        start_of_stop(self)
+    end
+    self.child:signal('SIGTERM')
+    self.child:signal('SIGCONT') -- a stopped process does not act on SIGTERM
+    return 'terminating'
+end
+
+local function kill(self)
+    self.stop_at = self.stop_at or self.platform.now()
+    if not self.killed then
+        self.log:debug('Hard-killing worker as it did not die gracefully')
+    end
+    self.killed = true
+    self.child:signal_group('SIGKILL')
+    return 'killing'
+end
+
+-- What may be behind a worker that never became ready, where it can be told from what it said.
+local function suspicion(self)
+    local talk = self.conversation
+    if talk and talk.booted and talk.asked == 0 then
+        return ': it never asked for a socket. Does it listen? A launcher between master and app (npm start, npx,'
+            .. ' nodemon) keeps the channel to itself'
+    end
+    return ''
+end
+
+-- The deadline of `starting` is the moment of readiness for a worker whose rule is to be alive so long.
+local function start_deadline(self)
+    local rule = self.ready_rule
+    if rule.type == 'alive' or rule.type == 'auto' then
+        return became_ready(self, {})
+    end
+    self.late = true
+    pulse.stop_asking(self)
+    local asked = self.probed and ': ' .. self.probed
+    self.log:warn({ readyTimeout = self.plan.ready_timeout_ms / 1000, listening = self.listening },
+        'Worker was not ready in time' .. (asked or suspicion(self)))
+    lose(self, 'was not ready in time' .. (asked or ''))
+    return terminate(self)
+end
+
+-- The channel closed. A worker that is drained closes it last; what it still does by itself is its own clean-up.
+local function closed_while_leaving(self)
+    self.channel_open = false
+    self.log:info('Worker disconnected')
+    return 'disconnected'
+end
+
+local function closed_while_starting(self)
+    pulse.stop_asking(self)
+    self.channel_open = false
+    if self.exec_at then -- else its program never ran, and why that is comes with its end
+        self.log:warn('Worker disconnected unexpectedly while starting')
+    end
+    lose(self, 'disconnected while starting')
+    return 'disconnected'
+end
+
+local function closed_while_serving(self)
+    pulse.stop_asking(self)
+    self.channel_open = false
+    self.log:warn('Worker disconnection was unexpected')
+    self.sockets:drop(self.id)
+    lose(self, 'disconnected')
+    return 'disconnected'
+end
+
+local function note_closed(self)
+    self.channel_open = false
+end
+
+-- The app leaves by itself (cluster.worker.disconnect()): it accepts nothing any more, and finishes what it has.
+local function leaving(self)
+    pulse.stop_asking(self)
+    self.log:info('Worker leaves by itself')
+    self.left = true
+    self.asks = 'nothing'
+    start_of_stop(self)
+    self.sockets:leave(self.id, function() end)
+    lose(self, 'left by itself')
+    return 'stopping'
+end
+
+local function finish(self, status)
+    pulse.stop_asking(self) -- before its lane is another's
+    self.channel_open = false
+    self.report = exit_report.new(self, status)
+    if status.failed then
+        local failed = status.failed
+        self.log:error({ step = failed.step, code = failed.code, path = failed.path },
+            'Worker could not be started: ' .. exit_report.start_failure(failed))
+    else
+        self.log:info({ code = status.code, signal = status.signal }, 'Worker exited')
+    end
+    self.sockets:drop(self.id)
+    if self.conversation then
+        self.conversation:closed()
+    end
+    self:discard()
+    self.agenda:finish(self)
+    lose(self, self.report.message)
+    self.on.gone(self)
+    return 'exited'
+end
+
+local function exit_while_serving(self, status)
+    self.log:warn({ code = status.code, signal = status.signal }, 'Worker disconnection was unexpected')
+    return finish(self, status)
+end
+
+local function mark_retiring()
+    return 'retiring'
+end
+
+local function kill_now(self)
+    pulse.stop_asking(self)
+    self.told = true
+    return kill(self)
+end
+
+local function kill_again(self)
+    self.child:signal_group('SIGKILL')
+    self.log:debug('Worker is still alive, killing it again')
+    return 'killing'
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- The table. A worker alive stop_timeout after it was asked to stop is killed; SIGTERM comes kill_timeout before that,
+-- or as soon as the channel has closed.
+
+local function remaining(self)
+    return math.max(self.stop_at - self.platform.now(), 0)
+end
+
+definition = machine.define {
+    name = 'worker',
+    initial = 'starting',
+    events = {
+        'ready', -- it listens, or said so
+        'request_restart', -- it asked to be replaced
+        'retire', -- a replacement is on its way
+        'keep', -- the replacement was given up
+        'stop', -- leave
+        'kill', -- leave at once
+        'settled', -- out of rotation, nothing on its way to it
+        'leaving', -- it disconnects by itself
+        'alive', -- a sign of life
+        'hung', -- (why) it says that it hangs
+        'closed', -- its channel is closed
+        'deadline',
+        'exit', -- its process is reaped
+    },
+    deadline = {
+        starting = function(self)
+            local rule = self.ready_rule
+            return (rule.type == 'alive' or rule.type == 'auto') and rule.alive_ms or self.plan.ready_timeout_ms
+        end,
+        running = pulse.patience,
+        settling = function()
+            return SETTLE_MS
+        end,
+        stopping = function(self)
+            if self.asks == 'signal' and self.stop_signal == 'SIGTERM' then
+                return remaining(self) -- it has its SIGTERM already
+            elseif not self.ready_at then
+                return math.min(self.plan.kill_timeout_ms, remaining(self))
+            end
+            return math.max(remaining(self) - self.plan.kill_timeout_ms, 0)
+        end,
+        disconnected = function(self)
+            return self.stop_at and math.min(DISCONNECTED_MS, remaining(self)) or DISCONNECTED_MS
+        end,
+        terminating = function(self)
+            return math.min(self.plan.kill_timeout_ms, remaining(self))
+        end,
+        killing = function()
+            return KILL_AGAIN_MS
+        end,
+    },
+    states = {
+        starting = {
+            ready = became_ready,
+            request_restart = ignore,
+            retire = bug,
+            keep = bug,
+            stop = stop_starting,
+            kill = kill_now,
+            settled = bug,
+            leaving = leaving,
+            closed = closed_while_starting,
+            alive = note_alive,
+            hung = ignore,
+            deadline = start_deadline,
+            exit = finish,
+        },
+        running = {
+            ready = ignore, -- the first one counts
+            request_restart = request_restart,
+            retire = mark_retiring,
+            keep = ignore,
+            stop = stop,
+            kill = kill_now,
+            settled = bug,
+            leaving = leaving,
+            closed = closed_while_serving,
+            alive = alive,
+            hung = hung,
+            deadline = silent,
+            exit = exit_while_serving,
+        },
+        retiring = { -- serves until its replacement does
+            ready = ignore,
+            request_restart = ignore,
+            retire = ignore,
+            keep = function()
+                return 'running'
+            end,
+            stop = stop,
+            kill = kill_now,
+            settled = bug,
+            leaving = leaving,
+            closed = closed_while_serving,
+            alive = note_alive,
+            hung = ignore,
+            deadline = bug,
+            exit = exit_while_serving,
+        },
+        settling = { -- gets no new connections
+            ready = ignore,
+            request_restart = ignore,
+            retire = bug,
+            keep = bug,
+            stop = ignore,
+            kill = kill_now,
+            settled = ask,
+            leaving = ignore,
+            closed = closed_while_leaving,
+            alive = ignore,
+            hung = ignore,
+            deadline = ask,
+            exit = finish,
+        },
+        stopping = { -- asked to stop
+            ready = ignore,
+            request_restart = ignore,
+            retire = bug,
+            keep = bug,
+            stop = ignore,
+            kill = kill_now,
+            settled = ignore,
+            leaving = ignore,
+            closed = closed_while_leaving,
+            alive = ignore,
+            hung = ignore,
+            deadline = function(self)
+                if self.asks == 'signal' and self.stop_signal == 'SIGTERM' then
+                    return kill(self)
+                end
+                return terminate(self)
+            end,
+            exit = finish,
+        },
+        disconnected = { -- its channel is closed, it should be ending
+            ready = ignore,
+            request_restart = ignore,
+            retire = bug,
+            keep = bug,
+            stop = ignore,
+            kill = kill_now,
+            settled = ignore,
+            leaving = ignore,
+            closed = ignore,
+            alive = ignore,
+            hung = ignore,
+            deadline = terminate,
+            exit = finish,
+        },
+        terminating = { -- SIGTERM sent
+            ready = ignore,
+            request_restart = ignore,
+            retire = bug,
+            keep = bug,
+            stop = ignore,
+            kill = kill_now,
+            settled = ignore,
+            leaving = ignore,
+            closed = note_closed,
+            alive = ignore,
+            hung = ignore,
+            deadline = kill,
+            exit = finish,
+        },
+        killing = { -- SIGKILL sent to its group
+            ready = ignore,
+            request_restart = ignore,
+            retire = bug,
+            keep = bug,
+            stop = ignore,
+            kill = ignore,
+            settled = ignore,
+            leaving = ignore,
+            closed = note_closed,
+            alive = ignore,
+            hung = ignore,
+            deadline = kill_again,
+            exit = finish,
+        },
+        exited = {
+            ready = ignore,
+            request_restart = ignore,
+            retire = ignore,
+            keep = ignore,
+            stop = ignore,
+            kill = ignore,
+            settled = ignore,
+            leaving = ignore,
+            closed = ignore,
+            alive = ignore,
+            hung = ignore,
+            deadline = bug,
+            exit = bug,
+        },
+    },
+}
+
+Worker.definition = definition
+return Worker

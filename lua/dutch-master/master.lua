@@ -1,0 +1,312 @@
+--- init.lua: the master, put together. run() reads as what happens from the first line of the script to the last exit.
+--
+-- Error policy by phase: until the cluster starts any error ends the program, with nothing forked and nothing left
+-- behind (exit 78 for the script, 71 for the system, 1 for a second master). Later a bad script is a log record and the
+-- last good plan serves on. During stop nothing of the script can hold anything up.
+
+local Cluster = require 'dutch-master.cluster.cluster'
+local compare = require 'dutch-master.script.plan_diff'
+local control = require 'dutch-master.control.server'
+local conversation = require 'dutch-master.channel.conversation'
+local Host = require 'dutch-master.script.api'
+local Launcher = require 'dutch-master.launch.launcher'
+local log = require 'dutch-master.log.logger'
+local machine = require 'dutch-master.machine'
+local Recycle = require 'dutch-master.cluster.recycle'
+local Script = require 'dutch-master.script.session'
+local Sockets = require 'dutch-master.listen.sockets'
+local systemd = require 'dutch-master.control.systemd'
+
+local M = {}
+
+local EXIT_FAILED, EXIT_SYSTEM, EXIT_SCRIPT = 1, 71, 78
+
+local Master = {}
+Master.__index = Master
+
+-- What a logger is made of, from the plan. A logger of the script's own is called in the script's state. One that took
+-- all its time is not called again in that state: a record costs the master 5 s then, and a stop has several.
+local function logger_options(self, plan)
+    local wish = plan.logger
+    local options = {
+        platform = self.platform, name = wish.name, level = wish.level, target = wish.path, fields = wish.fields,
+    }
+    if wish.custom then
+        function options.target(level, fields, message)
+            local session = self.launcher.session
+            if self.slow_logger == session then
+                error('it took too long before', 0)
+            end
+            local ok, err = session:log(level, fields, message)
+            if not ok then
+                self.slow_logger = err.kind == 'budget' and session or nil
+                error(err.message, 0)
+            end
+        end
+    end
+    return options
+end
+
+function Master:evaluate()
+    self.script = Script.new { platform = self.platform, path = self.path, host = Host.new(self) }
+    self.launcher = Launcher.new {
+        platform = self.platform, script = self.script, agenda = self.agenda, log = self.log,
+        tickets = conversation.tickets(), environ = self.platform.environ(), cwd = self.platform.cwd(),
+        executable = self.platform.executable(), preload = self.platform.preload and self.platform.preload(),
+    }
+    local loaded, err = self.launcher:load()
+    if not loaded then
+        return self:refuse(EXIT_SCRIPT, table.concat(err.messages or { err.message }, '\ndutch-master: '))
+    end
+    self.loaded = loaded
+end
+
+--- One master for a script. Signals wait from here on until the loop runs: who is told to stop must undo what it did.
+function Master:claim()
+    self:listen_to_signals(self.launcher.plan.restart_signal)
+    local claim, message, code = control.claim {
+        platform = self.platform, script = self.path, plan = self.launcher.plan,
+    }
+    if not claim then
+        return self:refuse(code == 'EAGAIN' and EXIT_FAILED or EXIT_SYSTEM, message)
+    end
+    self.claim_held = claim
+end
+
+function Master:open_log()
+    local plan = self.launcher.plan
+    local logger, message = log.new(logger_options(self, plan))
+    if not logger then
+        return self:refuse(EXIT_SYSTEM, 'logger: ' .. message)
+    end
+    self.log = logger
+    self.launcher.log = self.log
+    for _, record in ipairs(self.early) do
+        self.log:log(record[1], record[2], record[3])
+    end
+    self.early = {}
+    self.platform.on_error(function(what, text)
+        self.log:error({ what = what, traceback = text }, 'Internal error')
+    end)
+end
+
+function Master:bind()
+    local plan = self.launcher.plan
+    -- Sockets that a service manager passed; one that makes no sense stops a start, as it does for libsystemd.
+    local inherited, why = self.platform.inherited()
+    if not inherited then
+        return self:refuse(EXIT_SYSTEM, 'LISTEN_FDS: ' .. why)
+    end
+    self.sockets = Sockets.new {
+        inherited = inherited,
+        platform = self.platform, log = self.log, balance = plan.balance, backlog = plan.backlog,
+        stall_timeout_ms = plan.stall_timeout_ms,
+        want = self.loaded.num_workers,
+        takes = function(worker_id, request)
+            return self.cluster:takes(worker_id, request.name)
+        end,
+        rescue = function(fd, done, worker_id, request)
+            return self.cluster:rescue(fd, done, worker_id, request and request.name)
+        end,
+        on_fatal = function(message)
+            self.agenda:post(self.cluster, 'fatal', message, EXIT_SYSTEM)
+        end,
+    }
+    self.launcher.sockets = self.sockets
+    local ok, message, errno = self.sockets:open(plan.listen)
+    if not ok then
+        -- EINVAL: it is no address at all, in a way that the plan's own check could not see.
+        return self:refuse(errno == 'EINVAL' and EXIT_SCRIPT or EXIT_SYSTEM, 'listen: ' .. message)
+    end
+end
+
+function Master:write_pid_file()
+    local path = self.launcher.plan.pid_file
+    if path then
+        local file, message = self.platform.pid_file(path)
+        if not file then
+            return self:refuse(EXIT_SYSTEM, 'pidFile: ' .. message)
+        end
+        self.pid_file = file
+    end
+end
+
+function Master:assemble()
+    self.cluster = Cluster.new {
+        platform = self.platform, agenda = self.agenda, log = self.log, launcher = self.launcher, script = self.path,
+        sockets = self.sockets,
+        on_adopt = function(plan)
+            self:adopt(plan)
+        end,
+        on_change = function()
+            if self.systemd then -- the cluster's last change is that it has ended, when all is closed
+                self.systemd:on_state(self.cluster:summary())
+            end
+        end,
+        on_exit = function(code)
+            self.platform.kill_adopted() -- what workers left in sessions of their own
+            self:close()
+            self.platform.stop(code)
+        end,
+    }
+    self.recycle = Recycle.new { platform = self.platform, log = self.log, cluster = self.cluster }
+    self.systemd = systemd.new { platform = self.platform, log = self.log }
+    self.control = control.new { platform = self.platform, cluster = self.cluster, log = self.log,
+        claim = self.claim_held }
+    local ok, message = self.control:open()
+    if not ok then
+        return self:refuse(EXIT_SYSTEM, 'control socket: ' .. message)
+    end
+end
+
+-- signal -> what it does. restartSignal is added to these.
+local SIGNALS = {
+    SIGTERM = 'stop', SIGINT = 'stop', SIGQUIT = 'stop', SIGHUP = 'restart', SIGUSR1 = 'reopen',
+    SIGTTIN = 'more', SIGTTOU = 'fewer',
+}
+
+local function on_signal(self, action, name, pid, uid)
+    -- From 0 come those of the kernel itself, such as ^C on a terminal.
+    local request = { cause = 'signal', signal = name, who = pid > 0 and self.platform.who(pid, uid) or nil }
+    local cluster = self.cluster
+    if action == 'stop' then
+        cluster:stop(request)
+    elseif action == 'restart' then
+        cluster:restart(request)
+    elseif action == 'reopen' then
+        self:reopen_log()
+    else
+        local ok, message = cluster:scale(cluster.wanted + (action == 'more' and 1 or -1), request)
+        if not ok then
+            self.log:warn({ signal = name, by = request.who }, 'Not scaled: ' .. message)
+        end
+    end
+end
+
+function Master:listen_to_signals(restart_signal)
+    if self.restart_signal == restart_signal then
+        return
+    end
+    self.restart_signal = restart_signal
+    local actions, names = { [restart_signal] = 'restart' }, {}
+    for name, action in pairs(SIGNALS) do
+        actions[name] = action
+    end
+    for name in pairs(actions) do
+        names[#names + 1] = name
+    end
+    self.platform.signals(names, function(name, pid, uid)
+        on_signal(self, actions[name], name, pid, uid)
+    end)
+end
+
+function Master:reopen_log()
+    local ok, message = self.log:reopen()
+    if ok then
+        self.log:info('Log reopened')
+    else
+        self.log:error('Log could not be reopened, the old file stays: ' .. message)
+    end
+end
+
+-- The script's `every`: fn runs again and again, each time from the newest good evaluation.
+function Master:start_timers(entries)
+    for _, timer in ipairs(self.timers) do
+        timer:close()
+    end
+    self.timers = {}
+    for index, entry in ipairs(entries or {}) do
+        local timer
+        timer = self.platform.timer(function()
+            timer:start(entry.interval_ms)
+            self.launcher:hook('every', index)
+        end)
+        timer:start(entry.interval_ms)
+        self.timers[index] = timer
+    end
+end
+
+--- Takes over what of a new plan concerns the master itself. The cluster calls this on a restart and a reload.
+function Master:adopt(plan)
+    self:listen_to_signals(plan.restart_signal)
+    self:start_timers(plan.hooks.every)
+    self.recycle:adopt(plan)
+    local before = self.logger_plan
+    if before and not before.custom and not plan.logger.custom and compare.equal(before, plan.logger) then
+        return
+    end
+    if before then
+        local ok, message = self.log:reconfigure(logger_options(self, plan))
+        if not ok then
+            return self.log:error('Logger of the script could not be opened, the old one stays: ' .. message)
+        end
+    end
+    self.logger_plan = plan.logger
+end
+
+--- An error before the cluster started: says it, undoes what was done. @return the exit code
+function Master:refuse(code, message)
+    self.platform.write_stderr('dutch-master: ' .. message .. '\n')
+    self:close()
+    return code
+end
+
+--- Lets go of everything, in reverse order.
+function Master:close()
+    for _, timer in ipairs(self.timers) do
+        timer:close()
+    end
+    for _, name in ipairs { 'systemd', 'recycle', 'control', 'pid_file', 'sockets' } do
+        if self[name] then
+            self[name]:close()
+            self[name] = nil
+        end
+    end
+    if self.claim_held then
+        self.claim_held:release()
+        self.claim_held = nil
+    end
+    if self.launcher then
+        self.launcher:close()
+    end
+    if self.log then
+        self.log:close()
+    end
+end
+
+local function new_agenda(self)
+    return machine.agenda {
+        timer = self.platform.timer,
+        on_error = function(message)
+            self.log:error({ traceback = message }, 'Internal error')
+        end,
+        on_bug = function(object, event)
+            self.log:error({ machine = object.machine.name, state = object.state, event = event },
+                'Internal error: an event that cannot come in this state')
+        end,
+        on_transition = function(object)
+            if object == self.cluster then
+                self.cluster.on_change()
+            end
+        end,
+    }
+end
+
+--- Runs a master.
+-- @param options {script = absolute path, platform = of the outside world or nil}
+-- @return an exit code if it could not start, or nil: the loop runs, and platform.stop(code) ends it
+function M.run(options)
+    local self = setmetatable({ path = options.script, platform = options.platform or require 'dutch-master.platform',
+        timers = {} }, Master)
+    self.agenda = new_agenda(self)
+    local code = self:evaluate() or self:claim() or self:open_log() or self:bind() or self:write_pid_file()
+        or self:assemble()
+    if code then
+        return code
+    end
+    self:adopt(self.launcher.plan)
+    self.cluster.configured = self.loaded.num_workers
+    self.cluster:start(self.loaded.num_workers)
+end
+
+return M

@@ -1,0 +1,125 @@
+-- options.lua: the table of all options of `start { ... }`. Checking, defaults, the README's table and the man page
+-- all come from here.
+--
+-- name: as the user writes it; inside: its name in the plan (snake_case, milliseconds); type: see schema.lua,
+-- option_types.lua; default: the value inside; default_text: how the documents show it; doc: one line;
+-- unit; since: first version; hook: the option is (or may be) a function of the script, which stays in the
+-- script's state.
+
+local schema = require 'dutch-master.script.schema'
+local types = require 'dutch-master.script.option_types'
+
+local M = { LEVELS = types.LEVELS, MAX_WORKERS = types.MAX_WORKERS }
+
+M.list = {
+    { name = 'worker', type = types.worker, required = true, default_text = 'required',
+        doc = 'what to run: a path, a list with a command and its arguments, or a preset' },
+    { name = 'kind', type = schema.one_of { 'node', 'lua', 'exec' }, default_text = 'by the ending of `worker`',
+        doc = 'how to run it: `node` (.js .mjs .cjs .ts), `lua` (.lua), `exec` (anything else)' },
+    { name = 'args', type = types.arguments, default = {}, default_text = 'none', doc = 'arguments for the worker' },
+    { name = 'interpreter', type = types.interpreter, default_text = '`node` from PATH for kind node',
+        doc = 'program that runs `worker`, with its own arguments' },
+    { name = 'numWorkers', inside = 'num_workers', hook = true, default = 2, default_text = '2',
+        type = schema.by_type(types.worker_count.expects .. ', or a function that returns one', {
+            number = types.worker_count, ['function'] = types.hook }),
+        doc = 'number of workers, or a function; counts at boot, at the start of a restart and on reload' },
+    { name = 'beforeFork', inside = 'before_fork', hook = true, type = types.hook, default_text = 'none',
+        doc = 'called in the master before each fork; may `dutch.chdir`, or `return false, reason` to veto' },
+    { name = 'workerEnvironment', inside = 'environment', hook = true, default = {}, default_text = '{}',
+        type = schema.by_type('a table of strings, or a function that returns one', {
+            table = types.environment, ['function'] = types.hook }),
+        doc = 'variables for the workers: a table or a function(worker); false takes one away' },
+    { name = 'logger', type = types.logger, default_text = 'JSON on stdout, readable lines on a terminal',
+        doc = '`dutch.logger { name, level, path, fields }`, or a table with bunyan\'s methods' },
+    { name = 'listen', type = types.listen, default = {}, default_text = 'none',
+        doc = 'addresses that the master binds for workers of kind exec: one, a list, or a table by name' },
+    { name = 'balance', type = schema.one_of { 'steered', 'sticky', 'shared' }, default = 'steered',
+        default_text = '"steered"', doc = 'how new connections are spread over the workers' },
+    { name = 'backlog', type = schema.integer(1, 65535), default = 511, default_text = '511', unit = 'connections',
+        doc = 'connections that may wait in one queue' },
+    { name = 'stallTimeout', inside = 'stall_timeout_ms', type = schema.seconds(0.05), default = 1000,
+        default_text = '1', unit = 's',
+        doc = 'a worker whose queue does not move for so long gets no new connections' },
+    { name = 'ready', type = types.ready, default = { type = 'auto' }, default_text = 'by kind',
+        doc = 'what makes a worker ready: "listening", "message", "notify", { alive = s }, { port = n }, '
+            .. '{ path = p }, { message = "text" }, { http = "/path", port, host, interval, timeout }' },
+    { name = 'readyTimeout', inside = 'ready_timeout_ms', type = schema.seconds(0.01), default = 60000,
+        default_text = '60', unit = 's', doc = 'a worker that is not ready by then is given up' },
+    { name = 'stopSignal', inside = 'stop_signal', type = types.stop_signal, default_text = 'by kind',
+        doc = 'signal that asks a worker of kind exec to leave' },
+    { name = 'stopTimeout', inside = 'stop_timeout_ms', type = schema.seconds(0), default = 30000,
+        default_text = '30', unit = 's',
+        doc = 'a worker still alive so long after it was asked to leave is killed' },
+    { name = 'killTimeout', inside = 'kill_timeout_ms', type = schema.seconds(0), default = 5000,
+        default_text = '5', unit = 's',
+        doc = 'SIGTERM comes so long before that, or as soon as the worker has closed its channel' },
+    { name = 'restartSignal', inside = 'restart_signal', type = types.restart_signal, default = 'SIGUSR2',
+        default_text = '"SIGUSR2"', doc = 'signal to the master that starts a rolling restart' },
+    { name = 'restartConcurrency', inside = 'restart_concurrency', type = types.concurrency,
+        default_text = 'all at once',
+        doc = 'workers replaced at a time: a number, a fraction, "canary", or '
+            .. '{ canary = { weight, soak, judge }, after }' },
+    { name = 'restartSoak', inside = 'restart_soak_ms', type = schema.seconds(0), default = 1000, default_text = '1',
+        unit = 's', doc = 'a replacement must have served so long before its predecessor is asked to leave' },
+    { name = 'restartAttempts', inside = 'restart_attempts', type = schema.integer(1, 1000), default = 3,
+        default_text = '3', doc = 'failed replacements of one slot that abort a restart' },
+    { name = 'backoff', type = types.backoff, default = { first_ms = 100, max_ms = 30000, reset_ms = 10000 },
+        default_text = '{ first = 0.1, max = 30, reset = 10 }', unit = 's',
+        doc = 'pause before a crashed worker is replaced: doubles from first to max, forgotten after reset' },
+    { name = 'drain', type = schema.boolean, default = true, default_text = 'true',
+        doc = 'kind node: keep-alive connections are told to leave while a worker drains' },
+    { name = 'pinRelease', inside = 'pin_release', type = schema.boolean, default = false, default_text = 'false',
+        doc = 'a crashed worker is replaced from the directory of its generation' },
+    { name = 'maxMemory', inside = 'max_memory', type = schema.size(1024 * 1024), default_text = 'off',
+        unit = 'bytes',
+        doc = 'a worker that grows beyond is replaced; "512M" is understood' },
+    { name = 'maxLifetime', inside = 'max_lifetime_ms', type = schema.seconds(1), default_text = 'off', unit = 's',
+        doc = 'a worker that is older is replaced' },
+    { name = 'watchdog', inside = 'watchdog_ms', type = schema.seconds(0.1), default_text = 'off', unit = 's',
+        doc = 'a worker is replaced that gave signs of life, and gives none for so long: WATCHDOG=1 by sd_notify '
+            .. '(kind exec), or answers to { http } of `ready`' },
+    { name = 'user', type = types.user, default_text = 'inherited',
+        doc = 'user the workers run as' },
+    { name = 'group', type = types.group, default_text = 'of `user`',
+        doc = 'group the workers run as' },
+    { name = 'umask', type = types.umask, default_text = 'inherited',
+        doc = 'file mode creation mask of the workers, in octal digits' },
+    { name = 'limits', type = types.limits, default = {}, default_text = 'inherited',
+        doc = 'resource limits: { nofile = 65536, core = 0, as = "2G", nproc = { soft = 100, hard = 200 } }' },
+    { name = 'nice', type = schema.integer(-20, 19), default_text = 'inherited', doc = 'scheduling priority' },
+    { name = 'cpus', type = types.cpus, default_text = 'inherited',
+        doc = 'CPUs the workers may use: { 0, 1 } or "0-3,8"' },
+    { name = 'dieWithMaster', inside = 'die_with_master', type = schema.boolean, default = false,
+        default_text = 'false',
+        doc = 'workers get SIGKILL when the master dies without stopping them' },
+    { name = 'workerOutput', inside = 'worker_output', type = types.output, default = 'inherit',
+        default_text = '"inherit"',
+        doc = 'where the workers\' stdout and stderr go: "inherit", "null" or a file' },
+    { name = 'pidFile', inside = 'pid_file', type = schema.absolute_path, default_text = 'none',
+        doc = 'file that holds the master\'s process id' },
+    { name = 'controlSocket', inside = 'control_socket', type = types.socket_path,
+        default_text = 'by the script\'s path',
+        doc = 'unix socket for the verbs (`status`, `restart`, ...)' },
+    { name = 'onReady', inside = 'on_ready', hook = true, type = types.hook, default_text = 'none',
+        doc = 'called once, when the cluster is ready' },
+    { name = 'onWorkerReady', inside = 'on_worker_ready', hook = true, type = types.hook, default_text = 'none',
+        doc = 'called with each worker that became ready' },
+    { name = 'onWorkerExit', inside = 'on_worker_exit', hook = true, type = types.hook, default_text = 'none',
+        doc = 'called with each worker that exited: its code or signal, age, and last lines of stderr' },
+    { name = 'onMessage', inside = 'on_message', hook = true, type = types.hook, default_text = 'none',
+        doc = 'called with (worker, message) for each message of a worker' },
+    { name = 'onRestart', inside = 'on_restart', hook = true, type = types.hook, default_text = 'none',
+        doc = 'called with the verdict of each restart' },
+    { name = 'every', hook = true, type = types.every, default_text = 'none',
+        doc = 'called regularly: { seconds, function }, or a list of these' },
+}
+
+M.by_name, M.names = {}, {}
+for i, option in ipairs(M.list) do
+    option.inside = option.inside or option.name
+    option.since = option.since or '0.1'
+    M.by_name[option.name] = option
+    M.names[i] = option.name
+end
+
+return M

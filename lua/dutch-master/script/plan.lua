@@ -1,0 +1,287 @@
+-- plan.lua: from the options of the user's script to the plan that the rest of the program follows.
+--
+-- Everything wrong with the options is found in one go and reported with file and line. A plan is complete:
+-- every default is filled in, times are milliseconds, names are those of the inside. Pure: what must be asked of the
+-- system (users, groups) is asked through the functions of `where`.
+
+local key_lines = require 'dutch-master.script.key_lines'
+local options = require 'dutch-master.script.options'
+local schema = require 'dutch-master.script.schema'
+local types = require 'dutch-master.script.option_types'
+
+local M = {}
+
+local NODE_SUFFIXES = { js = true, mjs = true, cjs = true, ts = true, mts = true, cts = true }
+
+-- What can be seen of a worker differs by kind: an exec worker has no channel.
+local READY_OF_CHANNEL = { listening = true, message = true, port = true, path = true }
+
+local STOP_SIGNAL = 'SIGTERM'
+
+local function kind_of(worker)
+    if type(worker) == 'table' then
+        return 'exec'
+    end
+    local suffix = worker:match('[^/]%.(%w+)$')
+    if suffix and NODE_SUFFIXES[suffix] then
+        return 'node'
+    end
+    return suffix == 'lua' and 'lua' or 'exec'
+end
+
+local function copy(value)
+    if type(value) ~= 'table' then
+        return value
+    end
+    local result = {}
+    for key, item in pairs(value) do
+        result[key] = copy(item)
+    end
+    return result
+end
+
+-- Puts the numbers and addresses of the listening sockets into a preset's pattern. The first socket is fd 3.
+local FIRST_FD = 3
+
+local function fill(pattern, index, entry)
+    local address = entry.text:gsub('^unix:', '')
+    return (pattern:gsub('{(%w+)}', {
+        fd = tostring(FIRST_FD + index - 1), index = tostring(index), address = address, name = entry.name,
+    }))
+end
+
+local function preset_argv(preset, listen)
+    local argv = {}
+    for _, item in ipairs(preset.argv) do
+        if type(item) == 'table' then
+            for index, entry in ipairs(listen) do
+                for _, pattern in ipairs(item.each) do
+                    argv[#argv + 1] = fill(pattern, index, entry)
+                end
+            end
+        else
+            argv[#argv + 1] = item
+        end
+    end
+    return argv
+end
+
+local function preset_environment(preset, listen)
+    local environment = {}
+    for name, value in pairs(preset.environment or {}) do
+        for index, entry in ipairs(listen) do
+            environment[fill(name, index, entry)] = fill(value.each, index, entry)
+        end
+    end
+    return environment
+end
+
+-- user and group: names become numbers here, so that a wrong one is known before anything is forked.
+local function resolve_account(plan, where, at)
+    if plan.user ~= nil and where.getuser then
+        local account, message = where.getuser(plan.user)
+        if account then
+            plan.uid, plan.gid, plan.groups = account.uid, account.gid, account.groups
+        else
+            at:key('user'):say(message or ('no such user: ' .. tostring(plan.user)))
+        end
+    end
+    if plan.group ~= nil and where.getgroup then
+        local gid, message = where.getgroup(plan.group)
+        if gid then
+            plan.gid = gid
+        else
+            at:key('group'):say(message or ('no such group: ' .. tostring(plan.group)))
+        end
+    end
+end
+
+-- What one option alone cannot know: kind, preset, and what goes together.
+local function complete(plan, raw, at)
+    local worker = plan.worker
+    if worker == nil then
+        return
+    end
+    local kind = kind_of(worker)
+    if plan.kind and kind == 'exec' and type(worker) == 'table' and plan.kind ~= 'exec' then
+        at:key('kind'):say(('a worker given as a list is of kind "exec", not "%s"'):format(plan.kind))
+    end
+    plan.kind = plan.kind or kind
+    local exec = plan.kind == 'exec'
+
+    if type(worker) == 'table' and worker.preset then
+        plan.preset = worker.preset
+        plan.argv = preset_argv(worker, plan.listen)
+        plan.socket_style = worker.sockets
+        local environment = preset_environment(worker, plan.listen)
+        for name, value in pairs(plan.environment) do
+            environment[name] = value
+        end
+        plan.environment = environment
+        if raw.ready == nil and worker.ready ~= nil then
+            plan.ready = options.by_name.ready.type.check(worker.ready, at:key('worker')) or plan.ready
+        end
+        plan.stop_signal = plan.stop_signal or worker.stop_signal
+        plan.worker = nil
+        if worker.at_most and #plan.listen > worker.at_most then
+            at:key('listen'):say(('%s takes %d of them at most, found %d'):format(worker.preset, worker.at_most,
+                #plan.listen))
+        end
+    elseif type(worker) == 'table' then
+        plan.argv = worker
+        plan.worker = nil
+    end
+    plan.socket_style = plan.socket_style or 'listen_fds'
+    plan.stop_signal = plan.stop_signal or STOP_SIGNAL
+    if plan.argv then
+        if plan.interpreter then
+            at:key('interpreter'):say('a worker given as a list names its program itself')
+        end
+    end
+
+    if exec and READY_OF_CHANNEL[plan.ready.type] then
+        at:key('ready'):say(('a worker of kind "exec" has no channel: expected "notify", { alive = '
+            .. 'seconds } or { http = "/path" }, found %s'):format(schema.describe(plan.ready.type)))
+    elseif not exec and #plan.listen > 0 then
+        at:key('listen'):say(('a worker of kind "%s" names its addresses itself, when it listens'):format(plan.kind))
+    end
+end
+
+local HOOK_TABLES = { every = true }
+
+local function has_tcp_port(listen, port)
+    for _, entry in ipairs(listen) do
+        local found = not entry.text:find '^udp:' and not entry.text:find '^unix:' and entry.text:match ':(%d+)$'
+        if found and (port == nil or tonumber(found) == port) then
+            return true
+        end
+    end
+    return false
+end
+
+-- A worker is asked by way of the lane that it alone has. Where a kernel without steering leaves it none, that is seen
+-- when it is forked.
+local function check_probe(plan, at)
+    local port = plan.ready.port
+    if plan.balance == 'shared' then
+        at:key('ready'):say('with balance = "shared" a worker cannot be asked alone: expected "steered" or "sticky"')
+    elseif plan.kind == 'exec' and not has_tcp_port(plan.listen, port) then
+        at:key('ready'):say(port and ('no TCP address in listen has the port %d'):format(port)
+            or 'a worker of kind "exec" is asked at a TCP address of listen: there is none')
+    end
+end
+
+local function note_hook(plan, option, given, inside)
+    if HOOK_TABLES[option.name] then
+        plan.hooks[option.name] = inside
+    elseif type(given) == 'function' then
+        plan.hooks[option.name] = true
+        plan[option.inside] = inside
+    else
+        plan[option.inside] = inside
+    end
+end
+
+local function sorted_messages(errors, where)
+    local lines = where.source and where.line and key_lines.scan(where.source, where.line) or {}
+    local seen, found = {}, {}
+    for _, err in ipairs(errors) do
+        local path, line = err.path, nil
+        while path ~= '' and not line do
+            line = lines[path]
+            path = path:match('^(.*)[.%[]') or ''
+        end
+        line = line or where.line or 0
+        local text = ('%s:%d: %s%s'):format(where.file or 'master.lua', line, err.path == '' and 'start' or err.path,
+            ': ' .. err.text)
+        if not seen[text] then
+            seen[text] = true
+            found[#found + 1] = { line = line, text = text }
+        end
+    end
+    table.sort(found, function(a, b)
+        if a.line ~= b.line then
+            return a.line < b.line
+        end
+        return a.text < b.text
+    end)
+    local messages = {}
+    for i, err in ipairs(found) do
+        messages[i] = err.text
+    end
+    return messages
+end
+
+--- Checks one value, such as what a function of the script returned, as the option `name`.
+-- Returns the inside value, or nil and a list of messages.
+function M.check(name, value, where)
+    local option = options.by_name[name]
+    local at = schema.place(name)
+    local kind = option.type
+    if name == 'numWorkers' then
+        kind = types.worker_count
+    elseif name == 'workerEnvironment' then
+        kind = types.environment
+    end
+    local inside = kind.check(value, at)
+    if #at.errors > 0 then
+        return nil, sorted_messages(at.errors, where or {})
+    end
+    return inside
+end
+
+--- Builds the plan. where = { file =, line = of the start call, source = text of the script, getuser =, getgroup = }.
+-- Returns the plan, or nil and the list of all messages, in the order of their lines.
+function M.build(raw, where)
+    where = where or {}
+    local at = schema.place('')
+    if type(raw) ~= 'table' then
+        at:fail('a table of options', raw)
+        return nil, sorted_messages(at.errors, where)
+    end
+    for key in pairs(raw) do
+        if not options.by_name[key] then
+            at:key(key):unknown(options.names)
+        end
+    end
+    local plan = { hooks = {} }
+    for _, option in ipairs(options.list) do
+        local given, place = raw[option.name], at:key(option.name)
+        if given == nil then
+            if option.required then
+                place:fail(option.type.expects, nil)
+            end
+            plan[option.inside] = copy(option.default)
+        else
+            local inside = option.type.check(given, place)
+            if option.hook then
+                note_hook(plan, option, given, inside)
+            else
+                plan[option.inside] = inside
+            end
+        end
+    end
+    local concurrency = plan.restart_concurrency
+    plan.hooks.judge = type(concurrency) == 'table' and concurrency.canary and concurrency.canary.judge or nil
+    plan.logger = plan.logger or options.by_name.logger.type.check({}, at)
+    -- A table for the environment when a function makes it: presets may still have something to add.
+    if plan.hooks.workerEnvironment then
+        plan.environment = {}
+    end
+    if #at.errors == 0 then
+        complete(plan, raw, at)
+        if plan.ready.type == 'http' then
+            check_probe(plan, at)
+        elseif plan.watchdog_ms and plan.kind ~= 'exec' then
+            at:key('watchdog'):say(('a worker of kind "%s" shows that it lives by its answers: '
+                .. 'expected ready = { http = "/path" }'):format(plan.kind))
+        end
+        resolve_account(plan, where, at)
+    end
+    if #at.errors > 0 then
+        return nil, sorted_messages(at.errors, where)
+    end
+    return plan
+end
+
+return M

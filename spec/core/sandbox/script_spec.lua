@@ -1,0 +1,322 @@
+-- Scripts as users write them, from a file, with the real states.
+
+local core = require 'dutch-master.core'
+local script = require 'dutch-master.script.session'
+
+local scratch, asked
+
+local function write(name, text)
+    local file = assert(io.open(scratch .. '/' .. name, 'wb'))
+    file:write(text)
+    file:close()
+end
+
+local function subject(more)
+    asked = {}
+    local given = {
+        platform = core,
+        path = scratch .. '/master.lua',
+        host = function(...)
+            asked[#asked + 1] = { ... }
+        end,
+        budget_ms = 5000,
+    }
+    for key, value in pairs(more or {}) do
+        given[key] = value
+    end
+    return script.new(given)
+end
+
+local function evaluate(text, more)
+    write('master.lua', text)
+    return subject(more):evaluate()
+end
+
+-- The message of a script that is refused.
+local function refused(text, kind, more)
+    local session, err = evaluate(text, more)
+    assert.is_nil(session)
+    assert.equal(kind, err.kind, err.message)
+    assert.is_nil(err.message:find('\n', 1, true))
+    return err.message
+end
+
+describe('a script', function()
+    before_each(function()
+        scratch = os.tmpname()
+        os.remove(scratch)
+        assert(os.execute('mkdir ' .. scratch) == 0)
+    end)
+
+    after_each(function()
+        os.execute('rm -rf ' .. scratch)
+    end)
+
+    it('of the README', function()
+        local session = assert(evaluate [[
+#!/usr/bin/env dutch-master
+local dutch = require 'dutch-master'
+
+dutch.start {
+  worker = 'app.js',
+  beforeFork = function()
+    dutch.chdir '/deploys/app/current'
+  end,
+  numWorkers = function()
+    return math.max(dutch.cpus(), 2)
+  end,
+  logger = dutch.logger { name = 'my-app' },
+  workerEnvironment = { NODE_ENV = 'production' },
+}
+]])
+        assert.equal('node', session.plan.kind)
+        assert.equal('my-app', session.plan.logger.name)
+        assert.equal(math.max(core.cpus(), 2), session:num_workers())
+        assert.is_nil(session.cwd)
+        assert.same({ true }, { session:call('beforeFork', { id = 1 }) })
+        assert.equal('/deploys/app/current', session.cwd)
+        assert.same({ NODE_ENV = 'production' }, session:environment { id = 1 })
+        session:close()
+    end)
+
+    it('that is refused: one clear line with file and line', function()
+        local missing, err = subject():evaluate()
+        assert.is_nil(missing)
+        assert.equal('missing', err.kind)
+        os.execute('mkdir ' .. scratch .. '/master.lua')
+        assert.equal('unreadable', select(2, subject():evaluate()).kind)
+        os.execute('rmdir ' .. scratch .. '/master.lua')
+
+        assert.equal("master.lua:2: unexpected symbol near '='", refused('\nx = = 1', 'syntax'))
+        assert.equal('master.lua:2: boom', refused('\nerror "boom"', 'runtime'))
+        assert.equal('master.lua: is compiled Lua; a script must be text', refused(string.dump(function() end),
+            'bytecode'))
+        assert.equal('master.lua:1: the script never calls start { ... }', refused('x = 1', 'start'))
+        assert.equal('master.lua:1: the script never calls start { ... }', refused('', 'start'))
+        assert.equal('master.lua:4: start was called twice: master.lua:2 and master.lua:4', refused([[
+local dutch = require 'dutch-master'
+dutch.start { worker = 'a' }
+
+dutch.start { worker = 'b' }]], 'runtime'))
+        assert.truthy(refused('\nos.exit(3)', 'exit'):find('master.lua:2: os.exit was called', 1, true))
+        assert.equal('master.lua:2: the script took longer than its budget of 0.2 s',
+            refused('\nwhile true do pcall(function() while true do end end) end', 'budget', { budget_ms = 200 }))
+        assert.equal('master.lua: the script used more than its 16 MiB of memory',
+            refused('local t = {} while true do t[#t + 1] = {} end', 'memory', { memory = 16 * 1024 * 1024 }))
+        assert.equal('master.lua:1: start: expected a table of options, found nothing',
+            refused('require("dutch-master").start()', 'options'))
+        write('broken.lua', '\n\nx = = 1')
+        assert.truthy(refused("require 'broken'", 'runtime'):find("error loading module 'broken'", 1, true))
+    end)
+
+    it('with wrong options: each on its line, with what was meant', function()
+        local session, err = evaluate [[
+local dutch = require 'dutch-master'
+dutch.start {
+  worker = 'app.js',
+  numWrokers = 4,
+  stopTimeout = '30',
+  backoff = {
+    first = io.stderr,
+  },
+}]]
+        assert.is_nil(session)
+        assert.same({
+            'master.lua:4: numWrokers: unknown option (did you mean "numWorkers"?)',
+            'master.lua:5: stopTimeout: expected a number of seconds, found "30"',
+            'master.lua:7: backoff.first: expected a number of seconds, at least 0.001, found userdata',
+        }, err.messages)
+    end)
+
+    it('names the number of workers it got wrong', function()
+        for value, shown in pairs { ['0'] = '0', ['-1'] = '-1', ['0/0'] = 'NaN', ['1/0'] = 'infinity',
+            ['1.5'] = '1.5',
+            ['"4"'] = '"4"', ['nil'] = 'nothing', ['{}'] = 'an empty table', ['1e6'] = '1000000' } do
+            local session = assert(evaluate(([[
+local dutch = require 'dutch-master'
+dutch.start { worker = 'x',
+  numWorkers = function() return %s end }]]):format(value)))
+            local count, err = session:num_workers()
+            assert.is_nil(count)
+            assert.equal('master.lua:3: numWorkers: expected an integer from 1 to 4096, found ' .. shown, err.message)
+            session:close()
+        end
+        local session = assert(evaluate [[
+require('dutch-master').start { worker = 'x', numWorkers = function()
+  error 'no idea'
+end }]])
+        assert.equal('master.lua:2: numWorkers: no idea', select(2, session:num_workers()).message)
+        session:close()
+    end)
+
+    it('whose hooks fail in each way', function()
+        local session = assert(evaluate([[
+local dutch = require 'dutch-master'
+dutch.start {
+  worker = 'x',
+  beforeFork = function(worker)
+    if worker.id == 1 then error 'boom' end
+    if worker.id == 2 then return false, 'not now' end
+    if worker.id == 3 then while true do pcall(error) end end
+    if worker.id == 4 then os.exit(1) end
+    if worker.id == 5 then os.execute 'sleep 60' end
+    if worker.id == 6 then return print end
+  end,
+}]], { budget_ms = 300 }))
+        local function message(id)
+            local ok, err = session:call('beforeFork', { id = id })
+            assert.is_nil(ok)
+            return err.message
+        end
+        assert.equal('master.lua:5: beforeFork: boom', message(1))
+        assert.same({ true, false, 'not now' }, { session:call('beforeFork', { id = 2 }) })
+        assert.equal('master.lua:7: beforeFork took longer than its budget of 0.3 s', message(3))
+        assert.truthy(message(4):find('master.lua:8: beforeFork: os.exit was called', 1, true))
+        assert.equal('master.lua:9: beforeFork took longer than its budget of 0.3 s', message(5))
+        assert.equal('master.lua: beforeFork: value: a function cannot be passed', message(6))
+        session:close()
+    end)
+
+    it('whose hook eats memory', function()
+        local session = assert(evaluate([[
+require('dutch-master').start {
+  worker = 'x',
+  beforeFork = function() local t = {} while true do t[#t + 1] = {} end end,
+}]], { memory = 16 * 1024 * 1024 }))
+        local function message()
+            return select(2, session:call('beforeFork', { id = 1 })).message
+        end
+        assert.equal('master.lua: beforeFork used more than its 16 MiB of memory', message())
+        assert.truthy(message():find('beforeFork was not called', 1, true))
+        session:close()
+    end)
+
+    it('and what it requires are read again at each evaluation', function()
+        write('settings.lua', 'return { n = 3 }')
+        write('master.lua', [[require('dutch-master').start { worker = 'a.js', numWorkers = require('settings').n }]])
+        local s = subject()
+        local first = assert(s:evaluate())
+        write('settings.lua', 'return { n = 4 }')
+        local second = assert(s:evaluate())
+        assert.same({ 3, 4 }, { first:num_workers(), second:num_workers() })
+        first:close()
+        second:close()
+    end)
+
+    it('talks to the master', function()
+        local session = assert(evaluate [[
+local dutch = require 'dutch-master'
+local count = (dutch.store.count or 0) + 1
+dutch.store.count = count
+dutch.start {
+  worker = 'x',
+  onMessage = function(worker, message)
+    worker:send { got = message.text }
+    dutch.restart 'asked'
+    dutch.scale(3)
+    dutch.stop()
+    dutch.log:info({ a = 1 }, 'hello')
+    dutch.log.warn 'plain'
+    dutch.logger({ fields = { b = 2 } }):child({ c = 3 }):error('deep')
+    print('n', 1)
+  end,
+  every = { { 1, function() return dutch.hostname(), dutch.environ 'PATH', dutch.store() end }, { 2, print } },
+}]])
+        assert.same({ true }, { session:call('onMessage', { id = 7 }, { text = 'hi' }) })
+        assert.same({
+            { 'send', 7, { got = 'hi' } },
+            { 'restart', 'asked' },
+            { 'scale', 3 },
+            { 'stop' },
+            { 'log', 'info', { a = 1 }, 'hello' },
+            { 'log', 'warn', {}, 'plain' },
+            { 'log', 'error', { b = 2, c = 3 }, 'deep' },
+            { 'log', 'info', {}, 'n\t1' },
+        }, asked)
+        assert.same({ true, core.hostname(), os.getenv 'PATH', { count = 1 } }, { session:call('every', 1) })
+        session:close()
+    end)
+
+    it('may bring its own logger, as functions or as an object', function()
+        local session = assert(evaluate [[
+local dutch = require 'dutch-master'
+local Log = {}
+Log.__index = Log
+function Log:info(fields, message) dutch.store.info = { self.name, fields.a, message } end
+function Log.error(fields, message) dutch.store.error = { fields.a, message } end
+dutch.start { worker = 'x', logger = setmetatable({ name = 'mine' }, Log) }]])
+        assert.is_true(session.plan.logger.custom)
+        assert.same({ info = true, error = true }, session.plan.logger.methods)
+        local store = session.script.store
+        assert.is_true((session:log('info', { a = 1 }, 'one')))
+        assert.same({ 'mine', 1, 'one' }, store.info)
+        assert.is_true((session:log('error', { a = 2 }, 'two')))
+        assert.same({ 2, 'two' }, store.error)
+        assert.is_true((session:log('debug', { a = 3 }, 'three')))
+        assert.same({ 'mine', 3, 'three' }, store.info)
+        assert.same({}, asked)
+        session:close()
+    end)
+
+    it('logs to its own logger from within a hook', function()
+        local session = assert(evaluate [[
+local dutch = require 'dutch-master'
+dutch.start { worker = 'x', onReady = function() dutch.log:info({ a = 1 }, 'ready') print 'text' end,
+  logger = { info = function(fields, message)
+    dutch.store[message] = fields.a or 0
+    dutch.log:info('from within the logger')
+    if message == 'text' then error 'broken' end
+  end } }]])
+        local ok, err = session:call('onReady')
+        assert.is_nil(ok)
+        assert.equal('master.lua:6: onReady: broken', err.message)
+        assert.same({ ready = 1, text = 0 }, session.script.store)
+        assert.same({ 'log', 'info', {}, 'from within the logger' }, asked[1])
+        session:close()
+    end)
+
+    it('begins each fork in the same directory', function()
+        local session = assert(evaluate [[
+local dutch = require 'dutch-master'
+dutch.chdir '/a'
+dutch.start { worker = 'x', beforeFork = function() dutch.chdir 'b' end }]])
+        assert.equal('/a', session.cwd)
+        for _ = 1, 3 do
+            assert.same({ true }, { session:call 'beforeFork' })
+            assert.equal('/a/b', session.cwd)
+        end
+        session:close()
+    end)
+
+    it('takes presets and the judge of a canary', function()
+        local session = assert(evaluate [[
+local dutch = require 'dutch-master'
+dutch.start {
+  worker = dutch.gunicorn { app = 'app:application', workers = 2 },
+  listen = '127.0.0.1:8000',
+  restartConcurrency = { canary = { soak = 5, judge = function(new, old) return new.rss < old.rss end } },
+}]])
+        assert.equal('gunicorn', session.plan.preset)
+        assert.equal('exec', session.plan.kind)
+        assert.is_true(session.plan.hooks.judge)
+        assert.same({ true, true }, { session:call('judge', { rss = 1 }, { rss = 2 }) })
+        session:close()
+        assert.truthy(refused("local d = require 'dutch-master'\nd.gunicorn { ap = 1 }", 'runtime')
+            :find('master.lua:2: dutch.gunicorn: unknown option ap', 1, true))
+    end)
+
+    it('is not harmed by a master whose environment names other modules', function()
+        local session = assert(evaluate [[
+require('dutch-master').start { worker = 'x', workerEnvironment = function() return { P = package.path } end }]])
+        local path = session:environment({ id = 1 }).P
+        session:close()
+        assert.equal(scratch .. '/?.lua;' .. scratch .. '/?/init.lua', path:match '^[^;]*;[^;]*')
+        if core.uid() == 0 then
+            local copy = io.popen(('LUA_PATH="/evil/?.lua" build/dm-spec /dev/stdin 2>&1 <<"END"\n%s\nEND'):format [[
+                local s = require('dutch-master.core').sandbox { host = function(...) print(select(4, ...)) end }
+                assert(s:run('@x', 'print(package.path)', 5000))]])
+            assert.is_nil(copy:read('*a'):find('evil', 1, true))
+            copy:close()
+        end
+    end)
+end)

@@ -1,0 +1,787 @@
+local fake = require 'spec.support.fake_cluster'
+
+local function good()
+    return { ready_ms = 10, exit_ms = 5, closes_first = true }
+end
+
+local function booted(options)
+    options = options or {}
+    options.behaviour = options.behaviour or good
+    local world = fake.new(options)
+    world.boot()
+    assert.is_true(world.await('steady'))
+    return world
+end
+
+local function restart(world, into)
+    world.cluster:restart { cause = 'signal', signal = 'SIGUSR2', on_verdict = function(verdict)
+        into[#into + 1] = verdict
+    end }
+end
+
+local function generations(world)
+    local list = {}
+    for _, slot in ipairs(world.cluster.slots) do
+        list[#list + 1] = slot.current and slot.current.generation or 0
+    end
+    return list
+end
+
+describe('cluster', function()
+    it('logs its life in the words of the original', function()
+        local world = booted()
+        local verdicts = {}
+        restart(world, verdicts)
+        assert.is_true(world.await('steady'))
+        world.platform:advance(1000)
+        world.cluster:stop { signal = 'SIGTERM' }
+        assert.is_true(world.await('stopped'))
+        assert.equal(0, world.code)
+        local seen = {}
+        for _, message in ipairs(world.messages('info')) do
+            seen[#seen + 1] = message
+        end
+        assert.same({
+            'Starting cluster', 'Creating new worker', 'Creating new worker', 'Worker listening', 'Worker listening',
+            'Cluster ready', 'Restart requested', 'Restarting worker', 'Restarting worker', 'Creating new worker',
+            'Creating new worker', 'Worker listening', 'Worker listening',
+            'Replacement worker available - disconnecting',
+            'Replacement worker available - disconnecting', 'Restart complete', 'Worker disconnected', 'Worker exited',
+            'Worker disconnected', 'Worker exited', 'Shutdown requested', 'Worker disconnected', 'Worker exited',
+            'Worker disconnected', 'Worker exited', 'Cluster shutdown cleanly',
+        }, seen)
+        assert.same({}, world.messages('warn'))
+        world.platform:advance(10)
+        assert.same('done', verdicts[1].result)
+        assert.equal(0, world.platform:armed())
+        assert.equal(1, world.sessions) -- the newest good one, which the master closes at its end
+    end)
+
+    it('gives each worker the stopTimeout it was forked with', function()
+        local world = booted { plan = fake.plan { stop_timeout_ms = 30000 }, behaviour = function()
+            return { ready_ms = 10, exit_ms = 20000 }
+        end }
+        world.plan = fake.plan { stop_timeout_ms = 1000 }
+        assert.truthy(world.cluster:reload())
+        world.cluster:stop { cause = 'signal', signal = 'SIGTERM' }
+        assert.is_true(world.await 'stopped')
+        assert.equal(1, world.count 'Cluster shutdown cleanly')
+    end)
+
+    it('shows onWorkerReady a worker that runs', function()
+        local seen = {}
+        booted { plan = fake.plan { num_workers = 1, hooks = { onWorkerReady = true } }, hooks = {
+            onWorkerReady = function(info)
+                table.insert(seen, info.state)
+                return true
+            end,
+        } }
+        assert.same({ 'running' }, seen)
+    end)
+
+    it('replaces all at once by default, and lets nobody go before all replacements serve', function()
+        local slow
+        local world
+        world = booted { behaviour = function()
+            return { ready_ms = world and world.platform.spawned == 3 and slow or 10, exit_ms = 5 }
+        end }
+        slow = 5000
+        local verdicts = {}
+        restart(world, verdicts)
+        world.platform:advance(1)
+        assert.equal(4, #world.platform:live_children())
+        world.platform:advance(4000)
+        assert.equal(4, #world.platform:live_children())
+        assert.same({ 1, 1 }, generations(world))
+        world.platform:advance(1100)
+        assert.same({ 2, 2 }, generations(world))
+        assert.equal(2, #world.platform:live_children())
+        assert.equal('done', verdicts[1].result)
+    end)
+
+    it('replaces a worker that asks for it before it has proved itself, but not faster than the pace', function()
+        local plan = fake.plan { num_workers = 1, restart_soak_ms = 50 }
+        local world = booted { plan = plan }
+        local start = world.platform.clock
+        world.on_transition = function(worker, _, event)
+            if event == 'ready' and worker.child then
+                worker.child:line '{"event":"request-restart"}'
+            end
+        end
+        world.platform:live_children()[1]:line '{"event":"request-restart"}'
+        assert.is_true(world.platform:run_until(function()
+            return world.count 'Worker dying' == 6
+        end, 10000))
+        local took = world.platform.clock - start
+        assert.is_true(took >= 900 and took <= 1500, took)
+        assert.same({}, world.bugs)
+        assert.is_true(#world.platform:live_children() <= 2)
+    end)
+
+    it('replaces as many at a time as restartConcurrency says', function()
+        for _, case in ipairs { { 1, 5 }, { 0.5, 6 }, { 3, 7 }, { 0.01, 5 } } do
+            local world = booted { plan = fake.plan { num_workers = 4, restart_concurrency = case[1] } }
+            local most = 0
+            restart(world, {})
+            world.platform:run_until(function()
+                most = math.max(most, #world.platform:live_children())
+                return world.cluster.state == 'steady'
+            end, 60000)
+            assert.equal(case[2], most, 'restartConcurrency = ' .. case[1])
+            assert.same({ 2, 2, 2, 2 }, generations(world))
+        end
+    end)
+
+    it('lets a replacement serve restartSoak before its predecessor goes, and keeps that one if it crashes', function()
+        local bad
+        local world = booted { plan = fake.plan { num_workers = 1, restart_soak_ms = 1000, restart_attempts = 2 },
+            behaviour = function()
+                return bad and { ready_ms = 10, crash_ms = 500, code = 3 } or good()
+            end }
+        local _, old = next(world.cluster.workers)
+        bad = true
+        local verdicts = {}
+        restart(world, verdicts)
+        world.await('steady')
+        assert.equal('aborted', verdicts[1].result)
+        assert.equal(3, verdicts[1].failure.code)
+        assert.equal('running', old.state)
+        assert.equal(old, world.cluster.slots[1].current)
+    end)
+
+    it('lets a canary serve alone with its share, and asks the judge before the others are replaced', function()
+        local answer, seen = false
+        local world = booted {
+            plan = fake.plan { num_workers = 3, hooks = { judge = true },
+                restart_concurrency = { canary = { soak_ms = 5000, weight = 0.1, judge = true } } },
+            hooks = { judge = function(new, old)
+                seen = { new = new.generation, old = old.generation }
+                return true, answer, 'too slow'
+            end },
+        }
+        local verdicts = {}
+        restart(world, verdicts)
+        world.platform:advance(4900)
+        assert.equal(4, #world.platform:live_children())
+        assert.is_true(math.abs(world.sockets.weights[4] - 1 / 3) < 1e-9) -- a tenth, when three others have 1 each
+        assert.is_nil(seen)
+        world.await('steady')
+        assert.same({ new = 2, old = 1 }, seen)
+        assert.equal('aborted', verdicts[1].result)
+        assert.equal('the canary was rejected: too slow', verdicts[1].message)
+        assert.same({ 1, 1, 1 }, generations(world))
+        answer = true
+        restart(world, verdicts)
+        world.platform:advance(5100)
+        assert.equal('done', verdicts[2].result)
+        assert.same({ 3, 3, 3 }, generations(world))
+        for _, slot in ipairs(world.cluster.slots) do
+            assert.equal(1, world.sockets.weights[slot.current.id] or 1)
+        end
+    end)
+
+    it('recycles workers that are too old or too large, one at a time', function()
+        local Recycle = require 'dutch-master.cluster.recycle'
+        local world = booted { plan = fake.plan { num_workers = 3, max_lifetime_ms = 60000 } }
+        local recycle = Recycle.new { platform = world.platform, log = world.log, cluster = world.cluster }
+        recycle:adopt(world.plan)
+        world.platform:advance(53000)
+        assert.equal(3, world.platform.spawned)
+        local most = 0
+        world.platform:run_until(function()
+            most = math.max(most, #world.platform:live_children())
+            return world.platform.spawned == 6 and #world.platform:live_children() == 3
+        end, 30000)
+        assert.equal(6, world.platform.spawned)
+        assert.equal(4, most)
+        local large = world.cluster.slots[2].current
+        world.platform.proc_stat = function(pid)
+            return { rss_kb = pid == large.pid and 600 * 1024 or 100 * 1024 }
+        end
+        recycle:adopt(fake.plan { max_memory = 512 * 1048576 })
+        world.platform:advance(5100)
+        assert.equal('exited', large.state)
+        assert.equal('600 MiB of memory, maxMemory is 512 MiB', large.report.why)
+        assert.equal(7, world.platform.spawned)
+        recycle:close()
+    end)
+
+    it('aborts a roll whose replacement fails restartAttempts times; the old workers stay', function()
+        local bad
+        local world = booted { behaviour = function()
+            return bad and { crash_ms = 5, code = 7 } or good()
+        end }
+        bad = true
+        local verdicts = {}
+        restart(world, verdicts)
+        world.await('steady')
+        assert.equal(1, #verdicts)
+        local verdict = verdicts[1]
+        assert.equal('aborted', verdict.result)
+        assert.equal(7, verdict.failure.code)
+        assert.equal(0, verdict.done)
+        assert.matches('^replacement of slot %d failed 3 times: exited with code 7$', verdict.message)
+        assert.same({ 1, 1 }, generations(world))
+        world.platform:advance(5000)
+        assert.equal(2, #world.platform:live_children())
+        assert.equal(1, world.cluster.generation)
+        bad = false
+        restart(world, verdicts)
+        world.await('steady')
+        assert.equal('done', verdicts[2].result)
+        assert.same({ 3, 3 }, generations(world))
+    end)
+
+    describe('that aborts a roll after some slots were replaced', function()
+        local FAILED = 'replacement of slot 3 failed 3 times: exited with code 7'
+
+        -- Four slots, one at a time; the release /b serves twice and fails then.
+        local function halfway(options)
+            local world
+            options = options or {}
+            options.plan = options.plan or fake.plan { num_workers = 4, restart_concurrency = 1 }
+            options.cwd = options.cwd or function()
+                return world and world.dir or '/a'
+            end
+            options.behaviour = function(fields)
+                if fields.cwd == '/b' or world and world.broken then
+                    world.served = (world.served or 0) + 1
+                    return world.served > 2 and { crash_ms = 5, code = 7 } or good()
+                end
+                return good()
+            end
+            world = booted(options)
+            world.dir, world.verdicts = '/b', {}
+            return world
+        end
+
+        local function directories(world)
+            local list = {}
+            for _, slot in ipairs(world.cluster.slots) do
+                list[#list + 1] = slot.current and slot.current.release or 'nobody'
+            end
+            return list
+        end
+
+        it('brings them back to the release that the others run', function()
+            local world = halfway()
+            local progress = {}
+            world.cluster:restart { cause = 'control', on_progress = function(state)
+                progress[#progress + 1] = ('%d/%d%s'):format(state.done, state.total, state.back and ' back' or '')
+            end, on_verdict = function(verdict)
+                world.verdicts[#world.verdicts + 1] = verdict
+            end }
+            local most, summary = 0, nil
+            world.platform:run_until(function()
+                most = math.max(most, #world.platform:live_children())
+                summary = world.cluster.roll and world.cluster.roll.rolls_back and world.cluster:summary() or summary
+                return world.cluster.state == 'steady'
+            end, 60000)
+            assert.same({ '1/4', '2/4', '1/2 back', '2/2 back' }, progress)
+            assert.is_true(most <= 6, most)
+            assert.same({ true, 2 }, { summary.roll.back, summary.roll.total })
+            assert.equal(1, #world.verdicts)
+            local verdict = world.verdicts[1]
+            assert.same({ 'rolled_back', 2, 4, 0 },
+                { verdict.result, verdict.generation, verdict.total, verdict.done })
+            assert.same({ FAILED, 7 }, { verdict.message, verdict.failure.code })
+            assert.equal(verdict, world.cluster.last_verdict)
+            assert.same({ '/a', '/a', '/a', '/a' }, directories(world))
+            assert.equal(1, world.count 'Restart rolled back, the old release serves')
+            assert.equal(0, world.count 'Restart aborted, the old workers stay')
+            -- A crash later on does not bring the failed release in, until the next restart.
+            for _ = 1, 4 do
+                world.platform:live_children()[1]:exit { signal = 'SIGSEGV' }
+                world.platform:advance(2000)
+            end
+            assert.same({ '/a', '/a', '/a', '/a' }, directories(world))
+            world.dir = '/c'
+            restart(world, world.verdicts)
+            world.await 'steady'
+            assert.equal('done', world.verdicts[2].result)
+            assert.same({ '/c', '/c', '/c', '/c' }, directories(world))
+            world.dir = '/d'
+            world.cluster.slots[1].current.child:exit { signal = 'SIGSEGV' }
+            world.platform:advance(2000)
+            assert.equal('/d', world.cluster.slots[1].current.release)
+            assert.same({}, world.bugs)
+        end)
+
+        it('takes those along that were added, or crashed, meanwhile', function()
+            for _, served in ipairs { 2, 0 } do -- the failed release serves no more, or once again: in an added slot
+                local world = halfway()
+                restart(world, world.verdicts)
+                world.platform:run_until(function() return world.cluster.roll.done == 2 end, 60000)
+                world.served = served == 0 and 1 or world.served
+                world.cluster:scale(5)
+                world.cluster.slots[1].current.child:exit { signal = 'SIGSEGV' }
+                world.await 'steady'
+                world.platform:advance(2000)
+                assert.equal('rolled_back', world.verdicts[1].result)
+                assert.same({ '/a', '/a', '/a', '/a', '/a' }, directories(world))
+                assert.same({}, world.bugs)
+                assert.same({}, world.errors)
+            end
+        end)
+
+        it('brings back one that crashed while the verdict waited for the end of the failed worker', function()
+            local dir, served = '/a', 0
+            local world = booted {
+                plan = fake.plan { num_workers = 2, restart_concurrency = 1, restart_attempts = 1 },
+                cwd = function() return dir end,
+                behaviour = function(fields)
+                    served = served + (fields.cwd == '/b' and 1 or 0)
+                    return served < 2 and good() or fields.cwd == '/b' and { ignores_term = true } or good()
+                end,
+            }
+            dir, world.verdicts = '/b', {}
+            restart(world, world.verdicts)
+            world.platform:run_until(function() return served == 2 end, 60000)
+            world.cluster.slots[2].incoming.child:close_channel()
+            world.platform:advance(10)
+            assert.same({ 1, 0 }, { world.cluster.generation, #world.verdicts })
+            world.cluster.slots[1].current.child:exit { signal = 'SIGSEGV' }
+            world.await 'steady'
+            world.platform:advance(2000)
+            assert.same({ '/a', '/a' }, directories(world))
+            assert.equal(1, #world.verdicts)
+        end)
+
+        it('brings those back too that a superseded restart had replaced', function()
+            local world = halfway()
+            world.served = -10 -- /b is good
+            restart(world, world.verdicts)
+            world.platform:run_until(function() return world.cluster.roll.done == 2 end, 60000)
+            world.served = 10 -- what comes now is not
+            restart(world, world.verdicts)
+            world.await 'steady'
+            assert.same({ 'superseded', 'rolled_back' }, { world.verdicts[1].result, world.verdicts[2].result })
+            assert.same({ '/a', '/a', '/a', '/a' }, directories(world))
+            assert.same({}, world.bugs)
+        end)
+
+        it('knows them for what they are when later restarts fail too', function()
+            local world = halfway()
+            world.served = 1 -- it serves once
+            for _ = 1, 3 do
+                restart(world, world.verdicts)
+                world.await 'steady'
+                world.platform:advance(1000)
+            end
+            assert.equal('rolled_back', world.verdicts[1].result)
+            assert.same({ 'aborted', 0 }, { world.verdicts[2].result, world.verdicts[2].done })
+            assert.same({ 'aborted', 0 }, { world.verdicts[3].result, world.verdicts[3].done })
+            assert.same({ '/a', '/a', '/a', '/a' }, directories(world))
+        end)
+
+        it('says how many stay replaced where there is no other release to go back to', function()
+            local world = halfway { cwd = function() return '/app' end }
+            world.broken = true
+            restart(world, world.verdicts)
+            world.await 'steady'
+            assert.same({ 'aborted', 2, FAILED },
+                { world.verdicts[1].result, world.verdicts[1].done, world.verdicts[1].message })
+            assert.same({ 2, 2, 1, 1 }, generations(world))
+            assert.equal(1, world.count 'Restart aborted, two releases serve')
+        end)
+
+        it('says how many stay replaced when the old release does not start any more', function()
+            local world = halfway()
+            restart(world, world.verdicts)
+            world.platform:run_until(function() return world.cluster.roll.rolls_back end, 60000)
+            world.broken = true -- one is on its way back
+            world.await 'steady'
+            local verdict = world.verdicts[1]
+            assert.same({ 'aborted', 1, 1 }, { verdict.result, verdict.done, #world.verdicts })
+            assert.matches('^' .. FAILED .. '; the way back did not end: replacement of slot 2 failed 3 times',
+                verdict.message)
+            assert.same({ '/a', '/b', '/a', '/a' }, directories(world))
+        end)
+
+        it('lets a later restart, a stop and a smaller number of slots interrupt the way back', function()
+            local function going_back()
+                local world = halfway()
+                restart(world, world.verdicts)
+                world.platform:run_until(function() return world.cluster.roll.rolls_back end, 60000)
+                return world
+            end
+            local world = going_back()
+            world.dir = '/c'
+            restart(world, world.verdicts)
+            world.await 'steady'
+            assert.same({ 'superseded', 'done' }, { world.verdicts[1].result, world.verdicts[2].result })
+            assert.same({ '/c', '/c', '/c', '/c' }, directories(world))
+
+            world = going_back()
+            world.cluster:stop { signal = 'SIGTERM' }
+            assert.is_true(world.await 'stopped')
+            assert.same({ 'stopped', 0 }, { world.verdicts[1].result, world.code })
+
+            world = going_back()
+            world.cluster:scale(1)
+            world.await 'steady'
+            assert.equal('rolled_back', world.verdicts[1].result)
+            assert.same({ '/a' }, directories(world))
+            assert.same({}, world.bugs)
+            assert.same({}, world.errors)
+        end)
+
+        it('keeps to the old release after an abort, unless that is gone', function()
+            local world = halfway { plan = fake.plan { num_workers = 1 } }
+            world.served = 2
+            restart(world, world.verdicts)
+            world.await 'steady'
+            assert.equal('aborted', world.verdicts[1].result)
+            local function crash()
+                world.platform:live_children()[1]:exit { signal = 'SIGSEGV' }
+                world.platform:advance(2000)
+                return directories(world)[1]
+            end
+            assert.equal('/a', crash())
+            world.served = 0
+            world.platform.realpath = function(path)
+                return path ~= '/a' and path or nil
+            end
+            assert.equal('/b', crash())
+            assert.equal(1, world.count 'The release of this generation is gone, its worker runs where the script says')
+        end)
+    end)
+
+    it('gives a verdict that waits for the exit of a worker that only lost its channel', function()
+        local bad
+        local world = booted { plan = fake.plan { num_workers = 1, restart_attempts = 1 }, behaviour = function()
+            return bad and { ignores_term = true } or good()
+        end }
+        bad = true
+        local verdicts = {}
+        restart(world, verdicts)
+        world.platform:advance(10)
+        local children = world.platform:live_children()
+        children[#children]:close_channel()
+        world.platform:advance(100)
+        assert.equal(0, #verdicts)
+        world.platform:advance(6000)
+        assert.equal('aborted', verdicts[1].result)
+        assert.equal('SIGKILL', verdicts[1].failure.signal)
+    end)
+
+    it('goes on replacing those who ask for it while such a verdict waits', function()
+        local bad
+        local world = booted { plan = fake.plan { restart_attempts = 1 }, behaviour = function()
+            return bad and { ignores_term = true } or good()
+        end }
+        bad = true
+        local verdicts = {}
+        restart(world, verdicts)
+        world.platform:advance(10)
+        bad = false
+        local children = world.platform:live_children()
+        children[#children]:close_channel()
+        local worker = world.cluster.slots[1].current
+        worker.child:line('{"event":"request-restart"}')
+        world.platform:advance(1000)
+        assert.equal(0, #verdicts)
+        assert.equal('exited', worker.state)
+        assert.equal('serving', world.cluster.slots[1].state)
+        world.platform:advance(6000)
+        assert.equal('aborted', verdicts[1].result)
+    end)
+
+    it('lets the latest restart win, and tells the superseded requester', function()
+        local world = booted { behaviour = function()
+            return { ready_ms = 300, exit_ms = 5 }
+        end }
+        local verdicts = {}
+        restart(world, verdicts)
+        world.platform:advance(50)
+        restart(world, verdicts)
+        world.await('steady')
+        assert.equal('superseded', verdicts[1].result)
+        assert.equal('done', verdicts[2].result)
+        assert.same({ 3, 3 }, generations(world))
+        world.platform:advance(5000)
+        assert.equal(2, #world.platform:live_children())
+    end)
+
+    it('does not fork in a storm when restarts come in a flood', function()
+        local slow
+        local world = booted { behaviour = function()
+            return { ready_ms = slow and 100000 or 10, exit_ms = 5 }
+        end, plan = fake.plan { num_workers = 1, ready_timeout_ms = 200000 } }
+        slow = true
+        local before, verdicts = world.platform.spawned, {}
+        for _ = 1, 1000 do
+            restart(world, verdicts)
+            world.platform:advance(1)
+        end
+        assert.is_true(world.platform.spawned - before <= 7, (world.platform.spawned - before) .. ' forks in a second')
+        assert.equal(999, #verdicts)
+    end)
+
+    it('replaces the worker that asks for it, once, and only then lets it go', function()
+        local world = booted()
+        local _, worker = next(world.cluster.workers)
+        for _ = 1, 3 do
+            worker.child:line('{"event":"request-restart"}')
+        end
+        assert.equal('retiring', worker.state)
+        world.platform:advance(300)
+        assert.equal(3, world.platform.spawned)
+        assert.equal('exited', worker.state)
+        assert.equal('asked to be replaced', worker.report.why)
+        assert.equal(1, world.count 'Worker dying')
+    end)
+
+    it('backs off per slot, and a slot that crash-loops costs the others nothing', function()
+        local world = fake.new { behaviour = function(fields)
+            for _, text in ipairs(fields.env) do
+                if text == 'DUTCH_MASTER_SLOT=1' then
+                    return { crash_ms = 1 }
+                end
+            end
+            return good()
+        end }
+        world.boot()
+        world.platform:advance(60000)
+        assert.is_true(world.platform.spawned <= 14, world.platform.spawned .. ' forks in a minute')
+        assert.equal('serving', world.cluster.slots[2].state)
+        assert.equal(0, world.cluster.slots[2].failures)
+    end)
+
+    it('does not spin on workers that are ready and then crash', function()
+        local world = fake.new { plan = fake.plan { num_workers = 1 }, behaviour = function()
+            return { ready_ms = 1, crash_ms = 2 }
+        end }
+        world.boot()
+        world.platform:advance(10000)
+        assert.is_true(world.platform.spawned <= 10, world.platform.spawned .. ' forks in ten seconds')
+    end)
+
+    it('counts a death for want of memory once: it explains no other one', function()
+        local world = booted()
+        world.platform.oom = 1
+        for _, slot in ipairs(world.cluster.slots) do
+            slot.current.child:exit { signal = 'SIGKILL' }
+        end
+        world.platform:advance(10)
+        local reports = world.cluster:exits()
+        assert.same({ true, false, 2 }, { reports[1].oom, reports[2].oom, #reports })
+        assert.same({ 'was killed because memory ran out', 'was ended by SIGKILL' },
+            { reports[1].message, reports[2].message })
+    end)
+
+    it('stops cleanly when every worker leaves then, whatever had to be killed before', function()
+        local world
+        world = booted { behaviour = function()
+            return { ready_ms = 1, ignores_disconnect = world == nil, ignores_term = world == nil }
+        end }
+        restart(world, {})
+        assert.is_true(world.platform:run_until(function() return #world.platform:live_children() == 2
+            and world.cluster.state == 'steady' end, 60000))
+        assert.equal(2, world.count 'Hard-killing worker as it did not die gracefully')
+        world.cluster:stop { signal = 'SIGTERM' }
+        assert.is_true(world.await('stopped', 10000))
+        assert.equal(0, world.code)
+        assert.equal(1, world.count 'Cluster shutdown cleanly')
+    end)
+
+    it('remembers who asked for what', function()
+        local world = booted()
+        local who = { pid = 7, uid = 8, command = 'ruby', parent = 'sshd' }
+        world.cluster:scale(3, { cause = 'control', who = who })
+        world.cluster:reload(who)
+        world.cluster:stop { cause = 'signal', signal = 'SIGTERM', who = who }
+        world.platform:advance(1)
+        local found = {}
+        for _, record in ipairs(world.records) do
+            if record.by then
+                found[#found + 1] = record.msg
+                assert.equal(who, record.by)
+            end
+        end
+        assert.same({ 'Scaling cluster', 'Reload requested', 'Shutdown requested' }, found)
+        local request = world.cluster.last_request
+        assert.same({ 'stop', 'signal', 'SIGTERM', who }, { request.verb, request.cause, request.signal, request.by })
+    end)
+
+    it('scales by starting or draining the difference', function()
+        local world = booted()
+        local before = {}
+        for id in pairs(world.cluster.workers) do
+            before[id] = true
+        end
+        assert.is_true(world.cluster:scale(5))
+        world.platform:advance(100)
+        assert.equal(5, #world.platform:live_children())
+        for id in pairs(before) do
+            assert.equal('running', world.cluster.workers[id].state)
+        end
+        assert.is_true(world.cluster:scale(1))
+        world.platform:advance(100)
+        assert.equal(1, #world.platform:live_children())
+        for _, count in ipairs { 0, -1, 1.5, 4097, 0 / 0, '3' } do
+            assert.is_nil((world.cluster:scale(count)))
+        end
+    end)
+
+    it('refuses more workers than its sockets can have, and serves on', function()
+        local world = booted()
+        world.sockets.most = 3
+        assert.is_true(world.cluster:scale(3))
+        world.await('steady')
+        local ok, message, code = world.cluster:scale(4)
+        assert.is_nil(ok)
+        assert.same({ 'too many workers', 'E2BIG' }, { message, code })
+        world.plan = fake.plan { num_workers = 4 }
+        assert.equal('too many workers', select(2, world.cluster:reload()).message)
+        local verdicts = {}
+        restart(world, verdicts)
+        world.platform:advance(100)
+        assert.same({ 'aborted', 'too many workers' }, { verdicts[1].result, verdicts[1].message })
+        assert.same({ 1, 1, 1 }, generations(world))
+    end)
+
+    it('keeps what was scaled by hand until numWorkers itself changes', function()
+        local world = booted()
+        world.cluster:scale(4)
+        world.platform:advance(100)
+        restart(world, {})
+        world.await('steady')
+        assert.equal(4, #world.cluster.slots)
+        world.plan = fake.plan { num_workers = 3 }
+        restart(world, {})
+        world.await('steady')
+        world.platform:advance(100)
+        assert.equal(3, #world.platform:live_children())
+    end)
+
+    it('stops during boot, during a roll, and at once when asked twice', function()
+        local world = fake.new { behaviour = function()
+            return { exit_ms = 5 }
+        end }
+        world.boot()
+        world.platform:advance(5)
+        world.cluster:stop { signal = 'SIGTERM' }
+        assert.is_true(world.await('stopped', 10000))
+        assert.equal(0, world.code)
+
+        world = booted()
+        local verdicts = {}
+        restart(world, verdicts)
+        world.platform:advance(5)
+        world.cluster:stop { signal = 'SIGTERM' }
+        assert.is_true(world.await('stopped', 10000))
+        assert.equal('stopped', verdicts[1].result)
+        assert.equal(0, world.code)
+
+        world = booted { behaviour = function()
+            return { ready_ms = 5, ignores_disconnect = true, ignores_term = true }
+        end }
+        world.cluster:stop { signal = 'SIGINT' }
+        world.platform:advance(100)
+        world.cluster:stop { signal = 'SIGINT' } -- the same key press
+        world.platform:advance(100)
+        assert.is_nil(world.code)
+        world.cluster:stop { signal = 'SIGINT' }
+        world.platform:advance(5)
+        assert.equal(1, world.code)
+    end)
+
+    it('refuses what comes after a stop', function()
+        local world = booted { behaviour = function()
+            return { ready_ms = 5, ignores_disconnect = true }
+        end }
+        world.cluster:stop { signal = 'SIGTERM' }
+        local verdicts = {}
+        restart(world, verdicts)
+        assert.equal('stopped', verdicts[1].result)
+        assert.is_nil((world.cluster:scale(3)))
+    end)
+
+    it('survives a bad script: the last good one serves on, a roll is refused', function()
+        local bad
+        local world = booted { evaluate = function()
+            if bad then
+                return nil, { message = 'master.lua:3: oh' }
+            end
+            return true
+        end }
+        bad = true
+        local verdicts = {}
+        restart(world, verdicts)
+        assert.equal('aborted', verdicts[1].result)
+        assert.equal('master.lua:3: oh', verdicts[1].message)
+        assert.equal('steady', world.cluster.state)
+        world.platform:live_children()[1]:exit { code = 1 }
+        world.platform:advance(50)
+        assert.equal(2, #world.platform:live_children())
+        assert.equal(1, world.count 'Script is bad, the last good one serves on: master.lua:3: oh')
+    end)
+
+    it('abandons a fork whose beforeFork throws or says no, and tries again later', function()
+        local answer
+        local world
+        world = booted { plan = fake.plan { num_workers = 1, hooks = { beforeFork = true } }, hooks = {
+            beforeFork = function()
+                if answer == 'throw' then
+                    return nil, { message = 'master.lua:5: beforeFork: oh' }
+                elseif answer == 'no' then
+                    return true, false, 'not now'
+                end
+                return true
+            end,
+        } }
+        for _, how in ipairs { 'throw', 'no' } do
+            answer = how
+            world.platform:live_children()[1]:exit { code = 1 }
+            world.platform:advance(500)
+            assert.equal(0, #world.platform:live_children())
+            answer = nil
+            world.platform:advance(60000)
+            assert.equal(1, #world.platform:live_children())
+        end
+        assert.is_true(world.count 'Fork abandoned: beforeFork said no: not now' >= 1)
+        assert.is_true(world.count 'Fork abandoned: master.lua:5: beforeFork: oh' >= 1)
+    end)
+
+    it('ends with 78 when beforeFork throws before anything was forked', function()
+        local world = fake.new { plan = fake.plan { hooks = { beforeFork = true } }, hooks = {
+            beforeFork = function()
+                return nil, { message = 'master.lua:5: beforeFork: oh' }
+            end,
+        } }
+        world.boot()
+        world.platform:advance(10)
+        assert.equal(78, world.code)
+        assert.equal(0, world.platform.spawned)
+    end)
+
+    it('retries a fork that the system refuses, and keeps the old worker meanwhile', function()
+        local refused
+        local world = booted { plan = fake.plan { num_workers = 1, restart_attempts = 5 }, behaviour = function()
+            return refused and { fork_fails = 'EAGAIN' } or good()
+        end }
+        refused = true
+        local verdicts = {}
+        restart(world, verdicts)
+        world.platform:advance(150)
+        assert.equal(1, #world.platform:live_children())
+        refused = false
+        world.await('steady')
+        assert.equal('done', verdicts[1].result)
+    end)
+
+    it('restarts while booting: the new generation boots', function()
+        local world = fake.new { behaviour = function()
+            return { ready_ms = 100, exit_ms = 1 }
+        end }
+        world.boot()
+        world.platform:advance(50)
+        local verdicts = {}
+        restart(world, verdicts)
+        world.await('steady')
+        assert.same({ 2, 2 }, generations(world))
+        assert.equal('done', verdicts[1].result)
+        assert.equal(1, world.count 'Cluster ready')
+    end)
+end)

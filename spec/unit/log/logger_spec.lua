@@ -1,0 +1,432 @@
+local cjson = require 'cjson'
+local log = require 'dutch-master.log.logger'
+
+-- A sink in memory that can be told to refuse.
+local function fake_sink(tty)
+    local sink = { lines = {}, lost_count = 0, refuse = false, tty = tty }
+    function sink.write(self, line)
+        if self.refuse then
+            self.lost_count = self.lost_count + 1
+            return nil, 'no buffer space available', 'ENOBUFS'
+        end
+        self.lines[#self.lines + 1] = line
+        return true
+    end
+    function sink.lost(self)
+        local lost = self.lost_count
+        self.lost_count = 0
+        return lost
+    end
+    function sink.on_drain(self, fn)
+        self.drain = fn
+        return true
+    end
+    function sink.is_tty(self)
+        return self.tty
+    end
+    function sink.reopen(self)
+        self.reopened = true
+        return true
+    end
+    function sink.flush(self)
+        self.flushed = true
+        return true
+    end
+    function sink.close(self)
+        self.closed = true
+    end
+    return sink
+end
+
+describe('log', function()
+    local sink, opened, environ, now
+
+    local platform = {
+        sink = function(target)
+            if target == '/nowhere/log' then return nil, '/nowhere/log: no such file', 'ENOENT' end
+            opened[#opened + 1] = target
+            return sink
+        end,
+        wall = function()
+            return now
+        end,
+        pid = function()
+            return 4711
+        end,
+        hostname = function()
+            return 'h"ost'
+        end,
+        environ = function()
+            return environ
+        end,
+    }
+
+    before_each(function()
+        sink, opened, environ, now = fake_sink(false), {}, {}, 1700000000.0419
+    end)
+
+    local function new(options)
+        options = options or {}
+        options.platform = platform
+        options.name = options.name or 'my-app'
+        return assert(log.new(options))
+    end
+
+    local function record(i)
+        local line = sink.lines[i or #sink.lines]
+        assert.equal('\n', line:sub(-1))
+        assert.is_nil(line:sub(1, -2):find('%c'))
+        return cjson.decode(line), line
+    end
+
+    describe('in bunyan format', function()
+        it('has its fields, in a stable order, v last', function()
+            new():info({ zebra = 1, workerPid = 7, alpha = true, workerId = 3 }, 'Worker listening')
+            local _, line = record()
+            assert.equal('{"name":"my-app","hostname":"h\\"ost","pid":4711,"level":30,"workerId":3,"workerPid":7,'
+                .. '"alpha":true,"zebra":1,"msg":"Worker listening","time":"2023-11-14T22:13:20.041Z","v":0}\n', line)
+            assert.same({ 1 }, opened)
+        end)
+
+        it('knows the levels by number and drops what is below the chosen one', function()
+            local logger = new { level = 'debug' }
+            for _, level in ipairs { 'trace', 'debug', 'info', 'warn', 'error', 'fatal' } do
+                logger[level](logger, level)
+            end
+            assert.equal(5, #sink.lines)
+            for i = 1, 5 do
+                assert.equal(10 + 10 * i, record(i).level)
+            end
+            assert.is_true(logger:enabled 'debug')
+            assert.is_false(logger:enabled 'trace')
+            logger:set_level 'error'
+            logger:warn 'dropped'
+            assert.equal(5, #sink.lines)
+            logger:log('error', { a = 1 }, 'kept')
+            assert.equal('kept', record().msg)
+        end)
+
+        it('takes a message alone, fields alone, and things that are neither', function()
+            local logger = new()
+            logger:info 'only text'
+            assert.equal('only text', record().msg)
+            logger:info { a = 1 }
+            assert.equal('', record().msg)
+            assert.equal(1, record().a)
+            logger:info(nil, 'text')
+            assert.equal('text', record().msg)
+            logger:info(12, 'text')
+            assert.equal(12, record().value)
+            logger:info()
+            assert.equal('', record().msg)
+        end)
+
+        it('has fields of its own in each record, and takes others with its options', function()
+            local logger = new { fields = { app = 'shop', release = 1 } }
+            local child = logger:child { workerId = 3 }
+            child:info 'before'
+            assert.same({ 'shop', 1, 3 }, { record().app, record().release, record().workerId })
+            assert(logger:reconfigure { platform = platform, name = 'other', fields = { release = 2 } })
+            child:info 'after'
+            local r = record()
+            assert.same({ 'other', 2, 3 }, { r.name, r.release, r.workerId })
+            assert.is_nil(r.app)
+        end)
+
+        it('gives children the fields of their parents', function()
+            local child = new():child { workerId = 3, generation = 1 }:child { generation = 2 }
+            child:info({ code = 0 }, 'Worker exited')
+            local r = record()
+            assert.same({ 3, 2, 0 }, { r.workerId, r.generation, r.code })
+        end)
+
+        it('does not let a caller overwrite its own fields', function()
+            new():info({ pid = 1, level = 60, msg = 'forged', v = 9, name = 'x' }, 'true')
+            local r = record()
+            assert.same({ 4711, 30, 'true', 0, 'my-app' }, { r.pid, r.level, r.msg, r.v, r.name })
+            assert.same({ 1, 60, 'forged', 9, 'x' }, { r.pid_, r.level_, r.msg_, r.v_, r.name_ })
+        end)
+
+        it('stays one line of JSON whatever the text holds', function()
+            local all = {}
+            for i = 0, 255 do
+                all[#all + 1] = string.char(i)
+            end
+            new():info({ ['k\n"'] = table.concat(all) }, 'a\nb\r\27[31m\0\127/"\\')
+            local r, line = record()
+            assert.equal('a\nb\r\27[31m\0\127/"\\', r.msg)
+            assert.is_string(r['k\n"'])
+            assert.truthy(line:find('/', 1, true))
+            assert.is_nil(line:find('\\/"', 1, true))
+            assert.equal(line, log.utf8(line))
+        end)
+
+        it('replaces what is not UTF-8', function()
+            local bad = '\239\191\189'
+            assert.equal('äöü€𝄞', log.utf8 'äöü€𝄞')
+            assert.equal(bad .. 'a', log.utf8 '\255a')
+            assert.equal(bad .. bad, log.utf8 '\192\128') -- overlong NUL
+            assert.equal(bad .. bad .. bad, log.utf8 '\237\160\128') -- surrogate
+            assert.equal(bad .. bad .. bad .. bad, log.utf8 '\244\144\128\128') -- over U+10FFFF
+            assert.equal('x' .. bad .. bad, log.utf8 'x\226\130') -- cut short
+            assert.equal(bad .. bad .. bad, log.utf8 '\224\159\191') -- overlong
+        end)
+
+        it('writes what JSON does not have as text', function()
+            local cycle = {}
+            cycle.me = cycle
+            new():info({
+                nan = 0 / 0, inf = math.huge, fn = print, null = cjson.null, cycle = cycle, list = { 1, 'two', false },
+                sparse = { [1] = 1, [100] = 2 }, empty = {}, big = 1700000000041, small = 0.25,
+            }, 'odd')
+            local r, line = record()
+            assert.equal('nan', (r.nan:gsub('-', '')))
+            assert.equal('inf', r.inf)
+            assert.truthy(r.fn:find('^function'))
+            assert.equal(cjson.null, r.null)
+            assert.same({ 1, 'two', false }, r.list)
+            assert.same({ ['1'] = 1, ['100'] = 2 }, r.sparse)
+            assert.truthy(line:find('"big":1700000000041,', 1, true))
+            assert.equal(0.25, r.small)
+            assert.truthy(line:find('too deep', 1, true))
+        end)
+
+        it('bounds a record to 64 KiB, with a mark, and keeps what matters', function()
+            local fields = { workerId = 3, stderr = ('ä'):rep(100000), list = {} }
+            for i = 1, 5000 do
+                fields['key' .. i] = ('\27'):rep(100)
+                fields.list[i] = i
+            end
+            new():info(fields, ('m'):rep(200000))
+            local r, line = record()
+            assert.is_true(#line <= 65536)
+            assert.is_true(#line > 30000)
+            assert.is_true(r.truncated)
+            assert.equal(3, r.workerId)
+            assert.truthy(r.msg:find('%.%.%.%[truncated%]$'))
+        end)
+
+        it('shortens a long field without cutting a character in two', function()
+            new():info({ stderr = ('a' .. ('€'):rep(30000)) }, 'm')
+            local r = record()
+            assert.is_nil(r.stderr:find('\239\191\189', 1, true))
+            assert.truthy(r.stderr:find('€...[truncated]', 1, true))
+        end)
+    end)
+
+    describe('on a terminal', function()
+        local function text(i)
+            return sink.lines[i or #sink.lines]
+        end
+
+        before_each(function()
+            sink = fake_sink(true)
+            environ.NO_COLOR = '1'
+        end)
+
+        it('writes lines for a person', function()
+            new():info({ workerId = 3, workerPid = 4711, generation = 1, why = 'two words', path = '/a/b' },
+                'Worker listening')
+            assert.truthy(text():find('^%d%d:%d3:20%.041 INFO  Worker listening  '
+                .. 'worker=3 pid=4711 generation=1 path=/a/b why="two words"\n$'))
+        end)
+
+        it('is colored, unless NO_COLOR or a dumb terminal says no', function()
+            new():warn 'x'
+            assert.is_nil(text():find('\27', 1, true))
+            environ = { TERM = 'dumb' }
+            new():warn 'x'
+            assert.is_nil(text():find('\27', 1, true))
+            environ = { TERM = 'xterm', NO_COLOR = '' }
+            new():warn 'x'
+            assert.truthy(text():find('\27[33mWARN \27[0m', 1, true))
+        end)
+
+        it('lets no control byte of anybody through', function()
+            local evil = '\27]0;title\7\r\nfake 14:03:07.123 INFO  all is well\8\127\194\155 31m\226\128\174'
+            new():info({ ['k\27[2J'] = evil, v = '\27[31m' }, evil)
+            local line = text()
+            assert.is_nil(line:sub(1, -2):gsub('\n    [|%w]', ''):find('%c'))
+            assert.is_nil(line:find('\194\155', 1, true))
+            assert.is_nil(line:find('\226\128\174', 1, true))
+            for part in line:gmatch('\n([^\n]+)') do
+                assert.equal('    ', part:sub(1, 4))
+            end
+            assert.truthy(line:find('\\u202e', 1, true))
+        end)
+
+        it('shows values of several lines below, indented', function()
+            new():error({ stderr = 'one\ntwo\n' }, 'Worker exited')
+            assert.truthy(text():find('Worker exited\n    stderr:\n    | one\n    | two\n$'))
+        end)
+
+        it('bounds a line too', function()
+            new():info({ a = ('x'):rep(1e6), b = ('y\n'):rep(1e5), c = ('\27'):rep(1e5) }, ('m'):rep(1e6))
+            assert.is_true(#text() <= 65536)
+            assert.equal('\n', text():sub(-1))
+        end)
+
+        it('can be told to write JSON there, and text elsewhere', function()
+            new { format = 'json' }:info 'x'
+            assert.equal('{', text():sub(1, 1))
+            sink = fake_sink(false)
+            new { format = 'readable' }:info 'x'
+            assert.truthy(text():find('INFO  x\n$'))
+        end)
+    end)
+
+    describe('when output is lost', function()
+        it('says how many records, once output is possible again', function()
+            local logger = new()
+            sink.refuse = true
+            logger:info 'a'
+            logger:info 'b'
+            assert.equal(0, #sink.lines)
+            sink.refuse = false
+            sink.drain()
+            assert.equal(1, #sink.lines)
+            local r = record()
+            assert.equal('Log records lost', r.msg)
+            assert.equal(40, r.level)
+            assert.equal(2, r.lost)
+        end)
+
+        it('says so also when the output never drains, once a second', function()
+            local logger = new()
+            sink.refuse = true
+            logger:info 'a'
+            logger:info 'b'
+            sink.refuse = false
+            now = now + 0.5
+            logger:info 'c'
+            assert.equal('c', record().msg)
+            now = now + 0.5
+            logger:info 'd'
+            assert.equal(3, #sink.lines)
+            assert.equal(2, record(2).lost)
+            assert.equal('d', record(3).msg)
+        end)
+
+        it('keeps the count if that record is lost as well', function()
+            local logger = new()
+            sink.refuse = true
+            logger:info 'a'
+            logger:info 'b'
+            sink.drain()
+            sink.drain()
+            logger:info 'c'
+            sink.refuse = false
+            sink.drain()
+            assert.equal(3, record().lost)
+            sink.drain()
+            assert.equal(1, #sink.lines)
+        end)
+    end)
+
+    describe('with the logger of the script', function()
+        it('hands records over', function()
+            local seen = {}
+            local logger = new { target = function(level, fields, msg)
+                seen[#seen + 1] = { level, fields, msg }
+            end }
+            logger:child { workerId = 1 }:warn({ code = 1 }, 'Worker exited')
+            logger:debug 'not this'
+            assert.same({ { 'warn', { workerId = 1, code = 1 }, 'Worker exited' } }, seen)
+            assert.same({}, opened)
+            logger:close()
+        end)
+
+        it('falls back to the default target if it throws, and says so once', function()
+            local calls = 0
+            local logger = new { target = function()
+                calls = calls + 1
+                error 'boom'
+            end }
+            logger:info 'one'
+            logger:info 'two'
+            assert.equal(2, calls)
+            assert.equal(3, #sink.lines)
+            assert.truthy(record(1).error:find('boom', 1, true))
+            assert.same({ 'one', 'two' }, { record(2).msg, record(3).msg })
+            assert.same({ 1 }, opened)
+        end)
+
+        it('falls back if it reports a failure', function()
+            local logger = new { target = function()
+                return nil, 'budget exceeded'
+            end }
+            logger:info 'one'
+            assert.equal('budget exceeded', record(1).error)
+        end)
+
+        it('does not recurse', function()
+            local logger
+            logger = new { target = function(_, _, msg)
+                logger:info(msg .. '!')
+            end }
+            logger:info 'one'
+            assert.equal('one!', record().msg)
+        end)
+    end)
+
+    describe('memory', function()
+        it('keeps the last thousand records, whatever their target', function()
+            local logger = new { target = function() end }
+            for i = 1, 1005 do
+                logger:child({ workerId = i }):info('record ' .. i)
+            end
+            logger:debug 'below the level'
+            local last = logger:recent(3)
+            assert.same({ 'record 1003', 'record 1004', 'record 1005' }, { last[1].msg, last[2].msg, last[3].msg })
+            assert.same({ 1005, 30, 'my-app' }, { last[3].workerId, last[3].level, last[3].name })
+            local all = logger:recent(5000)
+            assert.same({ 1000, 'record 6' }, { #all, all[1].msg })
+            assert.same({}, logger:recent(0))
+        end)
+
+        it('cuts long records short', function()
+            local logger = new()
+            logger:info({ stderr = ('x'):rep(60000), other = 'kept' }, ('m'):rep(9000))
+            local last = logger:recent(1)[1]
+            assert.is_true(#last.stderr < 2000 and #last.msg < 2000)
+            assert.equal('kept', last.other)
+            assert.is_true(last.truncated)
+        end)
+
+        it('tells subscribers, until they have heard enough or when one of them fails', function()
+            local logger, heard = new(), {}
+            logger:subscribe(function()
+                error 'deaf'
+            end)
+            local stop = logger:subscribe(function(heard_record)
+                heard[#heard + 1] = heard_record.msg
+            end)
+            logger:info 'one'
+            stop()
+            logger:info 'two'
+            assert.same({ 'one' }, heard)
+        end)
+    end)
+
+    it('reopens and closes its sink', function()
+        local logger = new { target = '/var/log/app.log' }
+        assert.same({ '/var/log/app.log' }, opened)
+        assert.is_true(logger:reopen())
+        assert.is_true(sink.reopened)
+        logger:child { a = 1 }:close()
+        assert.is_true(sink.flushed and sink.closed)
+        logger:info 'after'
+        assert.equal(0, #sink.lines)
+        logger:close()
+    end)
+
+    it('reports a target that cannot be opened', function()
+        local logger, message, code = log.new { platform = platform, path = '/nowhere/log' }
+        assert.is_nil(logger)
+        assert.equal('/nowhere/log: no such file', message)
+        assert.equal('ENOENT', code)
+        assert.has_error(function()
+            new { level = 'loud' }
+        end)
+    end)
+end)

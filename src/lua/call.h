@@ -1,0 +1,12 @@
+/* lua/call.h: the one way from C into Lua. An error in a callback is reported and goes no further.
+ */
+#pragma once
+
+#include <lua.h>
+
+/* Calls the function below its `nargs` arguments. 0 with `nresults` on the stack, or -1 with none.
+ */
+int dm_lua_call(lua_State *L, int nargs, int nresults, const char *what);
+
+/* Sets the function at `index` (or nil) as the sink: fn(what, message_with_traceback). */
+void dm_lua_set_error_sink(lua_State *L, int index);

@@ -1,0 +1,549 @@
+/* lua/child.c: core.spawn and the child objects it gives. The userdata is a proxy: it lives as long
+ * as the process or Lua holds it, whichever is longer, and its pointer is wiped at exit. Collecting
+ * it never touches the process. */
+#include "process/child.h"
+#include "base/errors.h"
+#include "lua/call.h"
+#include "lua/process.h"
+#include "lua/support.h"
+
+#include <errno.h>
+#include <lauxlib.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CHILD "dm.child"
+
+/* Where programs are looked for if the caller does not say. */
+#define DEFAULT_SEARCH_PATH "/usr/local/bin:/usr/bin:/bin"
+
+struct proxy {
+    lua_State *L;
+    struct dm_child *child; /* NULL once it has exited */
+    pid_t pid;
+    int self; /* reference that keeps the proxy while the process lives */
+};
+
+/* -- options: everything is checked, and scratch memory belongs to Lua, before anything is made ---
+ */
+
+static void *scratch(lua_State *L, size_t count, size_t size) {
+    void *memory = lua_newuserdata(L, count * size + 1);
+    memset(memory, 0, count * size + 1);
+    return memory;
+}
+
+static const char *check_string(lua_State *L, int index, const char *what) {
+    if (lua_type(L, index) != LUA_TSTRING) {
+        luaL_error(L, "%s: expected a string, found %s", what, luaL_typename(L, index));
+    }
+    const char *string = lua_tostring(L, index);
+    if (strlen(string) != lua_objlen(L, index)) {
+        luaL_error(L, "%s: contains a NUL byte", what);
+    }
+    return string;
+}
+
+/* The string stays valid: the options table holds it. */
+static const char *opt_string(lua_State *L, const char *field) {
+    lua_getfield(L, 1, field);
+    const char *string = lua_isnil(L, -1) ? NULL : check_string(L, -1, field);
+    lua_pop(L, 1);
+    return string;
+}
+
+static bool opt_bool(lua_State *L, const char *field) {
+    lua_getfield(L, 1, field);
+    const bool value = lua_toboolean(L, -1);
+    lua_pop(L, 1);
+    return value;
+}
+
+static lua_Integer check_integer(lua_State *L, int index, const char *what, lua_Integer min,
+                                 lua_Integer max) {
+    const lua_Number number = lua_tonumber(L, index);
+    if (lua_type(L, index) != LUA_TNUMBER || !(number >= (lua_Number)min) ||
+        !(number <= (lua_Number)max) || number != (lua_Number)(lua_Integer)number) {
+        luaL_error(L, "%s: expected an integer", what);
+    }
+    return (lua_Integer)number;
+}
+
+static bool opt_integer(lua_State *L, const char *field, lua_Integer min, lua_Integer max,
+                        lua_Integer *value) {
+    lua_getfield(L, 1, field);
+    const bool given = !lua_isnil(L, -1);
+    if (given) {
+        *value = check_integer(L, -1, field, min, max);
+    }
+    lua_pop(L, 1);
+    return given;
+}
+
+/* Pushes the table opts[field] and gives its length; pushes nil and gives 0 if there is none. */
+static size_t push_list(lua_State *L, const char *field) {
+    lua_getfield(L, 1, field);
+    if (lua_isnil(L, -1)) {
+        return 0;
+    }
+    if (!lua_istable(L, -1)) {
+        luaL_error(L, "%s: expected a table, found %s", field, luaL_typename(L, -1));
+    }
+    return lua_objlen(L, -1);
+}
+
+/* Leaves the list and its array on the stack. `more`: free places before the closing NULL. */
+static char **opt_strings(lua_State *L, const char *field, size_t more, size_t *count) {
+    const size_t n = push_list(L, field);
+    const int list = lua_gettop(L);
+    char **strings = scratch(L, n + more + 1, sizeof *strings);
+    for (size_t i = 0; i < n; i++) {
+        lua_rawgeti(L, list, (int)i + 1);
+        strings[i] = (char *)(uintptr_t)check_string(L, -1, field);
+        lua_pop(L, 1);
+    }
+    *count = n;
+    return strings;
+}
+
+/* Leaves the list and its array on the stack. */
+static int *opt_integers(lua_State *L, const char *field, lua_Integer max, size_t *count) {
+    const size_t n = push_list(L, field);
+    const int list = lua_gettop(L);
+    int *integers = scratch(L, n, sizeof *integers);
+    for (size_t i = 0; i < n; i++) {
+        lua_rawgeti(L, list, (int)i + 1);
+        integers[i] = (int)check_integer(L, -1, field, 0, max);
+        lua_pop(L, 1);
+    }
+    *count = n;
+    return integers;
+}
+
+/* A file with a slash is itself; another is tried in each directory of search_path. */
+static char **parse_files(lua_State *L) {
+    const char *file = opt_string(L, "file");
+    if (!file || !*file) {
+        luaL_error(L, "file: expected the name of a program");
+    }
+    const char *path = opt_string(L, "search_path");
+    path = path ? path : DEFAULT_SEARCH_PATH;
+    size_t places = 1;
+    for (const char *p = path; *p; p++) {
+        places += *p == ':';
+    }
+    char **files = scratch(L, places + 1, sizeof *files);
+    if (strchr(file, '/')) {
+        files[0] = (char *)(uintptr_t)file;
+        return files;
+    }
+    char *text = scratch(L, strlen(path) + places * (strlen(file) + 3), 1);
+    for (size_t i = 0; i < places; i++) {
+        const size_t length = strcspn(path, ":");
+        files[i] = text;
+        text += sprintf(text, "%.*s/%s", length ? (int)length : 1, length ? path : ".", file) + 1;
+        path += length + 1;
+    }
+    return files;
+}
+
+/* "NAME=" with room for a pid, whose place is returned. */
+static char *pid_variable(lua_State *L, const char *name, char **variable) {
+    const size_t size = strlen(name);
+    *variable = scratch(L, size + 21, 1);
+    memcpy(*variable, name, size + 1);
+    return *variable + size;
+}
+
+static void parse_env(lua_State *L, struct dm_spawn *spawn) {
+    size_t n;
+    spawn->env = opt_strings(L, "env", 2, &n);
+    if (opt_bool(L, "listen_pid")) {
+        spawn->listen_pid = pid_variable(L, "LISTEN_PID=", &spawn->env[n++]);
+    }
+    if (opt_bool(L, "watchdog_pid")) {
+        spawn->watchdog_pid = pid_variable(L, "WATCHDOG_PID=", &spawn->env[n]);
+    }
+}
+
+static rlim_t check_limit(lua_State *L, int list, const char *field) {
+    lua_getfield(L, list, field);
+    rlim_t value = RLIM_INFINITY;
+    if (lua_type(L, -1) != LUA_TSTRING || strcmp(lua_tostring(L, -1), "unlimited") != 0) {
+        value = (rlim_t)check_integer(L, -1, "limits", 0, (lua_Integer)1 << 53);
+    }
+    lua_pop(L, 1);
+    return value;
+}
+
+static void parse_limits(lua_State *L, struct dm_spawn *spawn) {
+    const size_t n = push_list(L, "limits");
+    const int list = lua_gettop(L);
+    struct dm_limit *limits = scratch(L, n, sizeof *limits);
+    for (size_t i = 0; i < n; i++) {
+        lua_rawgeti(L, list, (int)i + 1);
+        luaL_checktype(L, -1, LUA_TTABLE);
+        const int entry = lua_gettop(L);
+        lua_getfield(L, entry, "name");
+        const char *name = check_string(L, -1, "limits");
+        limits[i].resource = dm_limit_resource(name);
+        if (limits[i].resource < 0) {
+            luaL_error(L, "limits: there is no limit named %s", name);
+        }
+        limits[i].value.rlim_cur = check_limit(L, entry, "soft");
+        limits[i].value.rlim_max = check_limit(L, entry, "hard");
+        lua_settop(L, entry - 1);
+    }
+    spawn->limits = limits;
+    spawn->limit_count = n;
+}
+
+static void parse_user(lua_State *L, struct dm_spawn *spawn) {
+    lua_Integer value = 0;
+    spawn->has_uid = opt_integer(L, "uid", 0, UINT32_MAX - 1, &value);
+    spawn->uid = (uid_t)value;
+    spawn->has_gid = opt_integer(L, "gid", 0, UINT32_MAX - 1, &value);
+    spawn->gid = (gid_t)value;
+    const size_t n = push_list(L, "groups");
+    const int list = lua_gettop(L);
+    gid_t *groups = scratch(L, n, sizeof *groups);
+    for (size_t i = 0; i < n; i++) {
+        lua_rawgeti(L, list, (int)i + 1);
+        groups[i] = (gid_t)check_integer(L, -1, "groups", 0, UINT32_MAX - 1);
+        lua_pop(L, 1);
+    }
+    spawn->has_groups = !lua_isnil(L, list);
+    spawn->groups = groups;
+    spawn->group_count = n;
+}
+
+static void parse_cpus(lua_State *L, struct dm_spawn *spawn) {
+    size_t n;
+    const int *cpus = opt_integers(L, "cpus", CPU_SETSIZE - 1, &n);
+    if (n > 0) {
+        cpu_set_t *set = scratch(L, 1, sizeof *set);
+        for (size_t i = 0; i < n; i++) {
+            CPU_SET((size_t)cpus[i], set);
+        }
+        spawn->cpus = set;
+    }
+}
+
+static int opt_fd(lua_State *L, const char *field) {
+    lua_Integer fd = -1;
+    opt_integer(L, field, 0, INT32_MAX, &fd);
+    return (int)fd;
+}
+
+/* Leaves scratch memory on the stack, which must stay until the process is made. */
+static void parse_options(lua_State *L, struct dm_child_options *o) {
+    struct dm_spawn *spawn = &o->spawn;
+    size_t n;
+    lua_Integer value = 0;
+    luaL_checktype(L, 1, LUA_TTABLE);
+    luaL_checkstack(L, 64, "spawn");
+    spawn->files = parse_files(L);
+    spawn->argv = opt_strings(L, "argv", 0, &n);
+    if (n == 0) {
+        luaL_error(L, "argv: expected at least the program's name");
+    }
+    parse_env(L, spawn);
+    spawn->cwd = opt_string(L, "cwd");
+    spawn->must_read = opt_string(L, "must_read");
+    parse_limits(L, spawn);
+    parse_user(L, spawn);
+    parse_cpus(L, spawn);
+    spawn->has_umask = opt_integer(L, "umask", 0, 0777, &value);
+    spawn->umask = (mode_t)value;
+    spawn->has_nice = opt_integer(L, "nice", -20, 19, &value);
+    spawn->nice = (int)value;
+    spawn->die_with_master = opt_bool(L, "die_with_master");
+    o->stdio[0] = opt_fd(L, "stdin");
+    o->stdio[1] = opt_fd(L, "stdout");
+    o->stdio[2] = opt_fd(L, "stderr");
+    o->fds = opt_integers(L, "fds", INT32_MAX, &n);
+    o->fd_count = (int)n;
+    o->channel = opt_bool(L, "channel");
+    o->capture_stderr = opt_bool(L, "capture_stderr");
+}
+
+/* -- events -------------------------------------------------------------------------------------
+ */
+
+/* Pushes the callback and the child; false (and nothing pushed) if there is no such callback. */
+static bool push_callback(const struct proxy *proxy, const char *name) {
+    lua_State *L = proxy->L;
+    lua_rawgeti(L, LUA_REGISTRYINDEX, proxy->self); /* child */
+    lua_getfenv(L, -1);                             /* child, callbacks */
+    lua_getfield(L, -1, name);                      /* child, callbacks, function */
+    lua_remove(L, -2);
+    lua_insert(L, -2); /* function, child */
+    if (lua_isnil(L, -2)) {
+        lua_pop(L, 2);
+        return false;
+    }
+    return true;
+}
+
+static void on_exec(void *ctx) {
+    const struct proxy *proxy = ctx;
+    if (push_callback(proxy, "on_exec")) {
+        dm_lua_call(proxy->L, 1, 0, "on_exec");
+    }
+}
+
+static void on_line(void *ctx, const char *line, size_t length, bool had_fd) {
+    const struct proxy *proxy = ctx;
+    if (push_callback(proxy, "on_line")) {
+        lua_pushlstring(proxy->L, line, length);
+        lua_pushboolean(proxy->L, had_fd);
+        dm_lua_call(proxy->L, 3, 0, "on_line");
+    }
+}
+
+static void on_channel_closed(void *ctx, const char *reason) {
+    const struct proxy *proxy = ctx;
+    if (push_callback(proxy, "on_channel_closed")) {
+        lua_pushstring(proxy->L, reason); /* nil for NULL */
+        dm_lua_call(proxy->L, 2, 0, "on_channel_closed");
+    }
+}
+
+static void push_failure(lua_State *L, const struct dm_status *status) {
+    const char *step = dm_step_name(status->failed);
+    const char *message = dm_error_text(-status->error);
+    lua_createtable(L, 0, 4);
+    lua_pushstring(L, step);
+    lua_setfield(L, -2, "step");
+    lua_pushstring(L, dm_error_name(-status->error));
+    lua_setfield(L, -2, "code");
+    if (status->path) {
+        lua_pushstring(L, status->path);
+        lua_setfield(L, -2, "path");
+        lua_pushfstring(L, "%s: %s: %s", step, status->path, message);
+    } else {
+        lua_pushfstring(L, "%s: %s", step, message);
+    }
+    lua_setfield(L, -2, "message");
+}
+
+static void set_number(lua_State *L, const char *field, double value) {
+    lua_pushnumber(L, value);
+    lua_setfield(L, -2, field);
+}
+
+static double to_ms(const struct timeval *time) {
+    return (double)time->tv_sec * 1000 + (double)time->tv_usec / 1000;
+}
+
+void dm_lua_push_exit(lua_State *L, const struct dm_exit *exit) {
+    lua_createtable(L, 0, 8);
+    if (exit->signaled) {
+        char buffer[16];
+        const char *name = dm_signal_name(exit->code, buffer);
+        lua_pushstring(L, name ? name : "unknown");
+        lua_setfield(L, -2, "signal");
+        lua_pushboolean(L, exit->core);
+        lua_setfield(L, -2, "core");
+    } else {
+        set_number(L, "code", exit->code);
+    }
+    set_number(L, "user_ms", to_ms(&exit->usage.ru_utime));
+    set_number(L, "system_ms", to_ms(&exit->usage.ru_stime));
+    set_number(L, "max_rss_kb", (double)exit->usage.ru_maxrss);
+}
+
+static void push_status(lua_State *L, const struct proxy *proxy, const struct dm_status *status) {
+    dm_lua_push_exit(L, &status->exit);
+    if (status->failed != DM_STEP_NONE) {
+        push_failure(L, status);
+        lua_setfield(L, -2, "failed");
+        lua_pushnil(L);
+        lua_setfield(L, -2, "code");
+    }
+    set_number(L, "pid", proxy->pid);
+    set_number(L, "stderr_lost", (double)status->stderr_lost);
+}
+
+static void on_exit_(void *ctx, const struct dm_status *status) {
+    struct proxy *proxy = ctx;
+    lua_State *L = proxy->L;
+    if (push_callback(proxy, "on_exit")) {
+        push_status(L, proxy, status);
+        dm_lua_call(L, 2, 0, "on_exit");
+    }
+    proxy->child = NULL;
+    luaL_unref(L, LUA_REGISTRYINDEX, proxy->self);
+    proxy->self = LUA_NOREF;
+}
+
+static const struct dm_child_events events = {
+    .on_exec = on_exec,
+    .on_line = on_line,
+    .on_channel_closed = on_channel_closed,
+    .on_exit = on_exit_,
+};
+
+/* -- functions ----------------------------------------------------------------------------------
+ */
+
+/* The callbacks become the proxy's environment table. */
+static void set_callbacks(lua_State *L, int proxy) {
+    static const char *const names[] = {"on_exec", "on_line", "on_channel_closed", "on_exit"};
+    lua_createtable(L, 0, 4);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        lua_getfield(L, 1, names[i]);
+        if (!lua_isnil(L, -1) && !lua_isfunction(L, -1)) {
+            luaL_error(L, "%s: expected a function, found %s", names[i], luaL_typename(L, -1));
+        }
+        lua_setfield(L, -2, names[i]);
+    }
+    lua_setfenv(L, proxy);
+}
+
+static int l_spawn(lua_State *L) {
+    struct dm_child_options options = {.fd_count = 0};
+    parse_options(L, &options);
+    struct proxy *proxy = lua_newuserdata(L, sizeof *proxy);
+    *proxy = (struct proxy){.L = dm_lua_main(L), .self = LUA_NOREF};
+    luaL_getmetatable(L, CHILD);
+    lua_setmetatable(L, -2);
+    const int self = lua_gettop(L);
+    set_callbacks(L, self);
+    lua_pushvalue(L, self);
+    proxy->self = luaL_ref(L, LUA_REGISTRYINDEX);
+
+    const int rc = dm_child_spawn(dm_lua_core(L), &options, &events, proxy, &proxy->child);
+    if (rc != 0) {
+        luaL_unref(L, LUA_REGISTRYINDEX, proxy->self);
+        proxy->self = LUA_NOREF;
+        return dm_lua_fail(L, rc, "spawn");
+    }
+    proxy->pid = dm_child_pid(proxy->child);
+    lua_settop(L, self);
+    return 1;
+}
+
+static struct proxy *check_proxy(lua_State *L) {
+    return luaL_checkudata(L, 1, CHILD);
+}
+
+static int closed(lua_State *L) {
+    lua_pushnil(L);
+    lua_pushliteral(L, "closed");
+    lua_pushliteral(L, "EBADF");
+    return 3;
+}
+
+static int result(lua_State *L, int rc, const char *what) {
+    if (rc != 0) {
+        return dm_lua_fail(L, rc, what);
+    }
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+static int l_pid(lua_State *L) {
+    lua_pushinteger(L, check_proxy(L)->pid);
+    return 1;
+}
+
+static int l_alive(lua_State *L) {
+    lua_pushboolean(L, check_proxy(L)->child != NULL);
+    return 1;
+}
+
+static int l_signal(lua_State *L) {
+    struct proxy *proxy = check_proxy(L);
+    const int number = dm_lua_check_signal(L, 2);
+    return result(L, proxy->child ? dm_child_signal(proxy->child, number) : UV_ESRCH, "signal");
+}
+
+static int l_signal_group(lua_State *L) {
+    struct proxy *proxy = check_proxy(L);
+    const int number = dm_lua_check_signal(L, 2);
+    return result(L, proxy->child ? dm_child_signal_group(proxy->child, number) : UV_ESRCH,
+                  "signal");
+}
+
+static int l_send(lua_State *L) {
+    struct proxy *proxy = check_proxy(L);
+    size_t length;
+    const char *line = luaL_checklstring(L, 2, &length);
+    const int fd = luaL_optint(L, 3, -1);
+    luaL_argcheck(L, !memchr(line, '\n', length), 2, "a line must not contain a newline");
+    return result(L, proxy->child ? dm_child_send(proxy->child, line, length, fd) : UV_EPIPE,
+                  "send");
+}
+
+static int l_close_channel(lua_State *L) {
+    struct proxy *proxy = check_proxy(L);
+    if (!proxy->child) {
+        return closed(L);
+    }
+    dm_child_close_channel(proxy->child);
+    return result(L, 0, NULL);
+}
+
+static int l_pause_reading(lua_State *L) {
+    struct proxy *proxy = check_proxy(L);
+    luaL_checktype(L, 2, LUA_TBOOLEAN);
+    if (!proxy->child) {
+        return closed(L);
+    }
+    dm_child_pause_reading(proxy->child, lua_toboolean(L, 2));
+    return result(L, 0, NULL);
+}
+
+static int l_tail(lua_State *L) {
+    struct proxy *proxy = check_proxy(L);
+    if (!proxy->child) {
+        return closed(L);
+    }
+    size_t length;
+    char *tail = dm_child_tail(proxy->child, &length);
+    lua_pushlstring(L, tail ? tail : "", length);
+    free(tail);
+    return 1;
+}
+
+static int l_tostring(lua_State *L) {
+    const struct proxy *proxy = check_proxy(L);
+    lua_pushfstring(L, "child %d%s", (int)proxy->pid, proxy->child ? "" : " (exited)");
+    return 1;
+}
+
+static int l_children(lua_State *L) {
+    lua_pushinteger(L, dm_lua_core(L)->reaper.count);
+    return 1;
+}
+
+static const luaL_Reg functions[] = {
+    {"spawn", l_spawn},
+    {"children", l_children},
+    {NULL, NULL},
+};
+
+static const luaL_Reg methods[] = {
+    {"pid", l_pid},
+    {"alive", l_alive},
+    {"signal", l_signal},
+    {"signal_group", l_signal_group},
+    {"send", l_send},
+    {"close_channel", l_close_channel},
+    {"pause_reading", l_pause_reading},
+    {"tail", l_tail},
+    {"__tostring", l_tostring},
+    {NULL, NULL},
+};
+
+void dm_lua_open_child(lua_State *L) {
+    luaL_newmetatable(L, CHILD);
+    luaL_register(L, NULL, methods);
+    lua_pushvalue(L, -1);
+    lua_setfield(L, -2, "__index");
+    lua_pop(L, 1);
+    luaL_register(L, NULL, functions);
+}

@@ -1,0 +1,151 @@
+/* lua/notify.c: core.notify_socket({uid=, on_refused=}, fn(fields, raw, pid)) -> n; n:name()
+ * n:refused() n:close(). core.sd_notify(text), core.sd_notify_set(). An open socket is kept alive
+ * by the registry. */
+#include "service/notify.h"
+#include "lua/call.h"
+#include "lua/io.h"
+#include "service/sdnotify.h"
+
+#include <unistd.h>
+
+#define TYPE "dutch-master.notify"
+
+struct l_notify {
+    struct dm_notify *notify;
+    lua_State *L;
+    int self;
+    int on_message;
+    int on_refused;
+};
+
+static struct l_notify *check(lua_State *L) {
+    return luaL_checkudata(L, 1, TYPE);
+}
+
+static int push_fields(lua_State *L, const char *text, size_t len) {
+    const char *cursor = text;
+    struct dm_notify_field field;
+    lua_newtable(L);
+    while (dm_notify_next_field(&cursor, text + len, &field)) {
+        lua_pushlstring(L, field.key, field.key_len);
+        lua_pushvalue(L, -1);
+        lua_rawget(L, -3);
+        const bool is_first = lua_isnil(L, -1);
+        lua_pop(L, 1);
+        if (is_first) {
+            lua_pushlstring(L, field.value, field.value_len);
+            lua_rawset(L, -3);
+        } else {
+            lua_pop(L, 1);
+        }
+    }
+    return 1;
+}
+
+static void on_message(void *ctx, const char *text, size_t len, pid_t pid, uid_t uid) {
+    struct l_notify *n = ctx;
+    (void)uid;
+    lua_rawgeti(n->L, LUA_REGISTRYINDEX, n->on_message);
+    push_fields(n->L, text, len);
+    lua_pushlstring(n->L, text, len);
+    lua_pushinteger(n->L, pid);
+    dm_lua_call(n->L, 3, 0, "notification");
+}
+
+static void on_refused(void *ctx, const char *reason, uint64_t count) {
+    struct l_notify *n = ctx;
+    if (n->on_refused == LUA_NOREF) {
+        return;
+    }
+    lua_rawgeti(n->L, LUA_REGISTRYINDEX, n->on_refused);
+    lua_pushstring(n->L, reason);
+    lua_pushnumber(n->L, (lua_Number)count);
+    dm_lua_call(n->L, 2, 0, "notification refused");
+}
+
+static const struct dm_notify_events events = {on_message, on_refused};
+
+static int l_notify_socket(lua_State *L) {
+    luaL_checktype(L, 1, LUA_TTABLE);
+    luaL_checktype(L, 2, LUA_TFUNCTION);
+    lua_settop(L, 2);
+    lua_getfield(L, 1, "uid");
+    const uid_t uid = lua_isnil(L, 3) ? geteuid() : (uid_t)luaL_checknumber(L, 3);
+    lua_getfield(L, 1, "on_refused");
+    /* Stack: 1 options, 2 function, 3 uid, 4 on_refused, 5 object */
+    struct l_notify *n = lua_newuserdata(L, sizeof *n);
+    *n = (struct l_notify){
+        .L = dm_lua_main(L), .self = LUA_NOREF, .on_message = LUA_NOREF, .on_refused = LUA_NOREF};
+    luaL_getmetatable(L, TYPE);
+    lua_setmetatable(L, 5);
+    dm_lua_keep(L, 2, &n->on_message);
+    dm_lua_keep(L, 4, &n->on_refused);
+    const int err = dm_notify_open(dm_lua_loop(L), uid, &events, n, &n->notify);
+    if (err != 0) {
+        n->notify = NULL;
+        dm_lua_drop(L, &n->on_message);
+        dm_lua_drop(L, &n->on_refused);
+        return dm_lua_fail(L, err, "notification socket");
+    }
+    lua_pushvalue(L, 5);
+    n->self = luaL_ref(L, LUA_REGISTRYINDEX);
+    return 1;
+}
+
+static int l_name(lua_State *L) {
+    struct l_notify *n = check(L);
+    if (n->notify == NULL) {
+        return dm_lua_closed(L);
+    }
+    lua_pushstring(L, dm_notify_name(n->notify));
+    return 1;
+}
+
+static int l_refused(lua_State *L) {
+    struct l_notify *n = check(L);
+    if (n->notify == NULL) {
+        return dm_lua_closed(L);
+    }
+    lua_pushnumber(L, (lua_Number)dm_notify_refused(n->notify));
+    return 1;
+}
+
+static int l_close(lua_State *L) {
+    struct l_notify *n = check(L);
+    if (n->notify != NULL) {
+        dm_notify_close(n->notify);
+    }
+    n->notify = NULL;
+    dm_lua_drop(L, &n->on_message);
+    dm_lua_drop(L, &n->on_refused);
+    dm_lua_drop(L, &n->self);
+    return 0;
+}
+
+static int l_sd_notify(lua_State *L) {
+    const int err = dm_sd_notify(luaL_checkstring(L, 1));
+    if (err != 0) {
+        return dm_lua_fail(L, err, "NOTIFY_SOCKET");
+    }
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+static int l_sd_notify_set(lua_State *L) {
+    lua_pushboolean(L, dm_sd_notify_is_set());
+    return 1;
+}
+
+static const luaL_Reg methods[] = {
+    {"name", l_name}, {"refused", l_refused}, {"close", l_close}, {NULL, NULL}};
+
+static const luaL_Reg functions[] = {{"notify_socket", l_notify_socket},
+                                     {"sd_notify", l_sd_notify},
+                                     {"sd_notify_set", l_sd_notify_set},
+                                     {NULL, NULL}};
+
+void dm_lua_open_notify(lua_State *L) {
+    dm_sd_notify_init();
+    dm_lua_new_type(L, TYPE, methods, l_close);
+    luaL_register(L, NULL, functions);
+}

@@ -1,0 +1,166 @@
+/* lua/process.c: signals to the master, and the children that it did not start. */
+#include "lua/process.h"
+
+#include "lua/call.h"
+#include "lua/support.h"
+#include "sandbox/alarm.h"
+
+#include <lauxlib.h>
+#include <signal.h>
+
+/* How long the end waits for orphans that were killed: only an uninterruptible wait takes longer.
+ */
+enum { KILL_ADOPTED_MS = 2000 };
+
+/* Pids of adopted orphans that one call can report. */
+enum { ADOPTED_MAX = 4096 };
+
+static const char signal_key, orphan_key;
+
+static void set_callback(lua_State *L, const char *key, int index) {
+    lua_pushlightuserdata(L, (void *)(uintptr_t)key);
+    lua_pushvalue(L, index);
+    lua_rawset(L, LUA_REGISTRYINDEX);
+}
+
+static bool push_callback(lua_State *L, const char *key) {
+    lua_pushlightuserdata(L, (void *)(uintptr_t)key);
+    lua_rawget(L, LUA_REGISTRYINDEX);
+    if (!lua_isfunction(L, -1)) {
+        lua_pop(L, 1);
+        return false;
+    }
+    return true;
+}
+
+/* -- signals ------------------------------------------------------------------------------------
+ */
+
+int dm_lua_check_signal(lua_State *L, int index) {
+    const int number = dm_signal_number(luaL_checkstring(L, index));
+    luaL_argcheck(L, number > 0, index, "not the name of a signal");
+    return number;
+}
+
+static void on_signal(struct dm_signals *signals, int number, pid_t sender, uid_t sender_uid) {
+    const struct dm_core *core = dm_container(signals, struct dm_core, signals);
+    lua_State *L = signals->data;
+    char buffer[16];
+    if (!core->silent && push_callback(L, &signal_key)) {
+        lua_pushstring(L, dm_signal_name(number, buffer));
+        lua_pushinteger(L, sender);
+        lua_pushnumber(L, sender_uid);
+        dm_lua_call(L, 3, 0, "signal");
+    }
+}
+
+/* signals({names}, fn(name, sender_pid, sender_uid)) */
+static int l_signals(lua_State *L) {
+    luaL_checktype(L, 1, LUA_TTABLE);
+    luaL_checktype(L, 2, LUA_TFUNCTION);
+    sigset_t set;
+    sigemptyset(&set);
+    for (int i = 1; i <= (int)lua_objlen(L, 1); i++) {
+        lua_rawgeti(L, 1, i);
+        const int number = dm_lua_check_signal(L, -1);
+        /* Two have an owner already, the others nobody can have. */
+        if (number == SIGCHLD || number == DM_ALARM_SIGNAL || number == SIGKILL ||
+            number == SIGSTOP) {
+            return luaL_error(L, "%s cannot be listened to", lua_tostring(L, -1));
+        }
+        sigaddset(&set, number);
+        lua_pop(L, 1);
+    }
+    struct dm_core *core = dm_lua_core(L);
+    core->signals.data = dm_lua_main(L);
+    core->signals.on_signal = on_signal;
+    set_callback(L, &signal_key, 2);
+    const int rc = dm_signals_set(&core->signals, core->loop, &set);
+    if (rc != 0) {
+        return dm_lua_fail(L, rc, "signals");
+    }
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+static int l_signal_number(lua_State *L) {
+    const int number = dm_signal_number(luaL_checkstring(L, 1));
+    if (number > 0) {
+        lua_pushinteger(L, number);
+    } else {
+        lua_pushnil(L);
+    }
+    return 1;
+}
+
+static int l_signal_name(lua_State *L) {
+    char buffer[16];
+    lua_pushstring(L, dm_signal_name(luaL_checkint(L, 1), buffer));
+    return 1;
+}
+
+/* -- orphans ------------------------------------------------------------------------------------
+ */
+
+static void on_orphan(struct dm_reaper *reaper, pid_t pid, const struct dm_exit *exit) {
+    const struct dm_core *core = dm_container(reaper, struct dm_core, reaper);
+    lua_State *L = reaper->orphan_data;
+    if (!core->silent && push_callback(L, &orphan_key)) {
+        lua_pushinteger(L, pid);
+        dm_lua_push_exit(L, exit);
+        dm_lua_call(L, 2, 0, "on_orphan");
+    }
+}
+
+static int l_on_orphan(lua_State *L) {
+    if (!lua_isnoneornil(L, 1)) {
+        luaL_checktype(L, 1, LUA_TFUNCTION);
+    }
+    lua_settop(L, 1);
+    struct dm_core *core = dm_lua_core(L);
+    core->reaper.orphan_data = dm_lua_main(L);
+    core->reaper.on_orphan = on_orphan;
+    set_callback(L, &orphan_key, 1);
+    return 0;
+}
+
+static size_t adopted(lua_State *L, pid_t **pids) {
+    *pids = lua_newuserdata(L, ADOPTED_MAX * sizeof **pids);
+    const size_t n = dm_reaper_adopted(&dm_lua_core(L)->reaper, *pids, ADOPTED_MAX);
+    return n < ADOPTED_MAX ? n : ADOPTED_MAX;
+}
+
+static int l_adopted(lua_State *L) {
+    pid_t *pids;
+    const size_t n = adopted(L, &pids);
+    lua_createtable(L, (int)n, 0);
+    for (size_t i = 0; i < n; i++) {
+        lua_pushinteger(L, pids[i]);
+        lua_rawseti(L, -2, (int)i + 1);
+    }
+    return 1;
+}
+
+/* -> how many got it */
+static int l_kill_adopted(lua_State *L) {
+    lua_pushinteger(L,
+                    (lua_Integer)dm_reaper_kill_adopted(&dm_lua_core(L)->reaper, KILL_ADOPTED_MS));
+    return 1;
+}
+
+static const luaL_Reg functions[] = {
+    {"signals", l_signals},
+    {"signal_number", l_signal_number},
+    {"signal_name", l_signal_name},
+    {"on_orphan", l_on_orphan},
+    {"adopted", l_adopted},
+    {"kill_adopted", l_kill_adopted},
+    {NULL, NULL},
+};
+
+void dm_lua_open_process(lua_State *L) {
+    luaL_register(L, NULL, functions);
+    dm_lua_open_timer(L);
+    dm_lua_open_sysinfo(L);
+    dm_lua_open_child(L);
+}

@@ -1,0 +1,127 @@
+/* lua/sink.c: core.sink(target) -> s; s:write(line) s:lost() s:on_drain(fn) s:reopen() s:flush(ms)
+ * s:is_tty() s:close(). */
+#include "service/sink.h"
+#include "lua/call.h"
+#include "lua/io.h"
+
+#define TYPE "dutch-master.sink"
+
+struct l_sink {
+    struct dm_sink *sink;
+    lua_State *L;
+    int on_drain;
+};
+
+static struct l_sink *check(lua_State *L) {
+    return luaL_checkudata(L, 1, TYPE);
+}
+
+static void on_drain(void *ctx) {
+    struct l_sink *s = ctx;
+    lua_rawgeti(s->L, LUA_REGISTRYINDEX, s->on_drain);
+    dm_lua_call(s->L, 0, 0, "sink drained");
+}
+
+static int l_sink(lua_State *L) {
+    struct l_sink *s = lua_newuserdata(L, sizeof *s);
+    *s = (struct l_sink){.L = dm_lua_main(L), .on_drain = LUA_NOREF};
+    luaL_getmetatable(L, TYPE);
+    lua_setmetatable(L, -2);
+    int err;
+    if (lua_type(L, 1) == LUA_TNUMBER) {
+        err = dm_sink_open_fd(dm_lua_loop(L), luaL_checkint(L, 1), &s->sink);
+        return err == 0 ? 1 : dm_lua_fail(L, err, "log output");
+    }
+    const char *path = luaL_checkstring(L, 1);
+    err = dm_sink_open_path(dm_lua_loop(L), path, &s->sink);
+    return err == 0 ? 1 : dm_lua_fail(L, err, path);
+}
+
+static int l_write(lua_State *L) {
+    struct l_sink *s = check(L);
+    size_t len;
+    const char *record = luaL_checklstring(L, 2, &len);
+    luaL_argcheck(L, len > 0 && record[len - 1] == '\n', 2, "a record ends with a newline");
+    if (s->sink == NULL) {
+        return dm_lua_closed(L);
+    }
+    int err = dm_sink_write(s->sink, record, len);
+    if (err != 0) {
+        return dm_lua_fail(L, err, NULL);
+    }
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+static int l_lost(lua_State *L) {
+    struct l_sink *s = check(L);
+    lua_pushnumber(L, s->sink == NULL ? 0 : (lua_Number)dm_sink_take_lost(s->sink));
+    return 1;
+}
+
+static int l_on_drain(lua_State *L) {
+    struct l_sink *s = check(L);
+    if (s->sink == NULL) {
+        return dm_lua_closed(L);
+    }
+    dm_lua_keep(L, 2, &s->on_drain);
+    dm_sink_on_drain(s->sink, s->on_drain == LUA_NOREF ? NULL : on_drain, s);
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+static int l_reopen(lua_State *L) {
+    struct l_sink *s = check(L);
+    if (s->sink == NULL) {
+        return dm_lua_closed(L);
+    }
+    int err = dm_sink_reopen(s->sink);
+    if (err != 0) {
+        return dm_lua_fail(L, err, "log output");
+    }
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+static int l_flush(lua_State *L) {
+    struct l_sink *s = check(L);
+    lua_Number ms = luaL_checknumber(L, 2);
+    luaL_argcheck(L, ms >= 0 && ms <= 3600e3, 2, "milliseconds");
+    if (s->sink == NULL) {
+        return dm_lua_closed(L);
+    }
+    int err = dm_sink_flush(s->sink, (uint64_t)ms);
+    if (err != 0) {
+        return dm_lua_fail(L, err, NULL);
+    }
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+static int l_is_tty(lua_State *L) {
+    struct l_sink *s = check(L);
+    lua_pushboolean(L, s->sink != NULL && dm_sink_is_tty(s->sink));
+    return 1;
+}
+
+static int l_close(lua_State *L) {
+    struct l_sink *s = check(L);
+    struct dm_sink *sink = s->sink;
+    s->sink = NULL;
+    dm_lua_drop(L, &s->on_drain);
+    if (sink != NULL) {
+        dm_sink_close(sink);
+    }
+    return 0;
+}
+
+static const luaL_Reg methods[] = {
+    {"write", l_write}, {"lost", l_lost},     {"on_drain", l_on_drain}, {"reopen", l_reopen},
+    {"flush", l_flush}, {"is_tty", l_is_tty}, {"close", l_close},       {NULL, NULL},
+};
+
+void dm_lua_open_sink(lua_State *L) {
+    dm_lua_new_type(L, TYPE, methods, l_close);
+    lua_pushcfunction(L, l_sink);
+    lua_setfield(L, -2, "sink");
+}

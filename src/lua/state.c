@@ -1,0 +1,127 @@
+/* lua/state.c: see lua/state.h. */
+#include "lua/state.h"
+
+#include "lua/call.h"
+#include "lua/embedded.h"
+#include "lua/support.h"
+
+#include <lauxlib.h>
+#include <luajit.h>
+#include <lualib.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+/* From the archives of lua-cjson and luv, whose headers do not declare all of them. */
+int luaopen_cjson(lua_State *L);
+int luaopen_cjson_safe(lua_State *L);
+int luaopen_luv(lua_State *L);
+
+#if defined(__SANITIZE_ADDRESS__)
+#define DM_MALLOC_STATE 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define DM_MALLOC_STATE 1
+#endif
+#endif
+
+#ifdef DM_MALLOC_STATE
+/* LuaJIT's own allocator maps memory that LeakSanitizer neither scans nor checks. */
+static void *allocate(void *ud, void *block, size_t old_size, size_t size) {
+    (void)ud;
+    (void)old_size;
+    if (size == 0) {
+        free(block);
+        return NULL;
+    }
+    return realloc(block, size);
+}
+#endif
+
+static const luaL_Reg preloaded[] = {
+    {"cjson", luaopen_cjson},
+    {"cjson.safe", luaopen_cjson_safe},
+    {"luv", luaopen_luv},
+    {NULL, NULL},
+};
+
+struct lua_State *dm_lua_state_new(void) {
+#ifdef DM_MALLOC_STATE
+    lua_State *L = lua_newstate(allocate, NULL);
+#else
+    lua_State *L = luaL_newstate();
+#endif
+    if (!L) {
+        return NULL;
+    }
+    lua_pushboolean(L, 1);
+    lua_setfield(L, LUA_REGISTRYINDEX, "LUA_NOENV");
+    luaL_openlibs(L);
+    lua_getglobal(L, "package");
+    lua_getfield(L, -1, "preload"); /* package, preload */
+    luaL_register(L, NULL, preloaded);
+    lua_settop(L, 0);
+    return L;
+}
+
+static int on_panic(lua_State *L) {
+    const char *message = lua_tostring(L, -1);
+    fprintf(stderr, "dutch-master: panic: %s\n", message ? message : "error without message");
+    dm_children_stop_all(dm_lua_core(L));
+    _exit(70);
+}
+
+struct lua_State *dm_lua_state_open(struct dm_core *core) {
+    lua_State *L = dm_lua_state_new();
+    if (!L) {
+        return NULL;
+    }
+    lua_atpanic(L, on_panic);
+    /* Policy runs for microseconds at a time: compiling traces of it costs more than it gives. */
+    luaJIT_setmode(L, 0, LUAJIT_MODE_ENGINE | LUAJIT_MODE_OFF);
+    dm_lua_set_core(L, core);
+    lua_getglobal(L, "package");
+    /* Policy comes from the binary alone, never from where the master was started. */
+    lua_pushliteral(L, "");
+    lua_setfield(L, 1, "path");
+    lua_pushliteral(L, "");
+    lua_setfield(L, 1, "cpath");
+    lua_getfield(L, 1, "preload");
+    lua_pushcfunction(L, luaopen_dutch_core);
+    lua_setfield(L, -2, "dutch-master.core");
+    lua_settop(L, 0);
+    dm_lua_open_embedded(L, "");
+    return L;
+}
+
+void dm_lua_state_close(struct lua_State *L) {
+    if (L) {
+        lua_close(L);
+    }
+}
+
+/* Argument 1: argv. Returns what main() returns. */
+static int l_enter(lua_State *L) {
+    lua_getglobal(L, "require");
+    lua_pushliteral(L, "dutch-master.cli");
+    lua_call(L, 1, 1);
+    lua_getfield(L, -1, "main");
+    lua_pushvalue(L, 1);
+    lua_call(L, 1, 1);
+    return 1;
+}
+
+int dm_lua_state_enter(struct lua_State *L, int argc, char **argv) {
+    lua_pushcfunction(L, l_enter);
+    lua_createtable(L, argc, 0);
+    for (int i = 0; i < argc; i++) {
+        lua_pushstring(L, argv[i]);
+        lua_rawseti(L, -2, i);
+    }
+    if (dm_lua_call(L, 1, 1, "start") != 0) {
+        return DM_LUA_PANIC;
+    }
+    const int code = lua_isnumber(L, -1) ? (int)lua_tointeger(L, -1) : DM_LUA_RUN;
+    lua_pop(L, 1);
+    return code;
+}

@@ -1,0 +1,123 @@
+/* lua/timer.c: core.timer. An armed timer is kept by the registry until it fires or is stopped; an
+ * idle one goes with its last reference. */
+#include "base/timer.h"
+#include "lua/call.h"
+#include "lua/support.h"
+
+#include <lauxlib.h>
+#include <time.h>
+
+#define TIMER "dm.timer"
+
+/* ms. A hundred years: what a deadline that never comes may be given as. */
+static const double LONGEST_MS = 3.2e12;
+
+struct proxy {
+    struct dm_timer timer;
+    lua_State *L;
+    int self; /* reference while armed */
+    bool closed;
+};
+
+static void unkeep(struct proxy *proxy) {
+    luaL_unref(proxy->L, LUA_REGISTRYINDEX, proxy->self);
+    proxy->self = LUA_NOREF;
+}
+
+static void on_due(struct dm_timer *timer) {
+    struct proxy *proxy = dm_container(timer, struct proxy, timer);
+    lua_State *L = proxy->L;
+    lua_rawgeti(L, LUA_REGISTRYINDEX, proxy->self); /* timer: alive until the call returns */
+    unkeep(proxy);
+    lua_getfenv(L, -1); /* timer, environment */
+    lua_rawgeti(L, -1, 1);
+    dm_lua_call(L, 0, 0, "timer");
+    lua_pop(L, 2);
+}
+
+/* timer(fn) */
+static int l_timer(lua_State *L) {
+    luaL_checktype(L, 1, LUA_TFUNCTION);
+    struct proxy *proxy = lua_newuserdata(L, sizeof *proxy);
+    proxy->L = dm_lua_main(L);
+    proxy->self = LUA_NOREF;
+    proxy->closed = false;
+    dm_timer_init(&proxy->timer, &dm_lua_core(L)->timers, on_due);
+    luaL_getmetatable(L, TIMER);
+    lua_setmetatable(L, -2);
+    lua_createtable(L, 1, 0);
+    lua_pushvalue(L, 1);
+    lua_rawseti(L, -2, 1);
+    lua_setfenv(L, -2);
+    return 1;
+}
+
+static struct proxy *check_proxy(lua_State *L) {
+    return luaL_checkudata(L, 1, TIMER);
+}
+
+static int l_start(lua_State *L) {
+    struct proxy *proxy = check_proxy(L);
+    const double ms = luaL_checknumber(L, 2);
+    luaL_argcheck(L, ms >= 0, 2, "expected milliseconds, not negative");
+    if (proxy->closed) {
+        lua_pushnil(L);
+        lua_pushliteral(L, "closed");
+        lua_pushliteral(L, "EBADF");
+        return 3;
+    }
+    if (proxy->self == LUA_NOREF) {
+        lua_pushvalue(L, 1);
+        proxy->self = luaL_ref(L, LUA_REGISTRYINDEX);
+    }
+    dm_timer_start(&proxy->timer, (uint64_t)(ms < LONGEST_MS ? ms : LONGEST_MS));
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+static int l_stop(lua_State *L) {
+    struct proxy *proxy = check_proxy(L);
+    dm_timer_stop(&proxy->timer);
+    unkeep(proxy);
+    return 0;
+}
+
+/* Also __gc: at the latest when the state closes, an armed timer leaves the list. */
+static int l_close(lua_State *L) {
+    struct proxy *proxy = check_proxy(L);
+    l_stop(L);
+    proxy->closed = true;
+    return 0;
+}
+
+static int l_now(lua_State *L) {
+    lua_pushnumber(L, (double)dm_now_ms());
+    return 1;
+}
+
+static int l_wall(lua_State *L) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    lua_pushnumber(L, (double)now.tv_sec + (double)now.tv_nsec / 1e9);
+    return 1;
+}
+
+static const luaL_Reg functions[] = {
+    {"timer", l_timer},
+    {"now", l_now},
+    {"wall", l_wall},
+    {NULL, NULL},
+};
+
+static const luaL_Reg methods[] = {
+    {"start", l_start}, {"stop", l_stop}, {"close", l_close}, {"__gc", l_close}, {NULL, NULL},
+};
+
+void dm_lua_open_timer(lua_State *L) {
+    luaL_newmetatable(L, TIMER);
+    luaL_register(L, NULL, methods);
+    lua_pushvalue(L, -1);
+    lua_setfield(L, -2, "__index");
+    lua_pop(L, 1);
+    luaL_register(L, NULL, functions);
+}

@@ -1,0 +1,163 @@
+/* dial.c: see dial.h. uv_poll and not uv_tcp_t, which closes its descriptor only when the loop
+ * turns: a connection that is given up must be gone before its rule is.
+ */
+#include "net/dial.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { READ_SIZE = 16384 }; /* bytes in one turn of the loop */
+
+struct dm_dial {
+    uv_poll_t poll;
+    int fd;
+    int port;
+    struct dm_address to;
+    char *text; /* [sent, size) is still to be sent */
+    size_t sent, size;
+    bool connected;
+    struct dm_dial_events events;
+    void *ctx;
+};
+
+static void on_poll(uv_poll_t *poll, int status, int events);
+
+static int bound_socket(const struct dm_address *to, int *port) {
+    struct dm_address from = *to;
+    dm_address_set_port(&from, 0);
+    const int fd = socket(to->u.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0) {
+        return -errno;
+    }
+    int error = bind(fd, &from.u.any, from.length) == 0 ? 0 : -errno;
+    if (!error) {
+        error = dm_address_of(fd, &from);
+    }
+    if (error) {
+        close(fd);
+        return error;
+    }
+    *port = dm_address_port(&from);
+    return fd;
+}
+
+int dm_dial_open(uv_loop_t *loop, const struct dm_address *to, const struct dm_dial_events *events,
+                 void *ctx, struct dm_dial **dial) {
+    if (dm_address_is_unix(to) || to->type != SOCK_STREAM) {
+        return -EINVAL;
+    }
+    struct dm_dial *self = calloc(1, sizeof *self);
+    if (!self) {
+        return -ENOMEM;
+    }
+    self->to = *to;
+    self->events = *events;
+    self->ctx = ctx;
+    dm_address_from_here(&self->to);
+    self->fd = bound_socket(&self->to, &self->port);
+    int error = self->fd < 0 ? self->fd : uv_poll_init(loop, &self->poll, self->fd);
+    if (error) {
+        if (self->fd >= 0) {
+            close(self->fd);
+        }
+        free(self);
+        return error;
+    }
+    *dial = self;
+    return 0;
+}
+
+int dm_dial_port(const struct dm_dial *self) {
+    return self->port;
+}
+
+int dm_dial_start(struct dm_dial *self, const char *text, size_t size) {
+    if (self->text) {
+        return -EISCONN;
+    }
+    self->text = malloc(size + 1);
+    if (!self->text) {
+        return -ENOMEM;
+    }
+    memcpy(self->text, text, size);
+    self->size = size;
+    if (connect(self->fd, &self->to.u.any, self->to.length) != 0 && errno != EINPROGRESS) {
+        return -errno;
+    }
+    return uv_poll_start(&self->poll, UV_WRITABLE, on_poll);
+}
+
+static void end(struct dm_dial *self, int error) {
+    uv_poll_stop(&self->poll);
+    self->events.on_end(self->ctx, error);
+}
+
+static int send_rest(struct dm_dial *self) {
+    while (self->sent < self->size) {
+        const ssize_t n =
+            send(self->fd, self->text + self->sent, self->size - self->sent, MSG_NOSIGNAL);
+        if (n < 0 && errno != EINTR) {
+            return errno == EAGAIN ? 0 : -errno;
+        }
+        self->sent += n > 0 ? (size_t)n : 0;
+    }
+    return uv_poll_start(&self->poll, UV_READABLE, on_poll);
+}
+
+/* A poll that failed (status < 0) is stopped, but what came before that is still to be read. */
+static void receive(struct dm_dial *self, int status) {
+    char data[READ_SIZE];
+    const ssize_t n = recv(self->fd, data, sizeof data, 0);
+    if (n > 0) {
+        self->events.on_data(self->ctx, data, (size_t)n);
+        if (status < 0 && !uv_is_closing((uv_handle_t *)&self->poll)) {
+            uv_poll_start(&self->poll, UV_READABLE, on_poll);
+        }
+    } else if (n == 0) {
+        end(self, 0);
+    } else if (status < 0 || (errno != EAGAIN && errno != EINTR)) {
+        end(self, -errno);
+    }
+}
+
+/* Why a connection could not be made, 0 if it was. */
+static int connect_error(const struct dm_dial *self) {
+    int error = 0;
+    socklen_t size = sizeof error;
+    if (getsockopt(self->fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0) {
+        return -errno;
+    }
+    return -error;
+}
+
+static void on_poll(uv_poll_t *poll, int status, int events) {
+    struct dm_dial *self = (struct dm_dial *)poll;
+    (void)events;
+    int error = 0;
+    if (!self->connected) {
+        error = connect_error(self);
+        self->connected = !error;
+    }
+    if (!error && status == 0 && self->sent < self->size) {
+        error = send_rest(self);
+    } else if (!error) {
+        receive(self, status);
+    }
+    if (error) {
+        end(self, error);
+    }
+}
+
+static void on_closed(uv_handle_t *handle) {
+    struct dm_dial *self = (struct dm_dial *)handle;
+    free(self->text);
+    free(self);
+}
+
+void dm_dial_close(struct dm_dial *self) {
+    uv_poll_stop(&self->poll);
+    close(self->fd);
+    uv_close((uv_handle_t *)&self->poll, on_closed);
+}

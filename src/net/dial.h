@@ -1,0 +1,29 @@
+/* dial.h: one TCP connection that the master makes, to an address of its own machine. It leaves
+ * from the very address it goes to, and from a port that is known before it is made: by these the
+ * steering knows it. What it says is sent once connected, what is answered is handed on as it
+ * comes. No time limits here, and no function here calls back: callbacks come from the loop only.
+ */
+#pragma once
+
+#include "net/address.h"
+
+#include <stddef.h>
+#include <uv.h>
+
+struct dm_dial;
+
+struct dm_dial_events {
+    /* May close the connection. */
+    void (*on_data)(void *ctx, const char *data, size_t size);
+    /* The last event, but the connection is still to be closed. error: 0 if the other end closed
+     * it. */
+    void (*on_end)(void *ctx, int error);
+};
+
+/* Binds. */
+int dm_dial_open(uv_loop_t *loop, const struct dm_address *to, const struct dm_dial_events *events,
+                 void *ctx, struct dm_dial **dial);
+int dm_dial_port(const struct dm_dial *dial);
+/* Connects and says `text`; once. If it fails at once, there are no events. */
+int dm_dial_start(struct dm_dial *dial, const char *text, size_t size);
+void dm_dial_close(struct dm_dial *dial);

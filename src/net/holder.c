@@ -1,0 +1,141 @@
+/* holder.c: see holder.h. */
+#include "net/holder.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Sockets of one address, by inode: a group of lanes has many. */
+enum { MAX_INODES = 64 };
+
+struct inodes {
+    unsigned long list[MAX_INODES];
+    int count;
+};
+
+static void add(struct inodes *found, unsigned long inode) {
+    if (inode != 0 && found->count < MAX_INODES) {
+        found->list[found->count++] = inode;
+    }
+}
+
+/* Lines of /proc/net/tcp and the like: "sl: LOCAL:PORT REMOTE:PORT ST tx:rx tr:when retr uid
+ * timeout inode". */
+static void read_port_table(const char *path, int port, bool listening, struct inodes *found) {
+    FILE *file = fopen(path, "re");
+    char line[512];
+    while (file && fgets(line, sizeof line, file)) {
+        unsigned local, state;
+        unsigned long inode;
+        if (sscanf(line, " %*d: %*[0-9A-F]:%x %*[0-9A-F]:%*x %x %*x:%*x %*x:%*x %*x %*u %*d %lu",
+                   &local, &state, &inode) == 3 &&
+            (int)local == port && (!listening || state == 0x0A)) {
+            add(found, inode);
+        }
+    }
+    if (file) {
+        fclose(file);
+    }
+}
+
+/* "num refs proto flags type st inode path" */
+static void read_unix_table(const char *path, struct inodes *found) {
+    FILE *file = fopen("/proc/net/unix", "re");
+    char line[512];
+    while (file && fgets(line, sizeof line, file)) {
+        unsigned long inode;
+        char name[256];
+        if (sscanf(line, "%*s %*s %*s %*s %*s %*s %lu %255[^\n]", &inode, name) == 2 &&
+            strcmp(name, path) == 0) {
+            add(found, inode);
+        }
+    }
+    if (file) {
+        fclose(file);
+    }
+}
+
+static bool is_one_of(const struct inodes *found, const char *link) {
+    unsigned long inode;
+    if (sscanf(link, "socket:[%lu]", &inode) != 1) {
+        return false;
+    }
+    for (int i = 0; i < found->count; i++) {
+        if (found->list[i] == inode) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool holds(int proc, const char *pid, const struct inodes *found) {
+    char path[NAME_MAX + 8], link[64];
+    bool result = false;
+    snprintf(path, sizeof path, "%s/fd", pid);
+    const int fd = openat(proc, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
+    if (!dir) {
+        if (fd >= 0) {
+            close(fd);
+        }
+        return false;
+    }
+    for (struct dirent *entry = readdir(dir); entry && !result; entry = readdir(dir)) {
+        const ssize_t length = readlinkat(fd, entry->d_name, link, sizeof link - 1);
+        if (length > 0) {
+            link[length] = '\0';
+            result = is_one_of(found, link);
+        }
+    }
+    closedir(dir);
+    return result;
+}
+
+static void read_name(int proc, const char *pid, char name[DM_HOLDER_NAME]) {
+    char path[NAME_MAX + 8];
+    snprintf(path, sizeof path, "%s/comm", pid);
+    const int fd = openat(proc, path, O_RDONLY | O_CLOEXEC);
+    const ssize_t length = fd >= 0 ? read(fd, name, DM_HOLDER_NAME - 1) : 0;
+    if (fd >= 0) {
+        close(fd);
+    }
+    name[length > 0 ? length : 0] = '\0';
+    name[strcspn(name, "\n")] = '\0';
+    for (char *c = name; *c; c++) {
+        if (!isprint((unsigned char)*c)) {
+            *c = '?';
+        }
+    }
+}
+
+bool dm_holder_find(const struct dm_address *address, pid_t *pid, char name[DM_HOLDER_NAME]) {
+    struct inodes found = {.count = 0};
+    if (dm_address_is_unix(address)) {
+        char host[DM_ADDRESS_TEXT];
+        dm_address_host(address, host);
+        read_unix_table(host, &found);
+    } else {
+        const bool tcp = address->type == SOCK_STREAM;
+        const int port = dm_address_port(address);
+        read_port_table(tcp ? "/proc/net/tcp" : "/proc/net/udp", port, tcp, &found);
+        read_port_table(tcp ? "/proc/net/tcp6" : "/proc/net/udp6", port, tcp, &found);
+    }
+    DIR *dir = found.count > 0 ? opendir("/proc") : NULL;
+    if (!dir) {
+        return false;
+    }
+    *pid = 0;
+    for (struct dirent *entry = readdir(dir); entry && *pid == 0; entry = readdir(dir)) {
+        if (isdigit((unsigned char)entry->d_name[0]) && holds(dirfd(dir), entry->d_name, &found)) {
+            *pid = (pid_t)strtol(entry->d_name, NULL, 10);
+            read_name(dirfd(dir), entry->d_name, name);
+        }
+    }
+    closedir(dir);
+    return *pid != 0;
+}

@@ -1,0 +1,12 @@
+/* holder.h: who has an address that we were refused. Reads /proc; for an error message, never in
+ * the course of things. */
+#pragma once
+
+#include "net/address.h"
+
+#include <sys/types.h>
+
+enum { DM_HOLDER_NAME = 32 };
+
+/* The first process found that has a socket bound there; it may be one we may not see. */
+bool dm_holder_find(const struct dm_address *address, pid_t *pid, char name[DM_HOLDER_NAME]);

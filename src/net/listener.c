@@ -1,0 +1,420 @@
+/* listener.c: see listener.h. */
+#include "net/listener.h"
+
+#include "net/group_order.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static int set_flag(int fd, int level, int name, int value) {
+    return setsockopt(fd, level, name, &value, sizeof value) == 0 ? 0 : -errno;
+}
+
+/* ---- sockets ---- */
+
+/* SO_REUSEADDR on TCP alone: with it two UDP sockets could share a port unseen. */
+static int bound_socket(const struct dm_address *address, bool reuseport, int mode, int *out) {
+    const sa_family_t family = address->u.any.sa_family;
+    const int fd = socket(family, address->type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0) {
+        return -errno;
+    }
+    int error = 0;
+    if (family != AF_UNIX && address->type == SOCK_STREAM) {
+        error = set_flag(fd, SOL_SOCKET, SO_REUSEADDR, 1);
+    }
+    if (!error && reuseport) {
+        error = set_flag(fd, SOL_SOCKET, SO_REUSEPORT, 1);
+    }
+    if (!error && family == AF_INET6) {
+        error = set_flag(fd, IPPROTO_IPV6, IPV6_V6ONLY, !address->dual);
+    }
+    if (!error && family == AF_UNIX && mode >= 0 && fchmod(fd, (mode_t)mode) != 0) {
+        error = -errno; /* before bind: the path never has more than the mode's bits */
+    }
+    if (!error && bind(fd, &address->u.any, address->length) != 0) {
+        error = -errno;
+    }
+    if (error) {
+        close(fd);
+        return error;
+    }
+    *out = fd;
+    return 0;
+}
+
+static void use_ipv4(struct dm_address *address) {
+    const char *why;
+    const int port = dm_address_port(address);
+    dm_address_set_host(address, "0.0.0.0", &why);
+    dm_address_set_port(address, port);
+}
+
+/* Without SO_REUSEPORT, so that a port that anybody listens on is seen to be taken. */
+static int open_guard(struct dm_listener *self) {
+    int error = bound_socket(&self->address, false, -1, &self->guard);
+    if (self->address.dual && (error == -EAFNOSUPPORT || error == -EADDRNOTAVAIL)) {
+        use_ipv4(&self->address);
+        error = bound_socket(&self->address, false, -1, &self->guard);
+    }
+    if (!error) {
+        error = dm_address_of(self->guard, &self->address);
+    }
+    return error;
+}
+
+static void close_guard(struct dm_listener *self) {
+    if (self->guard >= 0) {
+        close(self->guard);
+        self->guard = -1;
+    }
+}
+
+static int open_path(struct dm_listener *self, int mode, int *fd) {
+    const char *path = self->address.u.un.sun_path;
+    int error = dm_unix_path_clear(path, self->address.type);
+    if (!error) {
+        error = bound_socket(&self->address, false, mode, fd);
+    }
+    if (error) {
+        return error;
+    }
+    if (mode >= 0 && chmod(path, (mode_t)mode) != 0) {
+        error = -errno; /* umask may have taken bits */
+    }
+    if (!error) {
+        error = dm_unix_path_open(&self->path, path);
+    }
+    if (error) {
+        unlink(path);
+        close(*fd);
+    }
+    return error;
+}
+
+/* ---- lanes ---- */
+
+static int grow(struct dm_listener *self) {
+    if (self->count < self->capacity) {
+        return 0;
+    }
+    const size_t capacity = self->capacity ? 2 * self->capacity : 4;
+    struct dm_lane **lanes = realloc(self->lanes, capacity * sizeof *lanes);
+    if (!lanes) {
+        return -ENOMEM;
+    }
+    self->lanes = lanes;
+    self->capacity = capacity;
+    return 0;
+}
+
+static void place(struct dm_listener *self, struct dm_lane *lane, size_t index) {
+    lane->index = index;
+    self->lanes[index] = lane;
+}
+
+/* Last in the group, before those outside it. */
+static void append_member(struct dm_listener *self, struct dm_lane *lane) {
+    if (self->members < self->count) {
+        place(self, self->lanes[self->members], self->count);
+    }
+    place(self, lane, self->members++);
+    self->count++;
+}
+
+static void append_outsider(struct dm_listener *self, struct dm_lane *lane) {
+    place(self, lane, self->count++);
+}
+
+/* As the kernel does when a member leaves: the last one moves to its place. */
+static void take_out(struct dm_lane *lane) {
+    struct dm_listener *self = lane->listener;
+    size_t hole = lane->index;
+    if (hole < self->members) {
+        self->members--;
+        place(self, self->lanes[self->members], hole);
+        hole = self->members;
+    }
+    self->count--;
+    if (hole < self->count) {
+        place(self, self->lanes[self->count], hole);
+    }
+}
+
+static int start_listening(struct dm_lane *lane) {
+    uint32_t depth;
+    if (lane->listener->address.type != SOCK_STREAM) {
+        return 0;
+    }
+    /* The backlog of a socket that came from outside is its giver's. */
+    const bool listens = lane->listener->foreign && dm_lane_listens(lane) > 0;
+    if (!listens && listen(lane->fd, lane->listener->backlog) != 0) {
+        return -errno;
+    }
+    dm_lane_queue(lane, &depth, &lane->limit);
+    return 0;
+}
+
+/* Takes `fd`, also if it fails. */
+static int adopt(struct dm_listener *self, int fd, struct dm_lane **out) {
+    struct dm_lane *lane = calloc(1, sizeof *lane);
+    int error = lane ? grow(self) : -ENOMEM;
+    if (!error) {
+        lane->listener = self;
+        lane->fd = fd;
+        error = start_listening(lane);
+    }
+    if (error) {
+        free(lane);
+        close(fd);
+        return error;
+    }
+    append_member(self, lane);
+    close_guard(self);
+    *out = lane;
+    return 0;
+}
+
+int dm_listener_lane(struct dm_listener *self, struct dm_lane **lane) {
+    int fd = -1;
+    if (self->shared) {
+        *lane = self->lanes[0];
+        return 0;
+    }
+    if (self->count == DM_STEERING_LANES) {
+        return -E2BIG;
+    }
+    const int error = bound_socket(&self->address, true, -1, &fd);
+    return error ? error : adopt(self, fd, lane);
+}
+
+/* ---- steering ---- */
+
+static int by_index(const void *a, const void *b) {
+    const struct dm_target *x = a, *y = b;
+    return x->index < y->index ? -1 : x->index > y->index;
+}
+
+static bool is_target(const struct dm_steer *steer, const struct dm_lane *lane) {
+    for (size_t i = 0; i < steer->count; i++) {
+        if (steer->lanes[i].lane == lane) {
+            return true;
+        }
+    }
+    for (size_t i = 0; i < steer->probe_count; i++) {
+        if (steer->probes[i].lane == lane) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A member that listens: the kernel takes a program for any other socket and ignores it. */
+static const struct dm_lane *listening_lane(const struct dm_listener *self) {
+    for (size_t i = 0; i < self->members; i++) {
+        if (dm_lane_listens(self->lanes[i]) == 1) {
+            return self->lanes[i];
+        }
+    }
+    return NULL;
+}
+
+/* The program for self->steer, less one lane; -EBUSY if nothing would be left. */
+static int build(const struct dm_listener *self, const struct dm_lane *without,
+                 struct sock_filter *code) {
+    const struct dm_steer *steer = &self->steer;
+    struct dm_target targets[DM_STEERING_LANES];
+    uint32_t buckets[DM_STEERING_BUCKETS];
+    struct dm_probe probes[DM_STEERING_PROBES];
+    struct dm_steering steering = {.targets = targets, .probes = probes};
+    for (size_t i = 0; i < steer->count; i++) {
+        if (steer->lanes[i].lane != without) {
+            targets[steering.count++] =
+                (struct dm_target){(uint32_t)steer->lanes[i].lane->index, steer->lanes[i].weight};
+        }
+    }
+    if (steering.count == 0) {
+        return -EBUSY;
+    }
+    for (size_t i = 0; i < steer->bucket_count; i++) {
+        const struct dm_lane *lane = steer->lanes[steer->buckets[i]].lane;
+        buckets[i] = lane != without ? (uint32_t)lane->index : targets[i % steering.count].index;
+    }
+    if (steer->bucket_count) {
+        steering.buckets = buckets;
+        steering.bucket_count = steer->bucket_count;
+    }
+    for (size_t i = 0; i < steer->probe_count; i++) {
+        if (steer->probes[i].lane != without) {
+            probes[steering.probe_count++] =
+                (struct dm_probe){steer->probes[i].port, (uint32_t)steer->probes[i].lane->index};
+        }
+    }
+    qsort(targets, steering.count, sizeof *targets, by_index);
+    return dm_steering_build(&steering, code);
+}
+
+static int apply(struct dm_listener *self, const struct dm_lane *without) {
+    struct sock_filter code[DM_STEERING_INSTRUCTIONS];
+    const struct dm_lane *member = listening_lane(self);
+    if (self->shared || self->steer.count == 0 || !member) {
+        self->in_force = self->shared ? DM_SHARED : DM_HASH;
+        return member && !self->shared ? dm_steering_detach(member->fd) : 0;
+    }
+    int rc = build(self, without, code);
+    if (rc > 0) {
+        rc = dm_steering_attach(member->fd, code, rc);
+    }
+    if (rc == 0) {
+        self->in_force = self->steer.buckets ? DM_STICKY : DM_STEERED;
+    } else if (rc != -EBUSY) {
+        self->in_force = DM_HASH;
+        dm_steering_detach(member->fd);
+    }
+    return rc;
+}
+
+static void forget_steer(struct dm_steer *steer) {
+    free(steer->lanes);
+    free(steer->buckets);
+    free(steer->probes);
+    memset(steer, 0, sizeof *steer);
+}
+
+/* NULL for nothing, or if there is no memory: then `*failed`. */
+static void *copy(const void *from, size_t size, bool *failed) {
+    void *to = size ? malloc(size) : NULL;
+    *failed = *failed || (size && !to);
+    return to ? memcpy(to, from, size) : NULL;
+}
+
+int dm_listener_steer(struct dm_listener *self, const struct dm_steer *steer) {
+    struct dm_steer fresh = *steer;
+    const size_t bucket_count = steer->count ? steer->bucket_count : 0;
+    bool failed = false;
+    fresh.lanes = copy(steer->lanes, steer->count * sizeof *steer->lanes, &failed);
+    fresh.buckets = copy(steer->buckets, bucket_count * sizeof *steer->buckets, &failed);
+    fresh.probes = copy(steer->probes, steer->probe_count * sizeof *steer->probes, &failed);
+    if (failed) {
+        forget_steer(&fresh);
+        return -ENOMEM;
+    }
+    forget_steer(&self->steer);
+    self->steer = fresh;
+    return apply(self, NULL);
+}
+
+/* ---- leaving and coming back ---- */
+
+int dm_listener_close_lane(struct dm_lane *lane) {
+    struct dm_listener *self = lane->listener;
+    if (self->shared) {
+        return 0;
+    }
+    if (self->count == 1 || is_target(&self->steer, lane)) {
+        return -EBUSY;
+    }
+    struct dm_lane *last = lane->index < self->members ? self->lanes[self->members - 1] : lane;
+    if (last != lane && is_target(&self->steer, last)) {
+        const int error = apply(self, last);
+        if (error) {
+            return error;
+        }
+    }
+    /* shutdown first: a copy that some process still holds would keep the member in the group. */
+    shutdown(lane->fd, SHUT_RDWR);
+    close(lane->fd);
+    take_out(lane);
+    free(lane);
+    apply(self, NULL);
+    return 0;
+}
+
+static size_t members_down(const struct dm_listener *self) {
+    size_t down = 0;
+    for (size_t i = 0; i < self->members; i++) {
+        down += dm_lane_listens(self->lanes[i]) != 1;
+    }
+    return down;
+}
+
+int dm_listener_rejoin(struct dm_lane *lane) {
+    struct dm_listener *self = lane->listener;
+    self->uncertain = self->uncertain || members_down(self) > 1;
+    take_out(lane);
+    const int error = start_listening(lane);
+    if (error) {
+        append_outsider(self, lane);
+    } else {
+        append_member(self, lane);
+    }
+    if (self->uncertain && members_down(self) == 0) {
+        self->uncertain = dm_group_order_learn(self) != 0;
+    }
+    if (!self->shared) {
+        apply(self, NULL);
+    }
+    return error;
+}
+
+/* ---- opening and closing ---- */
+
+static int open_shared(struct dm_listener *self, const struct dm_listener_options *options) {
+    struct dm_lane *lane;
+    int fd = -1;
+    int error;
+    if (self->foreign) {
+        fd = options->fd;
+        error = fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) == 0 ? 0 : -errno;
+    } else if (dm_address_is_path(&self->address)) {
+        error = open_path(self, options->mode, &fd);
+    } else if (dm_address_is_unix(&self->address)) {
+        error = bound_socket(&self->address, false, options->mode, &fd);
+    } else if (self->address.type != SOCK_STREAM) {
+        error = open_guard(self);
+        fd = error ? -1 : self->guard;
+        self->guard = error ? self->guard : -1;
+    } else {
+        /* Bound a second time, to the port by number: only then does shutdown() keep the port. */
+        error = open_guard(self);
+        error = error ? error : bound_socket(&self->address, false, -1, &fd);
+    }
+    return error ? error : adopt(self, fd, &lane);
+}
+
+int dm_listener_open(struct dm_listener *self, const struct dm_address *address,
+                     const struct dm_listener_options *options) {
+    memset(self, 0, sizeof *self);
+    self->address = *address;
+    self->backlog = options->backlog;
+    self->guard = -1;
+    self->foreign = options->fd >= 0;
+    self->shared = self->foreign || !options->reuseport || address->type != SOCK_STREAM ||
+                   dm_address_is_unix(address);
+    self->in_force = self->shared ? DM_SHARED : DM_HASH;
+    const int error = self->shared ? open_shared(self, options) : open_guard(self);
+    if (error) {
+        dm_listener_close(self);
+    }
+    return error;
+}
+
+void dm_listener_close(struct dm_listener *self) {
+    close_guard(self);
+    dm_unix_path_close(&self->path);
+    for (size_t i = 0; i < self->count; i++) {
+        if (!self->foreign && self->address.type == SOCK_STREAM) {
+            shutdown(self->lanes[i]->fd, SHUT_RDWR);
+        }
+        close(self->lanes[i]->fd);
+        free(self->lanes[i]);
+    }
+    free(self->lanes);
+    self->lanes = NULL;
+    self->count = self->members = self->capacity = 0;
+    forget_steer(&self->steer);
+}

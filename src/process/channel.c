@@ -1,0 +1,356 @@
+/* channel.c: see channel.h. The struct is freed in the uv handle's close callback alone, so a
+ * callback may close the channel whose line it was given. */
+#include "process/channel.h"
+
+#include "base/errors.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum {
+    LINE_MAX_BYTES = 8 << 20,  /* Node's messages may be large; more is a broken worker */
+    QUEUE_MAX_BYTES = 4 << 20, /* what a worker that does not read can make us keep */
+    QUEUE_MAX_FDS = 256,       /* of these among them: a quarter of the usual limit of a process */
+    TICK_BYTES = 64 << 10,     /* read of one channel before the others have their turn */
+    TICK_READS = 64,           /* the same for a flood of tiny pieces, each with descriptors */
+    RECEIVED_FDS_MAX = 253,    /* SCM_MAX_FD: a message cannot carry more */
+};
+
+struct line {
+    struct line *next;
+    size_t length, sent;
+    int fd; /* -1, or a duplicate that goes with the first byte */
+    char bytes[];
+};
+
+struct dm_channel {
+    uv_poll_t poll;
+    struct dm_timers *timers;
+    const struct dm_channel_events *events;
+    void *ctx;
+    struct dm_lines lines;
+    struct line *first, **last;
+    size_t queued, queued_fds;
+    int fd; /* -1 once closed */
+    bool paused, unwritable, had_fd;
+};
+
+/* One for all: only ever filled and consumed within one read. */
+static char scratch[TICK_BYTES];
+
+static void on_poll(uv_poll_t *poll, int status, int events);
+
+static void watch(struct dm_channel *channel) {
+    const int events = (channel->paused ? 0 : UV_READABLE) | (channel->first ? UV_WRITABLE : 0);
+    if (channel->fd < 0) {
+        return;
+    }
+    if (events) {
+        uv_poll_start(&channel->poll, events, on_poll);
+    } else {
+        uv_poll_stop(&channel->poll);
+    }
+}
+
+static void close_own_fd(struct dm_channel *channel, struct line *line) {
+    if (line->fd >= 0) {
+        close(line->fd);
+        line->fd = -1;
+        channel->queued_fds--;
+    }
+}
+
+static void drop_first(struct dm_channel *channel) {
+    struct line *line = channel->first;
+    channel->first = line->next;
+    if (!channel->first) {
+        channel->last = &channel->first;
+    }
+    channel->queued -= line->length;
+    close_own_fd(channel, line);
+    free(line);
+}
+
+static void on_handle_closed(uv_handle_t *handle) {
+    struct dm_channel *channel = handle->data;
+    const struct dm_channel_events *events = channel->events;
+    void *ctx = channel->ctx;
+    dm_lines_deinit(&channel->lines);
+    free(channel);
+    events->on_freed(ctx);
+}
+
+void dm_channel_close(struct dm_channel *channel) {
+    if (channel->fd < 0) {
+        return;
+    }
+    while (channel->first) {
+        drop_first(channel);
+    }
+    uv_poll_stop(&channel->poll);
+    close(channel->fd);
+    channel->fd = -1;
+    uv_close((uv_handle_t *)&channel->poll, on_handle_closed);
+}
+
+static void close_with(struct dm_channel *channel, const char *reason) {
+    if (channel->fd >= 0) {
+        dm_channel_close(channel);
+        channel->events->on_closed(channel->ctx, reason);
+    }
+}
+
+/* -- reading ------------------------------------------------------------------------------------
+ */
+
+static bool on_line(void *ctx, const char *bytes, size_t length) {
+    struct dm_channel *channel = ctx;
+    channel->events->on_line(channel->ctx, bytes, length, channel->had_fd);
+    return channel->fd >= 0;
+}
+
+/* Nothing a worker sends as a descriptor is wanted; kept open it would be a leak. */
+static bool close_received(struct msghdr *message) {
+    bool any = false;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) {
+            continue;
+        }
+        const size_t n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t i = 0; i < n; i++) {
+            int fd;
+            memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
+            close(fd);
+            any = true;
+        }
+    }
+    return any;
+}
+
+/* Bytes received; 0 at the end; or a negative errno. */
+static ssize_t receive(struct dm_channel *channel) {
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(RECEIVED_FDS_MAX * sizeof(int))];
+    } control;
+    struct iovec iov = {.iov_base = scratch, .iov_len = sizeof scratch};
+    struct msghdr message = {
+        .msg_iov = &iov,
+        .msg_iovlen = 1,
+        .msg_control = &control,
+        .msg_controllen = sizeof control,
+    };
+    ssize_t n;
+    do {
+        n = recvmsg(channel->fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    } while (n < 0 && errno == EINTR);
+    if (n < 0) {
+        return -errno;
+    }
+    /* The kernel ends a read behind the piece that carried descriptors, not before it: the line
+     * they came with is among those of this read. */
+    if (close_received(&message)) {
+        channel->had_fd = true;
+    }
+    return n;
+}
+
+static void read_some(struct dm_channel *channel, size_t budget) {
+    size_t total = 0;
+    for (int i = 0; channel->fd >= 0 && total < budget && i < TICK_READS; i++) {
+        const ssize_t n = receive(channel);
+        if (n == -EAGAIN) {
+            return;
+        }
+        if (n <= 0) {
+            /* Reset: it left without reading everything. Its going is all that counts. */
+            close_with(channel,
+                       n == 0 || n == -ECONNRESET || n == -EPIPE ? NULL : dm_error_text((int)n));
+            return;
+        }
+        total += (size_t)n;
+        const int rc = dm_lines_feed(&channel->lines, scratch, (size_t)n, on_line, channel);
+        if (rc == -EMSGSIZE) {
+            char reason[64];
+            snprintf(reason, sizeof reason, "line longer than %d bytes", LINE_MAX_BYTES);
+            close_with(channel, reason);
+        } else if (rc != 0) {
+            close_with(channel, dm_error_text(rc));
+        }
+        channel->had_fd = channel->had_fd && channel->lines.length > 0;
+    }
+    if (channel->fd >= 0 && channel->timers) {
+        dm_timers_hold(channel->timers);
+    }
+}
+
+void dm_channel_drain(struct dm_channel *channel, size_t budget) {
+    for (size_t done = 0; channel->fd >= 0 && done < budget; done += TICK_BYTES) {
+        read_some(channel, TICK_BYTES);
+    }
+}
+
+/* -- writing ------------------------------------------------------------------------------------
+ */
+
+/* Bytes taken, 0 for none at the moment, or a negative errno. */
+static ssize_t transmit(int socket, struct iovec *iov, size_t iov_count, int fd) {
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control = {{0}};
+    struct msghdr message = {.msg_iov = iov, .msg_iovlen = iov_count};
+    if (fd >= 0) {
+        message.msg_control = &control;
+        message.msg_controllen = sizeof control;
+        struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(c), &fd, sizeof fd);
+    }
+    ssize_t n;
+    do {
+        n = sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    } while (n < 0 && errno == EINTR);
+    if (n < 0) {
+        return errno == EAGAIN || errno == ENOBUFS ? 0 : -errno;
+    }
+    return n;
+}
+
+static void flush(struct dm_channel *channel) {
+    while (channel->first) {
+        struct line *line = channel->first;
+        struct iovec iov = {.iov_base = line->bytes + line->sent,
+                            .iov_len = line->length - line->sent};
+        const ssize_t n = transmit(channel->fd, &iov, 1, line->fd);
+        if (n < 0) {
+            /* Nobody reads any more; what was sent to us may still be read. */
+            channel->unwritable = true;
+            while (channel->first) {
+                drop_first(channel);
+            }
+            return;
+        }
+        if (n == 0) {
+            return;
+        }
+        close_own_fd(channel, line);
+        line->sent += (size_t)n;
+        if (line->sent == line->length) {
+            drop_first(channel);
+        }
+    }
+}
+
+/* The rest of a line, from its byte `sent` on. */
+static int enqueue(struct dm_channel *channel, const char *bytes, size_t length, size_t sent,
+                   int fd) {
+    int own = -1;
+    if (fd >= 0) {
+        own = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+        if (own < 0) {
+            return -errno;
+        }
+    }
+    struct line *line = malloc(sizeof *line + length + 1);
+    if (!line) {
+        if (own >= 0) {
+            close(own);
+        }
+        return UV_ENOMEM;
+    }
+    *line = (struct line){.length = length + 1, .sent = sent, .fd = own};
+    memcpy(line->bytes, bytes, length);
+    line->bytes[length] = '\n';
+    *channel->last = line;
+    channel->last = &line->next;
+    channel->queued += line->length;
+    channel->queued_fds += own >= 0;
+    watch(channel);
+    return 0;
+}
+
+int dm_channel_send(struct dm_channel *channel, const char *bytes, size_t length, int fd) {
+    if (channel->fd < 0 || channel->unwritable) {
+        return UV_EPIPE;
+    }
+    if (length >= QUEUE_MAX_BYTES || channel->queued + length + 1 > QUEUE_MAX_BYTES ||
+        (fd >= 0 && channel->queued_fds == QUEUE_MAX_FDS)) {
+        return UV_ENOBUFS;
+    }
+    size_t sent = 0;
+    if (!channel->first) {
+        struct iovec iov[2] = {{.iov_base = (void *)(uintptr_t)bytes, .iov_len = length},
+                               {.iov_base = (char[]){'\n'}, .iov_len = 1}};
+        const ssize_t n = transmit(channel->fd, iov, 2, fd);
+        if (n < 0 && n != -EPIPE && n != -ECONNRESET) {
+            return (int)n; /* EBADF, ETOOMANYREFS: the descriptor's fault, not the channel's */
+        }
+        if (n < 0) {
+            channel->unwritable = true;
+            return UV_EPIPE;
+        }
+        sent = (size_t)n;
+        if (sent == length + 1) {
+            return 0;
+        }
+    }
+    const int rc = enqueue(channel, bytes, length, sent, sent > 0 ? -1 : fd);
+    if (rc != 0 && sent > 0) {
+        /* Half a line is out and its other half lost: no later line could be told from it. */
+        channel->unwritable = true;
+    }
+    return rc;
+}
+
+/* -- the handle ---------------------------------------------------------------------------------
+ */
+
+static void on_poll(uv_poll_t *poll, int status, int events) {
+    struct dm_channel *channel = poll->data;
+    if (status < 0) {
+        /* libuv's word for POLLERR, after which it has stopped polling. Reading tells more. */
+        events = UV_READABLE | UV_WRITABLE;
+    }
+    if (events & UV_WRITABLE) {
+        flush(channel);
+    }
+    if ((events & UV_READABLE) && (!channel->paused || status < 0)) {
+        read_some(channel, TICK_BYTES);
+    }
+    watch(channel);
+}
+
+struct dm_channel *dm_channel_open(uv_loop_t *loop, struct dm_timers *timers, int fd,
+                                   const struct dm_channel_events *events, void *ctx) {
+    struct dm_channel *channel = calloc(1, sizeof *channel);
+    if (!channel || uv_poll_init(loop, &channel->poll, fd) != 0) {
+        free(channel);
+        return NULL;
+    }
+    channel->poll.data = channel;
+    channel->timers = timers;
+    channel->events = events;
+    channel->ctx = ctx;
+    channel->fd = fd;
+    channel->last = &channel->first;
+    dm_lines_init(&channel->lines, LINE_MAX_BYTES);
+    watch(channel);
+    return channel;
+}
+
+void dm_channel_pause(struct dm_channel *channel, bool paused) {
+    channel->paused = paused;
+    watch(channel);
+}
+
+bool dm_channel_is_open(const struct dm_channel *channel) {
+    return channel->fd >= 0;
+}

@@ -1,0 +1,31 @@
+/* channel.h: lines to and from a child over a stream socketpair. The other end is not trusted: its
+ * lines are bounded, its descriptors closed, what it does not read waits in a bounded queue, and it
+ * is read by a budget so that its siblings are served. It closes once, whatever the cause, and no
+ * failure here ever ends a process. */
+#pragma once
+
+#include "base/lines.h"
+#include "base/timer.h"
+
+struct dm_channel;
+
+struct dm_channel_events {
+    void (*on_line)(void *ctx, const char *line, size_t length, bool had_fd);
+    /* `reason` NULL: the other end closed. Not called for dm_channel_close. */
+    void (*on_closed)(void *ctx, const char *reason);
+    void (*on_freed)(void *ctx);
+};
+
+/* Takes over `fd`. NULL: no memory, and `fd` is still the caller's. */
+struct dm_channel *dm_channel_open(uv_loop_t *loop, struct dm_timers *timers, int fd,
+                                   const struct dm_channel_events *events, void *ctx);
+
+/* Adds the newline. `fd` (or -1) goes with the line's first byte and stays the caller's. 0,
+ * UV_EPIPE (closed), UV_ENOBUFS (too much is waiting), or UV_ENOMEM, UV_EMFILE. */
+int dm_channel_send(struct dm_channel *channel, const char *line, size_t length, int fd);
+void dm_channel_pause(struct dm_channel *channel, bool paused);
+/* Reads what is there now, paused or not, up to `budget` bytes. */
+void dm_channel_drain(struct dm_channel *channel, size_t budget);
+bool dm_channel_is_open(const struct dm_channel *channel);
+/* At once: no event follows but on_freed, from the loop. */
+void dm_channel_close(struct dm_channel *channel);

@@ -1,0 +1,46 @@
+/* child.h: a process of ours from fork to exit, with what connects us: its pidfd, the error pipe of
+ * its start, perhaps a channel, perhaps its stderr. It ends only by being reaped; then it frees
+ * itself. Whoever holds a pointer gets on_exit as the last event, exactly once. */
+#pragma once
+
+#include "core.h"
+#include "process/channel.h"
+#include "process/spawn.h"
+
+struct dm_child;
+
+struct dm_status {
+    struct dm_exit exit;
+    enum dm_step failed; /* DM_STEP_NONE: the program ran */
+    int error;           /* of the failed step, a positive errno */
+    const char *path;    /* what it failed on, or NULL; gone after on_exit */
+    uint64_t stderr_lost;
+};
+
+struct dm_child_events {
+    void (*on_exec)(void *ctx);
+    void (*on_line)(void *ctx, const char *line, size_t length, bool had_fd);
+    void (*on_channel_closed)(void *ctx, const char *reason);
+    void (*on_exit)(void *ctx, const struct dm_status *status);
+};
+
+struct dm_child_options {
+    struct dm_spawn spawn; /* all but fds */
+    int stdio[3];          /* -1: /dev/null, 1, 2 */
+    const int *fds;        /* become 3, 4, ... */
+    int fd_count;
+    bool channel; /* behind fds */
+    bool capture_stderr;
+};
+
+/* A negative errno if there is no process; what fails in the process comes with on_exit. */
+int dm_child_spawn(struct dm_core *core, const struct dm_child_options *options,
+                   const struct dm_child_events *events, void *ctx, struct dm_child **child);
+
+pid_t dm_child_pid(const struct dm_child *child);
+int dm_child_signal(struct dm_child *child, int number);       /* UV_ESRCH once reaped */
+int dm_child_signal_group(struct dm_child *child, int number); /* the same */
+int dm_child_send(struct dm_child *child, const char *line, size_t length, int fd);
+void dm_child_pause_reading(struct dm_child *child, bool paused);
+void dm_child_close_channel(struct dm_child *child);
+char *dm_child_tail(const struct dm_child *child, size_t *length); /* as dm_capture_tail */

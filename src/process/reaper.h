@@ -1,0 +1,72 @@
+/* reaper.h: the one place where children are waited for. Exits come from pidfds; SIGCHLD is only a
+ * hint to look for what no pidfd tells of: orphans that became ours (we are a subreaper, and may be
+ * process 1). Every exit is collected first and reported afterwards, so a callback may do anything.
+ */
+#pragma once
+
+#include "base/list.h"
+#include "base/signals.h"
+
+#include <sys/resource.h>
+#include <sys/types.h>
+
+struct dm_exit {
+    int code; /* exit code, or the number of the signal */
+    bool signaled, core;
+    struct rusage usage;
+};
+
+/* The leader of a process group of ours, from clone to reaping. Embedded in struct dm_child. */
+struct dm_leader {
+    struct dm_link link;
+    struct dm_reaper *reaper;
+    uv_poll_t poll;
+    pid_t pid;
+    int pidfd; /* -1 once reaped */
+    struct dm_exit exit;
+    void (*before_reap)(struct dm_leader *leader); /* still a zombie: /proc/PID can be read */
+    void (*on_reaped)(struct dm_leader *leader);   /* once, from the loop */
+    void (*on_closed)(struct dm_leader *leader);   /* the handle is closed: memory may go */
+};
+
+/* Children that were there before this program took the process over by exec. More than these are
+ * not told apart. */
+enum { DM_BROUGHT_MAX = 16 };
+
+struct dm_reaper {
+    uv_loop_t *loop;
+    struct dm_signals sigchld;
+    struct dm_link alive;  /* not yet reaped */
+    struct dm_link reaped; /* reaped, not yet reported */
+    int count;
+    pid_t brought[DM_BROUGHT_MAX];
+    size_t brought_count;
+    void (*on_orphan)(struct dm_reaper *reaper, pid_t pid, const struct dm_exit *exit);
+    void *orphan_data;
+};
+
+int dm_reaper_init(struct dm_reaper *reaper, uv_loop_t *loop);
+void dm_reaper_deinit(struct dm_reaper *reaper);
+
+/* `leader` has its pid, pidfd and callbacks set. On failure the caller still owns pid and pidfd. */
+int dm_reaper_add(struct dm_reaper *reaper, struct dm_leader *leader);
+
+/* 0, UV_ESRCH once reaped, or another negative errno. */
+int dm_leader_signal(const struct dm_leader *leader, int number);
+
+/* After on_reaped (or without, at the very end): gives the handle back, then on_closed. */
+void dm_reaper_close(struct dm_leader *leader);
+
+/* Without loop or callbacks: SIGTERM to all, SIGKILL after grace_ms, until every one is reaped.
+ * They stay unreported. */
+void dm_reaper_stop_all(struct dm_reaper *reaper, uint64_t grace_ms);
+
+/* Kills the leader's group and waits for the leader, however it got here. */
+void dm_reaper_abandon(pid_t pid, int pidfd);
+
+/* Children that are no leaders of ours: adopted orphans. How many, and the first `max` of them. */
+size_t dm_reaper_adopted(struct dm_reaper *reaper, pid_t *pids, size_t max);
+
+/* SIGKILL for these, and for theirs, until none is left or the time is over. Waits. -> how many got
+ * it */
+size_t dm_reaper_kill_adopted(struct dm_reaper *reaper, uint64_t limit_ms);

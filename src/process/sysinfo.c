@@ -1,0 +1,179 @@
+/* sysinfo.c: see sysinfo.h. */
+#include "process/sysinfo.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* -- CPUs ---------------------------------------------------------------------------------------
+ */
+
+/* CPUs worth of time that one directory of the cgroup tree grants; INT_MAX if it sets no bound. */
+static int quota_of(const char *directory, bool v2) {
+    char path[PATH_MAX + 32];
+    int64_t quota = -1, period = -1;
+    if (v2) {
+        snprintf(path, sizeof path, "%s/cpu.max", directory);
+        FILE *file = fopen(path, "re");
+        if (file && fscanf(file, "%" SCNd64 " %" SCNd64, &quota, &period) != 2) {
+            quota = -1; /* "max 100000" */
+        }
+        if (file) {
+            fclose(file);
+        }
+    } else {
+        static const char *const names[] = {"cpu.cfs_quota_us", "cpu.cfs_period_us"};
+        int64_t *const values[] = {&quota, &period};
+        for (int i = 0; i < 2; i++) {
+            snprintf(path, sizeof path, "%s/%s", directory, names[i]);
+            FILE *file = fopen(path, "re");
+            if (file) {
+                if (fscanf(file, "%" SCNd64, values[i]) != 1) {
+                    *values[i] = -1;
+                }
+                fclose(file);
+            }
+        }
+    }
+    if (quota <= 0 || period <= 0 || quota / period >= INT_MAX) {
+        return INT_MAX;
+    }
+    return (int)((quota + period - 1) / period);
+}
+
+/* The least of a cgroup and all above it. */
+static int quota_along(const char *mount, const char *group, bool v2) {
+    char path[PATH_MAX];
+    const size_t top = strlen(mount);
+    if (snprintf(path, sizeof path, "%s%s", mount, group) >= (int)sizeof path) {
+        return INT_MAX;
+    }
+    int least = INT_MAX;
+    while (strlen(path) >= top) {
+        const int quota = quota_of(path, v2);
+        least = quota < least ? quota : least;
+        char *slash = strrchr(path, '/');
+        if (!slash || slash < path + top) {
+            break;
+        }
+        *slash = '\0';
+    }
+    return least;
+}
+
+/* Lines are "0::/path" (version 2) or "4:cpu,cpuacct:/path" (version 1). */
+static int cgroup_quota(const char *root) {
+    char path[PATH_MAX], line[PATH_MAX + 64], mount[PATH_MAX];
+    snprintf(path, sizeof path, "%s/proc/self/cgroup", root);
+    FILE *file = fopen(path, "re");
+    int least = INT_MAX;
+    while (file && fgets(line, sizeof line, file)) {
+        line[strcspn(line, "\n")] = '\0';
+        char *controllers = strchr(line, ':');
+        char *group = controllers ? strchr(controllers + 1, ':') : NULL;
+        if (!group) {
+            continue;
+        }
+        *group++ = '\0';
+        controllers++;
+        const bool v2 = *controllers == '\0';
+        char wrapped[128];
+        snprintf(wrapped, sizeof wrapped, ",%.120s,", controllers);
+        if (!v2 && !strstr(wrapped, ",cpu,")) {
+            continue;
+        }
+        snprintf(mount, sizeof mount, "%s/sys/fs/cgroup%s", root, v2 ? "" : "/cpu");
+        const int quota = quota_along(mount, strcmp(group, "/") == 0 ? "" : group, v2);
+        least = quota < least ? quota : least;
+    }
+    if (file) {
+        fclose(file);
+    }
+    return least;
+}
+
+/* The mask may be larger than cpu_set_t: the kernel refuses a buffer that does not hold it. */
+static int affinity(void) {
+    for (int cpus = 1024; cpus <= 1 << 20; cpus *= 2) {
+        cpu_set_t *set = CPU_ALLOC((size_t)cpus);
+        const size_t size = CPU_ALLOC_SIZE((size_t)cpus);
+        const int rc = set ? sched_getaffinity(0, size, set) : -1;
+        const int count = rc == 0 ? CPU_COUNT_S(size, set) : 0;
+        const bool larger = set && rc != 0 && errno == EINVAL;
+        CPU_FREE(set);
+        if (!larger) {
+            return count > 0 ? count : 1;
+        }
+    }
+    return 1;
+}
+
+int dm_cpus(const char *root) {
+    const int mask = affinity(), quota = cgroup_quota(root);
+    return quota < mask ? quota : mask;
+}
+
+/* -- this process -------------------------------------------------------------------------------
+ */
+
+static bool is_same(const char *one, const char *other) {
+    struct stat a, b;
+    return stat(one, &a) == 0 && stat(other, &b) == 0 && a.st_dev == b.st_dev &&
+           a.st_ino == b.st_ino;
+}
+
+int dm_cwd(char *path, size_t size) {
+    const char *logical = getenv("PWD");
+    if (logical && logical[0] == '/' && strlen(logical) < size && is_same(logical, ".")) {
+        strcpy(path, logical);
+        return 0;
+    }
+    return getcwd(path, size) ? 0 : -errno;
+}
+
+void dm_executable(char *path, size_t size) {
+    const ssize_t n = readlink("/proc/self/exe", path, size - 1);
+    if (n > 0) {
+        path[n] = '\0';
+        if (is_same(path, "/proc/self/exe")) {
+            return;
+        }
+    }
+    snprintf(path, size, "/proc/self/exe");
+}
+
+/* -- other processes ----------------------------------------------------------------------------
+ */
+
+bool dm_proc_stat(pid_t pid, struct dm_proc_stat *result) {
+    char path[32], text[1024];
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    FILE *file = fopen(path, "re");
+    const size_t n = file ? fread(text, 1, sizeof text - 1, file) : 0;
+    if (file) {
+        fclose(file);
+    }
+    text[n] = '\0';
+    uint64_t user, system, start;
+    int64_t pages;
+    /* From the third field on (the second, in brackets, may hold anything): see proc(5). */
+    const char *after = strrchr(text, ')');
+    if (!after || sscanf(after,
+                         ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %" SCNu64 " %" SCNu64
+                         " %*d %*d %*d %*d %*d %*d %" SCNu64 " %*u %" SCNd64,
+                         &user, &system, &start, &pages) != 4) {
+        return false;
+    }
+    const uint64_t page_kb = (uint64_t)sysconf(_SC_PAGESIZE) / 1024;
+    const uint64_t ticks = (uint64_t)sysconf(_SC_CLK_TCK);
+    result->rss_kb = pages > 0 ? (uint64_t)pages * page_kb : 0;
+    result->cpu_ms = (user + system) * 1000 / ticks;
+    result->starttime = start;
+    return true;
+}

@@ -1,0 +1,297 @@
+/* files.c: reading files with a bound, the private run-time directory, the pid file.
+ *
+ * Everything here is done once, at start or at the user's request, so it may block on the disk.
+ * What must never happen: following a symbolic link planted by somebody else, replacing or
+ * removing a file that is not ours, or hanging on a FIFO.
+ */
+#include "service/files.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* First bite of a file whose size is not known beforehand, as in /proc. */
+#define READ_STEP 4096
+
+struct dm_pid_file {
+    int fd; /* kept open: else the inode's number could be given to another file */
+    char path[];
+};
+
+const char *dm_file_type(mode_t mode) {
+    switch (mode & S_IFMT) {
+    case S_IFREG:
+        return "file";
+    case S_IFDIR:
+        return "directory";
+    case S_IFLNK:
+        return "link";
+    case S_IFSOCK:
+        return "socket";
+    case S_IFIFO:
+        return "fifo";
+    case S_IFCHR:
+        return "char";
+    case S_IFBLK:
+        return "block";
+    default:
+        return "unknown";
+    }
+}
+
+/* Reads to the end of the file, whatever size it claims to have. */
+static int read_all(int fd, size_t max, char **data, size_t *len) {
+    size_t cap = 0, used = 0;
+    char *buf = NULL;
+    for (;;) {
+        if (used + 1 >= cap) {
+            size_t grown = cap == 0 ? READ_STEP : cap * 2;
+            char *more = realloc(buf, grown);
+            if (more == NULL) {
+                free(buf);
+                return -ENOMEM;
+            }
+            buf = more;
+            cap = grown;
+        }
+        ssize_t n = read(fd, buf + used, cap - used - 1);
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0) {
+            int err = -errno;
+            free(buf);
+            return err;
+        }
+        if (n == 0) {
+            break;
+        }
+        used += (size_t)n;
+        if (used > max) {
+            free(buf);
+            return -EFBIG;
+        }
+    }
+    buf[used] = '\0';
+    *data = buf;
+    *len = used;
+    return 0;
+}
+
+int dm_read_file(const char *path, size_t max, char **data, size_t *len) {
+    /* O_NONBLOCK: a FIFO in this place must not hang us before we have seen that it is one. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0) {
+        return -errno;
+    }
+    struct stat st;
+    int err = 0;
+    if (fstat(fd, &st) < 0) {
+        err = -errno;
+    } else if (S_ISDIR(st.st_mode)) {
+        err = -EISDIR;
+    } else if (!S_ISREG(st.st_mode)) {
+        err = -EINVAL;
+    } else if (st.st_size > 0 && (size_t)st.st_size > max) {
+        err = -EFBIG;
+    } else {
+        err = read_all(fd, max, data, len);
+    }
+    close(fd);
+    return err;
+}
+
+pid_t dm_parse_pid(const char *text) {
+    char *end;
+    long pid = strtol(text, &end, 10);
+    return end == text || pid <= 0 || pid > INT_MAX ? 0 : (pid_t)pid;
+}
+
+int dm_private_dir(const char *path, const char **why) {
+    *why = NULL;
+    if (mkdir(path, 0700) < 0 && errno != EEXIST) {
+        return -errno;
+    }
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0) {
+        int err = -errno;
+        if (err == -ELOOP || err == -ENOTDIR) {
+            *why = "not a directory of its own (a symbolic link or another file): remove it";
+        }
+        return err;
+    }
+    struct stat st;
+    int err = fstat(fd, &st) < 0 ? -errno : 0;
+    close(fd);
+    if (err != 0) {
+        return err;
+    }
+    if (st.st_uid != geteuid()) {
+        *why = "the directory belongs to another user: remove it, or set DUTCH_MASTER_RUNTIME_DIR";
+        return -EPERM;
+    }
+    if ((st.st_mode & 077) != 0) {
+        *why = "the directory is open to other users: set its mode to 0700";
+        return -EPERM;
+    }
+    return 0;
+}
+
+int dm_runtime_dir(char *path, size_t size, const char **why) {
+    *why = NULL;
+    const char *own = getenv("DUTCH_MASTER_RUNTIME_DIR");
+    const char *xdg = getenv("XDG_RUNTIME_DIR");
+    int n;
+    if (own != NULL && own[0] == '/') {
+        n = snprintf(path, size, "%s", own);
+    } else if (geteuid() == 0) {
+        n = snprintf(path, size, "/run/dutch-master");
+    } else if (xdg != NULL && xdg[0] == '/') {
+        n = snprintf(path, size, "%s/dutch-master", xdg);
+    } else {
+        n = snprintf(path, size, "/tmp/dutch-master-%u", (unsigned)geteuid());
+    }
+    if (n < 0 || (size_t)n >= size) {
+        return -ENAMETOOLONG;
+    }
+    return dm_private_dir(path, why);
+}
+
+/* Opens the directory that holds path and points *base at the last part of it. */
+static int open_parent(const char *path, const char **base) {
+    const char *slash = strrchr(path, '/');
+    *base = slash == NULL ? path : slash + 1;
+    if (**base == '\0') {
+        return -EISDIR;
+    }
+    size_t len = slash == NULL ? 1 : (size_t)(slash - path);
+    if (len == 0) {
+        len = 1;
+    }
+    char *dir = slash == NULL ? strdup(".") : strndup(path, len);
+    if (dir == NULL) {
+        return -ENOMEM;
+    }
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int err = fd < 0 ? -errno : fd;
+    free(dir);
+    return err;
+}
+
+/* Why the pid file must not be put here, or 0. */
+static int check_place(int dir, const char *base, const char **why) {
+    struct stat st;
+    if (fstat(dir, &st) < 0) {
+        return -errno;
+    }
+    if ((st.st_mode & S_IWOTH) != 0 && (st.st_mode & S_ISVTX) == 0) {
+        *why = "its directory is writable by everyone: choose a directory of your own";
+        return -EPERM;
+    }
+    if (fstatat(dir, base, &st, AT_SYMLINK_NOFOLLOW) < 0) {
+        return errno == ENOENT ? 0 : -errno;
+    }
+    if (S_ISLNK(st.st_mode)) {
+        *why = "it is a symbolic link, and what it points to is not ours to replace: remove it";
+        return -ELOOP;
+    }
+    if (!S_ISREG(st.st_mode)) {
+        *why = "something that is not a regular file is in its place: remove it";
+        return -EEXIST;
+    }
+    if (st.st_uid != geteuid()) {
+        *why = "a file of another user is in its place: remove it";
+        return -EPERM;
+    }
+    return 0;
+}
+
+/* Writes our pid to a new file under a name of its own and moves it into place: its descriptor. */
+static int write_pid(int dir, const char *base) {
+    char temp[NAME_MAX + 1];
+    int n = snprintf(temp, sizeof temp, ".%s.%d", base, (int)getpid());
+    if (n < 0 || (size_t)n >= sizeof temp) {
+        return -ENAMETOOLONG;
+    }
+    int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
+    int fd = openat(dir, temp, flags, 0644);
+    if (fd < 0 && errno == EEXIST && unlinkat(dir, temp, 0) == 0) {
+        fd = openat(dir, temp, flags, 0644);
+    }
+    if (fd < 0) {
+        return -errno;
+    }
+    if (dprintf(fd, "%d\n", (int)getpid()) >= 0 && renameat(dir, temp, dir, base) == 0) {
+        return fd;
+    }
+    int err = -errno;
+    unlinkat(dir, temp, 0);
+    close(fd);
+    return err;
+}
+
+int dm_pid_file_open(const char *path, struct dm_pid_file **file, const char **why) {
+    *why = NULL;
+    const char *base;
+    int dir = open_parent(path, &base);
+    if (dir < 0) {
+        return dir;
+    }
+    int err = check_place(dir, base, why);
+    size_t len = strlen(path) + 1;
+    struct dm_pid_file *f = err == 0 ? malloc(sizeof *f + len) : NULL;
+    if (err == 0 && f == NULL) {
+        err = -ENOMEM;
+    }
+    if (err == 0) {
+        f->fd = write_pid(dir, base);
+        err = f->fd < 0 ? f->fd : 0;
+    }
+    close(dir);
+    if (err != 0) {
+        free(f);
+        return err;
+    }
+    memcpy(f->path, path, len);
+    *file = f;
+    return 0;
+}
+
+void dm_pid_file_close(struct dm_pid_file *file) {
+    struct stat ours, named;
+    char text[16] = "";
+    if (fstat(file->fd, &ours) == 0 && lstat(file->path, &named) == 0 &&
+        ours.st_dev == named.st_dev && ours.st_ino == named.st_ino &&
+        pread(file->fd, text, sizeof text - 1, 0) > 0 && dm_parse_pid(text) == getpid()) {
+        unlink(file->path);
+    }
+    close(file->fd);
+    free(file);
+}
+
+int dm_open_append(const char *path) {
+    /* O_NONBLOCK: opening a FIFO that nobody reads fails (ENXIO) where it would block the master.
+     */
+    int fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0640);
+    if (fd < 0) {
+        return -errno;
+    }
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0) {
+        int err = -errno;
+        close(fd);
+        return err;
+    }
+    return fd;
+}
+
+int dm_open_again(int fd) {
+    char self[32];
+    snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
+    const int own = open(self, O_WRONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
+    return own < 0 ? -errno : own;
+}

@@ -1,0 +1,300 @@
+/* notify.c: the receiving end of sd_notify, with the rules of systemd's own.
+ *
+ * Whoever can reach the socket is untrusted: an abstract name has no permissions. Credentials come
+ * from the kernel; every descriptor sent along is closed, on every path (a sender of BARRIER=1
+ * waits for just that); whatever is wrong with a datagram, the next one is read (CVE-2016-7796 was
+ * a watcher that stopped at an empty one).
+ */
+#include "service/notify.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+/* systemd's bound on a message, NOTIFY_BUFFER_MAX: bytes. */
+#define MESSAGE_MAX 4096
+/* The kernel's bound on descriptors in one message, SCM_MAX_FD. */
+#define FDS_MAX 253
+/* Datagrams read before others get their turn; more than the kernel queues by default. */
+#define BUDGET 16
+/* At most one report of ignored datagrams in this time, ms. */
+#define REPORT_MS 10000
+
+struct dm_notify {
+    uv_poll_t poll;
+    int fd;
+    uid_t uid;
+    struct dm_notify_events events;
+    void *ctx;
+    bool closed;
+    uint64_t refused;
+    uint64_t reported;
+    uint64_t reported_at;
+    char name[sizeof "@dutch-master/" + 32];
+};
+
+/* --- text --- */
+
+/* Length of the UTF-8 sequence at p, 0 if it is none. */
+static size_t sequence_length(const unsigned char *p, const unsigned char *end) {
+    static const struct {
+        unsigned char first, last, from, to; /* range of the first and of the second byte */
+        size_t len;
+    } forms[] = {
+        {0xC2, 0xDF, 0x80, 0xBF, 2}, {0xE0, 0xE0, 0xA0, 0xBF, 3}, {0xE1, 0xEC, 0x80, 0xBF, 3},
+        {0xED, 0xED, 0x80, 0x9F, 3}, {0xEE, 0xEF, 0x80, 0xBF, 3}, {0xF0, 0xF0, 0x90, 0xBF, 4},
+        {0xF1, 0xF3, 0x80, 0xBF, 4}, {0xF4, 0xF4, 0x80, 0x8F, 4},
+    };
+    if (*p < 0x80) {
+        return 1;
+    }
+    for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
+        if (*p < forms[i].first || *p > forms[i].last) {
+            continue;
+        }
+        if ((size_t)(end - p) < forms[i].len || p[1] < forms[i].from || p[1] > forms[i].to) {
+            return 0;
+        }
+        for (size_t k = 2; k < forms[i].len; k++) {
+            if ((p[k] & 0xC0) != 0x80) {
+                return 0;
+            }
+        }
+        return forms[i].len;
+    }
+    return 0;
+}
+
+static bool is_utf8(const char *text, size_t len) {
+    const unsigned char *p = (const unsigned char *)text, *end = p + len;
+    while (p < end) {
+        size_t n = sequence_length(p, end);
+        if (n == 0) {
+            return false;
+        }
+        p += n;
+    }
+    return true;
+}
+
+static bool is_key(const char *key, size_t len) {
+    for (size_t i = 0; i < len; i++) {
+        char c = key[i];
+        if (!(c >= 'A' && c <= 'Z') && !(c >= '0' && c <= '9') && c != '_') {
+            return false;
+        }
+    }
+    return len > 0;
+}
+
+bool dm_notify_next_field(const char **text, const char *end, struct dm_notify_field *field) {
+    while (*text < end) {
+        const char *line = *text;
+        const char *newline = memchr(line, '\n', (size_t)(end - line));
+        const char *stop = newline == NULL ? end : newline;
+        *text = newline == NULL ? end : newline + 1;
+        const char *equals = memchr(line, '=', (size_t)(stop - line));
+        if (equals == NULL || !is_key(line, (size_t)(equals - line)) ||
+            !is_utf8(equals + 1, (size_t)(stop - equals - 1))) {
+            continue;
+        }
+        field->key = line;
+        field->key_len = (size_t)(equals - line);
+        field->value = equals + 1;
+        field->value_len = (size_t)(stop - equals - 1);
+        return true;
+    }
+    return false;
+}
+
+/* --- one datagram --- */
+
+static void close_fds(const struct cmsghdr *c) {
+    size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t i = 0; i < count; i++) {
+        int fd;
+        memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
+        close(fd);
+    }
+}
+
+/* Notes the sender's credentials (pid 0 if there are none); closes what came along if asked. */
+static void walk_control(struct msghdr *msg, struct ucred *sender, bool do_close) {
+    sender->pid = 0;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c != NULL; c = CMSG_NXTHDR(msg, c)) {
+        if (c->cmsg_level != SOL_SOCKET) {
+            continue;
+        }
+        if (c->cmsg_type == SCM_CREDENTIALS && c->cmsg_len == CMSG_LEN(sizeof *sender)) {
+            memcpy(sender, CMSG_DATA(c), sizeof *sender);
+        } else if (c->cmsg_type == SCM_RIGHTS && do_close) {
+            close_fds(c);
+        }
+    }
+}
+
+/* Why the datagram must be ignored, or NULL. A NUL at its end is allowed, and taken off. */
+static const char *find_fault(const struct dm_notify *n, const struct msghdr *msg, char *text,
+                              size_t *len, const struct ucred *sender) {
+    if (sender->pid <= 0) {
+        return "sent without credentials";
+    }
+    if (sender->uid != 0 && sender->uid != geteuid() && sender->uid != n->uid) {
+        return "sent by another user";
+    }
+    if ((msg->msg_flags & MSG_TRUNC) != 0 || *len >= MESSAGE_MAX) {
+        return "longer than 4095 bytes";
+    }
+    if (*len > 0 && text[*len - 1] == '\0') {
+        --*len;
+    }
+    if (*len == 0) {
+        return "empty";
+    }
+    if (memchr(text, '\0', *len) != NULL) {
+        return "with a NUL byte in it";
+    }
+    const char *cursor = text;
+    struct dm_notify_field field;
+    if (!dm_notify_next_field(&cursor, text + *len, &field)) {
+        return "without a field of the form KEY=VALUE";
+    }
+    return NULL;
+}
+
+static void refuse(struct dm_notify *n, const char *reason) {
+    n->refused++;
+    uint64_t now = uv_hrtime() / 1000000;
+    if (n->reported > 0 && now - n->reported_at < REPORT_MS) {
+        return;
+    }
+    uint64_t count = n->refused - n->reported;
+    n->reported = n->refused;
+    n->reported_at = now;
+    n->events.on_refused(n->ctx, reason, count);
+}
+
+/* False if there was nothing to read. */
+static bool receive(struct dm_notify *n) {
+    union {
+        struct cmsghdr align;
+        char space[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(FDS_MAX * sizeof(int))];
+    } control;
+    char text[MESSAGE_MAX];
+    struct iovec iov = {.iov_base = text, .iov_len = sizeof text};
+    struct msghdr msg = {.msg_iov = &iov,
+                         .msg_iovlen = 1,
+                         .msg_control = control.space,
+                         .msg_controllen = sizeof control.space};
+    ssize_t got = recvmsg(n->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (got < 0) {
+        return errno == EINTR;
+    }
+    struct ucred sender;
+    walk_control(&msg, &sender, false);
+    size_t len = (size_t)got;
+    const char *fault = find_fault(n, &msg, text, &len, &sender);
+    if (fault != NULL) {
+        refuse(n, fault);
+    } else {
+        n->events.on_message(n->ctx, text, len, sender.pid, sender.uid);
+    }
+    /* Only now: a barrier is passed when everything sent before it was dealt with. */
+    walk_control(&msg, &sender, true);
+    return true;
+}
+
+static void on_readable(uv_poll_t *poll, int status, int events) {
+    struct dm_notify *n = poll->data;
+    (void)status;
+    (void)events;
+    for (int i = 0; i < BUDGET && !n->closed && receive(n); i++) {
+    }
+}
+
+/* --- life --- */
+
+static int bind_random(struct dm_notify *n) {
+    unsigned char random[16];
+    if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random) {
+        return -EIO;
+    }
+    int at = snprintf(n->name, sizeof n->name, "@dutch-master/");
+    for (size_t i = 0; i < sizeof random; i++) {
+        at += snprintf(n->name + at, sizeof n->name - (size_t)at, "%02x", random[i]);
+    }
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    memcpy(addr.sun_path, n->name, (size_t)at);
+    addr.sun_path[0] = '\0';
+    socklen_t len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + (size_t)at);
+    return bind(n->fd, (struct sockaddr *)&addr, len) < 0 ? -errno : 0;
+}
+
+static int open_socket(struct dm_notify *n) {
+    n->fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (n->fd < 0) {
+        return -errno;
+    }
+    int on = 1;
+    if (setsockopt(n->fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof on) < 0) {
+        return -errno;
+    }
+    return bind_random(n);
+}
+
+static void on_closed(uv_handle_t *handle) {
+    struct dm_notify *n = handle->data;
+    close(n->fd);
+    free(n);
+}
+
+int dm_notify_open(uv_loop_t *loop, uid_t uid, const struct dm_notify_events *events, void *ctx,
+                   struct dm_notify **notify) {
+    struct dm_notify *n = calloc(1, sizeof *n);
+    if (n == NULL) {
+        return -ENOMEM;
+    }
+    n->uid = uid;
+    n->events = *events;
+    n->ctx = ctx;
+    int err = open_socket(n);
+    if (err == 0) {
+        err = uv_poll_init(loop, &n->poll, n->fd);
+    }
+    if (err != 0) {
+        if (n->fd >= 0) {
+            close(n->fd);
+        }
+        free(n);
+        return err;
+    }
+    n->poll.data = n;
+    err = uv_poll_start(&n->poll, UV_READABLE, on_readable);
+    if (err != 0) {
+        dm_notify_close(n);
+        return err;
+    }
+    *notify = n;
+    return 0;
+}
+
+const char *dm_notify_name(const struct dm_notify *n) {
+    return n->name;
+}
+
+uint64_t dm_notify_refused(const struct dm_notify *n) {
+    return n->refused;
+}
+
+void dm_notify_close(struct dm_notify *n) {
+    if (n->closed) {
+        return;
+    }
+    n->closed = true;
+    uv_close((uv_handle_t *)&n->poll, on_closed);
+}

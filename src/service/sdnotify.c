@@ -1,0 +1,64 @@
+/* sdnotify.c: sd_notify(3) without libsystemd. The socket's name is noted at start: what a worker
+ * gets as NOTIFY_SOCKET is another one. Never blocks; a full queue is an error that the caller may
+ * report.
+ */
+#include "service/sdnotify.h"
+
+#include <errno.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+static char *name;
+
+void dm_sd_notify_init(void) {
+    const char *value = getenv("NOTIFY_SOCKET");
+    free(name);
+    name = value == NULL || value[0] == '\0' ? NULL : strdup(value);
+}
+
+bool dm_sd_notify_is_set(void) {
+    return name != NULL;
+}
+
+static int make_address(struct sockaddr_un *addr, socklen_t *len) {
+    size_t n = strlen(name);
+    if ((name[0] != '/' && name[0] != '@') || n < 2) {
+        return -EINVAL;
+    }
+    if (n >= sizeof addr->sun_path) {
+        return -ENAMETOOLONG;
+    }
+    *addr = (struct sockaddr_un){.sun_family = AF_UNIX};
+    memcpy(addr->sun_path, name, n);
+    if (name[0] == '@') {
+        addr->sun_path[0] = '\0';
+    }
+    *len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + n);
+    return 0;
+}
+
+int dm_sd_notify(const char *text) {
+    if (name == NULL) {
+        return 0;
+    }
+    struct sockaddr_un addr;
+    socklen_t len;
+    int err = make_address(&addr, &len);
+    if (err != 0) {
+        return err;
+    }
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) {
+        return -errno;
+    }
+    if (sendto(fd, text, strlen(text), MSG_NOSIGNAL | MSG_DONTWAIT, (struct sockaddr *)&addr, len) <
+        0) {
+        err = -errno;
+    }
+    close(fd);
+    return err;
+}

@@ -1,0 +1,286 @@
+/* server.c: the listening end of the control socket.
+ *
+ * Two things keep strangers out, the mode of the path and SO_PEERCRED. Whoever has the right uid is
+ * trusted with commands but not with our time: clients are few, those that ask nothing give way to
+ * newcomers, and a descriptor is kept in reserve so that one can be accepted, told and closed when
+ * no other is left.
+ */
+#include "service/server.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+enum {
+    CLIENTS = 64,           /* at once */
+    RESERVED = 2,           /* and more, if all of those have asked for something */
+    ACCEPTS = 16,           /* in one turn of the loop; fewer than CLIENTS, see choose_victim */
+    BACKLOG = 128,          /* waiting to be accepted */
+    REQUEST_MAX = 64 << 10, /* bytes of a line */
+};
+
+struct dm_server {
+    uv_loop_t *loop;
+    uv_poll_t poll;
+    int fd;
+    int spare_fd;
+    bool closed;
+    dev_t dev;
+    ino_t ino;
+    struct dm_stream *clients[CLIENTS + RESERVED];
+    size_t count;
+    uint64_t request_ms;
+    dm_server_client_cb on_client;
+    void *ctx;
+    char path[sizeof((struct sockaddr_un *)0)->sun_path];
+};
+
+/* --- clients --- */
+
+static void on_gone(void *owner, struct dm_stream *client) {
+    struct dm_server *server = owner;
+    for (size_t i = 0; i < server->count; i++) {
+        if (server->clients[i] == client) {
+            server->clients[i] = server->clients[--server->count];
+            return;
+        }
+    }
+}
+
+/* The client that can best be done without: first those that never asked, then by idleness. An
+ * administrator has asked before CLIENTS others can be accepted, so a crowd does not push him out.
+ */
+static struct dm_stream *choose_victim(const struct dm_server *server) {
+    struct dm_stream *victim = NULL;
+    for (size_t i = 0; i < server->count; i++) {
+        struct dm_stream *client = server->clients[i];
+        if (victim == NULL || dm_stream_has_asked(client) < dm_stream_has_asked(victim) ||
+            (dm_stream_has_asked(client) == dm_stream_has_asked(victim) &&
+             dm_stream_last_active(client) < dm_stream_last_active(victim))) {
+            victim = client;
+        }
+    }
+    return victim;
+}
+
+static void make_room(struct dm_server *server) {
+    if (server->count < CLIENTS) {
+        return;
+    }
+    struct dm_stream *victim = choose_victim(server);
+    if (!dm_stream_has_asked(victim) || server->count == CLIENTS + RESERVED) {
+        dm_stream_drop(victim, "too many clients");
+    }
+}
+
+static void admit(struct dm_server *server, int fd) {
+    struct ucred peer;
+    socklen_t len = sizeof peer;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0 ||
+        (peer.uid != 0 && peer.uid != geteuid())) {
+        dm_stream_complain(fd, "EPERM", "only the user of the master and root may ask");
+        close(fd);
+        return;
+    }
+    make_room(server);
+    if (server->closed) {
+        close(fd);
+        return;
+    }
+    struct dm_stream_options options = {.line_max = REQUEST_MAX,
+                                        .first_line_ms = server->request_ms,
+                                        .complain = true,
+                                        .on_gone = on_gone,
+                                        .owner = server};
+    struct dm_stream *client;
+    if (dm_stream_open(server->loop, fd, &options, &client) != 0) {
+        dm_stream_complain(fd, "ENOMEM", "out of memory");
+        close(fd);
+        return;
+    }
+    server->clients[server->count++] = client;
+    server->on_client(server->ctx, client);
+}
+
+/* No descriptor is left: a client that asks nothing gives way, or else the newcomer is told and
+ * closed. */
+static void free_descriptor(struct dm_server *server) {
+    struct dm_stream *victim = choose_victim(server);
+    if (victim != NULL && !dm_stream_has_asked(victim)) {
+        dm_stream_drop(victim, "no descriptors left");
+        return;
+    }
+    close(server->spare_fd);
+    int fd = accept4(server->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= 0) {
+        dm_stream_complain(fd, "EMFILE", "the master has no descriptors left");
+        close(fd);
+    }
+    server->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
+static void on_readable(uv_poll_t *poll, int status, int events) {
+    struct dm_server *server = poll->data;
+    (void)status;
+    (void)events;
+    for (int i = 0; i < ACCEPTS && !server->closed; i++) {
+        int fd = accept4(server->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd >= 0) {
+            admit(server, fd);
+        } else if (errno == EMFILE || errno == ENFILE) {
+            free_descriptor(server);
+        } else if (errno != EINTR && errno != ECONNABORTED) {
+            return;
+        }
+    }
+}
+
+/* --- the path --- */
+
+/* Whether somebody listens: 0 if nobody does, else why the path must be left alone. */
+static int check_listener(const struct sockaddr_un *addr) {
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) {
+        return -errno;
+    }
+    int err = -EADDRINUSE;
+    if (connect(fd, (const struct sockaddr *)addr, sizeof *addr) < 0 && errno != EAGAIN) {
+        err = errno == ECONNREFUSED ? 0 : -errno;
+    }
+    close(fd);
+    return err;
+}
+
+static int remove_stale(const struct sockaddr_un *addr, const char **why) {
+    struct stat st;
+    if (lstat(addr->sun_path, &st) < 0) {
+        return errno == ENOENT ? 0 : -errno;
+    }
+    if (!S_ISSOCK(st.st_mode)) {
+        *why = "something that is not a socket is in its place: remove it";
+        return -EEXIST;
+    }
+    int err = check_listener(addr);
+    if (err == 0 && unlink(addr->sun_path) < 0) {
+        err = -errno;
+    }
+    return err;
+}
+
+/* The mode is right from the first moment; the umask is ours alone, there is one thread. */
+static int bind_private(int fd, const struct sockaddr_un *addr) {
+    mode_t old = umask(0177);
+    int err = bind(fd, (const struct sockaddr *)addr, sizeof *addr) < 0 ? -errno : 0;
+    umask(old);
+    return err;
+}
+
+static int open_path(struct dm_server *server, const struct sockaddr_un *addr, const char **why) {
+    int err = bind_private(server->fd, addr);
+    if (err == -EADDRINUSE) {
+        err = remove_stale(addr, why);
+        if (err == 0) {
+            err = bind_private(server->fd, addr);
+        }
+    }
+    if (err != 0) {
+        return err;
+    }
+    struct stat st;
+    if (lstat(addr->sun_path, &st) < 0 || listen(server->fd, BACKLOG) < 0) {
+        err = -errno;
+        unlink(addr->sun_path);
+        return err;
+    }
+    server->dev = st.st_dev;
+    server->ino = st.st_ino;
+    memcpy(server->path, addr->sun_path, sizeof server->path);
+    return 0;
+}
+
+static void remove_path(const struct dm_server *server) {
+    struct stat st;
+    if (server->path[0] != '\0' && lstat(server->path, &st) == 0 && st.st_dev == server->dev &&
+        st.st_ino == server->ino) {
+        unlink(server->path);
+    }
+}
+
+/* --- life --- */
+
+static void free_server(struct dm_server *server) {
+    remove_path(server);
+    if (server->fd >= 0) {
+        close(server->fd);
+    }
+    if (server->spare_fd >= 0) {
+        close(server->spare_fd);
+    }
+    free(server);
+}
+
+static int open_sockets(struct dm_server *server, const struct sockaddr_un *addr,
+                        const char **why) {
+    server->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    server->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    if (server->fd < 0 || server->spare_fd < 0) {
+        return -errno;
+    }
+    int err = open_path(server, addr, why);
+    return err == 0 ? uv_poll_init(server->loop, &server->poll, server->fd) : err;
+}
+
+int dm_server_open(uv_loop_t *loop, const char *path, uint64_t request_ms,
+                   dm_server_client_cb on_client, void *ctx, struct dm_server **server,
+                   const char **why) {
+    *why = NULL;
+    struct sockaddr_un addr;
+    int err = dm_stream_address(path, &addr);
+    if (err == -ENAMETOOLONG) {
+        *why = "a socket's path has 107 bytes at most: choose a shorter one";
+    }
+    if (err != 0) {
+        return err;
+    }
+    struct dm_server *s = calloc(1, sizeof *s);
+    if (s == NULL) {
+        return -ENOMEM;
+    }
+    s->loop = loop;
+    s->request_ms = request_ms;
+    s->on_client = on_client;
+    s->ctx = ctx;
+    err = open_sockets(s, &addr, why);
+    if (err != 0) {
+        free_server(s);
+        return err;
+    }
+    s->poll.data = s;
+    uv_poll_start(&s->poll, UV_READABLE, on_readable);
+    *server = s;
+    return 0;
+}
+
+static void on_closed(uv_handle_t *handle) {
+    free(handle->data);
+}
+
+void dm_server_close(struct dm_server *server) {
+    if (server->closed) {
+        return;
+    }
+    server->closed = true;
+    for (size_t i = 0; i < server->count; i++) {
+        dm_stream_disown(server->clients[i], "the server was closed");
+    }
+    server->count = 0;
+    uv_close((uv_handle_t *)&server->poll, on_closed);
+    remove_path(server);
+    close(server->fd);
+    close(server->spare_fd);
+}
