@@ -1,5 +1,5 @@
 /* Fuzz target: what reads untrusted text in Lua. The function is named by DM_FUZZ as
- * MODULE:FUNCTION, such as dutch-master.protocol:decode. It may refuse, it must not throw. */
+ * MODULE:FUNCTION, such as dutch-master.channel.protocol:decode. It may refuse, it must not throw. */
 #include "lua/embedded.h"
 #include "lua/state.h"
 
@@ -42,7 +42,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (L == NULL) {
         const char *name = getenv("DM_FUZZ");
-        load(name ? name : "dutch-master.protocol:decode");
+        load(name ? name : "dutch-master.channel.protocol:decode");
     }
     lua_pushvalue(L, 2);
     lua_pushlstring(L, (const char *)data, size);
