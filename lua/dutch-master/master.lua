@@ -305,7 +305,6 @@ function M.run(options)
         return code
     end
     self:adopt(self.launcher.plan)
-    self.cluster.configured = self.loaded.num_workers
     self.cluster:start(self.loaded.num_workers)
 end
 

@@ -185,7 +185,6 @@ function M.new(options)
     --- Boots with the plan's number of workers.
     function world.boot()
         local loaded = assert(world.launcher:load())
-        world.cluster.configured = loaded.num_workers
         world.cluster:start(loaded.num_workers)
     end
     --- Messages logged, as a list; with a level, of that level alone.

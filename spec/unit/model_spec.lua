@@ -81,7 +81,7 @@ local function check(world)
     for _, worker in pairs(world.cluster.workers) do
         alive = alive + 1
         holds(world, worker.child.is_alive, 'every worker in the book is alive')
-        holds(world, held[worker] or worker.told or worker.lost, 'a worker outside of a slot is leaving')
+        holds(world, held[worker] or worker.leaving.told or worker.leaving.lost, 'a worker outside of a slot is leaving')
         if worker.state == 'starting' or LEAVING[worker.state] then
             holds(world, worker.deadline_armed, 'whoever starts or leaves has a deadline (3): ' .. worker.state)
         else
@@ -103,8 +103,8 @@ local function watch_leaving(world)
                 'a slot commits to a worker of its generation that serves (1)')
         elseif object.machine.name == 'worker' and event == 'stop' and (from == 'running' or from == 'retiring') then
             holds(world, ({ replaced = true, ['asked to be replaced'] = true, stopped = true, ['scaled down'] = true,
-                superseded = true, ['restart aborted'] = true })[object.why], 'told to leave for no reason (1)')
-            local unproved = object.why == 'superseded' or object.why == 'restart aborted'
+                superseded = true, ['restart aborted'] = true })[object.leaving.why], 'told to leave for no reason (1)')
+            local unproved = object.leaving.why == 'superseded' or object.leaving.why == 'restart aborted'
             for _, slot in ipairs(world.cluster.slots) do
                 holds(world, not unproved or slot.current ~= object, 'only a replacement can be superseded (1)')
             end

@@ -40,9 +40,10 @@ function Cluster.new(options)
 end
 
 --- Starts the slots.
--- @param count how many
+-- @param count how many the script wants
 function Cluster:start(count)
     self.log:info({ numWorkers = count }, 'Starting cluster')
+    self.configured = count
     self.agenda:start(self, definition)
     self:resize(count)
 end
@@ -180,11 +181,11 @@ end
 local function worker_gone(self, worker)
     self.workers[worker.id] = nil
     self.process_count = self.process_count - 1
-    self.killed = self.killed or worker.killed
+    self.killed = self.killed or worker.leaving.killed
     remember(self, worker.report)
     if worker.report.oom then
         for _, other in pairs(self.workers) do -- this one's death explains no other
-            other.oom_kills_before = other.oom_kills_before and other.oom_kills_before + 1
+            other:other_ran_out_of_memory()
         end
     end
     self.launcher:hook('onWorkerExit', worker.report)
@@ -213,8 +214,7 @@ local function fork(self, slot)
             lost = function(worker, reason)
                 to_slot(self, worker, 'lost', reason)
             end,
-            replace = function(worker, reason)
-                worker.why = reason
+            replace = function(worker)
                 local place = self:slot_of(worker)
                 if place then
                     self.agenda:post(place, 'replace', nil, worker)
@@ -362,7 +362,7 @@ local function begin_stop(self, request)
     self.slots = {}
     if request.now then
         for _, worker in pairs(self.workers) do
-            self.agenda:post(worker, 'kill')
+            self.agenda:post(worker, 'kill', 'stopped')
         end
     end
     if self.process_count == 0 then
@@ -379,7 +379,7 @@ local function stop_at_once(self, request)
     elseif request.signal == 'SIGINT' or request.signal == 'SIGTERM' or request.now then
         self.log:warn({ signal = request.signal, by = request.who }, 'Shutdown requested again, killing the workers')
         for _, worker in pairs(self.workers) do
-            self.agenda:post(worker, 'kill')
+            self.agenda:post(worker, 'kill', 'stopped')
         end
     end
 end
@@ -415,7 +415,7 @@ local function give_up(self)
     self.log:warn('Cluster did not shutdown cleanly within timeout, exiting')
     self.gave_up, self.exit_code = true, 1
     for _, worker in pairs(self.workers) do
-        self.agenda:post(worker, 'kill')
+        self.agenda:post(worker, 'kill', 'stopped')
     end
     return 'stopping'
 end

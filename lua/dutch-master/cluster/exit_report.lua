@@ -23,9 +23,8 @@ end
 local function words(worker, status, oom)
     if status.failed then
         return 'could not be started: ' .. M.start_failure(status.failed)
-    elseif worker.late then
-        return ('was not ready within %g s'):format(worker.plan.ready_timeout_ms / 1000)
-            .. (worker.probed and ': ' .. worker.probed or '')
+    elseif worker.leaving.late then
+        return worker.leaving.late
     elseif oom then
         return 'was killed because memory ran out'
     elseif status.signal then
@@ -39,9 +38,9 @@ end
 -- @return a table of plain values; times in ms, `at` in seconds since the epoch
 function M.new(worker, status)
     local platform = worker.platform
-    local now = platform.now()
+    local now, leaving = platform.now(), worker.leaving
     -- SIGKILL that was not ours: whether the kernel's count of such deaths in our cgroup rose. nil: it does not count.
-    local count = status.signal == 'SIGKILL' and not worker.killed and worker.oom_kills_before and platform.oom_kills()
+    local count = status.signal == 'SIGKILL' and not leaving.killed and worker.oom_kills_before and platform.oom_kills()
     local oom
     if count then
         oom = count > worker.oom_kills_before
@@ -49,8 +48,8 @@ function M.new(worker, status)
     return {
         worker = worker.id, pid = worker.pid, slot = worker.slot, generation = worker.generation,
         release = worker.release, code = status.code, signal = status.signal, core = status.core,
-        step = status.failed and status.failed.step, message = words(worker, status, oom), why = worker.why, oom = oom,
-        unexpected = not worker.told, killed = worker.killed, was_ready = worker.ready_at ~= nil,
+        step = status.failed and status.failed.step, message = words(worker, status, oom), why = leaving.why, oom = oom,
+        unexpected = not leaving.told, killed = leaving.killed or nil, was_ready = worker.ready_at ~= nil,
         age_ms = now - worker.forked_at, served_ms = worker.ready_at and now - worker.ready_at or 0,
         at = platform.wall(), stderr = worker.child:tail(), cpu_ms = (status.user_ms or 0) + (status.system_ms or 0),
         max_rss_kb = status.max_rss_kb,

@@ -13,6 +13,7 @@ local JITTER = 0.1
 --- @param options {platform, log, cluster}
 function Recycle.new(options)
     local self = setmetatable(options, Recycle)
+    self.shares = setmetatable({}, { __mode = 'k' }) -- worker -> the part of its lifetime that it gets
     self.timer = self.platform.timer(function()
         self:look()
         self.timer:start(EVERY_MS)
@@ -39,9 +40,9 @@ local function too_old(self, worker)
     if not limit then
         return nil
     end
-    worker.lifetime_share = worker.lifetime_share or 1 - JITTER * self.platform.random()
+    self.shares[worker] = self.shares[worker] or 1 - JITTER * self.platform.random()
     local age = self.platform.now() - worker.forked_at
-    if age >= limit * worker.lifetime_share then
+    if age >= limit * self.shares[worker] then
         return ('%d s old, maxLifetime is %g s'):format(age / 1000, limit / 1000)
     end
 end
@@ -69,7 +70,7 @@ function Recycle:look()
         local why = too_old(self, worker) or too_large(self, worker)
         if why then
             worker.log:info({ reason = why }, 'Recycling worker')
-            worker.on.replace(worker, why)
+            worker:replace(why)
             return
         end
     end

@@ -62,8 +62,7 @@ end
 
 local function dismiss(self, worker, why)
     if worker then
-        worker.why = worker.why or why
-        self.agenda:post(worker, 'stop')
+        self.agenda:post(worker, 'stop', why)
     end
 end
 

@@ -5,7 +5,8 @@
 -- SIGKILL (killing), gone (exited). It may end at any step.
 -- `exit` and `closed` come in either order and `closed` may never come, so neither waits for the other.
 --
--- A worker knows nothing of slots and rolls. What its owner must hear comes by the callbacks it was given:
+-- A worker knows nothing of slots and restarts, and nobody else writes its fields. What its owner must hear comes by
+-- the callbacks it was given:
 --   ready(worker)          it serves
 --   lost(worker, why)      it was not told to leave, and no longer serves or never will
 --   replace(worker, why)   it asked to be replaced, or shall be
@@ -13,9 +14,9 @@
 
 local conversation = require 'dutch-master.channel.conversation'
 local exit_report = require 'dutch-master.cluster.exit_report'
+local Health = require 'dutch-master.cluster.health'
 local machine = require 'dutch-master.machine'
 local protocol = require 'dutch-master.channel.protocol'
-local pulse = require 'dutch-master.cluster.pulse'
 local ignore, bug = machine.ignore, machine.bug
 
 local Worker = {}
@@ -32,13 +33,22 @@ local SETTLE_MS = 5000
 local definition
 
 --- A worker that is not forked yet.
--- @param options {id, slot (its number), generation, plan, kind (a row of kinds.lua), platform, agenda, log, sockets,
---   tickets, on = {ready, lost, replace, gone, message}}
+-- @param options {id, slot (its number), generation, release (where it runs), plan, kind (a row of kinds.lua),
+--   platform, agenda, log, sockets, tickets, on = {ready, lost, replace, gone, message}}
 function Worker.new(options)
     local self = setmetatable(options, Worker)
     self.log = options.log:child { workerId = self.id, generation = self.generation }
     self.forked_at = self.platform.now()
     self.oom_kills_before = self.platform.oom_kills()
+    -- Its leaving: what is known so far of why and how.
+    self.leaving = {
+        why = nil, -- the first reason that its owner gave, or it itself
+        told = false, -- it was told to
+        lost = false, -- it was not, and its owner has heard that it goes
+        late = nil, -- in words, when it was not ready in time
+        killed = false, -- by us
+        until_ms = nil, -- the moment at which it is killed, once it has begun
+    }
     return self
 end
 
@@ -53,25 +63,11 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Forking
 
-local function listen_for_readiness(self, info)
-    local rule = self.ready_rule
-    local wanted = rule.type == 'listening' and info.stream
-        or rule.type == 'port' and info.stream and info.port == rule.port
-        or rule.type == 'path' and info.path == rule.path
-    if wanted then
-        self.agenda:post(self, 'ready', { address = info.text or info.name })
-    end
-end
-
 local function on_message(self, message)
     if type(message) == 'table' and message.event == 'request-restart' then
         return self.agenda:post(self, 'request_restart')
     end
-    local rule = self.ready_rule
-    if rule.type == 'message' and (rule.message == nil or rule.message == message
-        or type(message) == 'table' and message.event == rule.message) then
-        self.agenda:post(self, 'ready', {})
-    end
+    self.health:message(message)
     self.on.message(self, protocol.plain(message))
 end
 
@@ -90,15 +86,10 @@ local function start_conversation(self)
         end,
         on_listening = function(info)
             self.listening = true
-            if self.state == 'starting' and pulse.can_be_asked(self) then
-                pulse.ask(self)
-            end
-            listen_for_readiness(self, info)
+            self.health:listens(info)
         end,
         on_ready = function()
-            if self.ready_rule.type ~= 'http' then
-                self.agenda:post(self, 'ready', {})
-            end
+            self.health:says_ready()
         end,
         on_message = function(message)
             on_message(self, message)
@@ -117,11 +108,31 @@ local function start_conversation(self)
     }
 end
 
+local function new_health(self)
+    local rule = self.plan.ready
+    return Health.new {
+        platform = self.platform, sockets = self.sockets, id = self.id, log = self.log,
+        rule = rule and rule.type ~= 'auto' and rule or self.kind.default_ready, fallback = self.kind.default_ready,
+        watchdog_ms = self.plan.watchdog_ms,
+        on = {
+            ready = function(facts)
+                self.agenda:post(self, 'ready', facts)
+            end,
+            alive = function()
+                self.agenda:post(self, 'alive')
+            end,
+            hung = function(why)
+                self.agenda:post(self, 'hung', why)
+            end,
+        },
+    }
+end
+
 --- Opens the socket by which an exec worker says READY=1. Its name goes into the environment of the fork.
 -- @return the name, or nil, message
 function Worker:open_notify()
     local socket, message = self.platform.notify_socket({ uid = self.plan.uid }, function(fields)
-        pulse.notified(self, fields)
+        self.health:notified(fields)
     end)
     if not socket then
         return nil, message
@@ -130,12 +141,20 @@ function Worker:open_notify()
     return socket:name()
 end
 
+--- Opens what its output goes to, if that is not ours.
+-- @return its descriptor or nil, or nil, message
+function Worker:open_output()
+    local wish, message = self.plan.worker_output, nil
+    if wish and wish ~= 'inherit' then
+        self.output_fd, message = self.platform.open_append(wish == 'null' and '/dev/null' or wish)
+    end
+    return self.output_fd, message
+end
+
 --- Forks.
 -- @param fields what platform.spawn takes, without the callbacks
 -- @return true, or nil, message, code when there was no fork: the worker never lived
 function Worker:spawn(fields)
-    local rule = self.plan.ready
-    self.ready_rule = rule and rule.type ~= 'auto' and rule or self.kind.default_ready
     self.asks = self.kind.asks
     self.stop_signal = self.plan.stop_signal or self.kind.default_stop_signal
     function fields.on_exec()
@@ -157,7 +176,6 @@ function Worker:spawn(fields)
     if fields.channel then
         start_conversation(self)
     end
-    local asked = not fields.channel and pulse.can_be_asked(self)
     local child, message, code = self.platform.spawn(fields)
     if not child then
         return nil, message, code
@@ -165,11 +183,12 @@ function Worker:spawn(fields)
     self.child = child
     self.pid = child:pid()
     self.log = self.log:child { workerPid = self.pid }
+    self.health = new_health(self)
+    if not self.channel_open then
+        self.health:ask() -- the question waits in its queue until it listens
+    end
     self.agenda:start(self, definition)
     self.log:info('Creating new worker')
-    if asked then
-        pulse.ask(self) -- the question waits in its queue until it listens
-    end
     return true
 end
 
@@ -206,19 +225,31 @@ function Worker:rescue(fd, done, name)
     return self:takes(name) and self.conversation:newconn(fd, done, name) == true
 end
 
+--- It is to be replaced: because it asked for it, hangs, or is too large or too old. Who has no place any more goes on.
+function Worker:replace(why)
+    self.leaving.why = why
+    self.on.replace(self, why)
+end
+
+--- The kernel has killed another process of ours for want of memory: that death says nothing about this one's.
+function Worker:other_ran_out_of_memory()
+    self.oom_kills_before = self.oom_kills_before and self.oom_kills_before + 1
+end
+
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Actions
 
 -- Whoever was not told to leave and is going is lost, once.
 local function lose(self, why)
-    if not self.told and not self.lost then
-        self.lost = true
+    local leaving = self.leaving
+    if not leaving.told and not leaving.lost then
+        leaving.lost = true
         self.on.lost(self, why)
     end
 end
 
 local function became_ready(self, facts)
-    pulse.serves(self)
+    self.health:serves()
     self.ready_at = self.platform.now()
     self.sockets:join(self.id)
     self.log:info({ address = facts.address }, 'Worker listening')
@@ -228,16 +259,11 @@ end
 
 local function request_restart(self)
     self.log:info('Worker dying')
-    self.on.replace(self, 'asked to be replaced')
-end
-
-local function note_alive(self)
-    self.alive_at = self.platform.now()
+    self:replace 'asked to be replaced'
 end
 
 -- Its deadline starts anew.
-local function alive(self)
-    note_alive(self)
+local function alive()
     return 'running'
 end
 
@@ -245,8 +271,9 @@ end
 -- replacement is on its way this is said again and again.
 local function hung(self, why)
     self.log:warn({ reason = why }, 'Worker hangs')
-    self.on.replace(self, why)
-    return alive(self)
+    self.health:forgive()
+    self:replace(why)
+    return 'running'
 end
 
 local function silent(self)
@@ -254,7 +281,7 @@ local function silent(self)
 end
 
 local function start_of_stop(self)
-    self.stop_at = self.platform.now() + self.plan.stop_timeout_ms
+    self.leaving.until_ms = self.platform.now() + self.plan.stop_timeout_ms
 end
 
 local function ask(self)
@@ -267,17 +294,21 @@ local function ask(self)
     return 'stopping'
 end
 
+local function told_to_leave(self, why)
+    self.health:close()
+    self.leaving.told = true
+    self.leaving.why = self.leaving.why or why
+end
+
 -- Nobody talks to a worker that is not ready: it is asked at once.
-local function stop_starting(self)
-    pulse.stop_asking(self)
-    self.told = true
+local function stop_starting(self, why)
+    told_to_leave(self, why)
     start_of_stop(self)
     return ask(self)
 end
 
-local function stop(self)
-    pulse.stop_asking(self)
-    self.told = true
+local function stop(self, why)
+    told_to_leave(self, why)
     start_of_stop(self)
     self.sockets:leave(self.id, function()
         self.agenda:post(self, 'settled')
@@ -289,7 +320,7 @@ local function stop(self)
 end
 
 local function terminate(self)
-    if not self.stop_at then
+    if not self.leaving.until_ms then
         start_of_stop(self)
     end
     self.child:signal('SIGTERM')
@@ -298,11 +329,9 @@ local function terminate(self)
 end
 
 local function kill(self)
-    self.stop_at = self.stop_at or self.platform.now()
-    if not self.killed then
-        self.log:debug('Hard-killing worker as it did not die gracefully')
-    end
-    self.killed = true
+    self.leaving.until_ms = self.leaving.until_ms or self.platform.now()
+    self.leaving.killed = true
+    self.log:debug('Hard-killing worker as it did not die gracefully')
     self.child:signal_group('SIGKILL')
     return 'killing'
 end
@@ -319,14 +348,13 @@ end
 
 -- The deadline of `starting` is the moment of readiness for a worker whose rule is to be alive so long.
 local function start_deadline(self)
-    local rule = self.ready_rule
-    if rule.type == 'alive' or rule.type == 'auto' then
+    if self.health:alive_ms() then
         return became_ready(self, {})
     end
-    self.late = true
-    pulse.stop_asking(self)
-    local asked = self.probed and ': ' .. self.probed
-    self.log:warn({ readyTimeout = self.plan.ready_timeout_ms / 1000, listening = self.listening },
+    self.health:close()
+    local seconds, asked = self.plan.ready_timeout_ms / 1000, self.health.words and ': ' .. self.health.words
+    self.leaving.late = ('was not ready within %g s'):format(seconds) .. (asked or '')
+    self.log:warn({ readyTimeout = seconds, listening = self.listening },
         'Worker was not ready in time' .. (asked or suspicion(self)))
     lose(self, 'was not ready in time' .. (asked or ''))
     return terminate(self)
@@ -340,7 +368,7 @@ local function closed_while_leaving(self)
 end
 
 local function closed_while_starting(self)
-    pulse.stop_asking(self)
+    self.health:close()
     self.channel_open = false
     if self.exec_at then -- else its program never ran, and why that is comes with its end
         self.log:warn('Worker disconnected unexpectedly while starting')
@@ -350,7 +378,7 @@ local function closed_while_starting(self)
 end
 
 local function closed_while_serving(self)
-    pulse.stop_asking(self)
+    self.health:close()
     self.channel_open = false
     self.log:warn('Worker disconnection was unexpected')
     self.sockets:drop(self.id)
@@ -364,9 +392,8 @@ end
 
 -- The app leaves by itself (cluster.worker.disconnect()): it accepts nothing any more, and finishes what it has.
 local function leaving(self)
-    pulse.stop_asking(self)
+    self.health:close()
     self.log:info('Worker leaves by itself')
-    self.left = true
     self.asks = 'nothing'
     start_of_stop(self)
     self.sockets:leave(self.id, function() end)
@@ -375,7 +402,7 @@ local function leaving(self)
 end
 
 local function finish(self, status)
-    pulse.stop_asking(self) -- before its lane is another's
+    self.health:close() -- before its lane is another's
     self.channel_open = false
     self.report = exit_report.new(self, status)
     if status.failed then
@@ -405,9 +432,8 @@ local function mark_retiring()
     return 'retiring'
 end
 
-local function kill_now(self)
-    pulse.stop_asking(self)
-    self.told = true
+local function kill_now(self, why)
+    told_to_leave(self, why)
     return kill(self)
 end
 
@@ -422,7 +448,7 @@ end
 -- or as soon as the channel has closed.
 
 local function remaining(self)
-    return math.max(self.stop_at - self.platform.now(), 0)
+    return math.max(self.leaving.until_ms - self.platform.now(), 0)
 end
 
 definition = machine.define {
@@ -433,8 +459,8 @@ definition = machine.define {
         'request_restart', -- it asked to be replaced
         'retire', -- a replacement is on its way
         'keep', -- the replacement was given up
-        'stop', -- leave
-        'kill', -- leave at once
+        'stop', -- (why) leave
+        'kill', -- (why) leave at once
         'settled', -- out of rotation, nothing on its way to it
         'leaving', -- it disconnects by itself
         'alive', -- a sign of life
@@ -445,10 +471,11 @@ definition = machine.define {
     },
     deadline = {
         starting = function(self)
-            local rule = self.ready_rule
-            return (rule.type == 'alive' or rule.type == 'auto') and rule.alive_ms or self.plan.ready_timeout_ms
+            return self.health:alive_ms() or self.plan.ready_timeout_ms
         end,
-        running = pulse.patience,
+        running = function(self)
+            return self.health:patience()
+        end,
         settling = function()
             return SETTLE_MS
         end,
@@ -461,7 +488,7 @@ definition = machine.define {
             return math.max(remaining(self) - self.plan.kill_timeout_ms, 0)
         end,
         disconnected = function(self)
-            return self.stop_at and math.min(DISCONNECTED_MS, remaining(self)) or DISCONNECTED_MS
+            return self.leaving.until_ms and math.min(DISCONNECTED_MS, remaining(self)) or DISCONNECTED_MS
         end,
         terminating = function(self)
             return math.min(self.plan.kill_timeout_ms, remaining(self))
@@ -481,7 +508,7 @@ definition = machine.define {
             settled = bug,
             leaving = leaving,
             closed = closed_while_starting,
-            alive = note_alive,
+            alive = ignore,
             hung = ignore,
             deadline = start_deadline,
             exit = finish,
@@ -513,7 +540,7 @@ definition = machine.define {
             settled = bug,
             leaving = leaving,
             closed = closed_while_serving,
-            alive = note_alive,
+            alive = ignore,
             hung = ignore,
             deadline = bug,
             exit = exit_while_serving,

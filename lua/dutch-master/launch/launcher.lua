@@ -215,17 +215,13 @@ end
 
 -- Where its output goes. stderr is copied through the master, so that its end can be shown when it dies.
 -- @return true, or nil, message
-local function add_output(self, fields, worker)
+local function add_output(fields, worker)
     fields.capture_stderr = true
-    fields.stdout, fields.stderr = 1, 2
-    local wish = worker.plan.worker_output
-    if wish and wish ~= 'inherit' then
-        local fd, message = self.platform.open_append(wish == 'null' and '/dev/null' or wish)
-        if not fd then
-            return nil, 'workerOutput: ' .. message
-        end
-        fields.stdout, fields.stderr, worker.output_fd = fd, fd, fd
+    local fd, message = worker:open_output()
+    if message then
+        return nil, 'workerOutput: ' .. message
     end
+    fields.stdout, fields.stderr = fd or 1, fd or 2
     return true
 end
 
@@ -274,27 +270,40 @@ local function fields_of(self, worker, session, env, cwd)
     return fields
 end
 
-local function start(self, worker, session, info)
-    local plan = session.plan
-    local env, err = session:environment(info)
-    if not env then
-        note_slow(self, err)
-        return nil, err.message
-    end
-    local cwd
-    cwd, worker.release = place(self, session, worker.generation)
+local function fork(self, worker, session, env, cwd)
     local fields, why = fields_of(self, worker, session, env, cwd)
     if not fields then
         return nil, why
     end
-    worker.plan = plan
-    local ok, no_output = add_output(self, fields, worker)
+    local ok, no_output = add_output(fields, worker)
     if not ok then
         return nil, no_output
     end
     local forked, failure, code = worker:spawn(fields)
     if not forked then
         return nil, ('%s: %s'):format(code or 'error', failure)
+    end
+    return worker
+end
+
+-- @return the worker, or nil, why
+local function start(self, session, info, on)
+    local env, err = session:environment(info)
+    if not env then
+        note_slow(self, err)
+        return nil, err.message
+    end
+    local cwd, release = place(self, session, info.generation)
+    local worker = Worker.new {
+        id = info.id, slot = info.slot, generation = info.generation, release = release, on = on,
+        plan = session.plan, kind = kinds.of(session.plan), platform = self.platform, agenda = self.agenda,
+        log = self.log, sockets = self.sockets, tickets = self.tickets,
+    }
+    local forked, why = fork(self, worker, session, env, cwd)
+    if not forked then
+        worker:discard()
+        self.sockets:drop(info.id)
+        return nil, why
     end
     return worker
 end
@@ -321,15 +330,8 @@ function Launcher:launch(options)
         return nil, why, where
     end
     keep(self, session)
-    local worker = Worker.new {
-        id = id, slot = options.slot, generation = options.generation, on = options.on,
-        plan = session.plan, kind = kinds.of(session.plan), platform = self.platform, agenda = self.agenda,
-        log = self.log, sockets = self.sockets, tickets = self.tickets,
-    }
-    local started, failure = start(self, worker, session, info)
-    if not started then
-        worker:discard()
-        self.sockets:drop(id)
+    local worker, failure = start(self, session, info, options.on)
+    if not worker then
         self.log:error({ slot = options.slot, generation = options.generation }, 'Fork failed: ' .. failure)
         return nil, failure
     end

@@ -1,0 +1,272 @@
+--- health.lua: what shows that a worker is ready, and later that it lives. Its worker owns it, reports what it sees of
+-- the process by methods, and hears three things by callbacks:
+--   on.ready(facts)   its rule (see kinds.lua) is met; facts.address where that is known
+--   on.alive()        a sign of life
+--   on.hung(why)      it says itself that it must be replaced
+--
+-- Where the rule is a page (`ready = { http = ... }`) the worker is asked for it again and again, by a connection that
+-- reaches nobody else. Any answer in HTTP is a sign of life: 503 is no hang. There is one question at a
+-- time. It waits in the worker's queue until it is accepted: a slow starter finds one there, not one for each attempt.
+-- Otherwise a sign of life is WATCHDOG=1. The watchdog starts with the first one.
+
+local Health = {}
+Health.__index = Health
+
+-- The first line of an answer is read, and nothing longer than this.
+local READ_MAX = 65536
+-- When too many other workers are being asked.
+local BUSY_MS = 20
+
+--- @param options {platform, sockets, id (the worker's), log, rule (what shows that it is ready), fallback (the rule
+--   where it cannot be asked alone), watchdog_ms or nil, on = {ready, alive, hung}}
+function Health.new(options)
+    local self = setmetatable(options, Health)
+    -- starting: nothing shows yet that it is ready, and it is not asked
+    -- asking:   the same, and it is asked
+    -- watching: it serves, and is asked on for the watchdog
+    -- quiet:    it serves, or has ended, and is not asked
+    self.state = 'starting'
+    self.words = nil -- what came of asking it last
+    self.status = nil -- its own words, by STATUS=
+    self.alive_at = nil -- its last sign of life
+    return self
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Asking for a page
+
+-- That of all interfaces is no name of a host, and an empty name ("Host: :8000") is refused by many servers.
+local function host_of(address)
+    local port = address:match '^:(%d+)$' or address:match '^0%.0%.0%.0:(%d+)$' or address:match '^%[::%]:(%d+)$'
+    return port and 'localhost:' .. port or address
+end
+
+local function request(self, address)
+    return ('GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: dutch-master\r\nConnection: close\r\n\r\n'):format(
+        self.rule.path, self.rule.host or host_of(address))
+end
+
+local function hang_up(self)
+    if self.dial then
+        self.dial:close()
+        self.dial = nil
+    end
+end
+
+local function note_alive(self)
+    self.alive_at = self.platform.now()
+    self.on.alive()
+end
+
+local function note_result(self, words, address)
+    if self.words ~= words then
+        self.words = words
+        self.log:debug({ address = address }, 'Worker was asked: ' .. words)
+    end
+end
+
+-- The end of one question, whatever came of it; the next one follows.
+local function conclude(self, words, status)
+    local rotation = self.rotation
+    hang_up(self) -- before its rule is gone: nothing of it may reach another worker
+    if status and not rotation:probed(self.id) then
+        words, status = ('GET %s may have been answered by another worker'):format(self.rule.path), nil
+    elseif rotation then
+        rotation:unprobe(self.id)
+    end
+    self.rotation = nil
+    self.timer:start(status and self.interval_ms or math.min(self.interval_ms, self.rule.interval_ms))
+    local address = rotation and rotation.address.text
+    note_result(self, words, address)
+    if status then
+        note_alive(self)
+    end
+    if status and status >= 200 and status < 400 then
+        self.on.ready { address = address }
+    end
+end
+
+local function read(self, data)
+    self.seen = self.seen .. data
+    local line = self.seen:match '^([^\r\n]*)\r?\n'
+    if not line and #self.seen <= READ_MAX then
+        return
+    end
+    local status = line and tonumber(line:match '^HTTP/%d%.?%d* (%d%d%d)%f[^%d]')
+    if status then
+        conclude(self, ('GET %s answered %d'):format(self.rule.path, status), status)
+    else
+        conclude(self, ('GET %s was not answered in HTTP'):format(self.rule.path))
+    end
+end
+
+local function ask_once(self)
+    local rotation, why = self.sockets:probe_target(self.id, self.rule.port)
+    if not rotation then
+        return conclude(self, why)
+    end
+    local dial, message = self.platform.dial(rotation.address.text, {
+        on_data = function(data)
+            read(self, data)
+        end,
+        on_end = function(reason)
+            conclude(self, ('GET %s: %s'):format(self.rule.path,
+                reason or 'the connection was closed without an answer'))
+        end,
+    })
+    if not dial then
+        return conclude(self, message)
+    end
+    self.dial, self.seen = dial, ''
+    local ok, no, code = rotation:probe(self.id, dial:port())
+    if code == 'EAGAIN' then
+        hang_up(self)
+        return self.timer:start(BUSY_MS)
+    elseif ok then
+        self.rotation = rotation
+        ok, no = dial:start(request(self, rotation.address.text))
+    end
+    if not ok then
+        return conclude(self, no)
+    end
+    self.timer:start(self.rule.timeout_ms)
+end
+
+-- No answer in time. What nobody has accepted waits on.
+local function overdue(self)
+    local seconds = self.rule.timeout_ms / 1000
+    if self.rotation:waiting(self.id) == 0 then
+        return conclude(self, ('GET %s: no answer in %g s'):format(self.rule.path, seconds))
+    end
+    self.timer:start(self.rule.timeout_ms)
+    note_result(self, ('GET %s: nobody accepted in %g s'):format(self.rule.path, seconds))
+end
+
+-- Where others have the same socket, one of them might answer: there the other rule must do.
+local function can_be_asked(self)
+    if self.rule.type ~= 'http' then
+        return false
+    end
+    local target, why, code = self.sockets:probe_target(self.id, self.rule.port)
+    if code == 'ENOTSUP' then
+        self.log:warn({ reason = why, watchdog = self.watchdog_ms and false or nil },
+            'Worker cannot be asked alone, it is ready by the rule of its kind')
+        self.rule = self.fallback
+    elseif not target then
+        self.words = why
+    end
+    return target ~= nil
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- What its worker reports
+
+local function is_awaited(self)
+    return self.state == 'starting' or self.state == 'asking'
+end
+
+--- Asks for the page from now on, if that is the rule and a socket is there at which it can be asked alone.
+function Health:ask()
+    if not is_awaited(self) or not can_be_asked(self) or self.state == 'asking' then
+        return
+    end
+    self.state, self.interval_ms = 'asking', self.rule.interval_ms
+    self.timer = self.platform.timer(function()
+        if self.dial then
+            overdue(self)
+        else
+            ask_once(self)
+        end
+    end)
+    self.timer:start(0)
+end
+
+--- It listens somewhere: {stream, port, path, name, text}, see conversation.lua.
+function Health:listens(info)
+    self:ask()
+    local rule = self.rule
+    local wanted = rule.type == 'listening' and info.stream
+        or rule.type == 'port' and info.stream and info.port == rule.port
+        or rule.type == 'path' and info.path == rule.path
+    if wanted then
+        self.on.ready { address = info.text or info.name }
+    end
+end
+
+--- It says over its channel that it is ready.
+function Health:says_ready()
+    if self.rule.type ~= 'http' then
+        self.on.ready {}
+    end
+end
+
+--- A message of its app.
+function Health:message(message)
+    local rule = self.rule
+    if rule.type == 'message' and (rule.message == nil or rule.message == message
+        or type(message) == 'table' and message.event == rule.message) then
+        self.on.ready {}
+    end
+end
+
+--- A notification: what it wrote to NOTIFY_SOCKET.
+function Health:notified(fields)
+    local rule = self.rule.type
+    if fields.READY == '1' and (rule == 'notify' or rule == 'auto') then
+        self.on.ready {}
+    end
+    if fields.WATCHDOG == '1' and rule ~= 'http' then
+        note_alive(self)
+    elseif fields.WATCHDOG == 'trigger' and self.watchdog_ms then
+        self.on.hung 'it says that it must be replaced'
+    end
+    if fields.STATUS then
+        self.status = fields.STATUS:sub(1, 200)
+    end
+end
+
+--- How long it must have lived to count as ready, in ms; nil where its rule is another one.
+function Health:alive_ms()
+    local rule = self.rule
+    return (rule.type == 'alive' or rule.type == 'auto') and rule.alive_ms or nil
+end
+
+--- It serves: it is asked on only if there is a watchdog, and so often that one question may get lost. One that is to
+-- come keeps its time, unless that is too late now.
+function Health:serves()
+    if self.state ~= 'asking' or not self.watchdog_ms then
+        return self:close()
+    end
+    local interval_ms = self.watchdog_ms / 3
+    if interval_ms < self.interval_ms and not self.dial then
+        self.timer:start(interval_ms)
+    end
+    self.state, self.interval_ms = 'watching', interval_ms
+end
+
+--- How long it may still be silent, in ms; nil: for ever.
+function Health:patience()
+    local limit = self.watchdog_ms
+    return limit and self.alive_at and math.max(self.alive_at + limit - self.platform.now(), 0) or nil
+end
+
+--- It was reported as hanging: the watchdog waits anew.
+function Health:forgive()
+    self.alive_at = self.platform.now()
+end
+
+--- Nothing is asked any more. May be called by what it calls.
+function Health:close()
+    self.state = 'quiet'
+    hang_up(self)
+    if self.rotation then
+        self.rotation:unprobe(self.id)
+        self.rotation = nil
+    end
+    if self.timer then
+        self.timer:close()
+        self.timer = nil
+    end
+end
+
+return Health
