@@ -1,5 +1,6 @@
 /* Fuzz target: what reads untrusted text in Lua. The function is named by DM_FUZZ as
- * MODULE:FUNCTION, such as dutch-master.channel.protocol:decode. It may refuse, it must not throw. */
+ * MODULE:FUNCTION, such as dutch-master.channel.protocol:decode. It may refuse, it must not throw.
+ */
 #include "lua/embedded.h"
 #include "lua/state.h"
 
