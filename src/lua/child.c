@@ -266,7 +266,11 @@ static void parse_options(lua_State *L, struct dm_child_options *o) {
     o->fds = opt_integers(L, "fds", INT32_MAX, &n);
     o->fd_count = (int)n;
     o->channel = opt_bool(L, "channel");
+    o->capture_stdout = opt_bool(L, "capture_stdout");
     o->capture_stderr = opt_bool(L, "capture_stderr");
+    lua_getfield(L, 1, "on_output");
+    o->report_output = !lua_isnil(L, -1);
+    lua_pop(L, 1);
 }
 
 /* -- events -------------------------------------------------------------------------------------
@@ -367,6 +371,15 @@ static void push_status(lua_State *L, const struct proxy *proxy, const struct dm
     set_number(L, "stderr_lost", (double)status->stderr_lost);
 }
 
+static void on_output(void *ctx, int fd, const char *data, size_t size) {
+    const struct proxy *proxy = ctx;
+    if (push_callback(proxy, "on_output")) {
+        lua_pushstring(proxy->L, fd == 1 ? "stdout" : "stderr");
+        lua_pushlstring(proxy->L, data, size);
+        dm_lua_call(proxy->L, 3, 0, "on_output");
+    }
+}
+
 static void on_exit_(void *ctx, const struct dm_status *status) {
     struct proxy *proxy = ctx;
     lua_State *L = proxy->L;
@@ -383,6 +396,7 @@ static const struct dm_child_events events = {
     .on_exec = on_exec,
     .on_line = on_line,
     .on_channel_closed = on_channel_closed,
+    .on_output = on_output,
     .on_exit = on_exit_,
 };
 
@@ -391,8 +405,9 @@ static const struct dm_child_events events = {
 
 /* The callbacks become the proxy's environment table. */
 static void set_callbacks(lua_State *L, int proxy) {
-    static const char *const names[] = {"on_exec", "on_line", "on_channel_closed", "on_exit"};
-    lua_createtable(L, 0, 4);
+    static const char *const names[] = {"on_exec", "on_line", "on_channel_closed", "on_output",
+                                        "on_exit"};
+    lua_createtable(L, 0, 5);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         lua_getfield(L, 1, names[i]);
         if (!lua_isnil(L, -1) && !lua_isfunction(L, -1)) {

@@ -30,6 +30,7 @@ struct dm_capture {
     uv_poll_t poll;
     struct dm_timer retry;
     void (*on_freed)(void *ctx);
+    void (*on_data)(void *ctx, const struct dm_capture *c, const char *data, size_t size);
     void *ctx;
     char *ring;
     size_t ring_size, ring_start, ring_length;
@@ -213,6 +214,9 @@ static void lose(struct dm_capture *c, const char *data, size_t size) {
 
 static void take(struct dm_capture *c, const char *data, size_t size) {
     remember(c, data, size);
+    if (c->on_data) {
+        c->on_data(c->ctx, c, data, size);
+    }
     if (c->in_lost_line) {
         const char *newline = memchr(data, '\n', size);
         const size_t rest = newline ? (size_t)(newline - data) + 1 : size;
@@ -300,6 +304,11 @@ void dm_capture_close(struct dm_capture *c) {
     }
     close_own_target(c);
     uv_close((uv_handle_t *)&c->poll, on_handle_closed);
+}
+
+void dm_capture_listen(struct dm_capture *c,
+                       void (*on_data)(void *, const struct dm_capture *, const char *, size_t)) {
+    c->on_data = on_data;
 }
 
 static void choose_way(struct dm_capture *c, int target) {

@@ -1,6 +1,6 @@
-/* capture.h: a child's stderr, copied to a descriptor of the master's and the last of it kept. The
- * copy never blocks and never holds the child up: a target that does not take it loses it, counted.
- * Lines stay whole where they can. */
+/* capture.h: a child's stderr or stdout, copied to a descriptor of the master's and the last of it
+ * kept. The copy never blocks and never holds the child up: a target that does not take it loses
+ * it, counted. Lines stay whole where they can. */
 #pragma once
 
 #include "base/timer.h"
@@ -10,6 +10,10 @@ struct dm_capture;
 /* Takes over `fd`, the read end of a pipe; `target` stays the caller's. NULL: no memory. */
 struct dm_capture *dm_capture_open(uv_loop_t *loop, struct dm_timers *timers, int fd, int target,
                                    void (*on_freed)(void *ctx), void *ctx);
+/* From now on everything that is read is shown here too, before it is copied. */
+void dm_capture_listen(struct dm_capture *capture,
+                       void (*on_data)(void *ctx, const struct dm_capture *capture,
+                                       const char *data, size_t size));
 /* The last bytes, at most 64 KiB, in a buffer for the caller to free; NULL if there are none. */
 char *dm_capture_tail(const struct dm_capture *capture, size_t *length);
 uint64_t dm_capture_lost(const struct dm_capture *capture); /* bytes that `target` did not get */

@@ -24,8 +24,8 @@ struct dm_child {
     uv_poll_t error_poll;
     int error_fd; /* -1 once the outcome of the start is known */
     struct dm_spawn_error *failure;
-    struct dm_channel *channel; /* NULL once closed */
-    struct dm_capture *capture;
+    struct dm_channel *channel;     /* NULL once closed */
+    struct dm_capture *captures[2]; /* of stdout and stderr */
     int handles;
     bool execed, exec_reported;
 };
@@ -55,9 +55,11 @@ static void on_error_poll_closed(uv_handle_t *handle) {
 static void close_parts(struct dm_child *child) {
     child->handles++; /* ours, so that the last of them does not free under our hands */
     dm_child_close_channel(child);
-    if (child->capture) {
-        dm_capture_close(child->capture);
-        child->capture = NULL;
+    for (int i = 0; i < 2; i++) {
+        if (child->captures[i]) {
+            dm_capture_close(child->captures[i]);
+            child->captures[i] = NULL;
+        }
     }
     drop_handle(child);
 }
@@ -125,6 +127,15 @@ static const struct dm_channel_events channel_events = {
     .on_freed = on_part_freed,
 };
 
+/* -- output -------------------------------------------------------------------------------------
+ */
+
+static void on_output(void *ctx, const struct dm_capture *capture, const char *data, size_t size) {
+    struct dm_child *child = ctx;
+    const int fd = capture == child->captures[0] ? STDOUT_FILENO : STDERR_FILENO;
+    child->events->on_output(child->ctx, fd, data, size);
+}
+
 /* -- exit ---------------------------------------------------------------------------------------
  */
 
@@ -149,8 +160,8 @@ static void report_exit(struct dm_child *child) {
         status.error = child->failure->error;
         status.path = child->failure->path[0] ? child->failure->path : NULL;
     }
-    if (child->capture) {
-        status.stderr_lost = dm_capture_lost(child->capture);
+    if (child->captures[1]) {
+        status.stderr_lost = dm_capture_lost(child->captures[1]);
     }
     child->events->on_exit(child->ctx, &status);
 }
@@ -160,8 +171,10 @@ static void on_reaped(struct dm_leader *leader) {
     if (!child->core->silent) {
         report_exec(child);
         finish_channel(child);
-        if (child->capture) {
-            dm_capture_finish(child->capture);
+        for (int i = 0; i < 2; i++) {
+            if (child->captures[i]) {
+                dm_capture_finish(child->captures[i]);
+            }
         }
         report_exit(child);
     }
@@ -177,7 +190,7 @@ static void on_reaped(struct dm_leader *leader) {
 
 /* Descriptors made for one spawn. [0] stays here, [1] goes to the child; -1: none. */
 struct ends {
-    int channel[2], capture[2], null;
+    int channel[2], captures[2][2], null;
 };
 
 static void close_if_open(int *fd) {
@@ -190,19 +203,32 @@ static void close_if_open(int *fd) {
 static void close_ends(struct ends *ends) {
     close_if_open(&ends->channel[0]);
     close_if_open(&ends->channel[1]);
-    close_if_open(&ends->capture[0]);
-    close_if_open(&ends->capture[1]);
+    for (int i = 0; i < 2; i++) {
+        close_if_open(&ends->captures[i][0]);
+        close_if_open(&ends->captures[i][1]);
+    }
     close_if_open(&ends->null);
 }
 
+static bool is_captured(const struct dm_child_options *o, int i) {
+    return i == 0 ? o->capture_stdout : o->capture_stderr;
+}
+
+/* Where stdout (0) or stderr (1) of the child would go, and goes in the end. */
+static int target_of(const struct dm_child_options *o, int i) {
+    return o->stdio[i + 1] >= 0 ? o->stdio[i + 1] : STDOUT_FILENO + i;
+}
+
 static int open_ends(const struct dm_child_options *o, struct ends *ends) {
-    *ends = (struct ends){.channel = {-1, -1}, .capture = {-1, -1}, .null = -1};
+    *ends = (struct ends){.channel = {-1, -1}, .captures = {{-1, -1}, {-1, -1}}, .null = -1};
     if (o->channel && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends->channel) != 0) {
         return -errno;
     }
     /* A pipe, not a socket: /dev/stderr can then be opened by the child. */
-    if (o->capture_stderr && pipe2(ends->capture, O_CLOEXEC) != 0) {
-        return -errno;
+    for (int i = 0; i < 2; i++) {
+        if (is_captured(o, i) && pipe2(ends->captures[i], O_CLOEXEC) != 0) {
+            return -errno;
+        }
     }
     if (o->stdio[0] < 0 && (ends->null = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0) {
         return -errno;
@@ -217,10 +243,9 @@ static int *make_fd_table(const struct dm_child_options *o, const struct ends *e
     }
     int n = 0;
     fds[n++] = o->stdio[0] >= 0 ? o->stdio[0] : ends->null;
-    fds[n++] = o->stdio[1] >= 0 ? o->stdio[1] : STDOUT_FILENO;
-    fds[n++] = o->capture_stderr  ? ends->capture[1]
-               : o->stdio[2] >= 0 ? o->stdio[2]
-                                  : STDERR_FILENO;
+    for (int i = 0; i < 2; i++) {
+        fds[n++] = is_captured(o, i) ? ends->captures[i][1] : target_of(o, i);
+    }
     for (int i = 0; i < o->fd_count; i++) {
         fds[n++] = o->fds[i];
     }
@@ -243,14 +268,19 @@ static int open_parts(struct dm_child *child, const struct dm_child_options *o, 
         ends->channel[0] = -1;
         child->handles++;
     }
-    if (o->capture_stderr) {
-        const int target = o->stdio[2] >= 0 ? o->stdio[2] : STDERR_FILENO;
-        child->capture = dm_capture_open(core->loop, &core->timers, ends->capture[0], target,
-                                         on_part_freed, child);
-        if (!child->capture) {
+    for (int i = 0; i < 2; i++) {
+        if (!is_captured(o, i)) {
+            continue;
+        }
+        child->captures[i] = dm_capture_open(core->loop, &core->timers, ends->captures[i][0],
+                                             target_of(o, i), on_part_freed, child);
+        if (!child->captures[i]) {
             return UV_ENOMEM;
         }
-        ends->capture[0] = -1;
+        if (o->report_output) {
+            dm_capture_listen(child->captures[i], on_output);
+        }
+        ends->captures[i][0] = -1;
         child->handles++;
     }
     return 0;
@@ -359,5 +389,5 @@ void dm_child_close_channel(struct dm_child *child) {
 
 char *dm_child_tail(const struct dm_child *child, size_t *length) {
     *length = 0;
-    return child->capture ? dm_capture_tail(child->capture, length) : NULL;
+    return child->captures[1] ? dm_capture_tail(child->captures[1], length) : NULL;
 }

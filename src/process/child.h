@@ -1,5 +1,5 @@
 /* child.h: a process of ours from fork to exit, with what connects us: its pidfd, the error pipe of
- * its start, perhaps a channel, perhaps its stderr. It ends only by being reaped; then it frees
+ * its start, perhaps a channel, perhaps its output. It ends only by being reaped; then it frees
  * itself. Whoever holds a pointer gets on_exit as the last event, exactly once. */
 #pragma once
 
@@ -21,6 +21,8 @@ struct dm_child_events {
     void (*on_exec)(void *ctx);
     void (*on_line)(void *ctx, const char *line, size_t length, bool had_fd);
     void (*on_channel_closed)(void *ctx, const char *reason);
+    /* What it wrote to fd 1 or 2, as far as that is captured; NULL: nobody wants it. */
+    void (*on_output)(void *ctx, int fd, const char *data, size_t size);
     void (*on_exit)(void *ctx, const struct dm_status *status);
 };
 
@@ -30,7 +32,8 @@ struct dm_child_options {
     const int *fds;        /* become 3, 4, ... */
     int fd_count;
     bool channel; /* behind fds */
-    bool capture_stderr;
+    bool capture_stdout, capture_stderr;
+    bool report_output; /* on_output is wanted */
 };
 
 /* A negative errno if there is no process; what fails in the process comes with on_exit. */

@@ -31,7 +31,7 @@ local function drain(fd)
     return table.concat(pieces)
 end
 
-describe('captured stderr', function()
+describe('captured output', function()
     p.leaves_nothing()
 
     it('is copied to its target, and its end kept', function()
@@ -172,6 +172,30 @@ describe('captured stderr', function()
         assert.matches('^1\r\n2\r\n3\r\n', sys.read(reader))
         sys.close(terminal)
         sys.close(reader)
+    end)
+
+    it('is shown while it comes, stdout apart from stderr', function()
+        local out, out_contents = target()
+        local err, err_contents = target()
+        local shown = { stdout = '', stderr = '' }
+        local record = p.sh('echo one; echo two >&2; printf three', {
+            capture_stdout = true, capture_stderr = true, stdout = out, stderr = err,
+            on_output = function(_, stream, bytes)
+                shown[stream] = shown[stream] .. bytes
+            end,
+        })
+        p.exit_of(record)
+        assert.are.same({ stdout = 'one\nthree', stderr = 'two\n' }, shown)
+        assert.are.same({ 'one\nthree', 'two\n' }, { out_contents(), err_contents() })
+        assert.are.equal('two\n', record.tail)
+    end)
+
+    it('that is stdout alone leaves stderr where it goes', function()
+        local out, out_contents = target()
+        local err, err_contents = target()
+        local record = p.sh('echo one; echo two >&2', { capture_stdout = true, stdout = out, stderr = err })
+        p.exit_of(record)
+        assert.are.same({ 'one\n', 'two\n', '' }, { out_contents(), err_contents(), record.tail })
     end)
 
     it('does not change the target for others', function()
