@@ -1,4 +1,6 @@
--- Build time: compiles the Lua files given to bytecode and writes them as one C file.
+-- Build time: writes the Lua files given as one C file, after a look at their syntax. The text, not bytecode:
+-- string.dump orders constant tables by their hash, which differs from run to run, and two builds of one tree must be
+-- the same.
 -- usage: luajit embed.lua ROOT OUTPUT FILE...
 -- A file is known by its path below ROOT, without ".lua": see src/lua/embedded_table.h.
 
@@ -14,10 +16,10 @@ for index, name in ipairs(names) do
     local file = assert(io.open(root .. '/' .. name .. '.lua', 'rb'))
     local source = file:read('*a')
     file:close()
-    local code = string.dump(assert(loadstring(source, '@lua/' .. name .. '.lua')), false)
+    assert(loadstring(source, '@lua/' .. name .. '.lua'))
     local bytes = {}
-    for i = 1, #code do
-        bytes[i] = code:byte(i) .. (i % 24 == 0 and ',\n' or ',')
+    for i = 1, #source do
+        bytes[i] = source:byte(i) .. (i % 24 == 0 and ',\n' or ',')
     end
     out[#out + 1] = ('static const unsigned char m%d[] = {%s};'):format(index, table.concat(bytes))
 end

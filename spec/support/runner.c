@@ -4,6 +4,7 @@
  */
 #include "core.h"
 #include "lua/embedded.h"
+#include "lua/open.h"
 #include "lua/state.h"
 #include "lua/support.h"
 

@@ -66,7 +66,8 @@ describe('layers:', function()
 
     it('policy reaches the core by the platform alone', function()
         assert.are.same({}, matches(lua, 'require%s*%(?%s*[\'"]dutch%-master%.core', function(path)
-            return path == 'lua/dutch-master/platform.lua' or path == 'lua/dutch-master/cli.lua'
+            return path == 'lua/dutch-master/platform.lua' or path == 'lua/dutch-master/linux.lua'
+                or path == 'lua/dutch-master/cli.lua'
         end))
     end)
 
@@ -86,5 +87,20 @@ describe('layers:', function()
         assert.are.same({}, matches(files('src', { '.c' }), 'lua_pcall%(', function(path)
             return path == 'src/lua/call.c' or path == 'src/sandbox/sandbox.c' or path == 'src/worker/worker_main.c'
         end))
+    end)
+
+    it('the embedded Lua of two builds of one tree is the same, byte for byte', function()
+        local texts = {}
+        for i = 1, 2 do
+            local output = os.tmpname()
+            assert(os.execute(('luajit src/embed.lua lua %s $(find lua -name "*.lua" | sort %s)'):format(output,
+                i == 2 and '-r' or '')) == 0)
+            local file = assert(io.open(output, 'rb'))
+            texts[i] = file:read '*a'
+            file:close()
+            os.remove(output)
+        end
+        assert.is_true(#texts[1] > 100000)
+        assert.is_true(texts[1] == texts[2])
     end)
 end)

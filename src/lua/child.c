@@ -4,7 +4,7 @@
 #include "process/child.h"
 #include "base/errors.h"
 #include "lua/call.h"
-#include "lua/process.h"
+#include "lua/open.h"
 #include "lua/support.h"
 
 #include <errno.h>
@@ -333,32 +333,6 @@ static void push_failure(lua_State *L, const struct dm_status *status) {
     lua_setfield(L, -2, "message");
 }
 
-static void set_number(lua_State *L, const char *field, double value) {
-    lua_pushnumber(L, value);
-    lua_setfield(L, -2, field);
-}
-
-static double to_ms(const struct timeval *time) {
-    return (double)time->tv_sec * 1000 + (double)time->tv_usec / 1000;
-}
-
-void dm_lua_push_exit(lua_State *L, const struct dm_exit *exit) {
-    lua_createtable(L, 0, 8);
-    if (exit->signaled) {
-        char buffer[16];
-        const char *name = dm_signal_name(exit->code, buffer);
-        lua_pushstring(L, name ? name : "unknown");
-        lua_setfield(L, -2, "signal");
-        lua_pushboolean(L, exit->core);
-        lua_setfield(L, -2, "core");
-    } else {
-        set_number(L, "code", exit->code);
-    }
-    set_number(L, "user_ms", to_ms(&exit->usage.ru_utime));
-    set_number(L, "system_ms", to_ms(&exit->usage.ru_stime));
-    set_number(L, "max_rss_kb", (double)exit->usage.ru_maxrss);
-}
-
 static void push_status(lua_State *L, const struct proxy *proxy, const struct dm_status *status) {
     dm_lua_push_exit(L, &status->exit);
     if (status->failed != DM_STEP_NONE) {
@@ -367,8 +341,8 @@ static void push_status(lua_State *L, const struct proxy *proxy, const struct dm
         lua_pushnil(L);
         lua_setfield(L, -2, "code");
     }
-    set_number(L, "pid", proxy->pid);
-    set_number(L, "stderr_lost", (double)status->stderr_lost);
+    dm_lua_set_number(L, "pid", proxy->pid);
+    dm_lua_set_number(L, "stderr_lost", (double)status->stderr_lost);
 }
 
 static void on_output(void *ctx, int fd, const char *data, size_t size) {
@@ -418,7 +392,7 @@ static void set_callbacks(lua_State *L, int proxy) {
     lua_setfenv(L, proxy);
 }
 
-static int l_spawn(lua_State *L) {
+int core_spawn(lua_State *L) {
     struct dm_child_options options = {.fd_count = 0};
     parse_options(L, &options);
     struct proxy *proxy = lua_newuserdata(L, sizeof *proxy);
@@ -445,21 +419,6 @@ static struct proxy *check_proxy(lua_State *L) {
     return luaL_checkudata(L, 1, CHILD);
 }
 
-static int closed(lua_State *L) {
-    lua_pushnil(L);
-    lua_pushliteral(L, "closed");
-    lua_pushliteral(L, "EBADF");
-    return 3;
-}
-
-static int result(lua_State *L, int rc, const char *what) {
-    if (rc != 0) {
-        return dm_lua_fail(L, rc, what);
-    }
-    lua_pushboolean(L, 1);
-    return 1;
-}
-
 static int l_pid(lua_State *L) {
     lua_pushinteger(L, check_proxy(L)->pid);
     return 1;
@@ -473,14 +432,15 @@ static int l_alive(lua_State *L) {
 static int l_signal(lua_State *L) {
     struct proxy *proxy = check_proxy(L);
     const int number = dm_lua_check_signal(L, 2);
-    return result(L, proxy->child ? dm_child_signal(proxy->child, number) : UV_ESRCH, "signal");
+    return dm_lua_result(L, proxy->child ? dm_child_signal(proxy->child, number) : UV_ESRCH,
+                         "signal");
 }
 
 static int l_signal_group(lua_State *L) {
     struct proxy *proxy = check_proxy(L);
     const int number = dm_lua_check_signal(L, 2);
-    return result(L, proxy->child ? dm_child_signal_group(proxy->child, number) : UV_ESRCH,
-                  "signal");
+    return dm_lua_result(L, proxy->child ? dm_child_signal_group(proxy->child, number) : UV_ESRCH,
+                         "signal");
 }
 
 static int l_send(lua_State *L) {
@@ -489,33 +449,23 @@ static int l_send(lua_State *L) {
     const char *line = luaL_checklstring(L, 2, &length);
     const int fd = luaL_optint(L, 3, -1);
     luaL_argcheck(L, !memchr(line, '\n', length), 2, "a line must not contain a newline");
-    return result(L, proxy->child ? dm_child_send(proxy->child, line, length, fd) : UV_EPIPE,
-                  "send");
+    return dm_lua_result(L, proxy->child ? dm_child_send(proxy->child, line, length, fd) : UV_EPIPE,
+                         "send");
 }
 
 static int l_close_channel(lua_State *L) {
     struct proxy *proxy = check_proxy(L);
     if (!proxy->child) {
-        return closed(L);
+        return dm_lua_closed(L);
     }
     dm_child_close_channel(proxy->child);
-    return result(L, 0, NULL);
-}
-
-static int l_pause_reading(lua_State *L) {
-    struct proxy *proxy = check_proxy(L);
-    luaL_checktype(L, 2, LUA_TBOOLEAN);
-    if (!proxy->child) {
-        return closed(L);
-    }
-    dm_child_pause_reading(proxy->child, lua_toboolean(L, 2));
-    return result(L, 0, NULL);
+    return dm_lua_result(L, 0, NULL);
 }
 
 static int l_tail(lua_State *L) {
     struct proxy *proxy = check_proxy(L);
     if (!proxy->child) {
-        return closed(L);
+        return dm_lua_closed(L);
     }
     size_t length;
     char *tail = dm_child_tail(proxy->child, &length);
@@ -530,35 +480,19 @@ static int l_tostring(lua_State *L) {
     return 1;
 }
 
-static int l_children(lua_State *L) {
+int core_children(lua_State *L) {
     lua_pushinteger(L, dm_lua_core(L)->reaper.count);
     return 1;
 }
 
-static const luaL_Reg functions[] = {
-    {"spawn", l_spawn},
-    {"children", l_children},
-    {NULL, NULL},
-};
-
 static const luaL_Reg methods[] = {
-    {"pid", l_pid},
-    {"alive", l_alive},
-    {"signal", l_signal},
-    {"signal_group", l_signal_group},
-    {"send", l_send},
-    {"close_channel", l_close_channel},
-    {"pause_reading", l_pause_reading},
-    {"tail", l_tail},
-    {"__tostring", l_tostring},
+    {"pid", l_pid},       {"alive", l_alive},
+    {"signal", l_signal}, {"signal_group", l_signal_group},
+    {"send", l_send},     {"close_channel", l_close_channel},
+    {"tail", l_tail},     {"__tostring", l_tostring},
     {NULL, NULL},
 };
 
 void dm_lua_open_child(lua_State *L) {
-    luaL_newmetatable(L, CHILD);
-    luaL_register(L, NULL, methods);
-    lua_pushvalue(L, -1);
-    lua_setfield(L, -2, "__index");
-    lua_pop(L, 1);
-    luaL_register(L, NULL, functions);
+    dm_lua_new_type(L, CHILD, methods, NULL);
 }

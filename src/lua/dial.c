@@ -2,12 +2,14 @@
  * d:port() d:start(text) d:close(). address: text, as core.address reads it. on_end comes once,
  * without arguments if the other end has closed. An open one is kept alive by the registry. */
 #include "net/dial.h"
+#include "base/errors.h"
 #include "lua/call.h"
-#include "lua/io.h"
+#include "lua/open.h"
+#include "lua/support.h"
 
 #define DIAL "dutch-master.dial"
 
-struct l_dial {
+struct core_dial {
     struct dm_dial *dial; /* NULL once closed */
     lua_State *L;
     int self;
@@ -16,26 +18,26 @@ struct l_dial {
 };
 
 static void on_data(void *ctx, const char *data, size_t size) {
-    struct l_dial *d = ctx;
+    struct core_dial *d = ctx;
     lua_rawgeti(d->L, LUA_REGISTRYINDEX, d->on_data);
     lua_pushlstring(d->L, data, size);
     dm_lua_call(d->L, 1, 0, "dial: data");
 }
 
 static void on_end(void *ctx, int error) {
-    struct l_dial *d = ctx;
+    struct core_dial *d = ctx;
     lua_State *L = d->L;
     lua_rawgeti(L, LUA_REGISTRYINDEX, d->on_end);
     if (error) {
-        lua_pushstring(L, uv_strerror(error));
-        lua_pushstring(L, uv_err_name(error));
+        lua_pushstring(L, dm_error_text(error));
+        lua_pushstring(L, dm_error_name(error));
     }
     dm_lua_call(L, error ? 2 : 0, 0, "dial: end");
 }
 
 static const struct dm_dial_events events = {on_data, on_end};
 
-static int l_dial(lua_State *L) {
+int core_dial(lua_State *L) {
     struct dm_address address;
     const char *text = luaL_checkstring(L, 1), *why = NULL;
     luaL_checktype(L, 2, LUA_TTABLE);
@@ -45,8 +47,8 @@ static int l_dial(lua_State *L) {
     luaL_checktype(L, 3, LUA_TFUNCTION);
     luaL_checktype(L, 4, LUA_TFUNCTION);
     /* Stack: 1 address, 2 options, 3 on_data, 4 on_end, 5 object */
-    struct l_dial *d = lua_newuserdata(L, sizeof *d);
-    *d = (struct l_dial){
+    struct core_dial *d = lua_newuserdata(L, sizeof *d);
+    *d = (struct core_dial){
         .L = dm_lua_main(L), .self = LUA_NOREF, .on_data = LUA_NOREF, .on_end = LUA_NOREF};
     luaL_getmetatable(L, DIAL);
     lua_setmetatable(L, 5);
@@ -66,7 +68,7 @@ static int l_dial(lua_State *L) {
 }
 
 static int l_port(lua_State *L) {
-    const struct l_dial *d = luaL_checkudata(L, 1, DIAL);
+    const struct core_dial *d = luaL_checkudata(L, 1, DIAL);
     if (d->dial == NULL) {
         return dm_lua_closed(L);
     }
@@ -75,7 +77,7 @@ static int l_port(lua_State *L) {
 }
 
 static int l_start(lua_State *L) {
-    const struct l_dial *d = luaL_checkudata(L, 1, DIAL);
+    const struct core_dial *d = luaL_checkudata(L, 1, DIAL);
     size_t size;
     const char *text = luaL_checklstring(L, 2, &size);
     if (d->dial == NULL) {
@@ -90,7 +92,7 @@ static int l_start(lua_State *L) {
 }
 
 static int l_close(lua_State *L) {
-    struct l_dial *d = luaL_checkudata(L, 1, DIAL);
+    struct core_dial *d = luaL_checkudata(L, 1, DIAL);
     if (d->dial != NULL) {
         dm_dial_close(d->dial);
     }
@@ -104,9 +106,6 @@ static int l_close(lua_State *L) {
 static const luaL_Reg methods[] = {
     {"port", l_port}, {"start", l_start}, {"close", l_close}, {NULL, NULL}};
 
-static const luaL_Reg functions[] = {{"dial", l_dial}, {NULL, NULL}};
-
 void dm_lua_open_dial(lua_State *L) {
     dm_lua_new_type(L, DIAL, methods, l_close);
-    luaL_register(L, NULL, functions);
 }

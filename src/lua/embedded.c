@@ -24,7 +24,10 @@ int dm_lua_load_embedded(lua_State *L, const char *path) {
     }
     for (const struct dm_embedded *e = dm_embedded; e->name; e++) {
         if (strcmp(e->name, path) == 0) {
-            return luaL_loadbuffer(L, (const char *)e->code, e->size, e->name);
+            const char *chunk = lua_pushfstring(L, "@lua/%s.lua", path);
+            const int rc = luaL_loadbuffer(L, (const char *)e->text, e->size, chunk);
+            lua_remove(L, -2);
+            return rc;
         }
     }
     lua_pushfstring(L, "no embedded module '%s'", path);

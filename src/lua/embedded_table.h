@@ -1,11 +1,11 @@
-/* embedded.h: the Lua files of lua/, compiled into the binary by embed.lua. Read only. */
+/* embedded.h: the Lua files of lua/, put into the binary by embed.lua. Read only. */
 #pragma once
 
 #include <stddef.h>
 
 struct dm_embedded {
-    const char *name; /* path below lua/ without ".lua", such as "dutch-master/cluster" */
-    const unsigned char *code;
+    const char *name; /* path below lua/ without ".lua", such as "dutch-master/cluster/cluster" */
+    const unsigned char *text;
     size_t size;
 };
 

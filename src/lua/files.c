@@ -1,7 +1,8 @@
 /* lua/files.c: core.realpath, stat, lstat, access, read_file, runtime_dir, private_dir; the objects
  * core.lock(path) and core.pid_file(path), both with close(). */
 #include "service/files.h"
-#include "lua/io.h"
+#include "lua/open.h"
+#include "lua/support.h"
 #include "service/lock.h"
 
 #include <errno.h>
@@ -13,7 +14,7 @@
 #define LOCK "dutch-master.lock"
 #define PID_FILE "dutch-master.pid_file"
 
-static int l_realpath(lua_State *L) {
+int core_realpath(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
     char real[PATH_MAX];
     if (realpath(path, real) == NULL) {
@@ -23,38 +24,34 @@ static int l_realpath(lua_State *L) {
     return 1;
 }
 
-static void set_number(lua_State *L, const char *key, lua_Number value) {
-    lua_pushnumber(L, value);
-    lua_setfield(L, -2, key);
-}
-
 static int push_stat(lua_State *L, const struct stat *st) {
     lua_createtable(L, 0, 8);
     lua_pushstring(L, dm_file_type(st->st_mode));
     lua_setfield(L, -2, "type");
-    set_number(L, "mode", st->st_mode & 07777);
-    set_number(L, "uid", st->st_uid);
-    set_number(L, "gid", st->st_gid);
-    set_number(L, "size", (lua_Number)st->st_size);
-    set_number(L, "dev", (lua_Number)st->st_dev);
-    set_number(L, "ino", (lua_Number)st->st_ino);
-    set_number(L, "mtime", (lua_Number)st->st_mtim.tv_sec + (lua_Number)st->st_mtim.tv_nsec / 1e9);
+    dm_lua_set_number(L, "mode", st->st_mode & 07777);
+    dm_lua_set_number(L, "uid", st->st_uid);
+    dm_lua_set_number(L, "gid", st->st_gid);
+    dm_lua_set_number(L, "size", (lua_Number)st->st_size);
+    dm_lua_set_number(L, "dev", (lua_Number)st->st_dev);
+    dm_lua_set_number(L, "ino", (lua_Number)st->st_ino);
+    dm_lua_set_number(L, "mtime",
+                      (lua_Number)st->st_mtim.tv_sec + (lua_Number)st->st_mtim.tv_nsec / 1e9);
     return 1;
 }
 
-static int l_stat(lua_State *L) {
+int core_stat(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
     struct stat st;
     return stat(path, &st) < 0 ? dm_lua_fail(L, -errno, path) : push_stat(L, &st);
 }
 
-static int l_lstat(lua_State *L) {
+int core_lstat(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
     struct stat st;
     return lstat(path, &st) < 0 ? dm_lua_fail(L, -errno, path) : push_stat(L, &st);
 }
 
-static int l_access(lua_State *L) {
+int core_access(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
     const char *mode = luaL_optstring(L, 2, "");
     int wanted = F_OK;
@@ -69,7 +66,7 @@ static int l_access(lua_State *L) {
     return 1;
 }
 
-static int l_read_file(lua_State *L) {
+int core_read_file(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
     lua_Number max = luaL_checknumber(L, 2);
     luaL_argcheck(L, max >= 0 && max <= 1e9, 2, "bytes");
@@ -84,7 +81,7 @@ static int l_read_file(lua_State *L) {
     return 1;
 }
 
-static int l_runtime_dir(lua_State *L) {
+int core_runtime_dir(lua_State *L) {
     char path[PATH_MAX] = "run-time directory";
     const char *why;
     int err = dm_runtime_dir(path, sizeof path, &why);
@@ -95,7 +92,7 @@ static int l_runtime_dir(lua_State *L) {
     return 1;
 }
 
-static int l_private_dir(lua_State *L) {
+int core_private_dir(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
     const char *why;
     int err = dm_private_dir(path, &why);
@@ -115,7 +112,7 @@ static void **push_object(lua_State *L, const char *type) {
     return object;
 }
 
-static int l_lock(lua_State *L) {
+int core_lock(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
     void **object = push_object(L, LOCK);
     struct dm_lock *lock;
@@ -152,7 +149,7 @@ static int l_lock_close(lua_State *L) {
     return 0;
 }
 
-static int l_pid_file(lua_State *L) {
+int core_pid_file(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
     void **object = push_object(L, PID_FILE);
     struct dm_pid_file *file;
@@ -174,7 +171,7 @@ static int l_pid_file_close(lua_State *L) {
     return 0;
 }
 
-static int l_open_append(lua_State *L) {
+int core_open_append(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
     int fd = dm_open_append(path);
     if (fd < 0) {
@@ -184,25 +181,10 @@ static int l_open_append(lua_State *L) {
     return 1;
 }
 
-static const luaL_Reg functions[] = {
-    {"open_append", l_open_append},
-    {"realpath", l_realpath},
-    {"stat", l_stat},
-    {"lstat", l_lstat},
-    {"access", l_access},
-    {"read_file", l_read_file},
-    {"runtime_dir", l_runtime_dir},
-    {"private_dir", l_private_dir},
-    {"lock", l_lock},
-    {"pid_file", l_pid_file},
-    {NULL, NULL},
-};
-
 static const luaL_Reg lock_methods[] = {{"close", l_lock_close}, {NULL, NULL}};
 static const luaL_Reg pid_file_methods[] = {{"close", l_pid_file_close}, {NULL, NULL}};
 
 void dm_lua_open_files(lua_State *L) {
     dm_lua_new_type(L, LOCK, lock_methods, l_lock_close);
     dm_lua_new_type(L, PID_FILE, pid_file_methods, l_pid_file_close);
-    luaL_register(L, NULL, functions);
 }

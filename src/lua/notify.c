@@ -1,9 +1,10 @@
 /* lua/notify.c: core.notify_socket({uid=, on_refused=}, fn(fields, raw, pid)) -> n; n:name()
- * n:refused() n:close(). core.sd_notify(text), core.sd_notify_set(). An open socket is kept alive
+ * n:close(). core.sd_notify(text), core.sd_notify_set(). An open socket is kept alive
  * by the registry. */
 #include "service/notify.h"
 #include "lua/call.h"
-#include "lua/io.h"
+#include "lua/open.h"
+#include "lua/support.h"
 #include "service/sdnotify.h"
 
 #include <unistd.h>
@@ -65,7 +66,7 @@ static void on_refused(void *ctx, const char *reason, uint64_t count) {
 
 static const struct dm_notify_events events = {on_message, on_refused};
 
-static int l_notify_socket(lua_State *L) {
+int core_notify_socket(lua_State *L) {
     luaL_checktype(L, 1, LUA_TTABLE);
     luaL_checktype(L, 2, LUA_TFUNCTION);
     lua_settop(L, 2);
@@ -101,15 +102,6 @@ static int l_name(lua_State *L) {
     return 1;
 }
 
-static int l_refused(lua_State *L) {
-    struct l_notify *n = check(L);
-    if (n->notify == NULL) {
-        return dm_lua_closed(L);
-    }
-    lua_pushnumber(L, (lua_Number)dm_notify_refused(n->notify));
-    return 1;
-}
-
 static int l_close(lua_State *L) {
     struct l_notify *n = check(L);
     if (n->notify != NULL) {
@@ -122,7 +114,7 @@ static int l_close(lua_State *L) {
     return 0;
 }
 
-static int l_sd_notify(lua_State *L) {
+int core_sd_notify(lua_State *L) {
     const int err = dm_sd_notify(luaL_checkstring(L, 1));
     if (err != 0) {
         return dm_lua_fail(L, err, "NOTIFY_SOCKET");
@@ -131,21 +123,14 @@ static int l_sd_notify(lua_State *L) {
     return 1;
 }
 
-static int l_sd_notify_set(lua_State *L) {
+int core_sd_notify_set(lua_State *L) {
     lua_pushboolean(L, dm_sd_notify_is_set());
     return 1;
 }
 
-static const luaL_Reg methods[] = {
-    {"name", l_name}, {"refused", l_refused}, {"close", l_close}, {NULL, NULL}};
-
-static const luaL_Reg functions[] = {{"notify_socket", l_notify_socket},
-                                     {"sd_notify", l_sd_notify},
-                                     {"sd_notify_set", l_sd_notify_set},
-                                     {NULL, NULL}};
+static const luaL_Reg methods[] = {{"name", l_name}, {"close", l_close}, {NULL, NULL}};
 
 void dm_lua_open_notify(lua_State *L) {
     dm_sd_notify_init();
     dm_lua_new_type(L, TYPE, methods, l_close);
-    luaL_register(L, NULL, functions);
 }

@@ -1,5 +1,6 @@
-/* lua/process.c: signals to the master, and the children that it did not start. */
-#include "lua/process.h"
+/* lua/process.c: the master itself: its end, its errors, signals to it, and the children that it
+ * did not start. */
+#include "lua/open.h"
 
 #include "lua/call.h"
 #include "lua/support.h"
@@ -33,14 +34,22 @@ static bool push_callback(lua_State *L, const char *key) {
     return true;
 }
 
+int core_stop(lua_State *L) {
+    dm_core_stop(dm_lua_core(L), luaL_optint(L, 1, 0));
+    return 0;
+}
+
+int core_on_error(lua_State *L) {
+    if (!lua_isnoneornil(L, 1)) {
+        luaL_checktype(L, 1, LUA_TFUNCTION);
+    }
+    lua_settop(L, 1);
+    dm_lua_set_error_sink(L, 1);
+    return 0;
+}
+
 /* -- signals ------------------------------------------------------------------------------------
  */
-
-int dm_lua_check_signal(lua_State *L, int index) {
-    const int number = dm_signal_number(luaL_checkstring(L, index));
-    luaL_argcheck(L, number > 0, index, "not the name of a signal");
-    return number;
-}
 
 static void on_signal(struct dm_signals *signals, int number, pid_t sender, uid_t sender_uid) {
     const struct dm_core *core = dm_container(signals, struct dm_core, signals);
@@ -55,7 +64,7 @@ static void on_signal(struct dm_signals *signals, int number, pid_t sender, uid_
 }
 
 /* signals({names}, fn(name, sender_pid, sender_uid)) */
-static int l_signals(lua_State *L) {
+int core_signals(lua_State *L) {
     luaL_checktype(L, 1, LUA_TTABLE);
     luaL_checktype(L, 2, LUA_TFUNCTION);
     sigset_t set;
@@ -83,7 +92,7 @@ static int l_signals(lua_State *L) {
     return 1;
 }
 
-static int l_signal_number(lua_State *L) {
+int core_signal_number(lua_State *L) {
     const int number = dm_signal_number(luaL_checkstring(L, 1));
     if (number > 0) {
         lua_pushinteger(L, number);
@@ -93,7 +102,7 @@ static int l_signal_number(lua_State *L) {
     return 1;
 }
 
-static int l_signal_name(lua_State *L) {
+int core_signal_name(lua_State *L) {
     char buffer[16];
     lua_pushstring(L, dm_signal_name(luaL_checkint(L, 1), buffer));
     return 1;
@@ -112,7 +121,7 @@ static void on_orphan(struct dm_reaper *reaper, pid_t pid, const struct dm_exit 
     }
 }
 
-static int l_on_orphan(lua_State *L) {
+int core_on_orphan(lua_State *L) {
     if (!lua_isnoneornil(L, 1)) {
         luaL_checktype(L, 1, LUA_TFUNCTION);
     }
@@ -130,7 +139,7 @@ static size_t adopted(lua_State *L, pid_t **pids) {
     return n < ADOPTED_MAX ? n : ADOPTED_MAX;
 }
 
-static int l_adopted(lua_State *L) {
+int core_adopted(lua_State *L) {
     pid_t *pids;
     const size_t n = adopted(L, &pids);
     lua_createtable(L, (int)n, 0);
@@ -142,25 +151,8 @@ static int l_adopted(lua_State *L) {
 }
 
 /* -> how many got it */
-static int l_kill_adopted(lua_State *L) {
+int core_kill_adopted(lua_State *L) {
     lua_pushinteger(L,
                     (lua_Integer)dm_reaper_kill_adopted(&dm_lua_core(L)->reaper, KILL_ADOPTED_MS));
     return 1;
-}
-
-static const luaL_Reg functions[] = {
-    {"signals", l_signals},
-    {"signal_number", l_signal_number},
-    {"signal_name", l_signal_name},
-    {"on_orphan", l_on_orphan},
-    {"adopted", l_adopted},
-    {"kill_adopted", l_kill_adopted},
-    {NULL, NULL},
-};
-
-void dm_lua_open_process(lua_State *L) {
-    luaL_register(L, NULL, functions);
-    dm_lua_open_timer(L);
-    dm_lua_open_sysinfo(L);
-    dm_lua_open_child(L);
 }

@@ -2,7 +2,8 @@
  * s:is_tty() s:close(). */
 #include "service/sink.h"
 #include "lua/call.h"
-#include "lua/io.h"
+#include "lua/open.h"
+#include "lua/support.h"
 
 #define TYPE "dutch-master.sink"
 
@@ -22,7 +23,7 @@ static void on_drain(void *ctx) {
     dm_lua_call(s->L, 0, 0, "sink drained");
 }
 
-static int l_sink(lua_State *L) {
+int core_sink(lua_State *L) {
     struct l_sink *s = lua_newuserdata(L, sizeof *s);
     *s = (struct l_sink){.L = dm_lua_main(L), .on_drain = LUA_NOREF};
     luaL_getmetatable(L, TYPE);
@@ -122,6 +123,4 @@ static const luaL_Reg methods[] = {
 
 void dm_lua_open_sink(lua_State *L) {
     dm_lua_new_type(L, TYPE, methods, l_close);
-    lua_pushcfunction(L, l_sink);
-    lua_setfield(L, -2, "sink");
 }

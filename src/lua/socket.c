@@ -1,6 +1,8 @@
 /* lua/socket.c: addresses, listeners, lanes and inherited sockets for Lua. A lane has one userdata,
  * which only points: the listener owns it, so a collected lane userdata changes nothing.
  */
+#include "base/errors.h"
+#include "lua/open.h"
 #include "lua/support.h"
 #include "net/address.h"
 #include "net/holder.h"
@@ -28,8 +30,8 @@ static const char lanes_key; /* registry: lane pointer -> userdata, weak */
 /* "EADDRINUSE: address already in use: 127.0.0.1:8000" */
 static int fail_at(lua_State *L, int error, const char *where) {
     lua_pushnil(L);
-    lua_pushfstring(L, "%s: %s: %s", uv_err_name(error), uv_strerror(error), where);
-    lua_pushstring(L, uv_err_name(error));
+    lua_pushfstring(L, "%s: %s: %s", dm_error_name(error), dm_error_text(error), where);
+    lua_pushstring(L, dm_error_name(error));
     return 3;
 }
 
@@ -45,32 +47,30 @@ static int fail_in_use(lua_State *L, const struct dm_address *address, const cha
     return 3;
 }
 
-static void set_string(lua_State *L, const char *key, const char *value) {
-    lua_pushstring(L, value);
-    lua_setfield(L, -2, key);
-}
-
 static void push_address(lua_State *L, const struct dm_address *address) {
     char text[DM_ADDRESS_TEXT];
     const sa_family_t family = address->u.any.sa_family;
     lua_createtable(L, 0, 6);
-    set_string(L, "family", family == AF_UNIX ? "unix" : family == AF_INET6 ? "inet6" : "inet");
-    set_string(L, "type", address->type == SOCK_DGRAM ? "dgram" : "stream");
+    dm_lua_set_string(L, "family",
+                      family == AF_UNIX    ? "unix"
+                      : family == AF_INET6 ? "inet6"
+                                           : "inet");
+    dm_lua_set_string(L, "type", address->type == SOCK_DGRAM ? "dgram" : "stream");
     dm_address_text(address, text);
-    set_string(L, "text", text);
+    dm_lua_set_string(L, "text", text);
     dm_address_host(address, text);
     if (family == AF_UNIX) {
-        set_string(L, "path", text);
+        dm_lua_set_string(L, "path", text);
         return;
     }
-    set_string(L, "host", text);
+    dm_lua_set_string(L, "host", text);
     lua_pushinteger(L, dm_address_port(address));
     lua_setfield(L, -2, "port");
     lua_pushboolean(L, address->dual);
     lua_setfield(L, -2, "dual");
 }
 
-static int l_address(lua_State *L) {
+int core_address(lua_State *L) {
     struct dm_address address;
     const char *why = NULL;
     const char *text = luaL_checkstring(L, 1);
@@ -78,7 +78,7 @@ static int l_address(lua_State *L) {
     if (error) {
         lua_pushnil(L);
         lua_pushfstring(L, "%s: %s", text, why);
-        lua_pushstring(L, uv_err_name(error));
+        lua_pushstring(L, dm_error_name(error));
         return 3;
     }
     push_address(L, &address);
@@ -151,17 +151,10 @@ static struct dm_lane *to_lane(lua_State *L, int index) {
     return *(struct dm_lane **)luaL_checkudata(L, index, LANE);
 }
 
-static int closed(lua_State *L) {
-    lua_pushnil(L);
-    lua_pushliteral(L, "closed");
-    lua_pushliteral(L, "EBADF");
-    return 3;
-}
-
 static int l_lane_fd(lua_State *L) {
     const struct dm_lane *lane = to_lane(L, 1);
     if (!lane) {
-        return closed(L);
+        return dm_lua_closed(L);
     }
     lua_pushinteger(L, dm_lane_hand_out(lane, lua_toboolean(L, 2)));
     return 1;
@@ -171,7 +164,7 @@ static int l_lane_fd(lua_State *L) {
 static int l_lane_index(lua_State *L) {
     const struct dm_lane *lane = to_lane(L, 1);
     if (!lane) {
-        return closed(L);
+        return dm_lua_closed(L);
     }
     lua_pushinteger(L, (lua_Integer)lane->index);
     return 1;
@@ -181,7 +174,7 @@ static int l_lane_queue(lua_State *L) {
     const struct dm_lane *lane = to_lane(L, 1);
     uint32_t depth, limit;
     if (!lane) {
-        return closed(L);
+        return dm_lua_closed(L);
     }
     const int error = dm_lane_queue(lane, &depth, &limit);
     if (error) {
@@ -195,7 +188,7 @@ static int l_lane_queue(lua_State *L) {
 static int l_lane_accept(lua_State *L) {
     const struct dm_lane *lane = to_lane(L, 1);
     if (!lane) {
-        return closed(L);
+        return dm_lua_closed(L);
     }
     const int fd = dm_lane_accept(lane);
     if (fd < 0) {
@@ -214,7 +207,7 @@ static int l_lane_repair(lua_State *L) {
                  {DM_LANE_PATH, "path"},         {DM_LANE_PATH_LOST, "path lost"}};
     struct dm_lane *lane = to_lane(L, 1);
     if (!lane) {
-        return closed(L);
+        return dm_lua_closed(L);
     }
     const int done = dm_lane_repair(lane, lua_toboolean(L, 2));
     if (done < 0) {
@@ -234,7 +227,7 @@ static int l_lane_close(lua_State *L) {
     struct dm_lane **proxy = luaL_checkudata(L, 1, LANE);
     struct dm_lane *lane = *proxy;
     if (!lane) {
-        return closed(L);
+        return dm_lua_closed(L);
     }
     if (lane->listener->shared) { /* the one socket closes with its listener */
         lua_pushboolean(L, 1);
@@ -281,15 +274,15 @@ static int integer_field(lua_State *L, int table, const char *key, int missing) 
 }
 
 /* listen(address [, { backlog =, reuseport =, mode =, fd = }]) */
-static int l_listen(lua_State *L) {
+int core_listen(lua_State *L) {
     struct dm_address address;
     char text[DM_ADDRESS_TEXT];
     const char *why = NULL;
     int error = check_address(L, 1, &address, &why);
     if (error) {
         lua_pushnil(L);
-        lua_pushfstring(L, "%s: %s", uv_err_name(error), why);
-        lua_pushstring(L, uv_err_name(error));
+        lua_pushfstring(L, "%s: %s", dm_error_name(error), why);
+        lua_pushstring(L, dm_error_name(error));
         return 3;
     }
     struct dm_listener_options options = {
@@ -318,7 +311,7 @@ static int l_listen(lua_State *L) {
 static int l_listener_address(lua_State *L) {
     const struct dm_listener *listener = to_listener(L, 1);
     if (!listener) {
-        return closed(L);
+        return dm_lua_closed(L);
     }
     push_address(L, &listener->address);
     return 1;
@@ -327,7 +320,7 @@ static int l_listener_address(lua_State *L) {
 static int l_listener_shared(lua_State *L) {
     const struct dm_listener *listener = to_listener(L, 1);
     if (!listener) {
-        return closed(L);
+        return dm_lua_closed(L);
     }
     lua_pushboolean(L, listener->shared);
     return 1;
@@ -337,7 +330,7 @@ static int l_listener_lane(lua_State *L) {
     struct dm_listener *listener = to_listener(L, 1);
     struct dm_lane *lane;
     if (!listener) {
-        return closed(L);
+        return dm_lua_closed(L);
     }
     const int error = dm_listener_lane(listener, &lane);
     if (error) {
@@ -352,7 +345,7 @@ static int l_listener_lane(lua_State *L) {
 static int l_listener_lanes(lua_State *L) {
     const struct dm_listener *listener = to_listener(L, 1);
     if (!listener) {
-        return closed(L);
+        return dm_lua_closed(L);
     }
     lua_createtable(L, (int)listener->count, 0);
     for (size_t i = 0; i < listener->count; i++) {
@@ -474,7 +467,7 @@ static int l_listener_steer(lua_State *L) {
     struct dm_steer steer = {.lanes = lanes};
     struct dm_listener *listener = to_listener(L, 1);
     if (!listener) {
-        return closed(L);
+        return dm_lua_closed(L);
     }
     luaL_checktype(L, 2, LUA_TTABLE);
     steer.count = lua_objlen(L, 2);
@@ -489,13 +482,13 @@ static int l_listener_steer(lua_State *L) {
     if (!error) {
         return 1;
     }
-    lua_pushstring(L, uv_strerror(error));
-    lua_pushstring(L, uv_err_name(error));
+    lua_pushstring(L, dm_error_text(error));
+    lua_pushstring(L, dm_error_name(error));
     return 3;
 }
 
 /* bucket(host, count): the bucket, from 1, that a client's address falls into. */
-static int l_bucket(lua_State *L) {
+int core_bucket(lua_State *L) {
     struct dm_address address;
     const char *why = NULL;
     memset(&address, 0, sizeof address);
@@ -514,7 +507,7 @@ static int l_bucket(lua_State *L) {
 
 /* ---- descriptors ---- */
 
-static int l_close_fd(lua_State *L) {
+int core_close_fd(lua_State *L) {
     const int fd = luaL_checkint(L, 1);
     luaL_argcheck(L, fd > 2, 1, "not one of 0, 1, 2");
     if (close(fd) != 0 && errno == EBADF) {
@@ -524,7 +517,7 @@ static int l_close_fd(lua_State *L) {
     return 1;
 }
 
-static int l_dup_fd(lua_State *L) {
+int core_dup_fd(lua_State *L) {
     const int fd = fcntl(luaL_checkint(L, 1), F_DUPFD_CLOEXEC, 3);
     if (fd < 0) {
         return dm_lua_fail(L, -errno, "dup");
@@ -534,7 +527,7 @@ static int l_dup_fd(lua_State *L) {
 }
 
 /* quiet_ms(fd): how long nothing has come from the peer of a TCP connection. */
-static int l_quiet_ms(lua_State *L) {
+int core_quiet_ms(lua_State *L) {
     struct tcp_info info;
     socklen_t size = sizeof info;
     memset(&info, 0, sizeof info);
@@ -555,7 +548,7 @@ static void push_name(lua_State *L, const char **names) {
     *names += length + ((*names)[length] == ':');
 }
 
-static int l_inherited(lua_State *L) {
+int core_inherited(lua_State *L) {
     struct dm_inherited inherited;
     const int error = dm_inherited_take(&inherited);
     if (error) {
@@ -582,38 +575,29 @@ static int l_inherited(lua_State *L) {
 
 /* ---- registration ---- */
 
-static const luaL_Reg functions[] = {
-    {"address", l_address},   {"listen", l_listen}, {"bucket", l_bucket},
-    {"close_fd", l_close_fd}, {"dup_fd", l_dup_fd}, {"inherited", l_inherited},
-    {"quiet_ms", l_quiet_ms}, {NULL, NULL},
-};
-
 static const luaL_Reg listener_methods[] = {
-    {"address", l_listener_address}, {"shared", l_listener_shared},
-    {"lane", l_listener_lane},       {"lanes", l_listener_lanes},
-    {"steer", l_listener_steer},     {"close", l_listener_close},
-    {"__gc", l_listener_close},      {NULL, NULL},
+    {"address", l_listener_address},
+    {"shared", l_listener_shared},
+    {"lane", l_listener_lane},
+    {"lanes", l_listener_lanes},
+    {"steer", l_listener_steer},
+    {"close", l_listener_close},
+    {NULL, NULL},
 };
 
 static const luaL_Reg lane_methods[] = {
-    {"fd", l_lane_fd},         {"index", l_lane_index},
-    {"queue", l_lane_queue},   {"accept", l_lane_accept},
-    {"repair", l_lane_repair}, {"close", l_lane_close},
-    {"__gc", l_lane_gc},       {NULL, NULL},
+    {"fd", l_lane_fd},
+    {"index", l_lane_index},
+    {"queue", l_lane_queue},
+    {"accept", l_lane_accept},
+    {"repair", l_lane_repair},
+    {"close", l_lane_close},
+    {NULL, NULL},
 };
 
-static void metatable(lua_State *L, const char *name, const luaL_Reg *methods) {
-    luaL_newmetatable(L, name);
-    luaL_register(L, NULL, methods);
-    lua_pushvalue(L, -1);
-    lua_setfield(L, -2, "__index");
-    lua_pop(L, 1);
-}
-
 void dm_lua_open_socket(lua_State *L) {
-    luaL_register(L, NULL, functions);
-    metatable(L, LISTENER, listener_methods);
-    metatable(L, LANE, lane_methods);
+    dm_lua_new_type(L, LISTENER, listener_methods, l_listener_close);
+    dm_lua_new_type(L, LANE, lane_methods, l_lane_gc);
     lua_pushlightuserdata(L, (void *)&lanes_key);
     lua_newtable(L);
     lua_createtable(L, 0, 1);

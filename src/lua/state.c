@@ -3,6 +3,7 @@
 
 #include "lua/call.h"
 #include "lua/embedded.h"
+#include "lua/open.h"
 #include "lua/support.h"
 
 #include <lauxlib.h>

@@ -2,7 +2,8 @@
  * core.connect(path) -> conn; conn:uid() conn:pid() conn:write(text) conn:on_line(fn(line))
  * conn:on_close(fn(reason)) conn:close(). What is open is kept alive by the registry. */
 #include "lua/call.h"
-#include "lua/io.h"
+#include "lua/open.h"
+#include "lua/support.h"
 #include "service/server.h"
 
 #define CONN "dutch-master.conn"
@@ -89,7 +90,7 @@ static void hold_conn(lua_State *L, struct l_conn *c, struct dm_stream *stream) 
     dm_stream_listen(stream, &conn_events, c);
 }
 
-static int l_connect(lua_State *L) {
+int core_connect(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
     struct l_conn *c = push_conn(L);
     struct dm_stream *stream;
@@ -174,7 +175,7 @@ static void on_client(void *ctx, struct dm_stream *client) {
     dm_lua_call(L, 1, 0, "control client");
 }
 
-static int l_serve(lua_State *L) {
+int core_serve(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
     luaL_checktype(L, 2, LUA_TTABLE);
     lua_settop(L, 2);
@@ -225,10 +226,7 @@ static const luaL_Reg conn_methods[] = {
 };
 
 static const luaL_Reg server_methods[] = {{"close", l_server_close}, {NULL, NULL}};
-static const luaL_Reg functions[] = {{"serve", l_serve}, {"connect", l_connect}, {NULL, NULL}};
-
 void dm_lua_open_stream(lua_State *L) {
     dm_lua_new_type(L, CONN, conn_methods, l_conn_close);
     dm_lua_new_type(L, SERVER, server_methods, l_server_close);
-    luaL_register(L, NULL, functions);
 }

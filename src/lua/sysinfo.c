@@ -1,5 +1,6 @@
 /* lua/sysinfo.c: what Lua can ask about the machine, its users and its processes. */
 #include "process/sysinfo.h"
+#include "lua/open.h"
 #include "lua/support.h"
 
 #include <errno.h>
@@ -17,11 +18,6 @@ enum {
     ENTRY_BYTES = 65536, /* strings of one passwd or group entry; groups list their members */
     GROUPS_MAX = 65536,  /* NGROUPS_MAX of the kernel */
 };
-
-static void set_number(lua_State *L, const char *field, double value) {
-    lua_pushnumber(L, value);
-    lua_setfield(L, -2, field);
-}
 
 static int no_such(lua_State *L, const char *what, int index) {
     lua_pushnil(L);
@@ -52,7 +48,7 @@ static void set_groups(lua_State *L, const struct passwd *entry) {
 }
 
 /* getuser(name | uid) */
-static int l_getuser(lua_State *L) {
+int core_getuser(lua_State *L) {
     struct passwd entry, *found = NULL;
     const bool by_name = lua_type(L, 1) == LUA_TSTRING;
     const char *name = by_name ? lua_tostring(L, 1) : NULL;
@@ -64,8 +60,8 @@ static int l_getuser(lua_State *L) {
         return rc != 0 ? dm_lua_fail(L, -rc, "getuser") : no_such(L, "user", 1);
     }
     lua_createtable(L, 0, 5);
-    set_number(L, "uid", entry.pw_uid);
-    set_number(L, "gid", entry.pw_gid);
+    dm_lua_set_number(L, "uid", entry.pw_uid);
+    dm_lua_set_number(L, "gid", entry.pw_gid);
     lua_pushstring(L, entry.pw_name);
     lua_setfield(L, -2, "name");
     lua_pushstring(L, entry.pw_dir);
@@ -75,7 +71,7 @@ static int l_getuser(lua_State *L) {
 }
 
 /* getgroup(name | gid) -> gid */
-static int l_getgroup(lua_State *L) {
+int core_getgroup(lua_State *L) {
     struct group entry, *found = NULL;
     const bool by_name = lua_type(L, 1) == LUA_TSTRING;
     const char *name = by_name ? lua_tostring(L, 1) : NULL;
@@ -90,17 +86,17 @@ static int l_getgroup(lua_State *L) {
     return 1;
 }
 
-static int l_pid(lua_State *L) {
+int core_pid(lua_State *L) {
     lua_pushinteger(L, getpid());
     return 1;
 }
 
-static int l_uid(lua_State *L) {
+int core_uid(lua_State *L) {
     lua_pushnumber(L, geteuid());
     return 1;
 }
 
-static int l_hostname(lua_State *L) {
+int core_hostname(lua_State *L) {
     char name[HOST_NAME_MAX + 1] = "";
     gethostname(name, sizeof name - 1);
     lua_pushstring(L, name);
@@ -108,7 +104,7 @@ static int l_hostname(lua_State *L) {
 }
 
 /* The first of several variables of one name, as getenv does. */
-static int l_environ(lua_State *L) {
+int core_environ(lua_State *L) {
     lua_newtable(L);
     for (char **variable = environ; variable && *variable; variable++) {
         const char *equals = strchr(*variable, '=');
@@ -129,7 +125,7 @@ static int l_environ(lua_State *L) {
     return 1;
 }
 
-static int l_cwd(lua_State *L) {
+int core_cwd(lua_State *L) {
     char path[PATH_MAX];
     const int rc = dm_cwd(path, sizeof path);
     if (rc != 0) {
@@ -140,37 +136,27 @@ static int l_cwd(lua_State *L) {
 }
 
 /* cpus([root]) */
-static int l_cpus(lua_State *L) {
+int core_cpus(lua_State *L) {
     lua_pushinteger(L, dm_cpus(luaL_optstring(L, 1, "")));
     return 1;
 }
 
-static int l_executable(lua_State *L) {
+int core_executable(lua_State *L) {
     char path[PATH_MAX];
     dm_executable(path, sizeof path);
     lua_pushstring(L, path);
     return 1;
 }
 
-static int l_proc_stat(lua_State *L) {
+int core_proc_stat(lua_State *L) {
     struct dm_proc_stat stat;
     if (!dm_proc_stat((pid_t)luaL_checkinteger(L, 1), &stat)) {
         lua_pushnil(L);
         return 1;
     }
     lua_createtable(L, 0, 3);
-    set_number(L, "rss_kb", (double)stat.rss_kb);
-    set_number(L, "cpu_ms", (double)stat.cpu_ms);
-    set_number(L, "starttime", (double)stat.starttime);
+    dm_lua_set_number(L, "rss_kb", (double)stat.rss_kb);
+    dm_lua_set_number(L, "cpu_ms", (double)stat.cpu_ms);
+    dm_lua_set_number(L, "starttime", (double)stat.starttime);
     return 1;
-}
-
-static const luaL_Reg functions[] = {
-    {"getuser", l_getuser},       {"getgroup", l_getgroup},   {"pid", l_pid}, {"uid", l_uid},
-    {"hostname", l_hostname},     {"environ", l_environ},     {"cwd", l_cwd}, {"cpus", l_cpus},
-    {"executable", l_executable}, {"proc_stat", l_proc_stat}, {NULL, NULL},
-};
-
-void dm_lua_open_sysinfo(lua_State *L) {
-    luaL_register(L, NULL, functions);
 }

@@ -2,7 +2,8 @@
  * tty_raw(bool), read_tty(fn): fn(bytes), fn(nil) at the end; read_tty(nil) stops. */
 #include "service/terminal.h"
 #include "lua/call.h"
-#include "lua/io.h"
+#include "lua/open.h"
+#include "lua/support.h"
 
 #include <unistd.h>
 
@@ -17,12 +18,12 @@ struct l_terminal {
 
 static const char reader_key;
 
-static int l_isatty(lua_State *L) {
+int core_isatty(lua_State *L) {
     lua_pushboolean(L, isatty(luaL_checkint(L, 1)) == 1);
     return 1;
 }
 
-static int l_tty_size(lua_State *L) {
+int core_tty_size(lua_State *L) {
     int columns, rows;
     if (!dm_terminal_size(luaL_checkint(L, 1), &columns, &rows)) {
         return dm_lua_fail(L, UV_ENOTTY, "terminal");
@@ -43,15 +44,15 @@ static int write_to(lua_State *L, int fd, const char *name) {
     return 1;
 }
 
-static int l_write_stdout(lua_State *L) {
+int core_write_stdout(lua_State *L) {
     return write_to(L, STDOUT_FILENO, "standard output");
 }
 
-static int l_write_stderr(lua_State *L) {
+int core_write_stderr(lua_State *L) {
     return write_to(L, STDERR_FILENO, "standard error");
 }
 
-static int l_tty_raw(lua_State *L) {
+int core_tty_raw(lua_State *L) {
     const int err = dm_terminal_raw(lua_toboolean(L, 1));
     if (err != 0) {
         return dm_lua_fail(L, err, "/dev/tty");
@@ -81,7 +82,7 @@ static int l_gc(lua_State *L) {
     return 0;
 }
 
-static int l_read_tty(lua_State *L) {
+int core_read_tty(lua_State *L) {
     lua_settop(L, 1);
     lua_pushlightuserdata(L, (void *)&reader_key);
     lua_rawget(L, LUA_REGISTRYINDEX);
@@ -102,16 +103,6 @@ static int l_read_tty(lua_State *L) {
     return 1;
 }
 
-static const luaL_Reg functions[] = {
-    {"isatty", l_isatty},
-    {"tty_size", l_tty_size},
-    {"write_stdout", l_write_stdout},
-    {"write_stderr", l_write_stderr},
-    {"tty_raw", l_tty_raw},
-    {"read_tty", l_read_tty},
-    {NULL, NULL},
-};
-
 static const luaL_Reg no_methods[] = {{NULL, NULL}};
 
 void dm_lua_open_terminal(lua_State *L) {
@@ -122,5 +113,4 @@ void dm_lua_open_terminal(lua_State *L) {
     luaL_getmetatable(L, TYPE);
     lua_setmetatable(L, -2);
     lua_rawset(L, LUA_REGISTRYINDEX);
-    luaL_register(L, NULL, functions);
 }

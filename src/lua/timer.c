@@ -2,6 +2,7 @@
  * idle one goes with its last reference. */
 #include "base/timer.h"
 #include "lua/call.h"
+#include "lua/open.h"
 #include "lua/support.h"
 
 #include <lauxlib.h>
@@ -36,7 +37,7 @@ static void on_due(struct dm_timer *timer) {
 }
 
 /* timer(fn) */
-static int l_timer(lua_State *L) {
+int core_timer(lua_State *L) {
     luaL_checktype(L, 1, LUA_TFUNCTION);
     struct proxy *proxy = lua_newuserdata(L, sizeof *proxy);
     proxy->L = dm_lua_main(L);
@@ -61,10 +62,7 @@ static int l_start(lua_State *L) {
     const double ms = luaL_checknumber(L, 2);
     luaL_argcheck(L, ms >= 0, 2, "expected milliseconds, not negative");
     if (proxy->closed) {
-        lua_pushnil(L);
-        lua_pushliteral(L, "closed");
-        lua_pushliteral(L, "EBADF");
-        return 3;
+        return dm_lua_closed(L);
     }
     if (proxy->self == LUA_NOREF) {
         lua_pushvalue(L, 1);
@@ -90,34 +88,25 @@ static int l_close(lua_State *L) {
     return 0;
 }
 
-static int l_now(lua_State *L) {
+int core_now(lua_State *L) {
     lua_pushnumber(L, (double)dm_now_ms());
     return 1;
 }
 
-static int l_wall(lua_State *L) {
+int core_wall(lua_State *L) {
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     lua_pushnumber(L, (double)now.tv_sec + (double)now.tv_nsec / 1e9);
     return 1;
 }
 
-static const luaL_Reg functions[] = {
-    {"timer", l_timer},
-    {"now", l_now},
-    {"wall", l_wall},
+static const luaL_Reg methods[] = {
+    {"start", l_start},
+    {"stop", l_stop},
+    {"close", l_close},
     {NULL, NULL},
 };
 
-static const luaL_Reg methods[] = {
-    {"start", l_start}, {"stop", l_stop}, {"close", l_close}, {"__gc", l_close}, {NULL, NULL},
-};
-
 void dm_lua_open_timer(lua_State *L) {
-    luaL_newmetatable(L, TIMER);
-    luaL_register(L, NULL, methods);
-    lua_pushvalue(L, -1);
-    lua_setfield(L, -2, "__index");
-    lua_pop(L, 1);
-    luaL_register(L, NULL, functions);
+    dm_lua_new_type(L, TIMER, methods, l_close);
 }

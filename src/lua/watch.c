@@ -1,6 +1,7 @@
 /* lua/watch.c: core.watch. A started watch is kept by the registry until it is ready or stopped. */
 #include "net/watch.h"
 #include "lua/call.h"
+#include "lua/open.h"
 #include "lua/support.h"
 
 #include <lauxlib.h>
@@ -30,7 +31,7 @@ static void on_ready(struct dm_watch *watch) {
 }
 
 /* watch(fn) */
-static int l_watch(lua_State *L) {
+int core_watch(lua_State *L) {
     luaL_checktype(L, 1, LUA_TFUNCTION);
     struct proxy *proxy = lua_newuserdata(L, sizeof *proxy);
     proxy->watch = NULL;
@@ -95,15 +96,12 @@ static int l_close(lua_State *L) {
 }
 
 static const luaL_Reg methods[] = {
-    {"start", l_start}, {"stop", l_stop}, {"close", l_close}, {"__gc", l_close}, {NULL, NULL},
+    {"start", l_start},
+    {"stop", l_stop},
+    {"close", l_close},
+    {NULL, NULL},
 };
 
 void dm_lua_open_watch(lua_State *L) {
-    luaL_newmetatable(L, WATCH);
-    luaL_register(L, NULL, methods);
-    lua_pushvalue(L, -1);
-    lua_setfield(L, -2, "__index");
-    lua_pop(L, 1);
-    lua_pushcfunction(L, l_watch);
-    lua_setfield(L, -2, "watch");
+    dm_lua_new_type(L, WATCH, methods, l_close);
 }

@@ -3,6 +3,7 @@
 #include "process/channel.h"
 
 #include "base/errors.h"
+#include "base/fdpass.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -18,7 +19,6 @@ enum {
     QUEUE_MAX_FDS = 256,       /* of these among them: a quarter of the usual limit of a process */
     TICK_BYTES = 64 << 10,     /* read of one channel before the others have their turn */
     TICK_READS = 64,           /* the same for a flood of tiny pieces, each with descriptors */
-    RECEIVED_FDS_MAX = 253,    /* SCM_MAX_FD: a message cannot carry more */
 };
 
 struct line {
@@ -37,7 +37,7 @@ struct dm_channel {
     struct line *first, **last;
     size_t queued, queued_fds;
     int fd; /* -1 once closed */
-    bool paused, unwritable, had_fd;
+    bool unwritable, had_fd;
 };
 
 /* One for all: only ever filled and consumed within one read. */
@@ -46,14 +46,8 @@ static char scratch[TICK_BYTES];
 static void on_poll(uv_poll_t *poll, int status, int events);
 
 static void watch(struct dm_channel *channel) {
-    const int events = (channel->paused ? 0 : UV_READABLE) | (channel->first ? UV_WRITABLE : 0);
-    if (channel->fd < 0) {
-        return;
-    }
-    if (events) {
-        uv_poll_start(&channel->poll, events, on_poll);
-    } else {
-        uv_poll_stop(&channel->poll);
+    if (channel->fd >= 0) {
+        uv_poll_start(&channel->poll, UV_READABLE | (channel->first ? UV_WRITABLE : 0), on_poll);
     }
 }
 
@@ -136,7 +130,7 @@ static bool close_received(struct msghdr *message) {
 static ssize_t receive(struct dm_channel *channel) {
     union {
         struct cmsghdr align;
-        char bytes[CMSG_SPACE(RECEIVED_FDS_MAX * sizeof(int))];
+        char bytes[CMSG_SPACE(DM_FDPASS_MAX * sizeof(int))];
     } control;
     struct iovec iov = {.iov_base = scratch, .iov_len = sizeof scratch};
     struct msghdr message = {
@@ -200,28 +194,8 @@ void dm_channel_drain(struct dm_channel *channel, size_t budget) {
 
 /* Bytes taken, 0 for none at the moment, or a negative errno. */
 static ssize_t transmit(int socket, struct iovec *iov, size_t iov_count, int fd) {
-    union {
-        struct cmsghdr align;
-        char bytes[CMSG_SPACE(sizeof(int))];
-    } control = {{0}};
-    struct msghdr message = {.msg_iov = iov, .msg_iovlen = iov_count};
-    if (fd >= 0) {
-        message.msg_control = &control;
-        message.msg_controllen = sizeof control;
-        struct cmsghdr *c = CMSG_FIRSTHDR(&message);
-        c->cmsg_level = SOL_SOCKET;
-        c->cmsg_type = SCM_RIGHTS;
-        c->cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(c), &fd, sizeof fd);
-    }
-    ssize_t n;
-    do {
-        n = sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
-    } while (n < 0 && errno == EINTR);
-    if (n < 0) {
-        return errno == EAGAIN || errno == ENOBUFS ? 0 : -errno;
-    }
-    return n;
+    const ssize_t n = dm_fdpass_send(socket, iov, iov_count, &fd, fd >= 0);
+    return n == -EAGAIN || n == -ENOBUFS ? 0 : n;
 }
 
 static void flush(struct dm_channel *channel) {
@@ -322,7 +296,7 @@ static void on_poll(uv_poll_t *poll, int status, int events) {
     if (events & UV_WRITABLE) {
         flush(channel);
     }
-    if ((events & UV_READABLE) && (!channel->paused || status < 0)) {
+    if (events & UV_READABLE) {
         read_some(channel, TICK_BYTES);
     }
     watch(channel);
@@ -344,11 +318,6 @@ struct dm_channel *dm_channel_open(uv_loop_t *loop, struct dm_timers *timers, in
     dm_lines_init(&channel->lines, LINE_MAX_BYTES);
     watch(channel);
     return channel;
-}
-
-void dm_channel_pause(struct dm_channel *channel, bool paused) {
-    channel->paused = paused;
-    watch(channel);
 }
 
 bool dm_channel_is_open(const struct dm_channel *channel) {

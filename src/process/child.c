@@ -374,12 +374,6 @@ int dm_child_send(struct dm_child *child, const char *line, size_t length, int f
     return child->channel ? dm_channel_send(child->channel, line, length, fd) : UV_EPIPE;
 }
 
-void dm_child_pause_reading(struct dm_child *child, bool paused) {
-    if (child->channel) {
-        dm_channel_pause(child->channel, paused);
-    }
-}
-
 void dm_child_close_channel(struct dm_child *child) {
     if (child->channel) {
         dm_channel_close(child->channel);

@@ -44,6 +44,5 @@ pid_t dm_child_pid(const struct dm_child *child);
 int dm_child_signal(struct dm_child *child, int number);       /* UV_ESRCH once reaped */
 int dm_child_signal_group(struct dm_child *child, int number); /* the same */
 int dm_child_send(struct dm_child *child, const char *line, size_t length, int fd);
-void dm_child_pause_reading(struct dm_child *child, bool paused);
 void dm_child_close_channel(struct dm_child *child);
 char *dm_child_tail(const struct dm_child *child, size_t *length); /* as dm_capture_tail */

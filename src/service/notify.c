@@ -7,6 +7,9 @@
  */
 #include "service/notify.h"
 
+#include "base/fdpass.h"
+#include "base/timer.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,8 +21,6 @@
 
 /* systemd's bound on a message, NOTIFY_BUFFER_MAX: bytes. */
 #define MESSAGE_MAX 4096
-/* The kernel's bound on descriptors in one message, SCM_MAX_FD. */
-#define FDS_MAX 253
 /* Datagrams read before others get their turn; more than the kernel queues by default. */
 #define BUDGET 16
 /* At most one report of ignored datagrams in this time, ms. */
@@ -114,28 +115,16 @@ bool dm_notify_next_field(const char **text, const char *end, struct dm_notify_f
 
 /* --- one datagram --- */
 
-static void close_fds(const struct cmsghdr *c) {
-    size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (size_t i = 0; i < count; i++) {
-        int fd;
-        memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
-        close(fd);
-    }
-}
-
-/* Notes the sender's credentials (pid 0 if there are none); closes what came along if asked. */
-static void walk_control(struct msghdr *msg, struct ucred *sender, bool do_close) {
-    sender->pid = 0;
+/* Who sent it; pid 0 if that is not known. */
+static struct ucred sender_of(struct msghdr *msg) {
+    struct ucred sender = {.pid = 0};
     for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c != NULL; c = CMSG_NXTHDR(msg, c)) {
-        if (c->cmsg_level != SOL_SOCKET) {
-            continue;
-        }
-        if (c->cmsg_type == SCM_CREDENTIALS && c->cmsg_len == CMSG_LEN(sizeof *sender)) {
-            memcpy(sender, CMSG_DATA(c), sizeof *sender);
-        } else if (c->cmsg_type == SCM_RIGHTS && do_close) {
-            close_fds(c);
+        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_CREDENTIALS &&
+            c->cmsg_len == CMSG_LEN(sizeof sender)) {
+            memcpy(&sender, CMSG_DATA(c), sizeof sender);
         }
     }
+    return sender;
 }
 
 /* Why the datagram must be ignored, or NULL. A NUL at its end is allowed, and taken off. */
@@ -169,7 +158,7 @@ static const char *find_fault(const struct dm_notify *n, const struct msghdr *ms
 
 static void refuse(struct dm_notify *n, const char *reason) {
     n->refused++;
-    uint64_t now = uv_hrtime() / 1000000;
+    uint64_t now = dm_now_ms();
     if (n->reported > 0 && now - n->reported_at < REPORT_MS) {
         return;
     }
@@ -183,7 +172,7 @@ static void refuse(struct dm_notify *n, const char *reason) {
 static bool receive(struct dm_notify *n) {
     union {
         struct cmsghdr align;
-        char space[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(FDS_MAX * sizeof(int))];
+        char space[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(DM_FDPASS_MAX * sizeof(int))];
     } control;
     char text[MESSAGE_MAX];
     struct iovec iov = {.iov_base = text, .iov_len = sizeof text};
@@ -195,8 +184,9 @@ static bool receive(struct dm_notify *n) {
     if (got < 0) {
         return errno == EINTR;
     }
-    struct ucred sender;
-    walk_control(&msg, &sender, false);
+    int fds[DM_FDPASS_MAX];
+    const size_t fd_count = dm_fdpass_take(&msg, fds);
+    const struct ucred sender = sender_of(&msg);
     size_t len = (size_t)got;
     const char *fault = find_fault(n, &msg, text, &len, &sender);
     if (fault != NULL) {
@@ -205,7 +195,7 @@ static bool receive(struct dm_notify *n) {
         n->events.on_message(n->ctx, text, len, sender.pid, sender.uid);
     }
     /* Only now: a barrier is passed when everything sent before it was dealt with. */
-    walk_control(&msg, &sender, true);
+    dm_fdpass_close(fds, fd_count);
     return true;
 }
 
@@ -285,10 +275,6 @@ int dm_notify_open(uv_loop_t *loop, uid_t uid, const struct dm_notify_events *ev
 
 const char *dm_notify_name(const struct dm_notify *n) {
     return n->name;
-}
-
-uint64_t dm_notify_refused(const struct dm_notify *n) {
-    return n->refused;
 }
 
 void dm_notify_close(struct dm_notify *n) {

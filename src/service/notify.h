@@ -33,7 +33,6 @@ int dm_notify_open(uv_loop_t *loop, uid_t uid, const struct dm_notify_events *ev
                    struct dm_notify **notify);
 /* What to put into NOTIFY_SOCKET. */
 const char *dm_notify_name(const struct dm_notify *notify);
-uint64_t dm_notify_refused(const struct dm_notify *notify);
 void dm_notify_close(struct dm_notify *notify);
 
 /* Finds the next well-formed field from *text on, and moves *text behind it. */

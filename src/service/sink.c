@@ -12,6 +12,7 @@
  */
 #include "service/sink.h"
 
+#include "base/timer.h"
 #include "service/files.h"
 
 #include <errno.h>
@@ -433,7 +434,7 @@ uint64_t dm_sink_take_lost(struct dm_sink *s) {
 }
 
 int dm_sink_flush(struct dm_sink *s, uint64_t ms) {
-    uint64_t deadline = uv_hrtime() / 1000000 + ms;
+    uint64_t deadline = dm_now_ms() + ms;
     while (is_pending(s)) {
         size_t done;
         int err = put(s, s->buf + s->next, s->end - s->next, &done);
@@ -447,7 +448,7 @@ int dm_sink_flush(struct dm_sink *s, uint64_t ms) {
             }
             return err;
         }
-        uint64_t now = uv_hrtime() / 1000000;
+        uint64_t now = dm_now_ms();
         if (now >= deadline) {
             return -ETIMEDOUT;
         }

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -23,61 +24,12 @@ int dm_wire_open(int fd) {
 }
 
 int dm_wire_send(int fd, const char *data, size_t size, int pass) {
-    union {
-        struct cmsghdr align;
-        char bytes[CMSG_SPACE(sizeof(int))];
-    } control;
-    struct iovec part = {.iov_base = (void *)data, .iov_len = size};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-    if (pass >= 0) {
-        memset(&control, 0, sizeof control);
-        message.msg_control = &control;
-        message.msg_controllen = sizeof control.bytes;
-        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-        header->cmsg_level = SOL_SOCKET;
-        header->cmsg_type = SCM_RIGHTS;
-        header->cmsg_len = CMSG_LEN(sizeof pass);
-        memcpy(CMSG_DATA(header), &pass, sizeof pass);
-    }
-    ssize_t sent;
-    do {
-        sent = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
-    } while (sent < 0 && errno == EINTR);
-    return sent < 0 ? -errno : (int)sent;
+    struct iovec part = {.iov_base = (void *)(uintptr_t)data, .iov_len = size};
+    return (int)dm_fdpass_send(fd, &part, 1, &pass, pass >= 0);
 }
 
-static size_t take_fds(struct msghdr *message, int *fds) {
-    size_t count = 0;
-    for (struct cmsghdr *header = CMSG_FIRSTHDR(message); header;
-         header = CMSG_NXTHDR(message, header)) {
-        if (header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
-            size_t bytes = header->cmsg_len - CMSG_LEN(0);
-            memcpy(fds + count, CMSG_DATA(header), bytes);
-            count += bytes / sizeof *fds;
-        }
-    }
-    return count;
-}
-
-int dm_wire_receive(int fd, char *data, size_t size, int fds[DM_WIRE_MAX_FDS], size_t *count) {
-    union {
-        struct cmsghdr align;
-        char bytes[CMSG_SPACE(DM_WIRE_MAX_FDS * sizeof(int))];
-    } control;
-    struct iovec part = {.iov_base = data, .iov_len = size};
-    struct msghdr message = {.msg_iov = &part,
-                             .msg_iovlen = 1,
-                             .msg_control = &control,
-                             .msg_controllen = sizeof control.bytes};
-    ssize_t received;
-    *count = 0;
-    do {
-        received = recvmsg(fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    } while (received < 0 && errno == EINTR);
-    if (received < 0) {
-        return -errno;
-    }
-    *count = take_fds(&message, fds);
+int dm_wire_receive(int fd, char *data, size_t size, int fds[DM_FDPASS_MAX], size_t *count) {
+    const ssize_t received = dm_fdpass_receive(fd, data, size, fds, count);
     return received == 0 ? UV_EOF : (int)received;
 }
 

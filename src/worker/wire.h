@@ -2,11 +2,10 @@
  * Non-blocking; 0 or a count on success, a negative libuv code on failure. */
 #pragma once
 
+#include "base/fdpass.h"
+
 #include <stdbool.h>
 #include <stddef.h>
-
-/* The kernel passes at most this many descriptors with one message (SCM_MAX_FD). */
-enum { DM_WIRE_MAX_FDS = 253 };
 
 struct dm_wire_name {
     const char *family; /* "inet", "inet6", "unix" */
@@ -21,7 +20,7 @@ int dm_wire_open(int fd);
 int dm_wire_send(int fd, const char *data, size_t size, int pass);
 
 /* Bytes received, UV_EOF at the end. The caller owns the descriptors. */
-int dm_wire_receive(int fd, char *data, size_t size, int fds[DM_WIRE_MAX_FDS], size_t *count);
+int dm_wire_receive(int fd, char *data, size_t size, int fds[DM_FDPASS_MAX], size_t *count);
 
 int dm_wire_listen(int fd, int backlog);
 bool dm_wire_is_listening(int fd);

@@ -2,6 +2,7 @@
  * plain numbers here; who closes them is written in those modules. */
 #include "worker/wire_binding.h"
 
+#include "lua/support.h"
 #include "worker/wire.h"
 
 #include <lauxlib.h>
@@ -11,23 +12,12 @@
 /* One read takes what a socket usually holds; longer lines take several. */
 enum { RECEIVE_BYTES = 64 * 1024 };
 
-static int push_failure(lua_State *L, int code) {
-    lua_pushnil(L);
-    lua_pushstring(L, uv_strerror(code));
-    lua_pushstring(L, uv_err_name(code));
-    return 3;
-}
-
-static int push_result(lua_State *L, int code) {
-    if (code < 0) {
-        return push_failure(L, code);
-    }
-    lua_pushboolean(L, 1);
-    return 1;
+static int result(lua_State *L, int code) {
+    return dm_lua_result(L, code < 0 ? code : 0, NULL);
 }
 
 static int l_open(lua_State *L) {
-    return push_result(L, dm_wire_open(luaL_checkint(L, 1)));
+    return result(L, dm_wire_open(luaL_checkint(L, 1)));
 }
 
 /* send(fd, data, first, pass): sends data from byte `first` on -> bytes sent */
@@ -39,7 +29,7 @@ static int l_send(lua_State *L) {
     luaL_argcheck(L, first >= 1 && first <= size, 3, "outside the data");
     int sent = dm_wire_send(fd, data + first - 1, size - first + 1, luaL_optint(L, 4, -1));
     if (sent < 0) {
-        return push_failure(L, sent);
+        return dm_lua_fail(L, sent, NULL);
     }
     lua_pushinteger(L, sent);
     return 1;
@@ -47,7 +37,7 @@ static int l_send(lua_State *L) {
 
 /* receive(fd) -> data, nil or list of descriptors; false at the end of the stream */
 static int l_receive(lua_State *L) {
-    int fds[DM_WIRE_MAX_FDS];
+    int fds[DM_FDPASS_MAX];
     size_t count;
     int fd = luaL_checkint(L, 1);
     char *data = lua_newuserdata(L, RECEIVE_BYTES);
@@ -57,7 +47,7 @@ static int l_receive(lua_State *L) {
         return 1;
     }
     if (received < 0) {
-        return push_failure(L, received);
+        return dm_lua_fail(L, received, NULL);
     }
     lua_pushlstring(L, data, (size_t)received);
     if (count == 0) {
@@ -72,7 +62,7 @@ static int l_receive(lua_State *L) {
 }
 
 static int l_listen(lua_State *L) {
-    return push_result(L, dm_wire_listen(luaL_checkint(L, 1), luaL_checkint(L, 2)));
+    return result(L, dm_wire_listen(luaL_checkint(L, 1), luaL_checkint(L, 2)));
 }
 
 static int l_is_listening(lua_State *L) {
@@ -83,7 +73,7 @@ static int l_is_listening(lua_State *L) {
 static int l_duplicate(lua_State *L) {
     int copy = dm_wire_duplicate(luaL_checkint(L, 1));
     if (copy < 0) {
-        return push_failure(L, copy);
+        return dm_lua_fail(L, copy, NULL);
     }
     lua_pushinteger(L, copy);
     return 1;
@@ -101,7 +91,7 @@ static int l_name(lua_State *L) {
     struct dm_wire_name name;
     int code = dm_wire_name(luaL_checkint(L, 1), &name);
     if (code < 0) {
-        return push_failure(L, code);
+        return dm_lua_fail(L, code, NULL);
     }
     lua_pushstring(L, name.family);
     lua_pushstring(L, name.address);

@@ -1,0 +1,37 @@
+/* lua/open.h: the whole of what Lua can ask of C, in one place. core.NAME is core_NAME(), in the
+ * file named beside it; a type is a kind of object that these functions give, with methods of its
+ * own.
+ */
+#pragma once
+
+#include <lua.h>
+
+/* clang-format off */
+#define DM_LUA_FUNCTIONS(F) \
+    /* process.c  */ F(stop) F(on_error) F(signals) F(signal_number) F(signal_name) F(on_orphan) F(adopted) F(kill_adopted) \
+    /* child.c    */ F(spawn) F(children) \
+    /* timer.c    */ F(timer) F(now) F(wall) \
+    /* sysinfo.c  */ F(getuser) F(getgroup) F(pid) F(uid) F(hostname) F(environ) F(cwd) F(cpus) F(executable) F(proc_stat) \
+    /* files.c    */ F(open_append) F(realpath) F(stat) F(lstat) F(access) F(read_file) F(runtime_dir) F(private_dir) F(lock) F(pid_file) \
+    /* sink.c     */ F(sink) \
+    /* notify.c   */ F(notify_socket) F(sd_notify) F(sd_notify_set) \
+    /* stream.c   */ F(serve) F(connect) \
+    /* dial.c     */ F(dial) \
+    /* terminal.c */ F(isatty) F(tty_size) F(write_stdout) F(write_stderr) F(tty_raw) F(read_tty) \
+    /* socket.c   */ F(address) F(listen) F(bucket) F(close_fd) F(dup_fd) F(inherited) F(quiet_ms) \
+    /* watch.c    */ F(watch)
+
+#define DM_LUA_TYPES(T) \
+    T(child) T(timer) T(files) T(sink) T(notify) T(stream) T(dial) T(terminal) T(socket) T(watch)
+/* clang-format on */
+
+#define DM_LUA_DECLARE(name) int core_##name(lua_State *L);
+DM_LUA_FUNCTIONS(DM_LUA_DECLARE)
+#undef DM_LUA_DECLARE
+
+/* Make the types known to the state. */
+#define DM_LUA_DECLARE(name) void dm_lua_open_##name(lua_State *L);
+DM_LUA_TYPES(DM_LUA_DECLARE)
+#undef DM_LUA_DECLARE
+
+int luaopen_dutch_core(lua_State *L); /* require 'dutch-master.core' */
