@@ -462,6 +462,16 @@ static int l_close_channel(lua_State *L) {
     return dm_lua_result(L, 0, NULL);
 }
 
+static int l_pause_reading(lua_State *L) {
+    struct proxy *proxy = check_proxy(L);
+    luaL_checktype(L, 2, LUA_TBOOLEAN);
+    if (!proxy->child) {
+        return dm_lua_closed(L);
+    }
+    dm_child_pause_reading(proxy->child, lua_toboolean(L, 2));
+    return dm_lua_result(L, 0, NULL);
+}
+
 static int l_tail(lua_State *L) {
     struct proxy *proxy = check_proxy(L);
     if (!proxy->child) {
@@ -486,10 +496,15 @@ int core_children(lua_State *L) {
 }
 
 static const luaL_Reg methods[] = {
-    {"pid", l_pid},       {"alive", l_alive},
-    {"signal", l_signal}, {"signal_group", l_signal_group},
-    {"send", l_send},     {"close_channel", l_close_channel},
-    {"tail", l_tail},     {"__tostring", l_tostring},
+    {"pid", l_pid},
+    {"alive", l_alive},
+    {"signal", l_signal},
+    {"signal_group", l_signal_group},
+    {"send", l_send},
+    {"close_channel", l_close_channel},
+    {"pause_reading", l_pause_reading},
+    {"tail", l_tail},
+    {"__tostring", l_tostring},
     {NULL, NULL},
 };
 

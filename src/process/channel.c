@@ -37,7 +37,7 @@ struct dm_channel {
     struct line *first, **last;
     size_t queued, queued_fds;
     int fd; /* -1 once closed */
-    bool unwritable, had_fd;
+    bool paused, unwritable, had_fd;
 };
 
 /* One for all: only ever filled and consumed within one read. */
@@ -46,8 +46,14 @@ static char scratch[TICK_BYTES];
 static void on_poll(uv_poll_t *poll, int status, int events);
 
 static void watch(struct dm_channel *channel) {
-    if (channel->fd >= 0) {
-        uv_poll_start(&channel->poll, UV_READABLE | (channel->first ? UV_WRITABLE : 0), on_poll);
+    const int events = (channel->paused ? 0 : UV_READABLE) | (channel->first ? UV_WRITABLE : 0);
+    if (channel->fd < 0) {
+        return;
+    }
+    if (events) {
+        uv_poll_start(&channel->poll, events, on_poll);
+    } else {
+        uv_poll_stop(&channel->poll);
     }
 }
 
@@ -296,7 +302,7 @@ static void on_poll(uv_poll_t *poll, int status, int events) {
     if (events & UV_WRITABLE) {
         flush(channel);
     }
-    if (events & UV_READABLE) {
+    if ((events & UV_READABLE) && (!channel->paused || status < 0)) {
         read_some(channel, TICK_BYTES);
     }
     watch(channel);
@@ -318,6 +324,11 @@ struct dm_channel *dm_channel_open(uv_loop_t *loop, struct dm_timers *timers, in
     dm_lines_init(&channel->lines, LINE_MAX_BYTES);
     watch(channel);
     return channel;
+}
+
+void dm_channel_pause(struct dm_channel *channel, bool paused) {
+    channel->paused = paused;
+    watch(channel);
 }
 
 bool dm_channel_is_open(const struct dm_channel *channel) {

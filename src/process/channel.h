@@ -23,7 +23,8 @@ struct dm_channel *dm_channel_open(uv_loop_t *loop, struct dm_timers *timers, in
 /* Adds the newline. `fd` (or -1) goes with the line's first byte and stays the caller's. 0,
  * UV_EPIPE (closed), UV_ENOBUFS (too much is waiting), or UV_ENOMEM, UV_EMFILE. */
 int dm_channel_send(struct dm_channel *channel, const char *line, size_t length, int fd);
-/* Reads what is there now, up to `budget` bytes. */
+void dm_channel_pause(struct dm_channel *channel, bool paused);
+/* Reads what is there now, paused or not, up to `budget` bytes. */
 void dm_channel_drain(struct dm_channel *channel, size_t budget);
 bool dm_channel_is_open(const struct dm_channel *channel);
 /* At once: no event follows but on_freed, from the loop. */

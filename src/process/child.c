@@ -385,3 +385,9 @@ char *dm_child_tail(const struct dm_child *child, size_t *length) {
     *length = 0;
     return child->captures[1] ? dm_capture_tail(child->captures[1], length) : NULL;
 }
+
+void dm_child_pause_reading(struct dm_child *child, bool paused) {
+    if (child->channel) {
+        dm_channel_pause(child->channel, paused);
+    }
+}

@@ -46,3 +46,4 @@ int dm_child_signal_group(struct dm_child *child, int number); /* the same */
 int dm_child_send(struct dm_child *child, const char *line, size_t length, int fd);
 void dm_child_close_channel(struct dm_child *child);
 char *dm_child_tail(const struct dm_child *child, size_t *length); /* as dm_capture_tail */
+void dm_child_pause_reading(struct dm_child *child, bool paused);

@@ -239,9 +239,15 @@ s.recv(1)
         p.exit_of(loud)
     end)
 
-    it('delivers at the exit what is there', function()
+    it('is not read while paused, and delivers at the exit what is there', function()
         local record = channel_sh 'echo one >&3; read x <&3; echo two >&3'
+        record.child:pause_reading(true)
+        p.await(function() return record.execs == 1 end)
+        require('spec.loop').run_once(50)
+        assert.are.same({}, record.lines)
+        record.child:pause_reading(false)
         p.await(function() return #record.lines == 1 end)
+        record.child:pause_reading(true)
         record.child:send 'go'
         p.exit_of(record)
         assert.are.same({ 'one', 'two' }, record.lines)
