@@ -13,14 +13,15 @@ local M = {}
 
 --- In the order of the help text.
 M.verbs = {
-    'check', 'plan', 'status', 'top', 'why', 'events', 'restart', 'reload', 'scale', 'stop', 'completion',
+    'check', 'plan', 'status', 'top', 'why', 'events', 'logs', 'list', 'restart', 'reload', 'scale', 'stop',
+    'completion',
 }
 
 --- What the programs of others are called with, and what is meant here.
 local OTHER_NAMES = {
-    ls = 'status', list = 'status', ps = 'status', show = 'status', stats = 'status',
+    ls = 'list', ps = 'list', show = 'status', stats = 'status',
     monit = 'top', monitor = 'top', watch = 'top',
-    logs = 'events', log = 'events', describe = 'why', deploy = 'restart', upgrade = 'restart',
+    log = 'logs', tail = 'logs', describe = 'why', deploy = 'restart', upgrade = 'restart',
     validate = 'check', test = 'check', quit = 'stop', kill = 'stop', shutdown = 'stop',
 }
 
@@ -94,6 +95,7 @@ local function run_verb(ctx, name, argv, first)
     ctx.color = ctx.color and not parsed.options.no_color
     ctx.options, ctx.argument = parsed.options, parsed.argument
     ctx.names_script = parsed.script ~= nil
+    ctx.verb, ctx.picks = name, verb.looks
     --- For what only the verb, or the master, can find wrong with an argument. -> exit code
     function ctx.usage(told)
         return usage_error(ctx, ('%s: %s'):format(name, told), verb)

@@ -12,12 +12,16 @@ local Host = require 'dutch-master.script.api'
 local Launcher = require 'dutch-master.launch.launcher'
 local log = require 'dutch-master.log.logger'
 local machine = require 'dutch-master.machine'
+local Output = require 'dutch-master.log.output'
 local Recycle = require 'dutch-master.cluster.recycle'
 local Script = require 'dutch-master.script.session'
 local Sockets = require 'dutch-master.listen.sockets'
 local systemd = require 'dutch-master.control.systemd'
 
 local M = {}
+
+-- What is kept of the workers' output if the script does not say: it comes through the master in any case.
+local KEEP_STDERR = 256 * 1024
 
 local EXIT_FAILED, EXIT_SYSTEM, EXIT_SCRIPT = 1, 71, 78
 
@@ -81,6 +85,8 @@ function Master:open_log()
     end
     self.log = logger
     self.launcher.log = self.log
+    self.output = Output.new { platform = self.platform, limit = self.launcher.plan.keep_output or KEEP_STDERR }
+    self.launcher.output = self.output
     for _, record in ipairs(self.early) do
         self.log:log(record[1], record[2], record[3])
     end
@@ -152,7 +158,7 @@ function Master:assemble()
     self.recycle = Recycle.new { platform = self.platform, log = self.log, cluster = self.cluster }
     self.systemd = systemd.new { platform = self.platform, log = self.log }
     self.control = control.new { platform = self.platform, cluster = self.cluster, log = self.log,
-        claim = self.claim_held }
+        output = self.output, claim = self.claim_held }
     local ok, message = self.control:open()
     if not ok then
         return self:refuse(EXIT_SYSTEM, 'control socket: ' .. message)
@@ -231,6 +237,7 @@ function Master:adopt(plan)
     self:listen_to_signals(plan.restart_signal)
     self:start_timers(plan.hooks.every)
     self.recycle:adopt(plan)
+    self.output:resize(plan.keep_output or KEEP_STDERR)
     local before = self.logger_plan
     if before and not before.custom and not plan.logger.custom and compare.equal(before, plan.logger) then
         return

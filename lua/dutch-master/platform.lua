@@ -21,6 +21,20 @@ end
 
 M.oom_kills, M.who = linux.oom_kills, linux.who
 
+--- Names in a directory, in no order. -> list | nil, message, code
+function M.list(path)
+    local uv = require 'luv' -- at no other place: only verbs that look around need it
+    local request, message, code = uv.fs_scandir(path)
+    if not request then
+        return nil, message, code
+    end
+    local names = {}
+    for name in uv.fs_scandir_next, request do
+        names[#names + 1] = name
+    end
+    return names
+end
+
 --- Writes to stderr, for a person: what must be said before there is a log.
 function M.write_stderr(text)
     io.stderr:write(text)

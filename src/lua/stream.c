@@ -1,6 +1,7 @@
 /* lua/stream.c: core.serve(path, {on_client=fn(conn), request_ms=10000}) -> server; server:close().
- * core.connect(path) -> conn; conn:uid() conn:pid() conn:write(text) conn:on_line(fn(line))
- * conn:on_close(fn(reason)) conn:close(). What is open is kept alive by the registry. */
+ * core.connect(path[, patience_ms]) -> conn; conn:uid() conn:pid() conn:write(text)
+ * conn:on_line(fn(line)) conn:on_close(fn(reason)) conn:close(). What is open is kept alive by the
+ * registry. */
 #include "lua/call.h"
 #include "lua/open.h"
 #include "lua/support.h"
@@ -92,9 +93,11 @@ static void hold_conn(lua_State *L, struct l_conn *c, struct dm_stream *stream) 
 
 int core_connect(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
+    const lua_Integer patience_ms = luaL_optinteger(L, 2, 0);
+    luaL_argcheck(L, patience_ms >= 0 && patience_ms <= 60000, 2, "ms");
     struct l_conn *c = push_conn(L);
     struct dm_stream *stream;
-    const int err = dm_stream_connect(dm_lua_loop(L), path, &stream);
+    const int err = dm_stream_connect(dm_lua_loop(L), path, (unsigned)patience_ms, &stream);
     if (err != 0) {
         return dm_lua_fail(L, err, path);
     }

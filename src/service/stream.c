@@ -25,7 +25,7 @@ enum {
     WRITE_MAX = 8 << 20,         /* bytes of one answer, if nothing else waits */
     ANSWER_MAX = 8 << 20,        /* bytes of a line that we receive as a client */
     AFTER_STALL_MS = 100,        /* to read what came before the deadline */
-    CONNECT_S = 5,               /* patience with a server whose backlog is full */
+    CONNECT_MS = 5000,           /* patience with a server whose backlog is full */
     HALF_CLOSED_CHECK_MS = 1000, /* a peer that only listens cannot be watched, so it is asked */
     HALF_CLOSED_MS = 60000,      /* and forgotten when nothing was said for so long */
 };
@@ -389,7 +389,7 @@ int dm_stream_address(const char *path, struct sockaddr_un *addr) {
 }
 
 /* Connects with patience: a full backlog is a busy server, not an absent one. */
-static int connect_socket(const char *path) {
+static int connect_socket(const char *path, unsigned patience_ms) {
     struct sockaddr_un addr;
     int err = dm_stream_address(path, &addr);
     if (err != 0) {
@@ -399,7 +399,8 @@ static int connect_socket(const char *path) {
     if (fd < 0) {
         return -errno;
     }
-    struct timeval patience = {.tv_sec = CONNECT_S};
+    const struct timeval patience = {.tv_sec = patience_ms / 1000,
+                                     .tv_usec = (suseconds_t)(patience_ms % 1000) * 1000};
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
     if (connect(fd, (struct sockaddr *)&addr, sizeof addr) < 0 ||
         fcntl(fd, F_SETFL, O_NONBLOCK) < 0) {
@@ -410,8 +411,9 @@ static int connect_socket(const char *path) {
     return fd;
 }
 
-int dm_stream_connect(uv_loop_t *loop, const char *path, struct dm_stream **stream) {
-    int fd = connect_socket(path);
+int dm_stream_connect(uv_loop_t *loop, const char *path, unsigned patience_ms,
+                      struct dm_stream **stream) {
+    int fd = connect_socket(path, patience_ms > 0 ? patience_ms : CONNECT_MS);
     if (fd < 0) {
         return fd;
     }

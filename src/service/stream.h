@@ -33,7 +33,9 @@ struct dm_stream_options {
 /* Takes over the descriptor, which is O_NONBLOCK, if it succeeds. */
 int dm_stream_open(uv_loop_t *loop, int fd, const struct dm_stream_options *options,
                    struct dm_stream **stream);
-int dm_stream_connect(uv_loop_t *loop, const char *path, struct dm_stream **stream);
+/* Waits for a server whose backlog is full, patience_ms at most (0: five seconds). */
+int dm_stream_connect(uv_loop_t *loop, const char *path, unsigned patience_ms,
+                      struct dm_stream **stream);
 void dm_stream_listen(struct dm_stream *stream, const struct dm_stream_events *events, void *ctx);
 
 /* Sends, or queues what the peer does not take yet. A peer that does not read is dropped. */

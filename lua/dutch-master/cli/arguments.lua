@@ -5,7 +5,9 @@
 --     --timeout=5; `integer` is a number without a fraction
 --   argument = { name=, pattern=, expects=, required=, valid= }   a word that is not the script; valid(word): whether a
 --     word of that pattern has a meaning
---   takes_script = false, talks = true                          asks the master over its socket }
+--   takes_script = false
+--   talks = true                                                asks the master over its socket
+--   looks = true                                                changes nothing: the only master may be meant }
 
 local suggest = require 'dutch-master.cli.suggest'
 

@@ -2,10 +2,13 @@
 
 local cjson = require 'cjson.safe'
 local control = require 'dutch-master.control.server'
+local format = require 'dutch-master.cli.format'
+local masters = require 'dutch-master.cli.masters'
+local Peer = require 'dutch-master.cli.peer'
 
 local M = {}
 
-local FAILED, NOT_RUNNING, TIMED_OUT = 1, 3, 124
+local FAILED, USAGE, NOT_RUNNING, TIMED_OUT = 1, 2, 3, 124
 
 --- A master answers in milliseconds; one that does not within this is stuck, and a person is told so.
 local ANSWER_MS = 5000
@@ -67,8 +70,32 @@ local function is_trusted(ctx, conn)
     return uid == nil or uid == 0 or uid == ctx.platform.uid() or (owner and owner.uid == uid)
 end
 
+--- Nobody named a script and none is here: the only master there is, is meant.
+-- -> conn, or nil and the sockets there are
+local function only_one(ctx)
+    local living = masters.living(ctx.platform)
+    if #living == 1 then
+        ctx.script_name = living[1].path
+        return living[1].conn
+    end
+    local paths = {}
+    for i, master in ipairs(living) do
+        master.conn:close()
+        paths[i] = master.path
+    end
+    return nil, paths
+end
+
 local function connect(ctx)
     local message, code = nil, 'ENOENT'
+    if ctx.picks and not ctx.names_script and not ctx.options.socket and not ctx.platform.stat(ctx.script) then
+        local conn, several = only_one(ctx)
+        if conn then
+            return conn
+        elseif several[1] then
+            return nil, several, 'ESEVERAL'
+        end
+    end
     local function try(path)
         local conn, why, kind = ctx.platform.connect(path)
         if conn and not is_trusted(ctx, conn) then
@@ -95,6 +122,21 @@ local function connect(ctx)
     return nil, message, code
 end
 
+-- Several masters, and none was named: says which there are.
+local function name_choices(ctx, verb)
+    masters.ask(ctx.platform, { verb = 'status' }, function(found)
+        local lines = {}
+        for _, master in ipairs(found) do
+            if master.status then
+                lines[#lines + 1] = ('  dutch-master %s %s\n'):format(verb, format.visible(master.status.script))
+            end
+        end
+        ctx.err(('dutch-master: there is no ./master.lua, and several masters run: which one?\n%s')
+            :format(table.concat(lines)))
+        M.finish(ctx, USAGE)
+    end)
+end
+
 --- Ends the program, once.
 function M.finish(ctx, code)
     if not ctx.finished then
@@ -108,6 +150,9 @@ local function say(ctx, message)
 end
 
 local function no_master(ctx, request, message, code)
+    if code == 'ESEVERAL' then
+        return name_choices(ctx, ctx.verb or request.verb)
+    end
     if code == 'EACCES' or code == 'EPERM' then
         say(ctx, ('%s: the master belongs to another user (%s); ask as that user, or as root'):format(ctx.script_name,
             message))
@@ -141,7 +186,7 @@ end
 function M.ask(ctx, request, on)
     local conn, message, code = connect(ctx)
     if not conn then
-        return no_master(ctx, request, message, code)
+        return no_master(ctx, request, message, code), function() end, function() end
     end
     local function leave(exit_code)
         if exit_code then
@@ -197,6 +242,16 @@ function M.ask(ctx, request, on)
         limit:stop()
         conn:close()
     end
+end
+
+--- One connection for many questions: see peer.lua. on_lost(reason) when the master hangs up.
+-- -> peer, or nil, exit code (nil: the loop must run, and ends by itself)
+function M.peer(ctx, verb, on_lost)
+    local conn, message, code = connect(ctx)
+    if not conn then
+        return nil, no_master(ctx, { verb = verb }, message, code)
+    end
+    return Peer.new(ctx.platform, conn, on_lost)
 end
 
 return M

@@ -7,6 +7,7 @@ local format = require 'dutch-master.cli.format'
 local M = {
     name = 'events',
     talks = true,
+    looks = true,
     summary = 'the last log records; --follow for those to come',
     description = 'The master keeps its last 1000 log records, wherever its log goes.',
     options = {

@@ -7,6 +7,7 @@ local format = require 'dutch-master.cli.format'
 local M = {
     name = 'status',
     talks = true,
+    looks = true,
     summary = 'what runs: workers, releases, memory, queues',
     description = 'Shows the cluster and each of its workers: state, generation, the directory it really runs in,\n'
         .. 'its age, how often a worker was started again in its slot, memory, CPU time, connections that wait\n'

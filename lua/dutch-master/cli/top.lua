@@ -10,6 +10,7 @@ local status = require 'dutch-master.cli.status'
 local M = {
     name = 'top',
     talks = true,
+    looks = true,
     summary = 'a live view of the workers; q quits',
     description = 'Shows the workers with their CPU and memory, and the last log records, and goes on doing so.\n'
         .. 'A master that goes away is waited for.\n'

@@ -8,6 +8,7 @@ local restart = require 'dutch-master.cli.restart'
 local M = {
     name = 'why',
     talks = true,
+    looks = true,
     summary = 'why a worker ended, or why the last ones did',
     description = 'What the master knows of the end of a worker: exit code or signal, whether the master sent it\n'
         .. 'or memory ran out, how long it lived, in which release, and the last it wrote to stderr.\n'

@@ -34,7 +34,8 @@ local definition
 
 --- A worker that is not forked yet.
 -- @param options {id, slot (its number), generation, release (where it runs), plan, kind (a row of kinds.lua),
---   platform, agenda, log, sockets, tickets, on = {ready, lost, replace, gone, message}}
+--   platform, agenda, log, sockets, tickets, output (see log/output.lua, or nil),
+--   on = {ready, lost, replace, gone, message}}
 function Worker.new(options)
     local self = setmetatable(options, Worker)
     self.log = options.log:child { workerId = self.id, generation = self.generation }
@@ -171,6 +172,11 @@ function Worker:spawn(fields)
     end
     function fields.on_exit(_, status)
         self.agenda:post(self, 'exit', status)
+    end
+    if self.output then
+        function fields.on_output(_, stream, data)
+            self.output:write(self.id, stream, data)
+        end
     end
     self.channel_open = fields.channel
     if fields.channel then
@@ -417,6 +423,9 @@ local function finish(self, status)
         self.conversation:closed()
     end
     self:discard()
+    if self.output then
+        self.output:ended(self.id)
+    end
     self.agenda:finish(self)
     lose(self, self.report.message)
     self.on.gone(self)

@@ -13,6 +13,8 @@
 local bit = require 'bit'
 local cjson = require 'cjson.safe'
 
+local utf8 = require('dutch-master.log.logger').utf8
+
 local M = { VERSION = 1 }
 
 local UNESCAPE = { ['/'] = '/' }
@@ -28,6 +30,8 @@ local MAX_WAITING = 256
 local MAX_PATH = 107
 --- Records kept by the log for `events`.
 local MAX_EVENTS = 1000
+--- Of the workers' output, sent for one request: a client that reads slowly asks slowly.
+local OUTPUT_BYTES = 64 * 1024
 
 --- An empty list in JSON; cjson would write an empty table as an object.
 local EMPTY_LIST = '\0[]'
@@ -130,12 +134,13 @@ end
 local Control = {}
 Control.__index = Control
 
---- { platform, cluster, log, claim }
+--- { platform, cluster, log, output, claim }
 function M.new(world)
     return setmetatable({
         platform = world.platform,
         cluster = world.cluster,
         log = world.log,
+        output = world.output,
         claim = world.claim,
         servers = {},
         waiting = {},
@@ -293,7 +298,36 @@ function verbs.events(control, request, answer)
     local unsubscribe = control.log:subscribe(function(record)
         answer:event('record', { record = record })
     end)
-    answer.client.unsubscribe[#answer.client.unsubscribe + 1] = unsubscribe
+    answer.client.unsubscribe[answer] = unsubscribe
+end
+
+local function natural(value)
+    return type(value) == 'number' and value >= 0 and value == math.floor(value) and value or nil
+end
+
+local function answer_lines(control, wish, answer)
+    local lines, next_line, lost, more = control.output:read(wish)
+    for _, line in ipairs(lines) do
+        line.text = utf8(line.text)
+        answer:event('line', { line = line })
+    end
+    answer:done { next = next_line, lost = lost, more = more, limit = control.output.limit }
+end
+
+--- What the workers wrote. Nothing is pushed: the client asks on from `next`. With `wait` an answer comes when there is
+-- something to say, so that nobody asks in vain.
+function verbs.logs(control, request, answer)
+    local wish = { after = natural(request.after), last = natural(request.last), worker = natural(request.worker),
+        since = type(request.since) == 'number' and request.since or nil, bytes = OUTPUT_BYTES }
+    if request.wait ~= true or not wish.after or wish.after < control.output.last then
+        return answer_lines(control, wish, answer)
+    end
+    answer:event('accepted', {})
+    local unsubscribe = answer.client.unsubscribe
+    unsubscribe[answer] = control.output:wait(function()
+        unsubscribe[answer] = nil
+        answer_lines(control, wish, answer)
+    end)
 end
 
 function verbs.why(control, request, answer)
@@ -324,11 +358,11 @@ function verbs.why(control, request, answer)
 end
 
 --- For people who try names.
-local VERBS = { 'events', 'ping', 'plan', 'reload', 'restart', 'scale', 'status', 'stop', 'why' }
+local VERBS = { 'events', 'logs', 'ping', 'plan', 'reload', 'restart', 'scale', 'status', 'stop', 'why' }
 
 local function forget(client)
     client.gone = true
-    for _, unsubscribe in ipairs(client.unsubscribe) do
+    for _, unsubscribe in pairs(client.unsubscribe) do
         unsubscribe()
     end
     client.unsubscribe, client.lines = {}, {}

@@ -17,7 +17,7 @@ Launcher.__index = Launcher
 local REST_MS = 1000
 
 --- @param options {platform, script (see script.lua), log, sockets, agenda, tickets, environ, cwd (where the master was
---   started, or nil), executable, preload (path of drain.cjs or nil)}
+--   started, or nil), executable, preload (path of drain.cjs or nil), output (see log/output.lua, or nil)}
 function Launcher.new(options)
     local self = setmetatable(options, Launcher)
     self.next_id = 1
@@ -222,6 +222,7 @@ local function add_output(fields, worker)
         return nil, 'workerOutput: ' .. message
     end
     fields.stdout, fields.stderr = fd or 1, fd or 2
+    fields.capture_stdout = (worker.plan.keep_output or 0) > 0
     return true
 end
 
@@ -297,7 +298,7 @@ local function start(self, session, info, on)
     local worker = Worker.new {
         id = info.id, slot = info.slot, generation = info.generation, release = release, on = on,
         plan = session.plan, kind = kinds.of(session.plan), platform = self.platform, agenda = self.agenda,
-        log = self.log, sockets = self.sockets, tickets = self.tickets,
+        log = self.log, sockets = self.sockets, tickets = self.tickets, output = self.output,
     }
     local forked, why = fork(self, worker, session, env, cwd)
     if not forked then

@@ -95,6 +95,10 @@ M.list = {
     { name = 'workerOutput', inside = 'worker_output', type = types.output, default = 'inherit',
         default_text = '"inherit"',
         doc = 'where the workers\' stdout and stderr go: "inherit", "null" or a file' },
+    { name = 'keepOutput', inside = 'keep_output', type = schema.size(0), default_text = '256K of stderr',
+        unit = 'bytes',
+        doc = 'how much of what workers wrote the master keeps for `logs`. A size given here keeps stdout too, which '
+            .. 'then goes through the master; 0 keeps nothing' },
     { name = 'pidFile', inside = 'pid_file', type = schema.absolute_path, default_text = 'none',
         doc = 'file that holds the master\'s process id' },
     { name = 'controlSocket', inside = 'control_socket', type = types.socket_path,

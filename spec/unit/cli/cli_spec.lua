@@ -68,7 +68,7 @@ describe('the command line', function()
         local cases = {
             { {}, 'which script' },
             { { 'statsu' }, 'did you mean "status"' },
-            { { 'ls' }, 'did you mean "status"' },
+            { { 'ls' }, 'did you mean "list"' },
             { { 'start' }, 'started with `dutch%-master master.lua`' },
             { { 'zzzz' }, 'unknown verb "zzzz"\n' },
             { { '--frobnicate' }, 'unknown option' },

@@ -73,6 +73,7 @@ local cases = {
     cpus = { good = { { 0, 1 }, '0-3,8', '2' }, bad = { {}, '', 'a', '3-1', { -1 }, { 1.5 }, '0-9999', 1, '1,,2' } },
     dieWithMaster = { good = { true, false }, bad = { 1, 'yes', {} } },
     workerOutput = { good = { 'inherit', 'null', '/var/log/x' }, bad = { 'x', './x', '', 1, {}, '/a\0' } },
+    keepOutput = { good = { 0, '1M', 65536 }, bad = { -1, NAN, INF, 'much', {}, fn, 1.5 } },
     pidFile = { good = { '/run/x.pid' }, bad = { 'x.pid', '', 1, {}, '/a\0' } },
     controlSocket = { good = { '/run/x.sock' }, bad = { 'x', '', 1, '/' .. ('x'):rep(107), '/a\0' } },
     onReady = { good = { fn }, bad = { 1, {}, 'x' } },

@@ -1,0 +1,208 @@
+--- dutch-master list: every master there is, a line each.
+
+local control = require 'dutch-master.control.server'
+local format = require 'dutch-master.cli.format'
+local masters = require 'dutch-master.cli.masters'
+local status = require 'dutch-master.cli.status'
+
+local M = {
+    name = 'list',
+    takes_script = false,
+    summary = 'every master of this user (for root: of all users)',
+    description = 'One line for each master: its state, workers that serve of those wanted, generation, the release\n'
+        .. 'its workers run in, age, memory and CPU time of master and workers together, how often workers were\n'
+        .. 'started again, and the last verdict. A socket whose master is dead or does not answer is said too.\n'
+        .. 'Masters are found by their sockets in the runtime directories (FILES in dutch-master(1)); with\n'
+        .. 'DUTCH_MASTER_RUNTIME_DIR set, in that one alone.',
+    options = {
+        { long = 'json', short = 'j', doc = 'one line of JSON for each master' },
+        { long = 'watch', short = 'w', doc = 'again each second, until ^C' },
+    },
+    examples = { 'dutch-master list', 'dutch-master list --watch', 'sudo dutch-master list --json | jq .script' },
+    codes = '0, also when there is none; 1 a master is dead or does not answer',
+}
+
+local WATCH_MS = 1000
+
+local COLUMNS = {
+    { title = 'NAME' }, { title = 'STATE' }, { title = 'WORKERS', right = true }, { title = 'GEN', right = true },
+    { title = 'PID', right = true }, { title = 'UP', right = true }, { title = 'RSS', right = true },
+    { title = 'CPU', right = true }, { title = 'RESTARTS', right = true }, { title = 'VERDICT' },
+    { title = 'RELEASE', flexible = true }, { title = 'SCRIPT', flexible = true },
+}
+
+--- What a narrow terminal does without, first to last.
+local EXPENDABLE = { 'RELEASE', 'PID', 'CPU', 'GEN', 'RESTARTS', 'RSS' }
+
+local WHAT = {
+    dead = 'dead: no master listens there (remove it, or start the master again)',
+    hangs = 'does not answer',
+    foreign = "another user's",
+    failed = 'refused',
+}
+
+--- /srv/shop/current/master.lua -> shop: the first directory that says something, from the right.
+function M.short_name(script)
+    local file = script:match '([^/]+)%.lua$' or script:match '[^/]+$' or script
+    if file ~= 'master' then
+        return file
+    end
+    local rest = script:match '^(.*)/[^/]*$' or ''
+    while rest ~= '' do
+        local dir = rest:match '[^/]+$'
+        if dir ~= 'current' and dir ~= 'app' and dir ~= 'src' and dir ~= 'config' then
+            return dir
+        end
+        rest = rest:match '^(.*)/[^/]*$' or ''
+    end
+    return file
+end
+
+--- What a status says, in short. Pure; `web` shows the same.
+function M.digest(snapshot)
+    local serving, rss, cpu, restarts = 0, snapshot.rss_kb or 0, snapshot.cpu_ms or 0, 0
+    local releases, seen, slots = {}, {}, {}
+    for _, worker in ipairs(snapshot.workers) do
+        if (worker.state == 'running' or worker.state == 'retiring') and not slots[worker.slot] then
+            slots[worker.slot] = true
+            serving = serving + 1
+        end
+        rss = rss + (tonumber(worker.rss_kb) or 0)
+        cpu = cpu + (tonumber(worker.cpu_ms) or 0)
+        if worker.release and not seen[worker.release] then
+            seen[worker.release] = true
+            releases[#releases + 1] = worker.release
+        end
+    end
+    for _, slot in ipairs(snapshot.slots or {}) do
+        restarts = restarts + (tonumber(slot.restarts) or 0)
+    end
+    local verdict = snapshot.last_verdict
+    return {
+        name = M.short_name(snapshot.script), script = snapshot.script, state = snapshot.state, pid = snapshot.pid,
+        serving = serving, wanted = snapshot.wanted, generation = snapshot.generation, uptime_ms = snapshot.uptime_ms,
+        rss_kb = rss, cpu_ms = cpu, restarts = restarts, releases = releases,
+        verdict = type(verdict) == 'table' and verdict.result or nil, version = snapshot.version,
+    }
+end
+
+local VERDICT_COLORS = { done = 'green', aborted = 'red', ['rolled back'] = 'red', rolled_back = 'red' }
+
+local function row(ctx, d)
+    local short = d.serving < d.wanted
+    return {
+        format.visible(d.name), status.paint_state(ctx, d.state),
+        ctx.paint(short and 'yellow' or nil, ('%d/%d'):format(d.serving, d.wanted)), tostring(d.generation),
+        tostring(d.pid), format.duration(d.uptime_ms), format.kilobytes(d.rss_kb), format.duration(d.cpu_ms),
+        tostring(d.restarts), d.verdict and ctx.paint(VERDICT_COLORS[d.verdict], format.visible(d.verdict)) or '-',
+        #d.releases == 0 and '-' or format.visible(table.concat(d.releases, ' ')), format.visible(d.script),
+    }
+end
+
+local function widest(rows, i)
+    local width = format.width(COLUMNS[i].title)
+    for _, cells in ipairs(rows) do
+        width = math.max(width, format.width(cells[i]))
+    end
+    return width
+end
+
+--- Leaves out what there is no room for.
+local function fitting(rows, room)
+    local out = {}
+    for _, title in ipairs(EXPENDABLE) do
+        local total = -2
+        for i, column in ipairs(COLUMNS) do
+            if not out[column.title] then
+                total = total + 2 + math.min(widest(rows, i), column.flexible and 24 or 1000)
+            end
+        end
+        if not room or total <= room then
+            break
+        end
+        out[title] = true
+    end
+    local columns, kept = {}, {}
+    for i, column in ipairs(COLUMNS) do
+        if not out[column.title] then
+            columns[#columns + 1] = column
+            for r, cells in ipairs(rows) do
+                kept[r] = kept[r] or {}
+                table.insert(kept[r], cells[i])
+            end
+        end
+    end
+    return columns, kept
+end
+
+--- found: what masters.ask gives. -> text, whether all is well
+function M.render(ctx, found)
+    local rows, notes, well = {}, {}, true
+    for _, master in ipairs(found) do
+        if master.status then
+            rows[#rows + 1] = row(ctx, M.digest(master.status))
+        else
+            well = well and master.problem == 'foreign'
+            local who = master.pid and (' (pid %d)'):format(master.pid) or ''
+            notes[#notes + 1] = ('%s%s: %s\n'):format(format.visible(master.path), who,
+                ctx.paint(master.problem == 'foreign' and 'dim' or 'red', WHAT[master.problem]))
+        end
+    end
+    local text = ''
+    if rows[1] then
+        local columns, kept = fitting(rows, ctx.columns())
+        local lines = format.table(columns, kept, ctx.columns(), ctx.utf8)
+        lines[1] = ctx.paint('dim', lines[1])
+        text = table.concat(lines, '\n') .. '\n'
+    elseif not notes[1] then
+        text = 'No master runs here, as far as this user can see.\n'
+    end
+    return text .. table.concat(notes), well
+end
+
+local function as_json(found)
+    local lines, well = {}, true
+    for i, master in ipairs(found) do
+        local item
+        if master.status then
+            item = M.digest(master.status)
+            item.running, item.socket = true, master.path
+            item.releases = item.releases[1] and item.releases or control.EMPTY_LIST
+        else
+            well = well and master.problem == 'foreign'
+            item = { running = false, socket = master.path, problem = master.problem, message = master.message,
+                pid = master.pid }
+        end
+        lines[i] = control.encode(item) .. '\n'
+    end
+    return table.concat(lines), well
+end
+
+function M.run(ctx)
+    local timer
+    local function look()
+        masters.ask(ctx.platform, { verb = 'status' }, function(found)
+            local text, well
+            if ctx.options.json then
+                text, well = as_json(found)
+            else
+                text, well = M.render(ctx, found)
+            end
+            if ctx.options.watch and ctx.tty and not ctx.options.json then
+                text = '\27[H' .. text:gsub('\n', '\27[K\n') .. '\27[J'
+            end
+            ctx.out(text)
+            if not ctx.options.watch then
+                return ctx.platform.stop(well and 0 or 1)
+            end
+            timer = timer or ctx.platform.timer(look)
+            timer:start(WATCH_MS)
+        end)
+    end
+    if ctx.options.watch and ctx.tty and not ctx.options.json then
+        ctx.out '\27[2J'
+    end
+    look()
+end
+
+return M
