@@ -14,7 +14,20 @@ M.ignore = 'ignore'
 --- A cell for an event that cannot come in this state. If it does, it is logged as an error and ignored.
 M.bug = 'bug'
 
+-- `ignores = 'event event'` stands for so many cells.
+local function spread(name, state, row)
+    local list = row.ignores or ''
+    row.ignores = nil
+    for event in list:gmatch '%S+' do
+        if row[event] ~= nil then
+            error(('machine %s: state %s mentions %s twice'):format(name, state, event), 4)
+        end
+        row[event] = M.ignore
+    end
+end
+
 local function check_row(name, state, row, events)
+    spread(name, state, row)
     for _, event in ipairs(events) do
         local cell = row[event]
         if cell == nil then
@@ -34,7 +47,8 @@ end
 --- Defines a machine.
 -- @param definition {name, initial, events = {names}, states = {state = {event = cell}},
 --   deadline = {state = function(object) -> ms or nil}}
---   A cell is a function(object, ...) that returns the next state, or nil to stay (its deadline runs on). Returning the
+--   Events that a state ignores can be named in one cell, ignores = 'event event'. Another cell is ignore, bug, or a
+--   function(object, ...) that returns the next state, or nil to stay (its deadline runs on). Returning the
 --   present state enters it again (its deadline is re-armed).
 -- @return the definition, checked
 function M.define(definition)
@@ -58,13 +72,14 @@ Agenda.__index = Agenda
 
 --- The queue of events of one cluster.
 -- @param options {timer = function(fn) -> timer, on_error = function(message), on_bug = function(object, event),
---   on_transition = function(object, from, event, to) or nil}
+--   on_transition = function(object, from, event, to) or nil, on_settled = function() or nil: no event is left}
 function M.agenda(options)
     return setmetatable({
         timer = options.timer,
         on_error = options.on_error,
         on_bug = options.on_bug,
         on_transition = options.on_transition,
+        on_settled = options.on_settled,
         queue = {},
         head = 1,
         tail = 0,
@@ -153,6 +168,9 @@ local function run(self)
     end
     self.head, self.tail = 1, 0
     self.running = false
+    if self.on_settled then
+        protect(self, self.on_settled)
+    end
 end
 
 --- Raises an event. It is handled at once unless another is being handled, else after all that came before it.

@@ -58,11 +58,13 @@ function Master:evaluate()
         tickets = conversation.tickets(), environ = self.platform.environ(), cwd = self.platform.cwd(),
         executable = self.platform.executable(), preload = self.platform.preload and self.platform.preload(),
     }
-    local loaded, err = self.launcher:load()
-    if not loaded then
-        return self:refuse(EXIT_SCRIPT, table.concat(err.messages or { err.message }, '\ndutch-master: '))
+    local bad
+    self.launcher:load(function(loaded, err)
+        self.loaded, bad = loaded, err
+    end)
+    if bad then
+        return self:refuse(EXIT_SCRIPT, table.concat(bad.messages or { bad.message }, '\ndutch-master: '))
     end
-    self.loaded = loaded
 end
 
 --- One master for a script. Signals wait from here on until the loop runs: who is told to stop must undo what it did.
@@ -145,11 +147,10 @@ function Master:assemble()
             self:adopt(plan)
         end,
         on_change = function()
-            if self.systemd then -- the cluster's last change is that it has ended, when all is closed
-                self.systemd:on_state(self.cluster:summary())
-            end
+            self.has_changed = true
         end,
         on_exit = function(code)
+            self:announce()
             self.platform.kill_adopted() -- what workers left in sessions of their own
             self:close()
             self.platform.stop(code)
@@ -281,6 +282,14 @@ function Master:close()
     end
 end
 
+--- Tells the service manager what has changed, once for all that an event has brought about.
+function Master:announce()
+    if self.has_changed and self.systemd then
+        self.systemd:on_state(self.cluster:summary())
+    end
+    self.has_changed = false
+end
+
 local function new_agenda(self)
     return machine.agenda {
         timer = self.platform.timer,
@@ -291,10 +300,11 @@ local function new_agenda(self)
             self.log:error({ machine = object.machine.name, state = object.state, event = event },
                 'Internal error: an event that cannot come in this state')
         end,
-        on_transition = function(object)
-            if object == self.cluster then
-                self.cluster.on_change()
-            end
+        on_transition = function(_, from, _, to)
+            self.has_changed = self.has_changed or from ~= to
+        end,
+        on_settled = function()
+            self:announce()
         end,
     }
 end

@@ -112,7 +112,8 @@ local function new_sockets(platform, settle_ms)
 end
 
 --- @param options {plan, seed, behaviour, settle_ms, hooks = {name = fn}, evaluate = fn() -> session or nil, err,
---   cwd = fn(platform) -> the directory the script wants this fork in}
+--   cwd = fn(platform) -> the directory the script wants this fork in, script_ms = fn(platform) -> how long the script
+--   takes for a plan or a judgement}
 -- @return {cluster, platform, records, bugs, errors, plan, code (once it has ended)}
 function M.new(options)
     options = options or {}
@@ -127,6 +128,9 @@ function M.new(options)
         end,
         on_bug = function(object, event)
             table.insert(world.bugs, ('%s in %s: %s'):format(object.machine.name, object.state, event))
+        end,
+        on_settled = function()
+            return world.cluster and world.cluster:summary()
         end,
         on_transition = function(object, from, event, to)
             table.insert(world.transitions, { object = object, from = from, event = event, to = to })
@@ -172,20 +176,27 @@ function M.new(options)
         platform = platform, script = script, log = world.log, sockets = world.sockets, agenda = world.agenda,
         tickets = conversation.tickets(), environ = {}, cwd = '/', executable = '/dutch-master',
     }
+    for _, name in ipairs(options.script_ms and { 'load', 'judge' } or {}) do
+        local call = world.launcher[name]
+        world.launcher[name] = function(...)
+            local arguments, n = { ... }, select('#', ...)
+            platform:after(world.cluster.state and options.script_ms(platform) or 0, function()
+                call(unpack(arguments, 1, n))
+            end)
+        end
+    end
     world.cluster = Cluster.new {
         platform = platform, agenda = world.agenda, log = world.log, launcher = world.launcher, sockets = world.sockets,
         on_adopt = function() end,
-        on_change = function(cluster)
-            cluster:summary()
-        end,
         on_exit = function(code)
             world.code = code
         end,
     }
     --- Boots with the plan's number of workers.
     function world.boot()
-        local loaded = assert(world.launcher:load())
-        world.cluster:start(loaded.num_workers)
+        world.launcher:load(function(loaded)
+            world.cluster:start(loaded.num_workers)
+        end)
     end
     --- Messages logged, as a list; with a level, of that level alone.
     function world.messages(level)

@@ -75,7 +75,32 @@ local function check_slots(world)
     return held
 end
 
+-- A restart holds slots only while it goes on, and what it waits for will come.
+local function check_restart(world)
+    local cluster, restart = world.cluster, world.cluster.restarting
+    holds(world, not cluster.loading or cluster.loading.state == 'loading', 'who waits for its plan has not begun')
+    holds(world, (restart ~= nil) == (cluster.state == 'rolling'), 'the cluster rolls while a restart is under way')
+    if not restart then
+        return
+    end
+    local failed = restart.state == 'aborting' and restart.cause.worker
+        or restart.state == 'giving_up' and restart.obstacle.worker
+    if failed then
+        return holds(world, failed.child.is_alive, 'a verdict waits for an exit that will come')
+    end
+    local walk, active = restart.walk, 0
+    for slot in pairs(walk.active) do
+        active = active + 1
+        holds(world, slot.state ~= 'serving' or slot.current.generation == walk.generation
+            or slot.generation == walk.generation, 'a slot of the batch is on its way')
+    end
+    holds(world, active > 0 or walk.done > 0 and #walk.pending > 0 or restart.state == 'judging',
+        'a restart has slots on their way, or waits for room')
+    holds(world, walk.done + active + #walk.pending == walk.total, 'each slot is counted once')
+end
+
 local function check(world)
+    check_restart(world)
     local held = check_slots(world)
     local alive = 0
     for _, worker in pairs(world.cluster.workers) do
@@ -156,8 +181,15 @@ local function walk(seed)
         seed = seed,
         settle_ms = 150,
         plan = fake.plan { num_workers = 3, ready_timeout_ms = 2000, backoff = { first_ms = 100, max_ms = 3000,
-            reset_ms = 10000 }, restart_soak_ms = seed % 2 * 500,
-            restart_concurrency = ({ nil, 1, 0.5 })[seed % 3] },
+            reset_ms = 10000 }, restart_soak_ms = seed % 2 * 500, hooks = { judge = true },
+            restart_concurrency = ({ [0] = false, 1, 0.5, { after = 1,
+                canary = { soak_ms = 300, weight = 0.5, judge = true } } })[seed % 4] },
+        hooks = { judge = function()
+            return true, world.tame or world.platform.random() < 0.5, 'no'
+        end },
+        script_ms = function(platform)
+            return platform.random() < 0.3 and 0 or platform.random() * 2000
+        end,
         cwd = function(platform)
             return seed % 2 == 0 and '/release' or '/release/' .. math.floor(platform.random() * 3)
         end,
@@ -190,11 +222,13 @@ local function walk(seed)
     end
     holds(world, world.cluster.process_count == #world.cluster.slots, 'nobody lingers')
     holds(world, world.asked == world.verdicts, 'each request gets one verdict (5)')
+    holds(world, not world.cluster.restarting and not world.cluster.loading, 'no restart lingers')
     world.tame = false
     world.platform:advance(random() * 3000)
     -- Stop ends within its deadline and leaves nothing (6).
-    world.cluster:restart { cause = 'signal', on_verdict = function()
+    world.cluster:restart { cause = 'signal', on_verdict = function(verdict)
         world.verdicts = world.verdicts + 1
+        world.results[verdict.result] = true
     end }
     world.asked = world.asked + 1
     world.platform:advance(random() * 300)
@@ -213,8 +247,12 @@ end
 -- after WALKS of them; it is not after ten times as many.
 local PLACES = { 'worker starting deadline', 'worker retiring keep', 'worker settling exit',
     'worker terminating deadline', 'worker killing exit', 'slot proving lost', 'slot proving commit',
-    'slot replacing cancel', 'slot filling replace', 'slot replacing replace', 'cluster rolling restart',
-    'cluster rolling stop', 'roll done', 'roll aborted', 'roll rolled_back', 'roll superseded' }
+    'slot replacing cancel', 'slot filling replace', 'slot replacing replace', 'cluster rolling stop',
+    'restart loading superseded', 'restart loading begin', 'restart replacing superseded', 'restart replacing filled',
+    'restart replacing failed', 'restart canary proved', 'restart canary failed', 'restart judging judged',
+    'restart judging failed', 'restart judging superseded', 'restart aborting gone', 'restart aborting superseded',
+    'restart rolling_back filled', 'restart rolling_back failed', 'restart rolling_back superseded',
+    'roll done', 'roll aborted', 'roll rolled_back', 'roll superseded', 'roll stopped' }
 
 local function not_visited(visited)
     local missing = {}

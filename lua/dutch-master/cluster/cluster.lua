@@ -5,7 +5,7 @@
 
 local compare = require 'dutch-master.script.plan_diff'
 local machine = require 'dutch-master.machine'
-local rolling = require 'dutch-master.cluster.rolling'
+local Restart = require 'dutch-master.cluster.restart'
 local Slot = require 'dutch-master.cluster.slot'
 local snapshot = require 'dutch-master.cluster.snapshot'
 local ignore, bug = machine.ignore, machine.bug
@@ -26,12 +26,14 @@ local EXIT_SCRIPT = 78
 local definition
 
 --- @param options {platform, agenda, log, launcher (see launcher.lua), sockets, on_exit = function(code),
---   on_adopt = function(plan), on_change = function(cluster) or nil}
+--   on_adopt = function(plan), on_change = function() or nil: something is different now that is no transition}
 function Cluster.new(options)
     local self = setmetatable(options, Cluster)
     self.started_at = self.platform.now()
     self.generation = 1 -- of workers that are forked now
-    self.newest = 1 -- the highest number given to a roll
+    self.newest = 1 -- the highest number given to any
+    self.restarting = nil -- the restart under way
+    self.loading = nil -- a later one, which waits for its plan
     self.slots = {} -- in order of their number, without drained ones
     self.workers = {} -- id -> worker, every live process
     self.process_count = 0
@@ -81,25 +83,27 @@ end
 
 --- Evaluates the script again and takes over what needs no restart.
 -- @param who {pid, uid, command, parent} for the log, or nil
--- @return {changes = {...}}, or nil, err
-function Cluster:reload(who)
+-- @param done function({changes = {...}}), or function(nil, err)
+function Cluster:reload(who, done)
     self.log:info({ by = who }, 'Reload requested')
     local before = self.launcher.plan
-    local loaded, err = self.launcher:load()
-    if not loaded then
-        self.log:error({ traceback = err.traceback }, 'Script is bad, the last good one serves on: ' .. err.message)
-        return nil, err
-    end
-    local ok, message = self:adopt(loaded)
-    if not ok then
-        return nil, { message = message }
-    end
-    return { changes = compare.plans(before, self.launcher.plan) }
+    self.launcher:load(function(loaded, err)
+        if not loaded then
+            self.log:error({ traceback = err.traceback }, 'Script is bad, the last good one serves on: ' .. err.message)
+            return done(nil, err)
+        end
+        local ok, message = self:adopt(loaded)
+        if not ok then
+            return done(nil, { message = message })
+        end
+        done({ changes = compare.plans(before, loaded.plan) })
+    end)
 end
 
 --- What reload() or a restart would change, without effect.
-function Cluster:preview()
-    return self.launcher:preview()
+-- @param done as of reload
+function Cluster:preview(done)
+    self.launcher:preview(done)
 end
 
 --- The slot that holds the worker, or nil.
@@ -120,6 +124,10 @@ function Cluster:snapshot()
     return snapshot.full(self)
 end
 
+function Cluster:why(id)
+    return snapshot.why(self, id)
+end
+
 --- Finds a live worker by id. @return the worker or nil
 function Cluster:find(id)
     return self.workers[id]
@@ -138,29 +146,12 @@ function Cluster:rescue(fd, done, id, name)
     return worker ~= nil and worker:rescue(fd, done, name)
 end
 
---- Reports of the last exits, oldest first: see worker.lua.
-function Cluster:exits()
-    return self.reports
-end
-
---- Reports of the exits of one worker id.
-function Cluster:exits_of(id)
-    local found = {}
-    for _, report in ipairs(self.reports) do
-        if report.worker == id then
-            found[#found + 1] = report
-        end
-    end
-    return found
-end
-
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Workers and slots
 
---- Something is different now from what the last summary() said.
-function Cluster:changed()
-    if self.on_change then
-        self.on_change(self)
+local function to_restart(self, event, ...)
+    if self.restarting then
+        self.agenda:post(self.restarting, event, ...)
     end
 end
 
@@ -189,13 +180,10 @@ local function worker_gone(self, worker)
         end
     end
     self.launcher:hook('onWorkerExit', worker.report)
-    if self.roll then
-        self.roll:worker_gone(worker)
-    end
+    to_restart(self, 'gone', worker)
     if self.process_count == 0 then
         self.agenda:post(self, 'emptied')
     end
-    self:changed()
 end
 
 local function fork(self, slot)
@@ -204,12 +192,9 @@ local function fork(self, slot)
         generation = slot.generation,
         on = {
             ready = function(worker)
-                if self.roll then
-                    self.roll:worker_ready(slot, worker)
-                end
+                to_restart(self, 'ready', slot, worker)
                 to_slot(self, worker, 'ready')
                 self.launcher:hook('onWorkerReady', worker:describe())
-                self:changed()
             end,
             lost = function(worker, reason)
                 to_slot(self, worker, 'lost', reason)
@@ -247,19 +232,19 @@ local function new_slot(self, number)
         rules = function(slot)
             local plan = self.launcher.plan
             return { first_ms = plan.backoff.first_ms, max_ms = plan.backoff.max_ms, reset_ms = plan.backoff.reset_ms,
-                soak_ms = self.roll and self.roll:soak_ms(slot) or plan.restart_soak_ms }
+                soak_ms = self.restarting and self.restarting:soak_ms(slot) or plan.restart_soak_ms }
         end,
         on = {
             fork = function(slot)
                 return fork(self, slot)
             end,
             filled = function(slot)
-                -- An event, so that the old workers of a batch have been told to leave before the roll hears of it.
-                self.agenda:post(self, 'served', slot)
+                to_restart(self, 'filled', slot)
+                self.agenda:post(self, 'served')
             end,
             proved = function(slot)
-                if self.roll and self.roll:holds(slot) then
-                    self.roll:slot_proved(slot)
+                if self.restarting and self.restarting:holds(slot) then
+                    to_restart(self, 'proved', slot)
                 else
                     self.agenda:post(slot, 'commit')
                 end
@@ -269,9 +254,7 @@ local function new_slot(self, number)
                     self.log:info({ slot = slot.number, failures = slot.failures, wait = slot.wait_ms / 1000 },
                         'Waiting before the next fork')
                 end
-                if self.roll then
-                    self.roll:slot_failed(slot, worker, why)
-                end
+                to_restart(self, 'failed', slot, worker, why)
             end,
         },
     }
@@ -283,15 +266,16 @@ function Cluster:resize(count)
     self.sockets:want(count)
     while #self.slots > count do
         local slot = table.remove(self.slots)
-        if self.roll then
-            self.roll:remove(slot)
-        end
+        to_restart(self, 'dropped', slot)
         self.agenda:post(slot, 'drain', 'scaled down')
     end
     while #self.slots < count do
         self.slots[#self.slots + 1] = new_slot(self, #self.slots + 1)
     end
     self.agenda:post(self, 'served')
+    if self.on_change then
+        self.on_change()
+    end
 end
 
 --- Takes over the plan that the launcher has loaded: listeners and the number of workers, if the script changed it.
@@ -326,7 +310,6 @@ local function all_serve(self)
 end
 
 local function served_while_booting(self)
-    self:changed()
     if all_serve(self) then
         self.log:info({ workers = #self.slots }, 'Cluster ready')
         self.ready = true
@@ -341,9 +324,67 @@ local function note(self, verb, request)
         reason = request.reason, at = self.platform.wall() }
 end
 
-local function restart(self, request)
+-- The latest wins: the restart under way gives way when the plan of the next one is there.
+local function plan_is_loaded(self, restart, loaded)
+    local ok, message = self:adopt(loaded)
+    if not ok then
+        return false, message
+    end
+    local former = self.restarting
+    self.loading, self.restarting = nil, restart
+    self.agenda:post(self, 'began')
+    if former then
+        self.agenda:post(former, 'superseded')
+    end
+    self.agenda:post(restart, 'begin', loaded.plan, former and former.previous or self.generation)
+    return true
+end
+
+local function restart_ended(self, restart, verdict)
+    if restart == self.loading then
+        self.loading = nil
+    elseif restart == self.restarting then
+        self.restarting = nil
+        self.agenda:post(self, 'rolled')
+    end
+    if verdict then
+        self.last_verdict = verdict
+        self.launcher:hook('onRestart', verdict)
+    end
+end
+
+local function request_restart(self, request)
     note(self, 'restart', request)
-    return rolling.begin(self, request)
+    self.log:info({ signal = request.signal, cause = request.cause, by = request.who, reason = request.reason },
+        'Restart requested')
+    if self.loading then
+        self.agenda:post(self.loading, 'superseded')
+    end
+    self.loading = Restart.new {
+        request = request, generation = self.generation, platform = self.platform, agenda = self.agenda, log = self.log,
+        launcher = self.launcher, sockets = self.sockets,
+        slots = function()
+            return self.slots
+        end,
+        processes = function()
+            return self.process_count
+        end,
+        next_generation = function()
+            self.newest = self.newest + 1
+            return self.newest
+        end,
+        on = {
+            loaded = function(restart, loaded)
+                return plan_is_loaded(self, restart, loaded)
+            end,
+            generation = function(generation)
+                self.generation = generation
+            end,
+            ended = function(restart, verdict)
+                restart_ended(self, restart, verdict)
+            end,
+        },
+    }
 end
 
 local function begin_stop(self, request)
@@ -353,8 +394,9 @@ local function begin_stop(self, request)
     self.stop_requests = { request }
     self.killed = false -- what had to be killed before, in a restart, says nothing about this stop
     self.stopping_at = self.platform.now()
-    if self.roll then
-        self.roll:finish('stopped', 'the cluster was stopped')
+    to_restart(self, 'stopped')
+    if self.loading then
+        self.agenda:post(self.loading, 'stopped')
     end
     for _, slot in ipairs(self.slots) do
         self.agenda:post(slot, 'drain', 'stopped')
@@ -368,7 +410,6 @@ local function begin_stop(self, request)
     if self.process_count == 0 then
         self.agenda:post(self, 'emptied')
     end
-    self:changed()
     return 'stopping'
 end
 
@@ -390,7 +431,6 @@ local function finish(self, code)
             request.on_stopped(code)
         end
     end
-    self:changed()
     self.agenda:finish(self)
     self.on_exit(code)
     return 'stopped'
@@ -420,6 +460,10 @@ local function give_up(self)
     return 'stopping'
 end
 
+local function to_rolling()
+    return 'rolling'
+end
+
 local function fatal(self, message, code)
     self.log:fatal({ code = code }, message)
     self.exit_code = code
@@ -430,16 +474,16 @@ local function resize(self, count, request)
     self.log:info({ from = #self.slots, to = count, signal = request.signal, cause = request.cause, by = request.who },
         'Scaling cluster')
     self:resize(count)
-    self:changed()
 end
 
 definition = machine.define {
     name = 'cluster',
     initial = 'booting',
     events = {
-        'served', -- (slot or nil) a worker took this slot over
+        'served', -- a worker took a slot over
         'restart', -- (request)
-        'rolled', -- the roll has its verdict
+        'began', -- a restart has its plan
+        'rolled', -- the restart has its verdict, and no other one took its place
         'scale', -- (count, request)
         'stop', -- (request)
         'fatal', -- (message, exit code) it cannot go on
@@ -461,7 +505,8 @@ definition = machine.define {
     states = {
         booting = { -- until every slot has been served at the same time once
             served = served_while_booting,
-            restart = restart,
+            restart = request_restart,
+            began = to_rolling,
             rolled = bug,
             scale = resize,
             stop = begin_stop,
@@ -471,7 +516,8 @@ definition = machine.define {
         },
         steady = {
             served = ignore,
-            restart = restart,
+            restart = request_restart,
+            began = to_rolling,
             rolled = ignore,
             scale = resize,
             stop = begin_stop,
@@ -480,14 +526,10 @@ definition = machine.define {
             deadline = bug,
         },
         rolling = {
-            served = function(self, slot)
-                if self.roll and slot then
-                    self.roll:slot_filled(slot)
-                end
-            end,
-            restart = restart,
+            served = ignore,
+            restart = request_restart,
+            began = ignore,
             rolled = function(self)
-                self:changed()
                 if self.ready then
                     return 'steady'
                 end
@@ -503,8 +545,9 @@ definition = machine.define {
         stopping = {
             served = ignore,
             restart = function(self, request)
-                rolling.refuse(self, request, 'the cluster is stopping', 'stopped')
+                Restart.refuse(request, 'stopped', self.generation, 0, 'the cluster is stopping')
             end,
+            began = ignore,
             rolled = ignore,
             scale = ignore,
             stop = stop_at_once,
@@ -513,13 +556,7 @@ definition = machine.define {
             deadline = give_up,
         },
         stopped = {
-            served = ignore,
-            restart = ignore,
-            rolled = ignore,
-            scale = ignore,
-            stop = ignore,
-            fatal = ignore,
-            emptied = ignore,
+            ignores = 'served restart began rolled scale stop fatal emptied',
             deadline = bug,
         },
     },

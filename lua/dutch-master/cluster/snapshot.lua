@@ -8,19 +8,16 @@ function M.summary(cluster)
     for _, slot in ipairs(cluster.slots) do
         serving = serving + (slot.current and 1 or 0)
     end
-    local roll = cluster.roll
     return {
         state = cluster.state, generation = cluster.generation, wanted = cluster.wanted, serving = serving,
         processes = cluster.process_count, last_verdict = cluster.last_verdict,
-        roll = roll and { generation = roll.generation, total = roll.total, done = roll.done,
-            back = roll.rolls_back } or nil,
+        roll = cluster.restarting and cluster.restarting:progress() or nil, restarts = cluster.newest,
     }
 end
 
-local function of_worker(cluster, worker, queues)
+local function of_worker(cluster, worker, queue)
     local slot = cluster:slot_of(worker)
     local usage = cluster.platform.proc_stat(worker.pid) or {}
-    local queue = queues[worker.id] or {}
     return {
         id = worker.id, slot = worker.slot, pid = worker.pid, state = worker.state, generation = worker.generation,
         release = worker.release, uptime_ms = cluster.platform.now() - worker.forked_at,
@@ -36,28 +33,54 @@ local function of_slot(cluster, slot)
         backoff_ms = waits and math.max(next_fork, 0) or nil }
 end
 
+local function of_slots(cluster)
+    local slots = {}
+    for i, slot in ipairs(cluster.slots) do
+        slots[i] = of_slot(cluster, slot)
+    end
+    return slots
+end
+
+-- Reports of exits (see exit_report.lua), oldest first.
+local function exits_of(cluster, id)
+    local found = {}
+    for _, report in ipairs(cluster.reports) do
+        if id == nil or report.worker == id then
+            found[#found + 1] = report
+        end
+    end
+    return found
+end
+
+--- What `why` needs: of the worker `id`, or of all.
+function M.why(cluster, id)
+    local worker = cluster.workers[id]
+    return {
+        exits = exits_of(cluster, id), slots = of_slots(cluster), state = cluster.state,
+        alive = worker and of_worker(cluster, worker, cluster.sockets:snapshot()[id] or {}) or nil,
+        verdict = cluster.last_verdict, request = cluster.last_request,
+    }
+end
+
 --- What `status` shows.
 function M.full(cluster)
     local platform = cluster.platform
     local now, own = platform.now(), platform.proc_stat(platform.pid()) or {}
     local queues = cluster.sockets:snapshot()
-    local workers, slots, roll = {}, {}, cluster.roll
+    local workers, roll = {}, cluster.restarting and cluster.restarting:progress()
     for _, worker in pairs(cluster.workers) do
-        workers[#workers + 1] = of_worker(cluster, worker, queues)
+        workers[#workers + 1] = of_worker(cluster, worker, queues[worker.id] or {})
     end
     table.sort(workers, function(a, b)
         return a.slot < b.slot or a.slot == b.slot and a.id < b.id
     end)
-    for i, slot in ipairs(cluster.slots) do
-        slots[i] = of_slot(cluster, slot)
-    end
     return {
         script = cluster.script, pid = platform.pid(), version = platform.version, state = cluster.state,
         generation = cluster.generation, wanted = cluster.wanted, uptime_ms = now - cluster.started_at,
-        rss_kb = own.rss_kb, cpu_ms = own.cpu_ms, workers = workers, slots = slots,
+        rss_kb = own.rss_kb, cpu_ms = own.cpu_ms, workers = workers, slots = of_slots(cluster),
         last_verdict = cluster.last_verdict, last_request = cluster.last_request, balance = queues.balance,
         roll = roll and { generation = roll.generation, total = roll.total, done = roll.done,
-            back = roll.rolls_back, elapsed_ms = now - roll.started_at } or nil,
+            back = roll.back, elapsed_ms = now - roll.started_at } or nil,
     }
 end
 

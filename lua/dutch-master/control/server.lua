@@ -209,42 +209,40 @@ end
 
 function verbs.restart(control, request, answer)
     local wait = request.wait == true
-    local ok, message, code = control.cluster:restart {
+    local who = answer:who() -- before the answer: then the client goes
+    if wait then
+        answer:event('accepted', {})
+    else
+        answer:done {}
+    end
+    control.cluster:restart {
         cause = 'control',
-        who = answer:who(),
+        who = who,
         on_progress = function(progress)
-            if wait then
-                answer:event('progress', { done = progress.done, total = progress.total, worker = progress.worker,
-                    back = progress.back })
-            end
+            answer:event('progress', { done = progress.done, total = progress.total, worker = progress.worker,
+                back = progress.back })
         end,
         on_verdict = function(verdict)
-            if wait then
-                answer:done { verdict = verdict }
-            end
+            answer:done { verdict = verdict }
         end,
     }
-    if ok == nil and message then
-        return answer:fail(message, code)
-    elseif wait then
-        return answer:event('accepted', {})
-    end
-    answer:done {}
 end
 
-local function answer_changes(answer, changes, message)
-    if not changes then
-        return answer:fail(type(message) == 'table' and message.message or message, 'ESCRIPT')
+local function answer_changes(answer)
+    return function(changes, err)
+        if not changes then
+            return answer:fail(type(err) == 'table' and err.message or err, 'ESCRIPT')
+        end
+        answer:done { changes = list(changes.changes) }
     end
-    answer:done { changes = list(changes.changes) }
 end
 
 function verbs.reload(control, _, answer)
-    answer_changes(answer, control.cluster:reload(answer:who()))
+    control.cluster:reload(answer:who(), answer_changes(answer))
 end
 
 function verbs.plan(control, _, answer)
-    answer_changes(answer, control.cluster:preview())
+    control.cluster:preview(answer_changes(answer))
 end
 
 function verbs.stop(control, request, answer)
@@ -265,7 +263,7 @@ function verbs.stop(control, request, answer)
 end
 
 function verbs.scale(control, request, answer)
-    local before = control.cluster:snapshot().wanted
+    local before = control.cluster.wanted
     local wanted, relative = request.workers, type(request.by) == 'number'
     if relative then
         wanted = before + request.by
@@ -331,30 +329,12 @@ function verbs.logs(control, request, answer)
 end
 
 function verbs.why(control, request, answer)
-    local exits
-    if request.worker ~= nil then
-        if type(request.worker) ~= 'number' then
-            return answer:fail('worker: expected a number', 'EINVAL')
-        end
-        exits = control.cluster:exits_of(request.worker)
-    else
-        exits = control.cluster:exits()
+    if request.worker ~= nil and type(request.worker) ~= 'number' then
+        return answer:fail('worker: expected a number', 'EINVAL')
     end
-    local snapshot = control.cluster:snapshot()
-    local alive
-    for _, worker in ipairs(snapshot.workers) do
-        if worker.id == request.worker then
-            alive = worker
-        end
-    end
-    answer:done {
-        exits = list(exits),
-        alive = alive,
-        verdict = snapshot.last_verdict,
-        request = snapshot.last_request,
-        state = snapshot.state,
-        slots = list(snapshot.slots),
-    }
+    local why = control.cluster:why(request.worker)
+    why.exits, why.slots = list(why.exits), list(why.slots)
+    answer:done(why)
 end
 
 --- For people who try names.

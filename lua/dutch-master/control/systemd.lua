@@ -135,23 +135,34 @@ function Systemd.status(state)
     return (text:gsub('%c', ' '):sub(1, STATUS_MAX))
 end
 
---- On every change of the cluster: { state, wanted, generation, serving, processes, roll = {done, total},
--- last_verdict }, or a whole snapshot. Sends what is new.
+--- A restart has begun.
+local function reloading(self)
+    self.reloading = true
+    -- Rounded up: a time before the manager's own request would not count.
+    return { 'RELOADING=1', ('MONOTONIC_USEC=%.0f'):format((math.floor(self.platform.now()) + 1) * 1000) }
+end
+
+--- On every change of the cluster: { state, wanted, generation, serving, processes, roll = {done, total}, restarts = a
+-- number that rises with each restart, last_verdict }. Sends what is new.
 function Systemd:on_state(state)
     if not self.active then
         return
     end
     local lines = {}
+    local began = state.state == 'rolling' or state.restarts ~= self.restarts
+    if began and self.ready and not self.reloading and state.state ~= 'stopping' then
+        lines = reloading(self)
+        if state.state == 'steady' then -- it has ended since; a manager that asked for it waits for both all the same
+            self:send(lines)
+            lines = {}
+        end
+    end
+    self.restarts = state.restarts
     if state.state == 'stopping' and not self.stopping then
         self.stopping = true
         lines[#lines + 1] = 'STOPPING=1'
     elseif not self.stopping then
-        if state.state == 'rolling' and self.ready and not self.reloading then
-            self.reloading = true
-            lines[#lines + 1] = 'RELOADING=1'
-            -- Rounded up: a time before the manager's own request would not count.
-            lines[#lines + 1] = ('MONOTONIC_USEC=%.0f'):format((math.floor(self.platform.now()) + 1) * 1000)
-        elseif state.state == 'steady' and (self.reloading or not self.ready) then
+        if state.state == 'steady' and (self.reloading or not self.ready) then
             self.ready, self.reloading = true, false
             lines[#lines + 1] = 'READY=1'
         end

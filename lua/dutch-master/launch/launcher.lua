@@ -48,26 +48,26 @@ local function evaluate(self)
 end
 
 --- Evaluates the script and keeps the result if it is good.
--- @return {plan, num_workers}, or nil, err {message}
-function Launcher:load()
+-- @param done function({plan, num_workers}), or function(nil, err {message})
+function Launcher:load(done)
     local session, count = evaluate(self)
     if not session then
-        return nil, count
+        return done(nil, count)
     end
     keep(self, session)
-    return { plan = session.plan, num_workers = count }
+    done({ plan = session.plan, num_workers = count })
 end
 
 --- Evaluates the script without keeping the result.
--- @return {changes}, or nil, err
-function Launcher:preview()
+-- @param done function({changes}), or function(nil, err)
+function Launcher:preview(done)
     local session, count = evaluate(self)
     if not session then
-        return nil, count
+        return done(nil, count)
     end
     local plan = session.plan
     session:close()
-    return { changes = compare.plans(self.plan, plan) }
+    done({ changes = compare.plans(self.plan, plan) })
 end
 
 local function note_slow(self, err)
@@ -107,19 +107,18 @@ function Launcher:close()
     end
 end
 
---- Asks the script's judge whether the canary may go on. Without a judge, or when it fails, it may not be asked: a
---- failing judge is no consent.
+--- Asks the script's judge whether the canary may go on. Without a judge it may; a judge that fails says no.
 -- @param new, old workers; old may be nil
--- @return true, or false, why
-function Launcher:judge(new, old)
+-- @param done function(true), or function(false, why)
+function Launcher:judge(new, old, done)
     if not self.plan.hooks.judge then
-        return true
+        return done(true)
     end
     local ok, verdict, why = self.session:call('judge', new:describe(), old and old:describe())
     if not ok then
-        return false, verdict.message
+        return done(false, verdict.message)
     end
-    return verdict ~= false, why and tostring(why) or 'judge said no'
+    done(verdict ~= false, why and tostring(why) or 'judge said no')
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------

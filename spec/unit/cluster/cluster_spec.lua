@@ -62,7 +62,7 @@ describe('cluster', function()
             return { ready_ms = 10, exit_ms = 20000 }
         end }
         world.plan = fake.plan { stop_timeout_ms = 1000 }
-        assert.truthy(world.cluster:reload())
+        world.cluster:reload(nil, assert.truthy)
         world.cluster:stop { cause = 'signal', signal = 'SIGTERM' }
         assert.is_true(world.await 'stopped')
         assert.equal(1, world.count 'Cluster shutdown cleanly')
@@ -255,6 +255,10 @@ describe('cluster', function()
             return world
         end
 
+        local function goes_back(world)
+            return world.cluster.restarting and world.cluster.restarting.state == 'rolling_back'
+        end
+
         local function directories(world)
             local list = {}
             for _, slot in ipairs(world.cluster.slots) do
@@ -274,7 +278,7 @@ describe('cluster', function()
             local most, summary = 0, nil
             world.platform:run_until(function()
                 most = math.max(most, #world.platform:live_children())
-                summary = world.cluster.roll and world.cluster.roll.rolls_back and world.cluster:summary() or summary
+                summary = goes_back(world) and world.cluster:summary() or summary
                 return world.cluster.state == 'steady'
             end, 60000)
             assert.same({ '1/4', '2/4', '1/2 back', '2/2 back' }, progress)
@@ -311,7 +315,7 @@ describe('cluster', function()
             for _, served in ipairs { 2, 0 } do -- the failed release serves no more, or once again: in an added slot
                 local world = halfway()
                 restart(world, world.verdicts)
-                world.platform:run_until(function() return world.cluster.roll.done == 2 end, 60000)
+                world.platform:run_until(function() return world.cluster.restarting.walk.done == 2 end, 60000)
                 world.served = served == 0 and 1 or world.served
                 world.cluster:scale(5)
                 world.cluster.slots[1].current.child:exit { signal = 'SIGSEGV' }
@@ -351,7 +355,7 @@ describe('cluster', function()
             local world = halfway()
             world.served = -10 -- /b is good
             restart(world, world.verdicts)
-            world.platform:run_until(function() return world.cluster.roll.done == 2 end, 60000)
+            world.platform:run_until(function() return world.cluster.restarting.walk.done == 2 end, 60000)
             world.served = 10 -- what comes now is not
             restart(world, world.verdicts)
             world.await 'steady'
@@ -388,12 +392,12 @@ describe('cluster', function()
         it('says how many stay replaced when the old release does not start any more', function()
             local world = halfway()
             restart(world, world.verdicts)
-            world.platform:run_until(function() return world.cluster.roll.rolls_back end, 60000)
+            world.platform:run_until(function() return goes_back(world) end, 60000)
             world.broken = true -- one is on its way back
             world.await 'steady'
             local verdict = world.verdicts[1]
             assert.same({ 'aborted', 1, 1 }, { verdict.result, verdict.done, #world.verdicts })
-            assert.matches('^' .. FAILED .. '; the way back did not end: replacement of slot 2 failed 3 times',
+            assert.matches('^' .. FAILED .. '; the rollback was cut short: replacement of slot 2 failed 3 times',
                 verdict.message)
             assert.same({ '/a', '/b', '/a', '/a' }, directories(world))
         end)
@@ -402,7 +406,7 @@ describe('cluster', function()
             local function going_back()
                 local world = halfway()
                 restart(world, world.verdicts)
-                world.platform:run_until(function() return world.cluster.roll.rolls_back end, 60000)
+                world.platform:run_until(function() return goes_back(world) end, 60000)
                 return world
             end
             local world = going_back()
@@ -564,7 +568,7 @@ describe('cluster', function()
             slot.current.child:exit { signal = 'SIGKILL' }
         end
         world.platform:advance(10)
-        local reports = world.cluster:exits()
+        local reports = world.cluster:why().exits
         assert.same({ true, false, 2 }, { reports[1].oom, reports[2].oom, #reports })
         assert.same({ 'was killed because memory ran out', 'was ended by SIGKILL' },
             { reports[1].message, reports[2].message })
@@ -589,7 +593,7 @@ describe('cluster', function()
         local world = booted()
         local who = { pid = 7, uid = 8, command = 'ruby', parent = 'sshd' }
         world.cluster:scale(3, { cause = 'control', who = who })
-        world.cluster:reload(who)
+        world.cluster:reload(who, assert.truthy)
         world.cluster:stop { cause = 'signal', signal = 'SIGTERM', who = who }
         world.platform:advance(1)
         local found = {}
@@ -633,7 +637,9 @@ describe('cluster', function()
         assert.is_nil(ok)
         assert.same({ 'too many workers', 'E2BIG' }, { message, code })
         world.plan = fake.plan { num_workers = 4 }
-        assert.equal('too many workers', select(2, world.cluster:reload()).message)
+        world.cluster:reload(nil, function(_, err)
+            assert.equal('too many workers', err.message)
+        end)
         local verdicts = {}
         restart(world, verdicts)
         world.platform:advance(100)

@@ -67,9 +67,6 @@ local function fake_cluster()
     end
     function c:restart(options)
         self.restarts[#self.restarts + 1] = options
-        if self.refuse then
-            return nil, 'the master is stopping', 'EBUSY'
-        end
     end
     function c:stop(options)
         self.stops[#self.stops + 1] = options
@@ -81,17 +78,14 @@ local function fake_cluster()
         self.wanted = n
         return true
     end
-    function c.reload()
-        return { changes = { { key = 'numWorkers', from = 2, to = 3, applies = 'now' } } }
+    function c.reload(_, _, done)
+        done({ changes = { { key = 'numWorkers', from = 2, to = 3, applies = 'now' } } })
     end
-    function c.preview()
-        return nil, { message = 'master.lua:3: worker: required' }
+    function c.preview(_, done)
+        done(nil, { message = 'master.lua:3: worker: required' })
     end
-    function c.exits()
-        return { { worker = 1 }, { worker = 2 } }
-    end
-    function c.exits_of(_, id)
-        return id == 2 and { { worker = 2 } } or {}
+    function c.why(_, id)
+        return { slots = {}, exits = id == 2 and { { worker = 2 } } or id and {} or { { worker = 1 }, { worker = 2 } } }
     end
     return c
 end
@@ -322,13 +316,6 @@ describe('control', function()
             asked.on_verdict { result = 'done' }
             assert.equal(count, #conn.answers)
         end)
-
-        it('passes a refusal on', function()
-            open()
-            cluster.refuse = true
-            assert.same({ message = 'the master is stopping', code = 'EBUSY' },
-                connect().ask({ verb = 'restart', wait = true }).error)
-        end)
     end)
 
     it('stop answers when all is stopped, or at once', function()
@@ -370,7 +357,7 @@ describe('control', function()
 
         it('that make the cluster fail are answered and logged', function()
             open()
-            function cluster.exits()
+            function cluster.why()
                 error 'boom'
             end
             local conn = connect()

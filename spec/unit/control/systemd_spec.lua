@@ -93,6 +93,19 @@ describe('systemd', function()
         assert.equal('STATUS=2 of 2 workers serving, generation 1; the last restart was rolled back: exit 1', sent[#sent])
     end)
 
+    it('says both words of a restart that was over at once', function()
+        local sd = Systemd.new { platform = platform }
+        sd:on_state(state('steady', 2, { restarts = 1 }))
+        sent = {}
+        sd:on_state(state('steady', 2, { restarts = 2, last_verdict = { result = 'aborted', message = 'exit 1' } }))
+        assert.same({
+            'RELOADING=1\nMONOTONIC_USEC=1001000',
+            'READY=1\nSTATUS=2 of 2 workers serving, generation 1; the last restart was aborted: exit 1',
+        }, sent)
+        sd:on_state(state('steady', 2, { restarts = 2 }))
+        assert.equal(3, #sent)
+    end)
+
     it('does not claim to reload what was never ready', function()
         local sd = Systemd.new { platform = platform }
         sd:on_state(state('booting', 0))

@@ -1,0 +1,617 @@
+--- restart.lua: a rolling restart, from request to verdict.
+--
+--   loading -> [canary <-> judging] -> replacing -> ended               the way it should go
+--                  any of these -> aborting -> rolling_back -> ended    a replacement failed `attempts` times
+--                                               rolling_back -> giving_up -> ended
+--
+-- It takes the slots in batches. In a batch every slot starts its replacement. When all of them have proved themselves
+-- the batch commits, and only then the old workers are asked to leave. So a release that fails never costs an old
+-- worker of its batch. If the new generation serves slots when a restart is aborted, these are rolled back to the
+-- release that the others run, before the verdict is given. With a canary the first batch is one slot: its replacement
+-- gets a share of the new connections, serves for the canary's own time beside the old one, and the script judges it.
+--
+-- It belongs to a cluster, and acts on the slots by their events alone. The cluster reports to it what happens, and
+-- hears by callbacks:
+--   on.loaded(restart, loaded) -> true, or nil, message   the plan is there: take it over, then post `begin`
+--   on.generation(n)                                      slots that are added from now on are of this generation
+--   on.ended(restart, verdict)                            once; verdict is nil if it never began
+--
+-- The requester gets exactly one verdict:
+--   {result = 'done'|'aborted'|'rolled_back'|'superseded'|'stopped', generation, total, done, duration_ms, message,
+--    failure or nil}. `done` is how many slots the new generation serves.
+
+local machine = require 'dutch-master.machine'
+local bug = machine.bug
+
+local Restart = {}
+Restart.__index = Restart
+
+local definition
+
+--- Asks for the plan, and begins when it is there.
+-- @param options {request = {on_progress, on_verdict}, generation (that serves now), platform, agenda, log, launcher,
+--   sockets, on, slots = function() -> list, processes = function() -> how many, next_generation = function() -> n}
+function Restart.new(options)
+    local self = setmetatable(options, Restart)
+    self.agenda:start(self, definition)
+    self.launcher:load(function(loaded, err)
+        self.agenda:post(self, 'loaded', loaded, err)
+    end)
+    return self
+end
+
+--- Answers a request that does not come about.
+function Restart.refuse(request, result, generation, total, message)
+    if request.on_verdict then
+        request.on_verdict({ result = result, generation = generation, total = total, done = 0, duration_ms = 0,
+            message = message })
+    end
+end
+
+local HOLDS = { canary = true, judging = true, replacing = true, rolling_back = true }
+
+--- Whether this slot commits when the restart says so. Not when that is aborting: its slots are on their own again, and
+-- replace workers for other reasons while the verdict waits.
+function Restart:holds(slot)
+    return HOLDS[self.state] and self.walk.active[slot] ~= nil
+end
+
+--- How long a replacement in this slot must have served, or nil for the usual time.
+function Restart:soak_ms(slot)
+    return self.state == 'canary' and self.walk.active[slot] and self.canary.soak_ms or nil
+end
+
+--- How far it is: {generation, total, done, back = true while it rolls back, started_at}; nil before it has begun.
+function Restart:progress()
+    local walk = self.walk
+    return walk and { generation = walk.generation, total = walk.total, done = walk.done, back = walk.back,
+        started_at = walk.started_at }
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- The walk: slots on their way to one generation. There is one forth, and maybe one back.
+
+local function start_walk(self, slots, size, back)
+    self.walk = {
+        generation = self.next_generation(), back = back, size = size, total = #slots, done = 0,
+        attempts = self.launcher.plan.restart_attempts, started_at = self.platform.now(),
+        pending = {}, -- slots, in their order
+        active = {}, -- slot of the present batch -> 'starting' or 'proved'
+        failures = {}, -- slot -> how many in a row
+    }
+    for i, slot in ipairs(slots) do
+        self.walk.pending[i] = slot
+    end
+end
+
+local function report_progress(self, worker_id)
+    local request, walk = self.request, self.walk
+    if request.on_progress then
+        request.on_progress({ generation = walk.generation, done = walk.done, total = walk.total, worker = worker_id,
+            back = walk.back })
+    end
+end
+
+-- Workers that leave count too: there are never more than the slots and a batch.
+local function has_room(self, n)
+    return self.processes() + n <= #self.slots() + self.size
+end
+
+local arrived
+
+-- Starts the next batch if there is room for it. @return the next state, or nil
+local function advance(self)
+    local walk = self.walk
+    if next(walk.active) then
+        return nil
+    elseif #walk.pending == 0 then
+        return arrived(self)
+    end
+    local size = math.min(walk.size, #walk.pending)
+    if walk.done > 0 and not has_room(self, size) then
+        return nil -- called again when a process is gone
+    end
+    for _ = 1, size do
+        local slot = table.remove(walk.pending, 1)
+        walk.active[slot] = 'starting'
+        if slot.current then
+            slot.current.log:info('Restarting worker')
+        end
+        self.agenda:post(slot, 'replace', walk.generation)
+    end
+end
+
+-- Commits the batch if every slot of it has proved itself or is served by the new generation already.
+local function commit(self)
+    for _, progress in pairs(self.walk.active) do
+        if progress ~= 'proved' then
+            return
+        end
+    end
+    for slot in pairs(self.walk.active) do
+        self.agenda:post(slot, 'commit')
+    end
+end
+
+local function proved(self, slot)
+    if self.walk.active[slot] then
+        self.walk.active[slot] = 'proved'
+        commit(self)
+    end
+end
+
+-- The slot is served by the new generation. @return whether it was one of the batch
+local function take_over(self, slot)
+    local walk = self.walk
+    if not walk.active[slot] or not slot.current or slot.current.generation ~= walk.generation then
+        return false
+    end
+    walk.active[slot] = nil
+    walk.done = walk.done + 1
+    report_progress(self, slot.current.id)
+    return true
+end
+
+local function go_on(self)
+    if next(self.walk.active) then
+        return commit(self) -- the slot may have been the one that the others waited for
+    end
+    return advance(self)
+end
+
+local function filled(self, slot)
+    if take_over(self, slot) then
+        return go_on(self)
+    end
+end
+
+-- @return whether the slot was one of the batch
+local function forget(self, slot)
+    local walk = self.walk
+    for i, pending in ipairs(walk.pending) do
+        if pending == slot then
+            table.remove(walk.pending, i)
+            walk.total = walk.total - 1
+        end
+    end
+    if walk.active[slot] then
+        walk.active[slot] = nil
+        walk.total = walk.total - 1
+        return true
+    end
+end
+
+local function dropped(self, slot)
+    forget(self, slot)
+    return go_on(self)
+end
+
+-- @return whether this was one failure too many
+local function count_failure(self, slot, worker)
+    local walk = self.walk
+    if not walk.active[slot] or worker and worker.generation ~= walk.generation then
+        return false
+    end
+    walk.active[slot] = 'starting'
+    walk.failures[slot] = (walk.failures[slot] or 0) + 1
+    return walk.failures[slot] >= walk.attempts
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- The end
+
+local function log_verdict(self, verdict)
+    local fields = { generation = verdict.generation, duration = verdict.duration_ms / 1000 }
+    if verdict.result == 'done' then
+        return self.log:info(fields, 'Restart complete')
+    elseif verdict.result == 'superseded' then
+        return self.log:info(fields, 'Restart superseded by a later one')
+    elseif verdict.result == 'stopped' then
+        return
+    end
+    local failure = verdict.failure or {}
+    fields.reason, fields.slot, fields.failedWorkerId = verdict.message, failure.slot, failure.worker
+    fields.code, fields.signal, fields.stderr = failure.code, failure.signal, failure.stderr
+    fields.replaced = verdict.done > 0 and verdict.done or nil
+    self.log:error(fields, verdict.result == 'rolled_back' and 'Restart rolled back, the old release serves'
+        or verdict.done > 0 and 'Restart aborted, two releases serve' or 'Restart aborted, the old workers stay')
+end
+
+local function finish(self, result, done, message)
+    local verdict = {
+        result = result, generation = self.generation, total = self.total or self.walk.total, done = done,
+        duration_ms = self.platform.now() - self.started_at, message = message,
+        failure = self.cause and self.cause.failure,
+    }
+    if self.request.on_verdict then
+        self.request.on_verdict(verdict)
+    end
+    log_verdict(self, verdict)
+    self.agenda:finish(self)
+    self.on.ended(self, verdict)
+    return 'ended'
+end
+
+-- All slots of the walk have been served by its generation.
+function arrived(self)
+    if self.walk.back then
+        return finish(self, 'rolled_back', 0, self.cause.message)
+    end
+    return finish(self, 'done', self.walk.done)
+end
+
+-- It ends before it has begun: nothing of it is in the way of anybody.
+local function refused(self, result, message)
+    Restart.refuse(self.request, result, self.generation, #self.slots(), message)
+    self.agenda:finish(self)
+    self.on.ended(self)
+    return 'ended'
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Beginning
+
+local function loaded(self, plan, err)
+    local ok, message = false, err and err.message
+    if plan then
+        ok, message = self.on.loaded(self, plan)
+    end
+    if not ok then
+        self.log:error({ reason = message }, 'Restart aborted, the old workers stay')
+        return refused(self, 'aborted', message)
+    end
+end
+
+local function batch_size(plan, count)
+    local wish = plan.restart_concurrency
+    if type(wish) == 'table' then
+        wish = wish.after
+    end
+    if type(wish) ~= 'number' then
+        return count
+    elseif wish < 1 then
+        return math.max(math.floor(wish * count), 1)
+    end
+    return math.min(wish, count)
+end
+
+local function forget_releases(self)
+    local used = { [self.generation] = true, [self.previous] = true }
+    for _, slot in ipairs(self.slots()) do
+        used[slot.generation] = true
+        if slot.current then -- one that an abort kept may be older, or of a rollback
+            used[slot.current.generation] = true
+        end
+    end
+    self.launcher:forget_releases(used)
+end
+
+local function begin(self, plan, previous)
+    local slots, wish = self.slots(), plan.restart_concurrency
+    self.previous = previous
+    self.canary = type(wish) == 'table' and wish.canary or nil
+    self.size = batch_size(plan, #slots)
+    self.started_at = self.platform.now()
+    start_walk(self, slots, self.canary and 1 or self.size)
+    self.generation = self.walk.generation
+    self.on.generation(self.generation)
+    forget_releases(self)
+    return advance(self) or (self.canary and 'canary' or 'replacing')
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Aborting, and rolling back
+
+-- Of this restart, or of one that it superseded, and not of a rollback.
+local function is_newer(self, generation)
+    return generation > self.previous and not self.launcher:leads_back(generation, self.previous)
+end
+
+-- One that was added during the restart, or has lost its worker: it would try the failed release for ever.
+local function is_unserved(self, slot)
+    return not slot.current and is_newer(self, slot.generation)
+end
+
+local function cancel_replacements(self)
+    self.on.generation(self.previous)
+    self.launcher:pin(self.previous)
+    for _, slot in ipairs(self.slots()) do
+        if self.walk.active[slot] or is_unserved(self, slot) then
+            self.agenda:post(slot, 'cancel', self.previous)
+        end
+    end
+end
+
+local function failure_of(slot, worker, why)
+    local report = worker and worker.report or {}
+    return { worker = worker and worker.id, pid = worker and worker.pid, slot = slot.number, code = report.code,
+        signal = report.signal, step = report.step, message = report.message or why, reason = why,
+        stderr = report.stderr }
+end
+
+-- cause: {slot, worker (nil when there was no process, or it is none's fault), why, message}. Complete when the failed
+-- worker has ended.
+local function complete(self, cause)
+    cause.failure = failure_of(cause.slot, cause.worker, cause.why)
+    cause.message = cause.message or ('replacement of slot %d failed %d times: %s'):format(cause.slot.number,
+        self.walk.attempts, cause.failure.message or 'unknown')
+    return cause
+end
+
+-- The slots that this restart, or one that it superseded, had replaced go back to the release that the others run.
+-- @return the next state
+local function roll_back(self)
+    local release = self.launcher:release_of(self.previous)
+    local slots, differs = {}, false
+    for _, slot in ipairs(self.slots()) do
+        if is_unserved(self, slot) then -- since the abort: the verdict may have waited for an exit
+            self.agenda:post(slot, 'cancel', self.previous)
+        elseif slot.current and is_newer(self, slot.current.generation) then
+            slots[#slots + 1] = slot
+            differs = differs or slot.current.release ~= release
+        end
+    end
+    if not release or not differs then
+        return finish(self, 'aborted', #slots, self.cause.message)
+    end
+    self.total = self.walk.total
+    start_walk(self, slots, self.size, true)
+    self.launcher:lead_back(self.walk.generation, self.previous)
+    self.log:warn({ generation = self.walk.generation, slots = #slots, release = release }, 'Rolling back')
+    return advance(self) or 'rolling_back'
+end
+
+-- The verdict tells how the failing worker ended, so it waits for its end.
+local function abort(self, cause)
+    self.cause = cause
+    cancel_replacements(self)
+    if cause.worker and not cause.worker.report then
+        return 'aborting'
+    end
+    complete(self, cause)
+    return roll_back(self)
+end
+
+local function failed(self, slot, worker, why)
+    if count_failure(self, slot, worker) then
+        return abort(self, { slot = slot, worker = worker, why = why })
+    end
+end
+
+-- Those that the rollback did not reach stay replaced. A slot of it may have been given up meanwhile.
+local function cut_short(self, result, why)
+    return finish(self, result, self.walk.total - self.walk.done,
+        ('%s; the rollback was cut short: %s'):format(self.cause.message, why))
+end
+
+local function failed_back(self, slot, worker, why)
+    if not count_failure(self, slot, worker) then
+        return
+    end
+    self.obstacle = { slot = slot, worker = worker, why = why }
+    cancel_replacements(self)
+    if worker and not worker.report then
+        return 'giving_up'
+    end
+    return cut_short(self, 'aborted', complete(self, self.obstacle).message)
+end
+
+-- A slot that proved itself in the moment of the abort is on its own again.
+local function proved_alone(self, slot)
+    self.agenda:post(slot, 'commit')
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- The canary
+
+-- It gets its share: the others have 1 each.
+local function weigh_canary(self, slot, worker)
+    local share = self.canary.weight
+    if share and share < 1 and self.walk.active[slot] and worker.generation == self.walk.generation then
+        self.sockets:weigh(worker.id, share * self.walk.total / (1 - share))
+    end
+end
+
+local function canary_is_over(self, slot)
+    if slot.current then -- it may have crashed since
+        self.sockets:weigh(slot.current.id, 1)
+    end
+    self.walk.size = self.size
+    return advance(self) or 'replacing'
+end
+
+local function canary_proved(self, slot)
+    if not self.canary.judge then
+        return proved(self, slot)
+    end
+    local question = { slot = slot }
+    self.question = question
+    self.launcher:judge(slot.incoming, slot.current, function(good, why)
+        self.agenda:post(self, 'judged', question, good, why)
+    end)
+    return 'judging'
+end
+
+-- It may have taken over meanwhile, because the old worker crashed.
+local function judged(self, question, good, why)
+    local slot = question.slot
+    if question ~= self.question then
+        return nil
+    elseif not good then
+        return abort(self, { slot = slot, why = why, message = 'the canary was rejected: ' .. why })
+    elseif self.walk.active[slot] then
+        proved(self, slot)
+        return 'canary'
+    end
+    return canary_is_over(self, slot)
+end
+
+-- While the script is asked about it. The answer says nothing about the next one.
+local function canary_failed(self, slot, worker, why)
+    if self.walk.active[slot] then
+        return failed(self, slot, worker, why) or 'canary'
+    end
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- The table
+
+-- Slots that have proved themselves and wait for the others of their batch wait for nobody now.
+local function let_go(self)
+    for slot, progress in pairs(self.walk.active) do
+        if progress == 'proved' then
+            self.agenda:post(slot, 'commit')
+        end
+    end
+end
+
+local function superseded(self)
+    let_go(self)
+    return finish(self, 'superseded', self.walk.done, 'a later restart was requested')
+end
+
+local function stopped(self)
+    return finish(self, 'stopped', self.walk.done, 'the cluster was stopped')
+end
+
+-- That verdict stands: it only waited for the end of a process, and there is no time for a rollback now.
+local function aborted_at_once(self)
+    return finish(self, 'aborted', self.walk.done, complete(self, self.cause).message)
+end
+
+local function cut_short_at_once(self)
+    return cut_short(self, 'aborted', complete(self, self.obstacle).message)
+end
+
+definition = machine.define {
+    name = 'restart',
+    initial = 'loading',
+    events = {
+        'loaded', -- (plan and number of workers, or nil, err) the script was evaluated
+        'begin', -- (plan, previous generation) the cluster has taken the plan over
+        'ready', -- (slot, worker) a worker in this slot serves
+        'proved', -- (slot) its replacement has served long enough; it waits for `commit`
+        'filled', -- (slot) another worker has taken it over
+        'failed', -- (slot, worker or nil, why) a fork failed, or a worker was lost; nil: there was no process
+        'gone', -- (worker) a process was reaped
+        'dropped', -- (slot) it is given up
+        'judged', -- (question, good, why) the answer of the script's judge
+        'superseded', -- a later restart takes its place
+        'stopped', -- the cluster stops
+    },
+    states = {
+        loading = {
+            loaded = loaded,
+            begin = begin,
+            superseded = function(self)
+                return refused(self, 'superseded', 'a later restart was requested')
+            end,
+            stopped = function(self)
+                return refused(self, 'stopped', 'the cluster was stopped')
+            end,
+            ignores = 'ready filled failed gone dropped',
+            proved = bug,
+            judged = bug,
+        },
+        canary = { -- one slot is being replaced, and what comes of it decides
+            ready = weigh_canary,
+            proved = canary_proved,
+            filled = function(self, slot)
+                return take_over(self, slot) and canary_is_over(self, slot) or nil
+            end,
+            failed = failed,
+            gone = advance,
+            dropped = dropped,
+            superseded = superseded,
+            stopped = stopped,
+            ignores = 'judged',
+            loaded = bug,
+            begin = bug,
+        },
+        judging = { -- the canary has proved itself, the script is asked
+            judged = judged,
+            filled = function(self, slot)
+                take_over(self, slot)
+            end,
+            failed = canary_failed,
+            dropped = function(self, slot)
+                if forget(self, slot) then
+                    return advance(self) or 'canary'
+                end
+            end,
+            superseded = superseded,
+            stopped = stopped,
+            ignores = 'ready proved gone',
+            loaded = bug,
+            begin = bug,
+        },
+        replacing = {
+            proved = proved,
+            filled = filled,
+            failed = failed,
+            gone = advance,
+            dropped = dropped,
+            superseded = superseded,
+            stopped = stopped,
+            ignores = 'ready judged',
+            loaded = bug,
+            begin = bug,
+        },
+        aborting = { -- the replacements are being stopped; the verdict waits for the end of the one that failed
+            gone = function(self, worker)
+                if worker == self.cause.worker then
+                    complete(self, self.cause)
+                    return roll_back(self)
+                end
+            end,
+            proved = proved_alone,
+            dropped = function(self, slot)
+                forget(self, slot)
+            end,
+            superseded = aborted_at_once,
+            stopped = aborted_at_once,
+            ignores = 'ready filled failed judged',
+            loaded = bug,
+            begin = bug,
+        },
+        rolling_back = {
+            proved = proved,
+            filled = filled,
+            failed = failed_back,
+            gone = advance,
+            dropped = dropped,
+            superseded = function(self)
+                let_go(self)
+                return cut_short(self, 'superseded', 'a later restart was requested')
+            end,
+            stopped = function(self)
+                return cut_short(self, 'stopped', 'the cluster was stopped')
+            end,
+            ignores = 'ready judged',
+            loaded = bug,
+            begin = bug,
+        },
+        giving_up = { -- the old release does not start any more; as in aborting, of the rollback
+            gone = function(self, worker)
+                if worker == self.obstacle.worker then
+                    return cut_short_at_once(self)
+                end
+            end,
+            proved = proved_alone,
+            dropped = function(self, slot)
+                forget(self, slot)
+            end,
+            superseded = cut_short_at_once,
+            stopped = cut_short_at_once,
+            ignores = 'ready filled failed judged',
+            loaded = bug,
+            begin = bug,
+        },
+        ended = {
+            ignores = 'loaded begin ready proved filled failed gone dropped judged superseded stopped',
+        },
+    },
+}
+
+Restart.definition = definition
+return Restart
