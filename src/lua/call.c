@@ -3,10 +3,41 @@
  * alone shows as a crash in the specs. */
 #include "lua/call.h"
 
+#include "lua/open.h"
+
 #include <lauxlib.h>
 #include <stdio.h>
+#include <uv.h>
 
 static const char sink_key;
+
+#define MINUTE_NS UINT64_C(60000000000)
+
+/* How long the loop was held by Lua. Calls nest seldom; only the outermost counts. */
+static struct {
+    uint64_t calls, ns;
+    uint64_t longest_ns[2]; /* of this minute, and of the one before */
+    uint64_t minute_ns;     /* when this one began */
+} held;
+static int depth;
+
+static void begin_minute(uint64_t now) {
+    if (now - held.minute_ns >= MINUTE_NS) {
+        held.longest_ns[1] = now - held.minute_ns < 2 * MINUTE_NS ? held.longest_ns[0] : 0;
+        held.longest_ns[0] = 0;
+        held.minute_ns = now;
+    }
+}
+
+static void note_held(uint64_t began) {
+    const uint64_t now = uv_hrtime();
+    begin_minute(now);
+    held.calls++;
+    held.ns += now - began;
+    if (now - began > held.longest_ns[0]) {
+        held.longest_ns[0] = now - began;
+    }
+}
 
 static int l_traceback(lua_State *L) {
     if (lua_isstring(L, 1)) {
@@ -45,7 +76,11 @@ int dm_lua_call(lua_State *L, int nargs, int nresults, const char *what) {
     }
     lua_pushcfunction(L, l_traceback);
     lua_insert(L, function);
+    const uint64_t began = depth++ == 0 ? uv_hrtime() : 0;
     const int rc = lua_pcall(L, nargs, nresults, function);
+    if (--depth == 0) {
+        note_held(began);
+    }
     lua_remove(L, function);
     if (rc != 0) {
         report(L, what);
@@ -54,6 +89,18 @@ int dm_lua_call(lua_State *L, int nargs, int nresults, const char *what) {
     lua_gc(L, LUA_GCCOLLECT, 0);
 #endif
     return rc == 0 ? 0 : -1;
+}
+
+/* core.held() -> callbacks so far, seconds they took, seconds of the longest of the last minute or
+ * two: how late anything else can have been. */
+int core_held(lua_State *L) {
+    begin_minute(uv_hrtime());
+    const uint64_t longest =
+        held.longest_ns[0] > held.longest_ns[1] ? held.longest_ns[0] : held.longest_ns[1];
+    lua_pushnumber(L, (double)held.calls);
+    lua_pushnumber(L, (double)held.ns / 1e9);
+    lua_pushnumber(L, (double)longest / 1e9);
+    return 3;
 }
 
 void dm_lua_set_error_sink(lua_State *L, int index) {

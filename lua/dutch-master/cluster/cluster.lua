@@ -8,6 +8,7 @@ local machine = require 'dutch-master.machine'
 local Restart = require 'dutch-master.cluster.restart'
 local Slot = require 'dutch-master.cluster.slot'
 local snapshot = require 'dutch-master.cluster.snapshot'
+local Totals = require 'dutch-master.cluster.totals'
 local ignore, bug = machine.ignore, machine.bug
 
 local Cluster = {}
@@ -38,6 +39,7 @@ function Cluster.new(options)
     self.workers = {} -- id -> worker, every live process
     self.process_count = 0
     self.reports = {}
+    self.totals = Totals.new()
     return self
 end
 
@@ -163,6 +165,7 @@ local function to_slot(self, worker, event, ...)
 end
 
 local function remember(self, report)
+    self.totals:exit(report)
     table.insert(self.reports, report)
     if #self.reports > EXITS_KEPT then
         table.remove(self.reports, 1)
@@ -349,6 +352,7 @@ local function restart_ended(self, restart, verdict)
     end
     if verdict then
         self.last_verdict = verdict
+        self.totals:verdict(verdict)
         self.launcher:hook('onRestart', verdict)
     end
 end

@@ -62,6 +62,15 @@ function M.why(cluster, id)
     }
 end
 
+-- How long callbacks held the master's loop.
+local function held(platform)
+    if not platform.held then
+        return nil
+    end
+    local calls, seconds, longest = platform.held()
+    return { calls = calls, seconds = seconds, longest = longest }
+end
+
 --- What `status` shows.
 function M.full(cluster)
     local platform = cluster.platform
@@ -78,6 +87,7 @@ function M.full(cluster)
         script = cluster.script, pid = platform.pid(), version = platform.version, state = cluster.state,
         generation = cluster.generation, wanted = cluster.wanted, uptime_ms = now - cluster.started_at,
         rss_kb = own.rss_kb, cpu_ms = own.cpu_ms, workers = workers, slots = of_slots(cluster),
+        totals = cluster.totals:snapshot(), sockets = queues.totals, held = held(platform),
         last_verdict = cluster.last_verdict, last_request = cluster.last_request, balance = queues.balance,
         roll = roll and { generation = roll.generation, total = roll.total, done = roll.done,
             back = roll.back, elapsed_ms = now - roll.started_at } or nil,

@@ -204,6 +204,9 @@ function verbs.status(control, _, answer)
         copy[key] = value
     end
     copy.workers, copy.slots = list(copy.workers), list(copy.slots)
+    copy.log_lost = control.log.lost and control.log:lost()
+    copy.output = control.output and { lines = control.output.lines, bytes = control.output.bytes,
+        limit = control.output.limit }
     answer:done { status = copy }
 end
 

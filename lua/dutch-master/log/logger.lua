@@ -308,9 +308,11 @@ end
 local function report_lost(core)
     local lost = core.unreported + core.sink:lost()
     core.unreported = 0
+    core.lost_total = (core.lost_total or 0) + lost
     if lost > 0 and not write_sink(core, 'warn', { lost = lost }, 'Log records lost') then
         -- The failed report was counted as a lost record; it is not one.
         core.unreported = lost - 1
+        core.lost_total = core.lost_total - lost
     end
 end
 
@@ -434,6 +436,11 @@ function Logger:recent(n)
         records[#records + 1] = cjson.decode(core.recent[i % RECENT + 1])
     end
     return records
+end
+
+--- How many records were lost since the start, as far as that was reported.
+function Logger:lost()
+    return self.core.lost_total or 0
 end
 
 --- Calls fn(record) for each record from now on. Returns a function that ends it.
