@@ -8,6 +8,7 @@
 #include "net/holder.h"
 #include "net/inherited.h"
 #include "net/listener.h"
+#include "net/repair.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -165,6 +165,8 @@ static int adopt(struct dm_listener *self, int fd, struct dm_lane **out) {
     int error = lane ? grow(self) : -ENOMEM;
     if (!error) {
         lane->listener = self;
+        lane->tcp = self->address.type == SOCK_STREAM && !dm_address_is_unix(&self->address);
+        lane->shared = self->shared;
         lane->fd = fd;
         error = start_listening(lane);
     }

@@ -1,14 +1,10 @@
---- rotation.lua: one listener's lanes, and who gets its new connections. A worker has one of them from fork to exit; it
--- is in rotation while its worker can take connections. Where there are no lanes (unix, UDP, balance = 'shared',
--- steering refused) the one socket is everybody's, and rotation means nothing.
---
--- A lane's states: starting (its worker is not ready) -> live -> leaving (its worker is asked to go) -> free. A live
--- lane can be `stalled`: connections wait and nobody takes them.
+--- rotation.lua: one listener of the cluster: its lanes, and which worker has which. A worker has one of them from fork
+-- to exit; it is in rotation while its worker can take connections. Where there are no lanes (unix, UDP, balance =
+-- 'shared', steering refused) the one socket is everybody's, and rotation means nothing.
 
-local Buckets = require 'dutch-master.listen.sticky'
-local handover = require 'dutch-master.listen.handover'
-local probes = require 'dutch-master.listen.probes'
-local upkeep = require 'dutch-master.listen.upkeep'
+local Lane = require 'dutch-master.listen.lane'
+local Rescue = require 'dutch-master.listen.rescue'
+local Steering = require 'dutch-master.listen.steering'
 
 local Rotation = {}
 Rotation.__index = Rotation
@@ -18,20 +14,17 @@ local REPAIR_MS = 300
 -- The kernel program's limit is 1024 lanes, and there are two for each worker during a roll.
 Rotation.MAX_WORKERS = 512
 
---- @param options {platform, log, key, name, address (platform.address's table), balance, backlog, mode,
+--- @param options {platform, log, key, name, number, address (platform.address's table), balance, backlog, mode,
 --   fd (inherited), may_block (workers choose how they accept), stall_timeout_ms, want,
---   rescue, takes (see sockets.lua) or nil}
+--   give = sockets.lua's rescue, takes, or nil}
 function Rotation.new(options)
     local self = setmetatable({}, Rotation)
     for key, value in pairs(options) do
         self[key] = value
     end
-    self.records = {}
-    self.users = {} -- worker id -> record (shared: one each without a lane of its own)
-    self.turn = 0 -- whose turn it is to be given a connection
-    self.in_flight = 0 -- connections given to a worker that has not said yet whether it takes them
-    self.homeless = {} -- accepted, and nobody to give them to
-    self.probes, self.revived = {}, 0 -- see probes.lua
+    self.lanes = {}
+    self.users = {} -- worker id -> its lane
+    self.guests = {} -- the same for those that use a lane of others: of a shared socket, or where lanes ran out
     return self
 end
 
@@ -42,25 +35,52 @@ local function try_listen(self, address, reuseport)
 end
 
 local function new_lane(self)
-    local lane, message, code = self.listener:lane()
-    if not lane then
+    local socket, message, code = self.listener:lane()
+    if not socket then
         return nil, message, code
     end
-    local record = { lane = lane, state = 'free', weight = 1, depth = 0, quiet = true, given = 0 }
-    record.fd = lane:fd() -- to watch it: asked for later, it would be made non-blocking for a worker
-    record.out_since = self.platform.now()
-    self.records[#self.records + 1] = record
-    return record
+    local lane = Lane.new {
+        platform = self.platform, log = self.log, socket = socket, address = self.address.text,
+        may_block = self.may_block, stall_timeout_ms = self.stall_timeout_ms,
+    }
+    self.lanes[#self.lanes + 1] = lane
+    return lane
 end
 
 -- Whether lanes are possible here is found out by trying, with one lane, before anybody serves.
 local function steering_works(self)
-    local record, message = new_lane(self)
-    if not record then
+    local lane, message = new_lane(self)
+    if not lane then
         return false, message
     end
-    local force, why = self.listener:steer({ { lane = record.lane, weight = 1 } }, {})
+    local force, why = self.listener:steer({ { lane = lane.socket, weight = 1 } }, {})
     return force == 'steered', why
+end
+
+-- Plain hashing would send connections to lanes that nobody serves.
+local function share(self, why)
+    self.log:warn({ address = self.address.text, reason = why }, 'Steering refused, one socket is shared')
+    self.lanes = {}
+    self.listener:close()
+    local listener, message, code = try_listen(self, self.address, false)
+    self.listener = listener
+    return listener, message, code
+end
+
+-- Those that can be given what waits in a lane: serving users of others that move, who take what they are given.
+local function heirs(self, except)
+    local list, able = {}, {}
+    for _, lane in ipairs(self.lanes) do
+        if lane.state == 'live' and not lane.stalled and lane ~= except then
+            lane:takers(list)
+        end
+    end
+    for _, heir in ipairs(list) do
+        if not self.takes or self.takes(heir.worker, heir.request) then
+            able[#able + 1] = heir
+        end
+    end
+    return able
 end
 
 --- Binds.
@@ -72,97 +92,38 @@ function Rotation:open()
     end
     self.listener = listener
     self.address = listener:address()
-    self.force = 'shared'
     if not listener:shared() then
         local works, why = steering_works(self)
-        if works then
-            self.force = self.balance
-        else
-            -- Plain hashing would send connections to lanes that nobody serves.
-            self.log:warn({ address = self.address.text, reason = why }, 'Steering refused, one socket is shared')
-            self.records = {}
-            listener:close()
-            self.listener, message, code = try_listen(self, self.address, false)
-            if not self.listener then
+        if not works then
+            listener, message, code = share(self, why)
+            if not listener then
                 return nil, message, code
             end
         end
     end
-    self.shared = self.listener:shared()
+    self.shared = listener:shared()
+    self.rescue = Rescue.new {
+        platform = self.platform, log = self.log, address = self.address.text,
+        give = not self.shared and self.give or nil,
+        heirs = function(except)
+            return heirs(self, except)
+        end,
+    }
     if self.shared then
-        self.shared_record = assert(new_lane(self))
-    elseif self.balance == 'sticky' then
-        self.buckets = Buckets.new(self.want)
+        assert(new_lane(self))
+    else
+        self.steering = Steering.new {
+            log = self.log, listener = listener, address = self.address.text, lanes = self.lanes,
+            balance = self.balance, want = self.want,
+        }
     end
-    self.log:debug({ address = self.address.text, balance = self.force }, 'Balancing')
+    self.log:debug({ address = self.address.text, balance = self:balance_in_force() }, 'Balancing')
     return true
 end
 
--- ---------------------------------------------------------------------------------------------------------------------
--- Steering
-
--- If nobody is live, connections wait where somebody will be first: at a worker that is stalled, starting, going, or in
--- a lane that the next worker takes over.
-local function candidates(self)
-    local function in_state(state)
-        return handover.those(self, function(record)
-            return record.state == state and record.weight > 0
-        end)
-    end
-    local list = handover.those(self, function(record)
-        return record.state == 'live' and not record.stalled and record.weight > 0
-    end)
-    for _, state in ipairs { 'live', 'starting', 'leaving', 'free' } do
-        if #list > 0 then
-            break
-        end
-        list = in_state(state)
-    end
-    if #list == 0 then
-        list = self.records
-    end
-    return list
-end
-
-local function sticky_map(self, list)
-    local position, present = {}, {}
-    for i, record in ipairs(list) do
-        local owner = record.worker
-        if not (owner and self.buckets.held[owner]) then
-            return true -- nobody live: any share will do
-        end
-        position[owner], present[i] = i, owner
-    end
-    local map = self.buckets:owners_of(present)
-    for bucket, owner in ipairs(map) do
-        map[bucket] = position[owner]
-    end
-    return map
-end
-
---- Tells the kernel who gets new connections.
-function Rotation:steer()
-    if self.shared then
-        return
-    end
-    local list = candidates(self)
-    local lanes, options = {}, { probes = probes.rules(self) }
-    for _, record in ipairs(self.records) do
-        record.out_since = record.steered and self.platform.now() or record.out_since
-        record.steered = false
-    end
-    for i, record in ipairs(list) do
-        record.steered = true
-        lanes[i] = { lane = record.lane, weight = record.weight > 0 and record.weight or 1 }
-    end
-    if self.buckets then
-        options.sticky = sticky_map(self, list)
-    end
-    local force, why = self.listener:steer(lanes, options)
-    if force ~= self.force then
-        self.force = force
-        self.log:warn({ address = self.address.text, balance = force, reason = why }, 'Balancing changed')
-    end
+--- What the kernel does: 'shared', 'steered', 'sticky'; 'hash': what it does if it refuses a program.
+function Rotation:balance_in_force()
+    return self.steering and self.steering.force or 'shared'
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -170,195 +131,257 @@ end
 
 -- Where most connections wait: they are served soonest.
 local function free_lane(self)
-    local best, best_depth
-    for _, record in ipairs(self.records) do
-        if record.state == 'free' then
-            local depth = upkeep.depth(record)
-            if not best or depth > best_depth then
-                best, best_depth = record, depth
-            end
+    local best
+    for _, lane in ipairs(self.lanes) do
+        if lane.state == 'free' and (not best or lane:measure() > best.depth) then
+            lane:measure()
+            best = lane
         end
     end
     return best
 end
 
+-- Of a lane that others have. If lanes have run out, workers that were told to leave, and do not, have them.
+local function invite(self, worker_id)
+    local lane = self.lanes[worker_id % #self.lanes + 1]
+    lane.quiet = lane.quiet or self.shared
+    self.guests[worker_id] = lane
+    return lane:hand_out()
+end
+
 --- A worker gets its lane: one that a former worker left, else a new one. Asked again, the same one.
--- @param request what the worker asked for, given back to `rescue`
+-- @param request what the worker asked for, given back to `give`
 -- @return the descriptor, or nil, message, code
 function Rotation:assign(worker_id, request)
-    local record = self.users[worker_id]
-    if record then
-        record.request = request
-        return record.lane:fd(self.may_block)
+    local lane = self.users[worker_id] or self.guests[worker_id]
+    if lane then
+        if self.users[worker_id] then
+            lane:asked(worker_id, request)
+        end
+        return lane:hand_out()
+    elseif self.shared then
+        return invite(self, worker_id)
     end
-    if self.shared then
-        record = self.shared_record
-        record.quiet = true -- its first listen() may change the backlog, as any server's
-    else
-        local message, code
-        record = free_lane(self)
-        if not record then
-            record, message, code = new_lane(self)
-        end
-        if code == 'E2BIG' then
-            -- Workers that were told to leave, and do not, have the lanes: the rest are guests in others'.
-            record = { lane = self.records[worker_id % #self.records + 1].lane, guest = true }
-            self.users[worker_id] = record
-        end
-        if not record or record.guest then
-            return record and record.lane:fd(self.may_block), message, code
-        end
-        record.state, record.worker, record.request, record.weight = 'starting', worker_id, request, 1
-        record.stalled, record.since, record.probation, record.quiet = nil, nil, nil, true
+    local message, code
+    lane = free_lane(self)
+    if not lane then
+        lane, message, code = new_lane(self)
     end
-    self.users[worker_id] = record
-    self:steer()
-    return record.lane:fd(self.may_block)
+    if code == 'E2BIG' then
+        return invite(self, worker_id)
+    elseif not lane then
+        return nil, message, code
+    end
+    lane:add(worker_id, request)
+    self.users[worker_id] = lane
+    self.steering:apply()
+    return lane:hand_out()
+end
+
+-- Gives away what waits where nobody serves.
+local function empty_free(self)
+    self.rescue:retry()
+    for _, lane in ipairs(self.lanes) do
+        if lane.state == 'free' then
+            self.rescue:empty(lane)
+        end
+    end
 end
 
 --- Ready: into rotation.
 function Rotation:join(worker_id)
-    local record = self.users[worker_id]
-    if not record or self.shared or record.guest or record.state == 'live' then
-        return
+    local lane = self.users[worker_id]
+    if lane and lane:join(worker_id) then
+        self.steering:join(worker_id, self.want)
+        empty_free(self)
     end
-    record.state = 'live'
-    record.lane:repair() -- its own listen() set a backlog of its own
-    record.quiet = record.request == nil -- of who has a channel it is known to have listened by now
-    if self.buckets then
-        self.buckets:join(worker_id, self.want)
-    end
-    self:steer()
-    handover.free(self)
-end
-
-local function out(self, worker_id, record, state)
-    record.state = state
-    if self.buckets then
-        self.buckets:leave(worker_id, self.want)
-    end
-    self:steer()
 end
 
 --- Out of rotation, before it is asked to go.
 -- @return true if there is a queue to wait for
 function Rotation:leave(worker_id)
-    local record = self.users[worker_id]
-    if not record or self.shared or record.guest then
-        return false
+    local lane = self.users[worker_id]
+    if lane and lane:leave(worker_id) then
+        self.steering:leave(worker_id, self.want)
     end
-    if record.state ~= 'leaving' then
-        out(self, worker_id, record, 'leaving')
-    end
-    return true
+    return lane ~= nil
 end
 
 --- The process is gone. Its lane stays, with what waits in it.
 function Rotation:drop(worker_id)
-    local record = self.users[worker_id]
-    if not record then
+    local lane = self.users[worker_id] or self.guests[worker_id]
+    if not lane then
         return
     end
-    self.users[worker_id], self.probes[worker_id] = nil, nil
     if self.address.path then
-        upkeep.repair(self, record, worker_id)
+        lane:repair(worker_id)
     end
-    if self.shared or record.guest then
+    self.guests[worker_id] = nil
+    if not self.users[worker_id] then
         return
     end
-    record.worker, record.stalled, record.request = nil, nil, nil
-    out(self, worker_id, record, 'free')
-    handover.lane(self, record)
+    self.users[worker_id] = nil
+    lane:remove(worker_id)
+    self.steering:unprobe(worker_id)
+    self.steering:leave(worker_id, self.want)
+    if lane.state == 'free' then
+        self.rescue:empty(lane)
+    end
 end
 
 --- Connections that wait for the worker.
 function Rotation:waiting(worker_id)
-    local record = self.users[worker_id]
-    return record and not self.shared and not record.guest and upkeep.depth(record) or 0
+    local lane = self.users[worker_id]
+    return lane and lane:waiting() or 0
 end
 
 --- Its share of new connections, as a ratio to the others' 1. 0: none, unless there is nobody else.
 function Rotation:weigh(worker_id, weight)
-    local record = self.users[worker_id]
-    if record and not self.shared and not record.guest and record.weight ~= weight then
-        record.weight = weight
-        self:steer()
+    local lane = self.users[worker_id]
+    if lane and lane:weigh(worker_id, weight) then
+        self.steering:apply()
     end
 end
 
+--- The number of workers wanted: so many lanes are kept.
+function Rotation:wants(count)
+    self.want = count
+end
+
+--- Its name in a later plan.
+function Rotation:rename(name)
+    self.name = name
+end
+
 function Rotation:is_used()
-    return next(self.users) ~= nil
+    return next(self.users) ~= nil or next(self.guests) ~= nil
 end
 
 --- Whether the worker has this socket, and whether it has a lane of its own there.
 function Rotation:has(worker_id)
-    local record = self.users[worker_id]
-    return record ~= nil, record ~= nil and not self.shared and not record.guest
+    local lane = self.users[worker_id]
+    return lane ~= nil or self.guests[worker_id] ~= nil, lane ~= nil
 end
 
--- See probes.lua.
-Rotation.probe, Rotation.probed, Rotation.unprobe = probes.begin, probes.finish, probes.forget
+--- Connections of the master's own from this port go to the worker's lane; see steering.lua.
+function Rotation:probe(worker_id, port)
+    if not self.users[worker_id] then
+        return nil, 'it has no lane', 'ENOTSUP'
+    end
+    return self.steering:probe(worker_id, self.users[worker_id], port)
+end
+
+function Rotation:probed(worker_id)
+    return self.users[worker_id] ~= nil and self.steering:probed(worker_id)
+end
+
+function Rotation:unprobe(worker_id)
+    if self.steering then
+        self.steering:unprobe(worker_id)
+    end
+end
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Now and then
 
+local function repair(self, now)
+    if now - (self.repaired_at or 0) < REPAIR_MS then
+        return
+    end
+    self.repaired_at = now
+    for _, lane in ipairs(self.lanes) do
+        lane:repair()
+    end
+end
+
+local function can_take(self, except)
+    for _, lane in ipairs(self.lanes) do
+        if lane.state == 'live' and not lane.stalled and lane ~= except then
+            return true
+        end
+    end
+    return false
+end
+
+-- @return 'busy', 'unsettled' or nil, as tick
+local function look(self, lane, now)
+    if lane.state == 'live' then
+        if lane:watch(now, can_take(self, lane), self.rescue) then
+            self.steering:apply()
+            if lane.stalled then
+                self.rescue:empty(lane)
+            end
+            lane:measure()
+        end
+    elseif lane.state == 'free' then
+        self.rescue:empty(lane)
+        lane:measure()
+    end
+    return lane.depth > 0 and 'busy' or lane.stalled and 'unsettled' or nil
+end
+
+-- Closes free lanes beyond what is wanted. From the end of the group: then no other member changes its place.
+local function trim(self, now)
+    local used = 0
+    for _, lane in ipairs(self.lanes) do
+        used = used + (lane.state ~= 'free' and 1 or 0)
+    end
+    for i = #self.lanes, 1, -1 do
+        local lane = self.lanes[i]
+        if #self.lanes <= math.max(self.want, used, 1) then
+            return
+        end
+        local last = lane.socket:index() == #self.lanes - 1
+        if (last or not self.steering.buckets) and lane:close_unused(now) then
+            table.remove(self.lanes, i)
+        end
+    end
+end
+
 --- @return 'busy' if connections wait somewhere: look again soon; 'unsettled' if there is something to come back to
 function Rotation:tick(now)
-    local busy, unsettled = false, self.force == 'hash'
-    local repairs = now - (self.repaired_at or 0) >= REPAIR_MS
-    self.repaired_at = repairs and now or self.repaired_at
-    for _, record in ipairs(self.records) do
-        if repairs then
-            upkeep.repair(self, record)
-        end
-        if not self.shared then
-            if record.state == 'live' then
-                upkeep.watch(self, record, now)
-            elseif record.state == 'free' then
-                handover.lane(self, record)
-                record.depth = upkeep.depth(record)
-            end
-            busy = busy or record.depth > 0
-            unsettled = unsettled or record.stalled
-        end
-        unsettled = unsettled or record.broken
-    end
+    repair(self, now)
+    local busy, unsettled = false, false
     if not self.shared then
-        if self.force == 'hash' then
-            self:steer()
+        for _, lane in ipairs(self.lanes) do
+            local state = look(self, lane, now)
+            busy, unsettled = busy or state == 'busy', unsettled or state ~= nil
         end
-        handover.homeless(self)
-        upkeep.trim(self, now)
-        unsettled = unsettled or #self.records > self.want
+        if self.steering.force == 'hash' then
+            self.steering:apply()
+            unsettled = true
+        end
+        self.rescue:retry()
+        trim(self, now)
+        unsettled = unsettled or #self.lanes > self.want
     end
-    return (busy or #self.homeless > 0) and 'busy' or unsettled and 'unsettled' or nil
+    for _, lane in ipairs(self.lanes) do
+        unsettled = unsettled or lane.broken ~= nil
+    end
+    return (busy or self.rescue:waiting() > 0) and 'busy' or unsettled and 'unsettled' or nil
 end
 
 --- Adds the sockets to watch while nothing happens. One of datagrams has no queue to look after.
 function Rotation:watched(fds)
-    for _, record in ipairs(self.address.type == 'dgram' and {} or self.records) do
-        fds[#fds + 1] = record.fd
+    for _, lane in ipairs(self.address.type == 'dgram' and {} or self.lanes) do
+        fds[#fds + 1] = lane.fd
     end
 end
 
 --- For status.
 function Rotation:snapshot()
     local lanes = {}
-    for i, record in ipairs(self.records) do
-        local depth, limit = record.lane:queue()
-        lanes[i] = {
-            worker = record.worker, state = self.shared and 'shared' or record.state, waiting = depth, limit = limit,
-            steered = self.shared or record.steered or false, stalled = record.stalled or false, weight = record.weight,
-        }
+    for i, lane in ipairs(self.lanes) do
+        lanes[i] = lane:snapshot(self.shared)
     end
-    return { address = self.address.text, name = self.name, balance = self.force, lanes = lanes }
+    return { address = self.address.text, name = self.name, balance = self:balance_in_force(), lanes = lanes }
 end
 
 function Rotation:close()
-    for _, fd in ipairs(self.homeless) do
-        self.platform.close_fd(fd)
+    if self.rescue then
+        self.rescue:close()
     end
-    self.records, self.users, self.homeless = {}, {}, {}
+    self.lanes, self.users, self.guests = {}, {}, {}
     if self.listener then
         self.listener:close()
         self.listener = nil

@@ -1,4 +1,4 @@
---- buckets.lua: which worker a client's address belongs to, for `balance = 'sticky'`. A client's address falls into a
+--- sticky.lua: which worker a client's address belongs to, for `balance = 'sticky'`. A client's address falls into a
 -- bucket (core.bucket), a bucket has an owner. A bucket moves only when its owner leaves, or when the cluster grows: a
 -- newcomer then takes back first what had to move before, so that nobody is moved twice without need.
 

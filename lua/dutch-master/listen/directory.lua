@@ -1,0 +1,345 @@
+--- directory.lua: the listeners of the cluster: those of the plan, and those that workers asked for. When one is opened
+-- or closed, and which one is meant. What happens inside one is rotation.lua's matter.
+
+local Rotation = require 'dutch-master.listen.rotation'
+
+local Directory = {}
+Directory.__index = Directory
+
+--- @param options {platform, want = the number of workers, balance, inherited = platform.inherited()'s list,
+--   fields = what every listener is opened with: see Rotation.new}
+function Directory.new(options)
+    return setmetatable({
+        platform = options.platform, wanted = options.want, balance = options.balance, fields = options.fields,
+        inherited = options.inherited,
+        plan = {}, -- listeners of the plan, in its order
+        by_key = {}, -- those that workers asked for
+        retired = {}, -- no longer in the plan, still used
+        opened = 0, -- listeners, ever
+    }, Directory)
+end
+
+--- All of them.
+function Directory:each()
+    local list = {}
+    for _, rotation in ipairs(self.plan) do
+        list[#list + 1] = rotation
+    end
+    for _, rotation in pairs(self.by_key) do
+        list[#list + 1] = rotation
+    end
+    for _, rotation in ipairs(self.retired) do
+        list[#list + 1] = rotation
+    end
+    return list
+end
+
+--- Those of the plan in its order, then those asked for in theirs.
+function Directory:in_order()
+    local list, asked_for = {}, {}
+    for _, rotation in ipairs(self.plan) do
+        list[#list + 1] = rotation
+    end
+    for _, rotation in pairs(self.by_key) do
+        asked_for[#asked_for + 1] = rotation
+    end
+    table.sort(asked_for, function(a, b)
+        return a.number < b.number
+    end)
+    for _, rotation in ipairs(asked_for) do
+        list[#list + 1] = rotation
+    end
+    return list
+end
+
+-- A socket of that address (and number, if one is said) that came from outside. @return its number, its place
+local function inherited_fd(self, address, fd)
+    for i, socket in ipairs(self.inherited) do
+        if socket.address and socket.address.text == address.text and (fd == nil or socket.fd == fd) then
+            return socket.fd, i
+        end
+    end
+end
+
+-- The same, once.
+local function take_inherited(self, address, fd)
+    local found, place = inherited_fd(self, address, fd)
+    if found then
+        table.remove(self.inherited, place)
+    end
+    return found
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Room
+
+-- Whether `count` workers can have a lane each at an address. What the kernel lets us do there is not asked: the same
+-- script is refused, or not, on every machine.
+-- @param fd of the socket, if it came from outside: such a one is shared
+-- @return true, or nil, message, code
+local function has_room(self, count, address, fd)
+    local lanes = self.balance ~= 'shared' and not fd and not address.path and address.type == 'stream'
+        and address.family ~= 'unix'
+    if not lanes or count <= Rotation.MAX_WORKERS then
+        return true
+    end
+    return nil, ("E2BIG: %s: %d workers, and at most %d can have a lane each: fewer workers, or balance = 'shared'")
+        :format(address.text, count, Rotation.MAX_WORKERS), 'E2BIG'
+end
+
+local function have_room(self, rotations, count)
+    for _, rotation in pairs(rotations) do
+        local ok, message, code = has_room(self, count, rotation.address, rotation.fd)
+        if not ok then
+            return nil, message, code
+        end
+    end
+    return true
+end
+
+--- Whether so many workers can be wanted.
+-- @return true, or nil, message, code
+function Directory:has_room(count)
+    local ok, message, code = have_room(self, self.plan, count)
+    if not ok then
+        return nil, message, code
+    end
+    return have_room(self, self.by_key, count)
+end
+
+--- The number of workers wanted: so many lanes are kept.
+function Directory:want(count)
+    self.wanted = count
+    for _, rotation in ipairs(self:each()) do
+        rotation:wants(count)
+    end
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- The plan's
+
+local function open_rotation(self, fields)
+    for key, value in pairs(self.fields) do
+        if key ~= 'backlog' then
+            fields[key] = value
+        end
+    end
+    fields.want = self.wanted
+    fields.backlog = math.max(self.fields.backlog, fields.backlog or 0)
+    fields.fd = take_inherited(self, fields.address, fields.fd)
+    self.opened = self.opened + 1
+    fields.number = self.opened
+    local rotation = Rotation.new(fields)
+    local ok, message, code = rotation:open()
+    if not ok then
+        rotation:close()
+        return nil, message, code
+    end
+    return rotation
+end
+
+-- An entry of the plan's list: text, or {address = text or table, name =, mode =}, or an address table with a name.
+local function plan_entry(self, item)
+    local text = type(item) == 'string' and item or item.text or item.address
+    local fields = type(item) == 'table' and { name = item.name, mode = item.mode } or {}
+    if type(text) == 'table' then
+        text = text.text
+    end
+    local address, message, code = self.platform.address(text)
+    if not address then
+        return nil, message, code
+    end
+    fields.address, fields.key = address, address.text
+    return fields
+end
+
+-- What can be seen to be wrong without binding: nothing is bound for a list that cannot be had as a whole.
+-- @return the entries of `list`, or nil, message, code
+local function plan_entries(self, list, count)
+    local entries, seen = {}, {}
+    for i, item in ipairs(list) do
+        local fields, message, code = plan_entry(self, item)
+        if not fields then
+            return nil, message, code
+        end
+        if seen[fields.key] and fields.address.port ~= 0 then
+            return nil, ('EADDRINUSE: %s is listed twice'):format(fields.key), 'EADDRINUSE'
+        end
+        seen[fields.key] = true
+        local ok
+        ok, message, code = has_room(self, count, fields.address, inherited_fd(self, fields.address))
+        if not ok then
+            return nil, message, code
+        end
+        entries[i] = fields
+    end
+    return entries
+end
+
+-- Those of `entries` in their order, old ones where they exist; `fresh` are the new ones among them.
+local function assemble(self, entries, fresh)
+    local before, plan = {}, {}
+    for _, rotation in ipairs(self.plan) do
+        before[rotation.key] = rotation
+    end
+    for i, fields in ipairs(entries) do
+        local message, code
+        local rotation = before[fields.key]
+        before[fields.key] = nil
+        if not rotation then
+            fields.may_block = true -- a server that was given its sockets knows how it accepts
+            rotation, message, code = open_rotation(self, fields)
+            if not rotation then
+                return nil, message, code
+            end
+            fresh[#fresh + 1] = rotation
+        end
+        plan[i] = rotation
+    end
+    return plan, before
+end
+
+--- Takes over another list: new listeners are bound before old ones are closed, and if one cannot be bound nothing has
+-- changed. A listener that is not wanted any more closes when its last worker is gone.
+-- @param count the number of workers that will be wanted, nil: as many as now
+-- @return true, or nil, message, code
+function Directory:update(list, count)
+    count = count or self.wanted
+    local ok, message, code = have_room(self, self.by_key, count)
+    local entries
+    if ok then
+        entries, message, code = plan_entries(self, list, count)
+    end
+    if not entries then
+        return nil, message, code
+    end
+    local fresh = {}
+    local plan, rest
+    plan, rest, code = assemble(self, entries, fresh)
+    if not plan then
+        for _, rotation in ipairs(fresh) do
+            rotation:close()
+        end
+        return nil, rest, code
+    end
+    for i, rotation in ipairs(plan) do
+        rotation:rename(type(list[i]) == 'table' and list[i].name or nil)
+    end
+    self.plan = plan
+    for _, rotation in pairs(rest) do
+        self.retired[#self.retired + 1] = rotation
+    end
+    return true
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Those that workers ask for
+
+local function mode_of(request)
+    if not (request.readable_all or request.writable_all) then
+        return nil
+    end
+    return tonumber('700', 8) + (request.readable_all and tonumber('044', 8) or 0)
+        + (request.writable_all and tonumber('022', 8) or 0)
+end
+
+-- The n-th listen(0) of every worker is one port; but datagram sockets without a port are each worker's own.
+local function key_of(id, request)
+    local key = request.name or request.text
+    if not request.stream and request.port == 0 and request.type ~= 'unix' then
+        key = key .. '@' .. id
+    end
+    return key
+end
+
+local function find(self, key, request, address)
+    if self.by_key[key] then
+        return self.by_key[key]
+    end
+    for _, rotation in ipairs(self.plan) do
+        if address and address.port ~= 0 and rotation.address.text == address.text then
+            return rotation
+        end
+    end
+    for _, rotation in ipairs(self:each()) do
+        if rotation.fd and (rotation.fd == request.fd or address and rotation.address.text == address.text) then
+            return rotation
+        end
+    end
+end
+
+--- A listener for a worker's request that exists already: asked for before, of the plan, or one that came from outside,
+-- whether it was asked for by its number or by its address.
+function Directory:find(id, request)
+    return find(self, key_of(id, request), request, request.text and self.platform.address(request.text) or nil)
+end
+
+-- The address of a request: of listen({fd}) it is that of the socket with this number among those from outside.
+local function address_of(self, request)
+    if request.text then
+        return self.platform.address(request.text)
+    end
+    for _, socket in ipairs(self.inherited) do
+        if socket.fd == request.fd and socket.address and (socket.address.type ~= 'dgram') == request.stream then
+            return socket.address
+        end
+    end
+    local message = request.fd and ('no socket was passed to the master as descriptor %d'):format(request.fd)
+    return nil, message or 'no such socket', 'EINVAL'
+end
+
+--- The listener for a worker's request, opened if there is none yet.
+-- @return it, or nil, message, code
+function Directory:open(id, request)
+    local key = key_of(id, request)
+    local address, message, code = address_of(self, request)
+    local rotation = find(self, key, request, address)
+    if rotation or not address then
+        return rotation, message, code
+    end
+    if request.dual ~= nil and address.host == '::' then
+        address.dual = request.dual
+    end
+    local ok
+    ok, message, code = has_room(self, self.wanted, address, inherited_fd(self, address, request.fd))
+    if not ok then
+        return nil, message, code
+    end
+    rotation, message, code = open_rotation(self, {
+        key = key, address = address, backlog = request.backlog, mode = mode_of(request), fd = request.fd,
+    })
+    if rotation then
+        self.by_key[key] = rotation
+    end
+    return rotation, message, code
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- The end
+
+--- Closes listeners that nobody has any more: those that left the plan, and those of a former release's workers once
+-- all present workers are ready and none asked for them. What came from outside stays: it could not be had again.
+-- @param settled whether everybody who might still ask for a listener has asked
+function Directory:close_unused(settled)
+    for i = #self.retired, 1, -1 do
+        if not self.retired[i]:is_used() then
+            table.remove(self.retired, i):close()
+        end
+    end
+    for key, rotation in pairs(self.by_key) do
+        local private = key:find('@', 1, true) and not rotation.address.path
+        if not rotation:is_used() and not rotation.fd and (settled or private) then
+            self.by_key[key] = nil
+            rotation:close()
+        end
+    end
+end
+
+function Directory:close()
+    for _, rotation in ipairs(self:each()) do
+        rotation:close()
+    end
+    self.plan, self.by_key, self.retired = {}, {}, {}
+end
+
+return Directory

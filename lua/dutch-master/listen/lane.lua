@@ -1,0 +1,263 @@
+--- lane.lua: one listening socket of a listener: who has it, what waits in it, whether it moves, what was done to it.
+-- Owned by its rotation (rotation.lua). A lane has users: the one worker whose it is, all workers of a generation, or,
+-- of a shared socket, everybody.
+--
+-- Its state follows from its users': live (one of them takes connections), else starting (one is not ready yet), else
+-- leaving (all are asked to go), else free. A live lane can be `stalled`: connections wait and nobody takes them.
+
+local Lane = {}
+Lane.__index = Lane
+
+-- A client whose SYN was answered while the lane was in rotation may be shaking hands still: it retries for seconds.
+-- (out_since: of the lane's last moment in it, which a free lane has again when nobody serves.)
+local QUARANTINE_MS = 5000
+-- A stalled lane that was emptied by rescue shows no movement: it is tried again after this, doubling.
+local FIRST_PROBATION_MS, LAST_PROBATION_MS = 1000, 30000
+
+--- @param options {platform, log, socket = the core's lane, address = text, may_block (users choose how they accept),
+--   stall_timeout_ms}
+function Lane.new(options)
+    local self = setmetatable({}, Lane)
+    for key, value in pairs(options) do
+        self[key] = value
+    end
+    self.users = {} -- worker id -> { state, weight, request = what it asked for }
+    self.state, self.weight, self.depth = 'free', 1, 0
+    self.accepted = 0 -- connections that were taken out by us
+    self.disturbed = 0 -- how often the kernel's order was not the one in force
+    self.quiet = true -- the next repair is no news
+    self.steered = false
+    self.out_since = self.platform.now()
+    self.fd = self.socket:fd() -- to watch it: asked for later, it would be made non-blocking for a worker
+    return self
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Users
+
+local function update(self)
+    local weights = {}
+    for _, user in pairs(self.users) do
+        weights[user.state] = (weights[user.state] or 0) + user.weight
+    end
+    self.state = weights.live and 'live' or weights.starting and 'starting' or weights.leaving and 'leaving' or 'free'
+    self.weight = weights[self.state] or 1
+end
+
+--- The worker whose lane it is, where it is one alone.
+function Lane:worker()
+    local id = next(self.users)
+    return id ~= nil and next(self.users, id) == nil and id or nil
+end
+
+--- A worker gets it: it is starting.
+-- @param request what the worker asked for over its channel, nil if it has none
+function Lane:add(worker_id, request)
+    if self.state == 'free' then
+        self.stalled, self.since, self.probation = nil, nil, nil
+    end
+    self.quiet = true -- its first listen() may change the backlog, as any server's
+    self.users[worker_id] = { state = 'starting', weight = 1, request = request }
+    update(self)
+end
+
+--- The worker has asked for it again.
+function Lane:asked(worker_id, request)
+    self.users[worker_id].request = request
+end
+
+--- The descriptor, as it is handed to a worker.
+function Lane:hand_out()
+    return self.socket:fd(self.may_block)
+end
+
+--- Ready. @return false if it was
+function Lane:join(worker_id)
+    local user = self.users[worker_id]
+    if user.state == 'live' then
+        return false
+    end
+    user.state = 'live'
+    self.socket:repair(self.may_block) -- its own listen() set a backlog of its own
+    self.quiet = user.request == nil -- of who has a channel it is known to have listened by now
+    update(self)
+    return true
+end
+
+--- Asked to go. @return false if it was
+function Lane:leave(worker_id)
+    local user = self.users[worker_id]
+    if user.state == 'leaving' then
+        return false
+    end
+    user.state = 'leaving'
+    update(self)
+    return true
+end
+
+--- Gone. What waits in the lane stays there.
+function Lane:remove(worker_id)
+    self.users[worker_id] = nil
+    update(self)
+    if self.state == 'free' then
+        self.stalled = nil
+    end
+end
+
+--- @return whether that changes anything
+function Lane:weigh(worker_id, weight)
+    local user = self.users[worker_id]
+    local before = self.weight
+    user.weight = weight
+    update(self)
+    return self.weight ~= before
+end
+
+--- Those of its users that serve and can be given a connection over a channel: { worker, request }, appended to a list.
+function Lane:takers(list)
+    for id, user in pairs(self.users) do
+        if user.state == 'live' and user.request then
+            list[#list + 1] = { worker = id, request = user.request }
+        end
+    end
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- What waits
+
+--- Connections that wait in it now.
+function Lane:waiting()
+    return (self.socket:queue()) or 0
+end
+
+--- The same, noted for the next look.
+function Lane:measure()
+    self.depth = self:waiting()
+    return self.depth
+end
+
+--- Takes out a connection that waits.
+function Lane:accept()
+    local fd = self.socket:accept()
+    self.accepted = self.accepted + (fd and 1 or 0)
+    return fd
+end
+
+local function culprit(self)
+    return { workerId = self:worker(), address = self.address }
+end
+
+local function resume(self)
+    self.stalled, self.since, self.emptied = nil, nil, nil
+    self.log:info(culprit(self), 'Worker takes connections again')
+    return true
+end
+
+local function stall(self, now)
+    self.stalled = true
+    self.probation = math.min((self.probation or FIRST_PROBATION_MS / 2) * 2, LAST_PROBATION_MS)
+    self.retry_at = now + self.probation
+    local fields = culprit(self)
+    fields.waiting = self.depth
+    self.log:warn(fields, 'Worker stalled')
+end
+
+local function watch_stalled(self, now, moves, rescue)
+    local emptied = rescue:empty(self) > 0
+    self:measure()
+    if moves and not emptied and not self.emptied then
+        self.probation = nil
+        return resume(self)
+    elseif self.depth == 0 and now >= self.retry_at then
+        return resume(self)
+    end
+    self.emptied = self.emptied or emptied
+    return false
+end
+
+--- Looks at a live lane: does it move? Movement is a queue that got shorter, or is empty. One that grows may well be
+-- nobody's.
+-- @param others whether there are lanes that can take its share
+-- @return whether the steering must change
+function Lane:watch(now, others, rescue)
+    local before = self.depth
+    self:measure()
+    local moves = self.depth == 0 or self.depth < before
+    if self.stalled then
+        return watch_stalled(self, now, moves, rescue)
+    elseif moves then
+        self.since = nil
+        return false
+    end
+    self.since = self.since or now
+    -- Ticks come late, never early: a little less than the whole is the whole.
+    if now - self.since < self.stall_timeout_ms * 0.95 or not others then
+        return false
+    end
+    local heirs = rescue:possible(self)
+    -- A queue can move and be as long as before. Where its head can be given away, that is asked how long it waited.
+    local young = heirs and rescue:head_ms(self) < self.stall_timeout_ms / 2
+    if young then
+        self.since = nil
+    else
+        stall(self, now)
+        self.emptied = heirs
+    end
+    return not young
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Upkeep
+
+--- Puts right what a worker did to it, and names the worker.
+-- @param ended the worker that has just ended, if one has: to remove the path of its socket then is what servers do
+function Lane:repair(ended)
+    local done, message = self.socket:repair(self.may_block)
+    local fields = culprit(self)
+    fields.workerId = ended or fields.workerId
+    if not done then
+        if self.broken ~= message then
+            fields.reason = message
+            self.log:error(fields, 'Listening socket is broken and could not be repaired')
+        end
+        self.broken = message
+        return
+    end
+    self.broken = nil
+    if #done == 0 then
+        return
+    end
+    fields.repaired = table.concat(done, ', ')
+    if fields.repaired:find 'shutdown' or fields.repaired:find 'reuseport' then
+        self.disturbed = self.disturbed + 1
+    end
+    if self.quiet and fields.repaired == 'backlog' or ended and fields.repaired == 'path' then
+        self.log:debug(fields, 'Listening socket repaired') -- every server's first listen() changes the backlog
+    else
+        self.log:warn(fields, 'Listening socket repaired')
+    end
+    self.quiet = false
+end
+
+--- Whether it gets new connections from now on.
+function Lane:steer(on)
+    self.out_since = self.steered and self.platform.now() or self.out_since
+    self.steered = on
+end
+
+--- Closes it, if nobody has it, nothing waits in it, and nothing can be on its way to it any more.
+function Lane:close_unused(now)
+    return self.state == 'free' and not self.steered and now - self.out_since >= QUARANTINE_MS and self:waiting() == 0
+        and self.socket:close()
+end
+
+--- For status.
+function Lane:snapshot(shared)
+    local depth, limit = self.socket:queue()
+    return {
+        worker = not shared and self:worker() or nil, state = shared and 'shared' or self.state, waiting = depth,
+        limit = limit, steered = shared or self.steered, stalled = self.stalled or false, weight = self.weight,
+    }
+end
+
+return Lane

@@ -1,0 +1,168 @@
+--- steering.lua: who gets the new connections of a listener, as the kernel is told. Chooses among the lanes, keeps the
+-- clients' buckets (sticky) and the probes: connections of the master's own that reach one worker's lane, whether it is
+-- in rotation or not, by the port that they come from. One for each listener with lanes; the lanes are its rotation's.
+
+local Buckets = require 'dutch-master.listen.sticky'
+
+local Steering = {}
+Steering.__index = Steering
+
+-- DM_STEERING_PROBES: so many rules the kernel program has room for.
+local MAX_PROBES = 64
+
+--- @param options {platform, log, listener = the core's, address = text, balance, want = the number of workers,
+--   lanes = the rotation's list, read here at every call}
+function Steering.new(options)
+    return setmetatable({
+        log = options.log, listener = options.listener, address = options.address, lanes = options.lanes,
+        force = options.balance, -- what is in force: steered, sticky, queue, or hash where the kernel refused
+        balance = options.balance,
+        buckets = options.balance == 'sticky' and Buckets.new(options.want) or nil,
+        probes = {}, -- worker id -> { port, lane, accepted, disturbed }
+    }, Steering)
+end
+
+local function lanes_in(lanes, state)
+    local list = {}
+    for _, lane in ipairs(lanes) do
+        if lane.weight > 0 and (lane.state == state or state == 'moving' and lane.state == 'live' and not lane.stalled)
+        then
+            list[#list + 1] = lane
+        end
+    end
+    return list
+end
+
+-- If nobody is live, connections wait where somebody will be first: at a worker that is stalled, starting, going, or in
+-- a lane that the next worker takes over.
+local function candidates(lanes)
+    for _, state in ipairs { 'moving', 'live', 'starting', 'leaving', 'free' } do
+        local list = lanes_in(lanes, state)
+        if #list > 0 then
+            return list
+        end
+    end
+    return lanes
+end
+
+local function sticky_map(self, list)
+    local position, present = {}, {}
+    for i, lane in ipairs(list) do
+        local owner = lane:worker()
+        if not (owner and self.buckets.held[owner]) then
+            return true -- nobody live: any share will do
+        end
+        position[owner], present[i] = i, owner
+    end
+    local map = self.buckets:owners_of(present)
+    for bucket, owner in ipairs(map) do
+        map[bucket] = position[owner]
+    end
+    return map
+end
+
+local function probe_rules(self)
+    local list = {}
+    for _, probe in pairs(self.probes) do
+        list[#list + 1] = { port = probe.port, lane = probe.lane.socket }
+    end
+    return list
+end
+
+--- Tells the kernel.
+function Steering:apply()
+    local list = candidates(self.lanes)
+    local chosen, entries, options = {}, {}, { probes = probe_rules(self) }
+    for i, lane in ipairs(list) do
+        chosen[lane] = true
+        entries[i] = { lane = lane.socket, weight = lane.weight > 0 and lane.weight or 1 }
+    end
+    for _, lane in ipairs(self.lanes) do
+        lane:steer(chosen[lane] or false)
+    end
+    if self.buckets then
+        options.sticky = sticky_map(self, list)
+    end
+    local force, why = self.listener:steer(entries, options)
+    force = force == 'steered' and self.balance or force
+    if force ~= self.force then
+        self.force = force
+        self.log:warn({ address = self.address, balance = force, reason = why }, 'Balancing changed')
+    end
+end
+
+--- A worker's lane goes into rotation.
+function Steering:join(worker_id, want)
+    if self.buckets then
+        self.buckets:join(worker_id, want)
+    end
+    self:apply()
+end
+
+--- Out of it.
+function Steering:leave(worker_id, want)
+    if self.buckets then
+        self.buckets:leave(worker_id, want)
+    end
+    self:apply()
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Probes. What matters is that no other worker can answer one unnoticed.
+
+local function disturbances(self)
+    local count = 0
+    for _, lane in ipairs(self.lanes) do
+        count = count + lane.disturbed + (lane.broken and 1 or 0)
+    end
+    return count
+end
+
+--- Connections from this port go to the worker's lane, until `probed` or `unprobe`.
+-- @return true, or nil, why, code; EAGAIN: too many are under way
+function Steering:probe(worker_id, lane, port)
+    local count = 0
+    for _ in pairs(self.probes) do
+        count = count + 1
+    end
+    if count >= MAX_PROBES then
+        return nil, 'too many workers are asked at once', 'EAGAIN'
+    end
+    self.probes[worker_id] = { port = port, lane = lane, accepted = lane.accepted, disturbed = disturbances(self) }
+    self:apply()
+    if self.force == 'hash' then
+        self:unprobe(worker_id)
+        return nil, 'steering is refused', 'EPERM'
+    end
+    return true
+end
+
+--- It is over; its connection is closed by now.
+function Steering:unprobe(worker_id)
+    if self.probes[worker_id] then
+        self.probes[worker_id] = nil
+        self:apply()
+    end
+end
+
+--- The same for one that was answered.
+-- @return whether nobody without the lane can have answered: the connection was not among those that went to other
+-- workers, and the group is what the program took it for
+function Steering:probed(worker_id)
+    local probe = self.probes[worker_id]
+    if not probe then
+        return false
+    end
+    for _, lane in ipairs(self.lanes) do
+        lane:repair()
+    end
+    local undisturbed = disturbances(self) == probe.disturbed
+    self:unprobe(worker_id)
+    local broken = false
+    for _, lane in ipairs(self.lanes) do
+        broken = broken or lane.broken
+    end
+    return undisturbed and not broken and probe.lane.users[worker_id] ~= nil and probe.accepted == probe.lane.accepted
+end
+
+return Steering

@@ -1,0 +1,191 @@
+local Lane = require 'dutch-master.listen.lane'
+local Platform = require 'spec.support.fake_platform'
+local fake_network = require 'spec.support.fake_network'
+
+describe('a lane', function()
+    local platform, socket, lane, records, rescue
+
+    local log = setmetatable({}, {
+        __index = function(_, level)
+            return function(_, fields, message)
+                records[#records + 1] = { level = level, fields = fields, message = message }
+            end
+        end,
+    })
+
+    before_each(function()
+        platform, records = Platform.new(), {}
+        fake_network.add(platform)
+        socket = platform.listen(platform.address ':80', { reuseport = true }):lane()
+        lane = Lane.new { platform = platform, log = log, socket = socket, address = ':80', stall_timeout_ms = 1000 }
+        rescue = {
+            heirs = false, head = 5000, given = 0,
+            possible = function(self)
+                return self.heirs
+            end,
+            head_ms = function(self)
+                return self.head
+            end,
+            empty = function(self, from)
+                local count = 0
+                while self.heirs and from:accept() do
+                    count = count + 1
+                end
+                self.given = self.given + count
+                return count
+            end,
+        }
+    end)
+
+    local function client()
+        socket.waiting[#socket.waiting + 1] = 1000 + #socket.waiting
+    end
+
+    local function watch_for(ms, others)
+        local changed = false
+        for _ = 1, ms / 50 do
+            platform:advance(50)
+            changed = lane:watch(platform.now(), others ~= false, rescue) or changed
+        end
+        return changed
+    end
+
+    it('is what its users are: live before starting before leaving, then free', function()
+        assert.equal('free', lane.state)
+        lane:add(1)
+        assert.equal('starting', lane.state)
+        assert.is_true(lane:join(1))
+        assert.is_false(lane:join(1))
+        lane:add(2)
+        assert.equal('live', lane.state)
+        assert.is_true(lane:leave(1))
+        assert.is_false(lane:leave(1))
+        assert.equal('starting', lane.state)
+        lane:remove(2)
+        assert.equal('leaving', lane.state)
+        lane:remove(1)
+        assert.equal('free', lane.state)
+    end)
+
+    it('weighs what those weigh that make its state', function()
+        lane:add(1)
+        lane:add(2)
+        lane:join(1)
+        lane:join(2)
+        assert.equal(2, lane.weight)
+        assert.is_true(lane:weigh(1, 0.5))
+        assert.is_false(lane:weigh(1, 0.5))
+        assert.equal(1.5, lane.weight)
+        lane:leave(2)
+        assert.equal(0.5, lane.weight)
+    end)
+
+    it('names its worker only where it is one', function()
+        assert.is_nil(lane:worker())
+        lane:add(7)
+        assert.equal(7, lane:worker())
+        lane:add(8)
+        assert.is_nil(lane:worker())
+    end)
+
+    it('stalls when nothing moves for the whole time, and somebody else can take', function()
+        lane:add(1)
+        lane:join(1)
+        client()
+        assert.is_false(watch_for(1500, false))
+        assert.is_true(watch_for(50))
+        assert.is_true(lane.stalled)
+        assert.equal('Worker stalled', records[1].message)
+        assert.same({ workerId = 1, address = ':80', waiting = 1 }, records[1].fields)
+        table.remove(socket.waiting)
+        assert.is_true(watch_for(50))
+        assert.is_nil(lane.stalled)
+        assert.equal('Worker takes connections again', records[2].message)
+    end)
+
+    it('does not while its queue gets shorter, nor if the head has just come', function()
+        lane:add(1)
+        lane:join(1)
+        for _ = 1, 30 do
+            client()
+        end
+        for _ = 1, 20 do
+            watch_for(500)
+            table.remove(socket.waiting)
+        end
+        assert.is_nil(lane.stalled)
+        rescue.heirs, rescue.head = true, 300
+        watch_for(3000)
+        assert.is_nil(lane.stalled)
+    end)
+
+    it('is on probation, longer each time, once rescue has emptied it', function()
+        lane:add(1)
+        lane:join(1)
+        rescue.heirs = true
+        local function stalls_for()
+            client()
+            watch_for(1000)
+            client() -- and rescued
+            local ms = 0
+            while lane.stalled do
+                watch_for(50)
+                ms = ms + 50
+            end
+            return ms
+        end
+        local first = stalls_for()
+        assert.is_true(first >= 950 and first <= 1050, tostring(first))
+        local second = stalls_for()
+        assert.is_true(second >= 1950 and second <= 2050, tostring(second))
+    end)
+
+    it('is a new one for its next user', function()
+        lane:add(1)
+        lane:join(1)
+        client()
+        watch_for(1500)
+        lane:remove(1)
+        lane:add(2)
+        assert.is_nil(lane.stalled)
+        assert.equal(1, lane:waiting())
+    end)
+
+    it('says once that it is broken, and who did what to it', function()
+        lane:add(1)
+        lane:join(1)
+        socket.repairs = { 'shutdown' }
+        lane:repair()
+        assert.same({ workerId = 1, address = ':80', repaired = 'shutdown' }, records[1].fields)
+        assert.equal(1, lane.disturbed)
+        local repair = socket.repair
+        function socket.repair()
+            return nil, 'no way'
+        end
+        lane:repair()
+        lane:repair()
+        assert.equal(2, #records)
+        assert.equal('no way', lane.broken)
+        socket.repair = repair
+        lane:repair()
+        assert.is_nil(lane.broken)
+    end)
+
+    it('closes when it is free, empty, and was out of rotation for a while', function()
+        lane:steer(true)
+        platform:advance(10000)
+        lane:steer(false)
+        assert.is_false(lane:close_unused(platform.now()))
+        platform:advance(5000)
+        client()
+        assert.is_false(lane:close_unused(platform.now()))
+        lane:accept()
+        lane:add(1)
+        assert.is_false(lane:close_unused(platform.now()))
+        lane:remove(1)
+        lane.socket = { queue = socket.queue, close = function()
+            return true
+        end }
+        assert.is_true(lane:close_unused(platform.now()))
+    end)
+end)

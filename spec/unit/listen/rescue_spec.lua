@@ -1,0 +1,119 @@
+local Rescue = require 'dutch-master.listen.rescue'
+
+describe('rescue', function()
+    local rescue, lane, heirs, given, closed, records, answers
+
+    before_each(function()
+        heirs, given, closed, records = { { worker = 1 }, { worker = 2 } }, {}, {}, {}
+        answers = {} -- worker -> function(done): what it does with a connection; else it takes it at once
+        lane = { waiting = {}, state = 'free' }
+        function lane.accept()
+            return table.remove(lane.waiting, 1)
+        end
+        function lane.worker() end
+        rescue = Rescue.new {
+            address = ':80',
+            platform = {
+                close_fd = function(fd)
+                    assert(not closed[fd], 'closed twice')
+                    closed[fd] = true
+                end,
+                quiet_ms = function(fd)
+                    return fd
+                end,
+            },
+            log = setmetatable({}, { __index = function()
+                return function(_, _, message)
+                    records[#records + 1] = message
+                end
+            end }),
+            heirs = function(except)
+                return except == 'nobody' and {} or heirs
+            end,
+            give = function(fd, done, worker, request)
+                if answers[worker] == false then
+                    return nil
+                end
+                given[#given + 1] = { fd = fd, worker = worker, request = request, done = done }
+                if not answers[worker] then
+                    done(true)
+                end
+                return true
+            end,
+        }
+    end)
+
+    it('spreads what waits in turn, and closes our copies', function()
+        lane.waiting = { 10, 11, 12 }
+        assert.equal(3, rescue:empty(lane))
+        assert.equal(given[1].worker, given[3].worker)
+        assert.not_equal(given[1].worker, given[2].worker)
+        assert.same({ [10] = true, [11] = true, [12] = true }, closed)
+    end)
+
+    it('takes nothing out while there is nobody to give it to', function()
+        heirs = {}
+        lane.waiting = { 10 }
+        assert.equal(0, rescue:empty(lane))
+        assert.same({ 10 }, lane.waiting)
+        assert.is_false(rescue:possible(lane))
+    end)
+
+    it('keeps what nobody took after all, and tries again', function()
+        answers = { [1] = false, [2] = false }
+        lane.waiting = { 10, 11 }
+        assert.equal(0, rescue:empty(lane))
+        assert.equal(1, rescue:waiting())
+        assert.same({ 11 }, lane.waiting)
+        answers = {}
+        rescue:retry()
+        assert.equal(0, rescue:waiting())
+        assert.same({ [10] = true }, closed)
+    end)
+
+    it('asks the next one when one refuses late; whose worker ended was not refused', function()
+        answers = { [1] = true, [2] = true }
+        lane.waiting = { 10 }
+        rescue:empty(lane)
+        for _ = 1, 20 do
+            given[#given].done(false, true)
+        end
+        for _ = 1, 8 do
+            assert.is_nil(closed[10])
+            given[#given].done(false)
+        end
+        assert.is_true(closed[10])
+        assert.equal('Waiting connection closed, no worker takes it', records[#records])
+    end)
+
+    it('has at most 256 on their way', function()
+        answers = { [1] = true, [2] = true }
+        for i = 1, 300 do
+            lane.waiting[i] = 100 + i
+        end
+        assert.equal(256, rescue:empty(lane))
+        assert.equal(44, #lane.waiting)
+        given[1].done(true)
+        assert.equal(1, rescue:empty(lane))
+    end)
+
+    it('says how long the head had waited, and gives it away', function()
+        lane.waiting = { 700, 3 }
+        assert.equal(700, rescue:head_ms(lane))
+        assert.equal(700, given[1].fd)
+        assert.same({ 3 }, lane.waiting)
+    end)
+
+    it('closes what it has at the end, and what comes back later', function()
+        answers = { [1] = true, [2] = false }
+        lane.waiting = { 10, 11 }
+        rescue:empty(lane)
+        answers = { [1] = false, [2] = false }
+        given[2].done(false)
+        assert.equal(1, rescue:waiting())
+        rescue:close()
+        assert.same({ [11] = true }, closed)
+        given[1].done(false)
+        assert.same({ [10] = true, [11] = true }, closed)
+    end)
+end)

@@ -1,0 +1,115 @@
+local Platform = require 'spec.support.fake_platform'
+local Rotation = require 'dutch-master.listen.rotation'
+local fake_network = require 'spec.support.fake_network'
+
+describe('a rotation', function()
+    local platform, network, rotation, records
+
+    local log = setmetatable({}, {
+        __index = function(_, level)
+            return function(_, fields, message)
+                records[#records + 1] = { level = level, fields = fields, message = message }
+            end
+        end,
+    })
+
+    local function new(fields)
+        local options = { platform = platform, log = log, key = ':80', address = platform.address ':80',
+            balance = 'steered', backlog = 511, want = 2, stall_timeout_ms = 1000 }
+        for key, value in pairs(fields or {}) do
+            options[key] = value
+        end
+        rotation = Rotation.new(options)
+        assert(rotation:open())
+        return rotation
+    end
+
+    before_each(function()
+        platform, records = Platform.new(), {}
+        network = fake_network.add(platform)
+    end)
+
+    after_each(function()
+        rotation:close()
+        assert.is_nil(next(network.open))
+    end)
+
+    local function steered()
+        local ids = {}
+        for _, lane in ipairs(rotation:snapshot().lanes) do
+            ids[#ids + 1] = lane.steered and (lane.worker or lane.state) or nil
+        end
+        table.sort(ids)
+        return ids
+    end
+
+    it('gives each worker a lane, the same one again, and what a dead one left to the next', function()
+        new()
+        local first = rotation:assign(1)
+        assert.equal(first, rotation:assign(1))
+        local second = rotation:assign(2)
+        assert.not_equal(first, second)
+        rotation:drop(1)
+        assert.equal(first, rotation:assign(3))
+    end)
+
+    it('prefers the free lane in which most wait', function()
+        new { want = 3 }
+        local fds = {}
+        for id = 1, 3 do
+            fds[id] = rotation:assign(id)
+            rotation:join(id)
+        end
+        for id = 1, 3 do
+            rotation:drop(id)
+        end
+        network.open[':80'].all[2].waiting = { 1, 2 }
+        network.open[':80'].all[3].waiting = { 3 }
+        assert.equal(fds[2], rotation:assign(4))
+        assert.equal(fds[3], rotation:assign(5))
+        network.open[':80'].all[2].waiting, network.open[':80'].all[3].waiting = {}, {}
+    end)
+
+    it('steers to those who are ready, then to whoever will be first', function()
+        new()
+        rotation:assign(1)
+        rotation:assign(2)
+        rotation:join(1)
+        assert.same({ 1 }, steered())
+        rotation:leave(1)
+        assert.same({ 2 }, steered())
+        rotation:drop(2)
+        assert.same({ 1 }, steered())
+        rotation:drop(1)
+        assert.same({ 'free', 'free' }, steered())
+    end)
+
+    it('has no lanes where steering is refused: one socket for all', function()
+        network.steering_fails = true
+        new()
+        assert.equal('shared', rotation:balance_in_force())
+        assert.equal(rotation:assign(1), rotation:assign(2))
+        assert.is_false(rotation:leave(1))
+        assert.same({ true, false }, { rotation:has(1) })
+        assert.equal('ENOTSUP', select(3, rotation:probe(1, 4000)))
+        assert.is_true(rotation:is_used())
+        rotation:drop(1)
+        rotation:drop(2)
+        assert.is_false(rotation:is_used())
+    end)
+
+    it('is busy while connections wait, unsettled while something is to come back to, else nothing', function()
+        new()
+        rotation:assign(1)
+        rotation:assign(2)
+        rotation:join(1)
+        rotation:join(2)
+        assert.is_nil(rotation:tick(platform.now()))
+        local lane = network.open[':80'].client()
+        assert.equal('busy', rotation:tick(platform.now()))
+        lane.waiting = {}
+        assert.is_nil(rotation:tick(platform.now()))
+        rotation:wants(1)
+        assert.equal('unsettled', rotation:tick(platform.now()))
+    end)
+end)
