@@ -255,6 +255,7 @@ end
 --- An error before the cluster started: says it, undoes what was done. @return the exit code
 function Master:refuse(code, message)
     self.platform.write_stderr('dutch-master: ' .. message .. '\n')
+    systemd.say(self.platform, message)
     self:close()
     return code
 end

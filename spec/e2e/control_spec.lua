@@ -195,15 +195,16 @@ describe('the control socket', function()
         local m = start()
         local nobody = { uid = 65534, gid = 65534 }
         local c = cli.run(m, { 'status', m.script, '--socket', find(m, '.sock') }, nobody)
-        assert.equal(1, c.code, c.out)
+        assert.equal(77, c.code, c.out)
         assert.matches('another user', c.err)
         -- With a mode that lets everybody in, the credentials are still those of another user.
         for _, path in ipairs { m.dir .. '/run', find(m, '.sock') } do
             assert(uv.fs_chmod(path, tonumber('777', 8)))
         end
         c = cli.run(m, { 'status', m.script, '--socket', find(m, '.sock') }, nobody)
-        assert.equal(1, c.code, c.out)
+        assert.equal(77, c.code, c.out)
         assert.equal('', c.out)
+        assert.matches('not permitted: only the user of the master and root may ask', c.err)
         assert(uv.fs_chmod(m.dir .. '/run', tonumber('700', 8)))
         m:finish()
     end)

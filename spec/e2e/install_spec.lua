@@ -16,15 +16,24 @@ end
 describe('what cmake installs', function()
     after_each(master.cleanup)
 
-    it('is a binary that serves by itself, its manual, and the preload for Node', function()
+    it('is a binary that serves by itself, its manual, units, completions and the preload for Node', function()
         local dir = master.temp_dir()
         local build = uv.fs_realpath(master.binary():match '^(.*)/')
         assert.equal(0, os.execute(("cmake --install '%s' --prefix '%s' >'%s.out' 2>&1"):format(build, dir, dir)))
         os.remove(dir .. '.out')
         assert.same({
-            './bin/dutch-master', './share/dutch-master/drain.cjs', './share/man/man1/dutch-master.1',
-            './share/man/man5/dutch-master.lua.5',
+            './bin/dutch-master', './lib/systemd/system/dutch-master@.service',
+            './lib/systemd/system/dutch-master@.socket', './share/bash-completion/completions/dutch-master',
+            './share/dutch-master/drain.cjs', './share/fish/vendor_completions.d/dutch-master.fish',
+            './share/man/man1/dutch-master.1', './share/man/man5/dutch-master.lua.5',
+            './share/zsh/site-functions/_dutch-master',
         }, files_below(dir))
+        local unit = io.open(dir .. '/lib/systemd/system/dutch-master@.service'):read '*a'
+        assert.matches('\nExecStart=' .. dir:gsub('%p', '%%%0') .. '/bin/dutch%-master /srv/%%i/current/master%.lua\n', unit)
+        assert.falsy(unit:find '@DM')
+        for _, name in ipairs { 'bash-completion/completions/dutch-master', 'zsh/site-functions/_dutch-master' } do
+            assert.matches('restart', io.open(dir .. '/share/' .. name):read '*a')
+        end
 
         local port = http.free_port()
         local m = master.start {

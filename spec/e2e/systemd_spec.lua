@@ -282,8 +282,8 @@ describe('under systemd', function()
             return pending 'systemd-analyze is not installed'
         end
         local dir = master.temp_dir()
-        local text = io.open('examples/systemd/dutch-master@.service'):read '*a'
-            :gsub('/usr/bin/dutch%-master', master.binary()):gsub('Documentation=[^\n]*\n', '')
+        local text = io.open('examples/systemd/dutch-master@.service.in'):read '*a'
+            :gsub('@DM_PROGRAM@', master.binary()):gsub('Documentation=[^\n]*\n', '')
         local unit = assert(io.open(dir .. '/dutch-master@.service', 'w'))
         unit:write(text)
         unit:close()

@@ -8,7 +8,7 @@ local Peer = require 'dutch-master.cli.peer'
 
 local M = {}
 
-local FAILED, USAGE, NOT_RUNNING, TIMED_OUT = 1, 2, 3, 124
+local FAILED, USAGE, NOT_RUNNING, NOT_PERMITTED, TIMED_OUT = 1, 2, 3, 77, 124
 
 --- A master answers in milliseconds; one that does not within this is stuck, and a person is told so.
 local ANSWER_MS = 5000
@@ -44,6 +44,12 @@ local function places(ctx)
         add(('/run/user/%d/dutch-master'):format(uid))
         add(('/tmp/dutch-master-%d'):format(uid))
     end
+    -- Root asks for services of users that may have another name than the owner of the script.
+    if platform.uid() == 0 then
+        for _, dir in ipairs(masters.services(platform)) do
+            add(dir)
+        end
+    end
     return found
 end
 
@@ -64,10 +70,16 @@ local function chosen_place(ctx)
 end
 
 --- The peer must be somebody whose answer counts: a socket in a directory that anybody may write to is nobody's word.
-local function is_trusted(ctx, conn)
+-- In /run only root can have made that of a service.
+local function is_trusted(ctx, conn, path)
     local uid = conn:uid()
     local owner = ctx.platform.stat(ctx.script)
-    return uid == nil or uid == 0 or uid == ctx.platform.uid() or (owner and owner.uid == uid)
+    if uid == nil or uid == 0 or uid == ctx.platform.uid() or (owner and owner.uid == uid) then
+        return true
+    end
+    local service = ctx.platform.uid() == 0 and path:match '^(/run/dutch%-master%-[^/]+)/[^/]+$'
+    local dir = service and ctx.platform.stat(service)
+    return dir ~= nil and dir and dir.uid == uid
 end
 
 --- Nobody named a script and none is here: the only master there is, is meant.
@@ -98,7 +110,7 @@ local function connect(ctx)
     end
     local function try(path)
         local conn, why, kind = ctx.platform.connect(path)
-        if conn and not is_trusted(ctx, conn) then
+        if conn and not is_trusted(ctx, conn, path) then
             why, kind = ('%s is served by user %d'):format(path, conn:uid()), 'EPERM'
             conn:close()
             conn = nil
@@ -156,7 +168,12 @@ local function no_master(ctx, request, message, code)
     if code == 'EACCES' or code == 'EPERM' then
         say(ctx, ('%s: the master belongs to another user (%s); ask as that user, or as root'):format(ctx.script_name,
             message))
-        return FAILED
+        return NOT_PERMITTED
+    elseif not message and ctx.hidden_place and not ctx.options.socket then
+        -- It must not pass for "not running": whoever asks would start it, and take that for a deploy.
+        say(ctx, ('%s: this user cannot see whether it runs: %s belongs to another user; ask as that user, or as root')
+            :format(ctx.script, ctx.hidden_place))
+        return NOT_PERMITTED
     elseif message then
         say(ctx, ('%s: %s'):format(ctx.script_name, message))
         return FAILED
@@ -166,9 +183,6 @@ local function no_master(ctx, request, message, code)
     end
     if ctx.options.socket then
         say(ctx, ('%s: no master listens there'):format(ctx.options.socket))
-    elseif ctx.hidden_place then
-        say(ctx, ("%s: not running, as far as this user can see: %s is another user's"):format(ctx.script,
-            ctx.hidden_place))
     elseif not ctx.platform.stat(ctx.script) then
         say(ctx, ('%s: not running, and there is no such file%s'):format(ctx.script,
             ctx.names_script and '' or (' (dutch-master %s /path/to/master.lua)'):format(request.verb)))
@@ -203,7 +217,10 @@ function M.ask(ctx, request, on)
     limit:start(on.timeout_ms or ANSWER_MS)
     conn:on_line(function(line)
         local answer = cjson.decode(line)
-        if type(answer) ~= 'table' or answer.id ~= request.id then
+        if type(answer) == 'table' and type(answer.error) == 'table' and answer.error.code == 'EPERM' then
+            say(ctx, ('%s: not permitted: %s'):format(ctx.script_name, format.visible(answer.error.message)))
+            return M.finish(ctx, NOT_PERMITTED)
+        elseif type(answer) ~= 'table' or answer.id ~= request.id then
             return
         end
         if not on.timeout_ms then
@@ -216,7 +233,7 @@ function M.ask(ctx, request, on)
             if on.failed then
                 return M.finish(ctx, on.failed(error))
             end
-            say(ctx, ('%s: %s'):format(request.verb, tostring(error.message)))
+            say(ctx, ('%s: %s'):format(request.verb, format.block(error.message)))
             return M.finish(ctx, FAILED)
         end
         leave(on.done(answer))

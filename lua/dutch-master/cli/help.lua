@@ -65,7 +65,8 @@ local TAIL = [[
 Signals: USR2, HUP restart all gracefully; TERM, QUIT stop gracefully; INT twice stops at once;
          USR1 reopens logs; TTIN, TTOU one worker more, fewer.
 Exit codes: 0 done, 1 failed, 2 usage, 3 not running, 10 restart aborted (old release serves),
-         11 rolled back, 12 superseded by a later restart, 71 system, 78 script, 124 timed out.
+         11 rolled back, 12 superseded by a later restart, 71 system,
+         77 not permitted, 78 script, 124 timed out.
 More: dutch-master VERB --help, man dutch-master, man dutch-master.lua
 ]]
 

@@ -24,6 +24,11 @@ local function children(platform, parent, prefix)
     return found
 end
 
+--- The directories of services: RuntimeDirectory= of the unit.
+function M.services(platform)
+    return children(platform, '/run', 'dutch-master-')
+end
+
 local function directories(platform)
     local chosen = platform.environ().DUTCH_MASTER_RUNTIME_DIR
     if chosen and chosen ~= '' then
@@ -34,7 +39,7 @@ local function directories(platform)
     local found = { (platform.runtime_dir()) }
     if uid == ROOT then
         found[#found + 1] = '/run/dutch-master'
-        for _, list in ipairs { children(platform, '/run', 'dutch-master-'), children(platform, '/run/user', ''),
+        for _, list in ipairs { M.services(platform), children(platform, '/run/user', ''),
             children(platform, '/tmp', 'dutch-master-') } do
             for _, dir in ipairs(list) do
                 found[#found + 1] = dir:find '^/run/user/' and dir .. '/dutch-master' or dir

@@ -135,6 +135,13 @@ function Systemd.status(state)
     return (text:gsub('%c', ' '):sub(1, STATUS_MAX))
 end
 
+--- A last word before there is a cluster: `systemctl status` goes on showing it.
+function Systemd.say(platform, message)
+    if platform.sd_notify_set() then
+        platform.sd_notify('STATUS=' .. message:gsub('%c', ' '):sub(1, STATUS_MAX))
+    end
+end
+
 --- A restart has begun.
 local function reloading(self)
     self.reloading = true

@@ -135,7 +135,7 @@ describe('a verb', function()
         local world = answering { ok = true, status = status }
         world.peer_uid = 1234
         local w = run(world, 'status')
-        assert.equal(1, w.code)
+        assert.equal(77, w.code)
         assert.truthy(w.errors():find('user 1234', 1, true))
         assert.equal(0, #world.requests)
     end)

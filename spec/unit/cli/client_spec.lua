@@ -45,8 +45,8 @@ describe('the master of a script', function()
             end
             return stat(path)
         end
-        assert.equal(3, cli.main(fake.argv 'status', w.platform))
-        assert.matches("as far as this user can see: /tmp/dutch%-master%-33 is another user's", w.errors())
+        assert.equal(77, cli.main(fake.argv 'status', w.platform))
+        assert.matches('cannot see whether it runs: /tmp/dutch%-master%-33 belongs to another user', w.errors())
     end)
 
     it('is only where --socket says', function()

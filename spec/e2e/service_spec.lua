@@ -1,0 +1,175 @@
+-- The installed unit under a real systemd: start, status, reload, ports, sockets, watchdog, stop, journal.
+
+local machine = require 'spec.support.machine'
+local master = require 'spec.support.master'
+
+local UNIT = 'dutch-master@my-app'
+
+local SCRIPT = [[
+local dutch = require 'dutch-master'
+dutch.start {
+    worker = 'app.lua', restartSoak = 0.2, restartAttempts = 2, readyTimeout = 10, stopTimeout = 5, pinRelease = true,
+    backoff = { first = 0.05, max = 0.2 },
+    beforeFork = function() dutch.chdir '/srv/my-app/current' end,
+}
+]]
+
+local APP = [[
+local worker = require 'dutch-master.worker'
+local server = assert(worker.listen '127.0.0.1:8000')
+local body = 'release %s\n'
+server:accept(function(connection)
+    connection:read_start(function(_, data)
+        if not data then return connection:is_closing() or connection:close() end
+        connection:write(('HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %%d\r\n\r\n'):format(#body) .. body)
+        connection:shutdown()
+    end)
+end)
+]]
+
+local BROKEN = 'error "DATABASE_URL is not set"'
+
+describe('a real systemd', function()
+    local there, why = machine.available()
+    local m
+
+    if not there then
+        return it('runs the installed unit', function()
+            pending(why)
+        end)
+    end
+
+    after_each(function()
+        if m then
+            local last = m
+            m = nil
+            last:stop()
+        end
+        master.cleanup()
+    end)
+
+    -- A new release, and `current` points to it.
+    local function release(name, app, script)
+        local dir = '/srv/my-app/releases/' .. name
+        m:write(dir .. '/master.lua', script or SCRIPT)
+        m:write(dir .. '/app.lua', app)
+        m:must("ln -sfn '%s' /srv/my-app/current.new && mv -fT /srv/my-app/current.new /srv/my-app/current; "
+            .. 'chown -R my-app: /srv/my-app', dir)
+    end
+
+    local function answer()
+        return m:must 'curl -sS --max-time 5 http://127.0.0.1:8000/'
+    end
+
+    local function boot()
+        local reason
+        m, reason = machine.start()
+        if not m then
+            return reason
+        end
+        m:must 'useradd -m my-app && mkdir -p /srv/my-app/releases'
+    end
+
+    it('starts, reloads and stops the unit, each with its verdict', function()
+        local reason = boot()
+        if reason then
+            return pending(reason)
+        end
+        release(1, APP:format '1')
+        m:must('systemctl start %s', UNIT)
+        assert.equal('release 1\n', answer())
+        local unit = m:show(UNIT)
+        assert.equal('2 of 2 workers serving, generation 1', unit.StatusText)
+        assert.matches('path=/usr/local/bin/dutch%-master ', unit.ExecStart)
+        for _, as in ipairs { '', 'runuser -u my-app -- ' } do
+            assert.matches('steady, 2 of 2', m:must(as .. 'dutch-master status /srv/my-app/current/master.lua'))
+        end
+        -- Root finds it whoever owns the script; another user learns that it may not ask.
+        m:must 'chown -R daemon: /srv/my-app'
+        assert.matches('steady, 2 of 2', m:must 'dutch-master status /srv/my-app/current/master.lua')
+        local code, said = m:run 'runuser -u nobody -- dutch-master status /srv/my-app/current/master.lua'
+        assert.equal(77, code, said)
+
+        release(2, APP:format '2')
+        m:must('systemctl reload %s', UNIT)
+        assert.equal('release 2\n', answer())
+
+        -- A release that fails, and one whose script is no Lua: the reload says so, the old workers serve.
+        release(3, BROKEN)
+        code, said = m:run('systemctl reload %s', UNIT)
+        assert.is_true(code ~= 0, said)
+        assert.equal('release 2\n', answer())
+        unit = m:show(UNIT)
+        assert.equal('active', unit.ActiveState)
+        assert.matches('the last restart was aborted', unit.StatusText)
+        release(4, APP:format '4', 'nonsense(')
+        code, said = m:run('systemctl reload %s', UNIT)
+        assert.is_true(code ~= 0, said)
+        assert.equal('release 2\n', answer())
+        assert.equal('active', m:show(UNIT).ActiveState)
+        assert.matches('DATABASE_URL is not set', m:must('journalctl -u %s', UNIT))
+
+        -- The master dies, or hangs: it is started again.
+        release(2, APP:format '2')
+        m:must('systemctl kill --kill-who=main -s KILL %s', UNIT)
+        m:await('^1$', "systemctl show -p NRestarts --value %s | tr -d '\\n'", UNIT)
+        m:await('^active', 'systemctl is-active %s', UNIT)
+        assert.equal('release 2\n', answer())
+        m:must('mkdir -p /run/systemd/system/%s.service.d', UNIT)
+        m:write('/run/systemd/system/' .. UNIT .. '.service.d/short.conf', '[Service]\nWatchdogSec=1\n')
+        m:must('systemctl daemon-reload && systemctl restart %s', UNIT)
+        local hung = m:show(UNIT).MainPID
+        m:must('kill -STOP %s', hung)
+        m:await('^watchdog$', [[journalctl -u %s -o cat | grep -o 'watchdog' | head -n 1 | tr -d '\n']], UNIT)
+        m:await('^active', 'systemctl is-active %s', UNIT)
+        assert.not_equal(hung, m:show(UNIT).MainPID)
+        assert.equal('release 2\n', answer())
+
+        m:must('systemctl stop %s', UNIT)
+        unit = m:show(UNIT)
+        assert.same({ 'inactive', 'success' }, { unit.ActiveState, unit.Result })
+        assert.equal('', (m:must 'pgrep -u my-app || true'))
+    end)
+
+    it('fails a start that cannot succeed, and says why', function()
+        local reason = boot()
+        if reason then
+            return pending(reason)
+        end
+        -- A script that is no Lua is not tried again.
+        release(1, APP:format '1', 'nonsense(')
+        local code, said = m:run('systemctl start %s', UNIT)
+        assert.is_true(code ~= 0, said)
+        local unit = m:show(UNIT)
+        assert.same({ 'failed', '78', '0' }, { unit.ActiveState, unit.ExecMainStatus, unit.NRestarts })
+        local _, status = m:run('systemctl status %s', UNIT)
+        assert.matches('Status: "[^\n]*master.lua:1: ', status)
+        assert.matches('dutch%-master%[%d+%]: dutch%-master: [^\n]*master.lua:1: ', status)
+
+        -- An address that somebody else has.
+        release(2, APP:format '2', (SCRIPT:gsub('worker = ', "listen = '127.0.0.1:8000', ready = { alive = 0.1 }, worker = ")
+            :gsub("'app.lua'", "{ 'sleep', '1000' }")))
+        m:must 'setsid socat TCP-LISTEN:8000,bind=127.0.0.1 /dev/null >/dev/null 2>&1 & echo $! >/run/holder'
+        m:await(':8000', 'ss -ltn')
+        m:must('systemctl reset-failed %s', UNIT)
+        code, said = m:run('systemctl start %s', UNIT)
+        assert.is_true(code ~= 0, said)
+        assert.equal('71', m:show(UNIT).ExecMainStatus)
+        _, status = m:run('systemctl status %s', UNIT)
+        assert.matches('127.0.0.1:8000', status)
+        m:must 'kill $(cat /run/holder)'
+        m:run('systemctl stop %s; systemctl reset-failed %s', UNIT, UNIT)
+
+        -- Sockets of a .socket unit are taken over, and stay while the unit is restarted.
+        m:must 'mkdir -p /run/systemd/system/dutch-master@my-app.socket.d'
+        m:write('/run/systemd/system/dutch-master@my-app.socket.d/port.conf',
+            '[Socket]\nListenStream=\nListenStream=127.0.0.1:8000\n')
+        release(3, APP:format '3')
+        m:must('systemctl daemon-reload && systemctl start %s.socket', UNIT)
+        assert.equal('release 3\n', answer()) -- this connection starts the service
+        m:must [[(for i in $(seq 40); do curl -sS --max-time 20 http://127.0.0.1:8000/ || echo failed; done) >/run/answers 2>&1 &]]
+        m:must('systemctl restart %s', UNIT)
+        m:await('^40\n$', 'wc -l </run/answers')
+        assert.equal('release 3', (m:must 'sort -u /run/answers'):gsub('\n', ''))
+    end)
+end)
