@@ -147,7 +147,8 @@ describe('a real systemd', function()
         assert.matches('dutch%-master%[%d+%]: dutch%-master: [^\n]*master.lua:1: ', status)
 
         -- An address that somebody else has.
-        release(2, APP:format '2', (SCRIPT:gsub('worker = ', "listen = '127.0.0.1:8000', ready = { alive = 0.1 }, worker = ")
+        release(2, APP:format '2', (SCRIPT
+            :gsub('worker = ', "listen = '127.0.0.1:8000', ready = { alive = 0.1 }, worker = ")
             :gsub("'app.lua'", "{ 'sleep', '1000' }")))
         m:must 'setsid socat TCP-LISTEN:8000,bind=127.0.0.1 /dev/null >/dev/null 2>&1 & echo $! >/run/holder'
         m:await(':8000', 'ss -ltn')
