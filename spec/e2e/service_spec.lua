@@ -168,7 +168,7 @@ describe('a real systemd', function()
         release(3, APP:format '3')
         m:must('systemctl daemon-reload && systemctl start %s.socket', UNIT)
         assert.equal('release 3\n', answer()) -- this connection starts the service
-        m:must [[(for i in $(seq 40); do curl -sS --max-time 20 http://127.0.0.1:8000/ || echo failed; done; echo done) >/run/answers 2>&1 &]]
+        m:must [[(for i in $(seq 40); do curl -sS --max-time 20 127.0.0.1:8000 || echo failed; done; echo done) >/run/answers 2>&1 &]]
         m:must('systemctl restart %s', UNIT)
         m:await('^done', 'tail -n 1 /run/answers')
         local answers = m:must 'cat /run/answers'
