@@ -46,7 +46,7 @@ end
 
 --- Defines a machine.
 -- @param definition {name, initial, events = {names}, states = {state = {event = cell}},
---   deadline = {state = function(object) -> ms or nil}}
+--   deadline = {state = function(object) -> ms or nil}, news = true: for on_settled}
 --   Events that a state ignores can be named in one cell, ignores = 'event event'. Another cell is ignore, bug, or a
 --   function(object, ...) that returns the next state, or nil to stay (its deadline runs on). Returning the
 --   present state enters it again (its deadline is re-armed).
@@ -72,7 +72,8 @@ Agenda.__index = Agenda
 
 --- The queue of events of one cluster.
 -- @param options {timer = function(fn) -> timer, on_error = function(message), on_bug = function(object, event),
---   on_transition = function(object, from, event, to) or nil, on_settled = function() or nil: no event is left}
+--   on_transition = function(object, from, event, to) or nil, on_settled = function(news) or nil: no event is left;
+--   news: whether one of a machine with `news` is in another state now}
 function M.agenda(options)
     return setmetatable({
         timer = options.timer,
@@ -84,6 +85,7 @@ function M.agenda(options)
         head = 1,
         tail = 0,
         running = false,
+        news = false,
     }, Agenda)
 end
 
@@ -128,21 +130,22 @@ local function step(self, object, event, ...)
     if object.finished then
         return
     end
-    local from = object.state
-    local cell = object.machine.states[from][event]
+    local definition, from = object.machine, object.state
+    local cell = definition.states[from][event]
     if cell == nil then
-        error(('%s has no event %s'):format(object.machine.name, tostring(event)))
+        error(('%s has no event %s'):format(definition.name, tostring(event)))
     elseif cell == M.bug then
         self.on_bug(object, event)
     elseif cell ~= M.ignore then
         local to = cell(object, ...)
         if to then
-            assert(object.machine.states[to], to)
+            assert(definition.states[to], to)
             if object.finished then
                 object.state = to
             else
                 enter(self, object, to)
             end
+            self.news = self.news or definition.news == true and from ~= to
             if self.on_transition then
                 self.on_transition(object, from, event, to)
             end
@@ -168,8 +171,12 @@ local function run(self)
     end
     self.head, self.tail = 1, 0
     self.running = false
+    local news = self.news
+    self.news = false
     if self.on_settled then
-        protect(self, self.on_settled)
+        protect(self, function()
+            self.on_settled(news)
+        end)
     end
 end
 

@@ -285,7 +285,7 @@ end
 
 --- Tells the service manager what has changed, once for all that an event has brought about.
 function Master:announce()
-    if self.has_changed and self.systemd then
+    if self.systemd and self.systemd.active then
         self.systemd:on_state(self.cluster:summary())
     end
     self.has_changed = false
@@ -301,11 +301,10 @@ local function new_agenda(self)
             self.log:error({ machine = object.machine.name, state = object.state, event = event },
                 'Internal error: an event that cannot come in this state')
         end,
-        on_transition = function(_, from, _, to)
-            self.has_changed = self.has_changed or from ~= to
-        end,
-        on_settled = function()
-            self:announce()
+        on_settled = function(news)
+            if news or self.has_changed then
+                self:announce()
+            end
         end,
     }
 end

@@ -43,6 +43,22 @@ describe('the harness', function()
         assert.is_nil(uv.fs_stat(m.dir))
     end)
 
+    it('reads a record that shares its line with the output of a worker', function()
+        local m = start [[
+            io.stdout:setvbuf 'no'
+            io.write 'no newline yet'
+            io.write '{"name":"app","msg":"Cluster ready"}\n'
+            io.write '\n'
+            io.write '{"half": {"name":"app"}\n'
+            print '{"msg":"Bye"}'
+        ]]
+        m:exit()
+        m:await 'Bye'
+        assert.equal(2, #m.log)
+        assert.same({ 'no newline yet', '', '{"half": {"name":"app"}' }, m.output)
+        m:finish()
+    end)
+
     it('shows the log when a record does not come', function()
         local m = start(GOOD)
         m:await 'Cluster ready'

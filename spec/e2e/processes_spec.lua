@@ -110,7 +110,7 @@ describe('a worker', function()
             local m = master.start {
                 script = ([[require('dutch-master').start { worker = 'app.lua', numWorkers = 1,
                     workerOutput = '%s' }]]):format(output),
-                files = { ['app.lua'] = 'io.stdout:setvbuf "no" print "to stdout" io.stderr:write "to stderr\\n"'
+                files = { ['app.lua'] = 'io.stdout:setvbuf "no" io.stdout:write "to stdout\\n" io.stderr:write "to stderr\\n"'
                     .. apps.idle },
             }
             m:await 'Cluster ready'

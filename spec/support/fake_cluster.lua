@@ -188,6 +188,7 @@ function M.new(options)
     world.cluster = Cluster.new {
         platform = platform, agenda = world.agenda, log = world.log, launcher = world.launcher, sockets = world.sockets,
         on_adopt = function() end,
+        on_change = function() end,
         on_exit = function(code)
             world.code = code
         end,

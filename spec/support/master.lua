@@ -199,15 +199,26 @@ local function lines_of(pipe, on_line, on_end)
     end)
 end
 
+-- A record of the master, or nil. A worker that writes no newline, or writes it later, shares its line with the next
+-- record: before is what stood there.
+local function record_in(line)
+    local at = line:find('{"name":', 1, true) or 1
+    local ok, record = pcall(cjson.decode, line:sub(at))
+    if ok and type(record) == 'table' and record.msg then
+        return record, line:sub(1, at - 1)
+    end
+end
+
 function Master:read_output(out, err)
     lines_of(out, function(line)
-        local ok, record = pcall(cjson.decode, line)
-        if ok and type(record) == 'table' and record.msg then
+        local record, before = record_in(line)
+        if record then
             record.index, record.arrived = #self.log + 1, uv.hrtime()
             self.log[record.index] = record
-        else
-            -- What the workers print, or what the command line says.
-            self.output[#self.output + 1] = line
+        end
+        -- What the workers print, or what the command line says.
+        if not record or before ~= '' then
+            self.output[#self.output + 1] = before or line
         end
     end, function()
         self.out_ended = true

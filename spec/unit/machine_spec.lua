@@ -125,6 +125,41 @@ describe('machine', function()
         assert.same({ 'fine' }, log)
     end)
 
+    it('says once when all is done, and whether that changed something', function()
+        local platform, settled = Platform.new(), {}
+        local queue = machine.agenda { timer = platform.timer, on_settled = function(news)
+            table.insert(settled, news)
+        end }
+        local function define(news)
+            return machine.define { name = 'm', news = news, initial = 'a', events = { 'go', 'stay' }, states = {
+                a = { go = function(self)
+                    queue:post(self, 'stay')
+                    return 'b'
+                end, ignores = 'stay' },
+                b = { stay = function()
+                    return 'b'
+                end, go = machine.bug },
+            } }
+        end
+        local loud, quiet = queue:start({}, define(true)), queue:start({}, define(nil))
+        queue:post(loud, 'go')
+        queue:post(loud, 'stay')
+        queue:post(quiet, 'go')
+        assert.same({ true, false, false }, settled)
+    end)
+
+    it('takes what a state ignores from one list, which mentions nothing twice and nothing unknown', function()
+        local function define(row)
+            return function()
+                machine.define { name = 'm', initial = 'a', events = { 'x', 'y' }, states = { a = row } }
+            end
+        end
+        assert.has_no.errors(define { ignores = 'x y' })
+        assert.has_error(define { ignores = 'x', x = machine.bug }, 'machine m: state a mentions x twice')
+        assert.has_error(define { ignores = 'x y z' }, 'machine m: state a mentions the unknown event z')
+        assert.has_error(define { ignores = 'x' }, 'machine m: state a does not say what to do on y')
+    end)
+
     it('lets events wait until what is held is done, also when it throws', function()
         local platform, log = Platform.new(), {}
         local queue = agenda(platform, log)

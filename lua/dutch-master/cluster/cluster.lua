@@ -27,7 +27,7 @@ local EXIT_SCRIPT = 78
 local definition
 
 --- @param options {platform, agenda, log, launcher (see launcher.lua), sockets, on_exit = function(code),
---   on_adopt = function(plan), on_change = function() or nil: something is different now that is no transition}
+--   on_adopt = function(plan), on_change = function(): something is different now that is no transition}
 function Cluster.new(options)
     local self = setmetatable(options, Cluster)
     self.started_at = self.platform.now()
@@ -184,6 +184,7 @@ local function worker_gone(self, worker)
     end
     self.launcher:hook('onWorkerExit', worker.report)
     to_restart(self, 'gone', worker)
+    self.on_change()
     if self.process_count == 0 then
         self.agenda:post(self, 'emptied')
     end
@@ -276,9 +277,7 @@ function Cluster:resize(count)
         self.slots[#self.slots + 1] = new_slot(self, #self.slots + 1)
     end
     self.agenda:post(self, 'served')
-    if self.on_change then
-        self.on_change()
-    end
+    self.on_change()
 end
 
 --- Takes over the plan that the launcher has loaded: listeners and the number of workers, if the script changed it.
@@ -482,6 +481,7 @@ end
 
 definition = machine.define {
     name = 'cluster',
+    news = true,
     initial = 'booting',
     events = {
         'served', -- a worker took a slot over

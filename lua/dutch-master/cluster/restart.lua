@@ -485,6 +485,7 @@ end
 
 definition = machine.define {
     name = 'restart',
+    news = true,
     initial = 'loading',
     events = {
         'loaded', -- (plan and number of workers, or nil, err) the script was evaluated

@@ -255,6 +255,7 @@ end
 
 definition = machine.define {
     name = 'slot',
+    news = true,
     initial = 'filling',
     events = {
         'deadline',

@@ -246,14 +246,14 @@ function M.build(raw, where)
     end
     local plan = { hooks = {} }
     for _, option in ipairs(options.list) do
-        local given, place = raw[option.name], at:key(option.name)
+        local given = raw[option.name]
         if given == nil then
             if option.required then
-                place:fail(option.type.expects, nil)
+                at:key(option.name):fail(option.type.expects, nil)
             end
             plan[option.inside] = copy(option.default)
         else
-            local inside = option.type.check(given, place)
+            local inside = option.type.check(given, at:key(option.name))
             if option.hook then
                 note_hook(plan, option, given, inside)
             else
