@@ -135,4 +135,13 @@ function M.descriptors()
     return count
 end
 
+--- The user whom a client of a unix path sees behind it (SO_PEERCRED).
+function M.peer_uid(path)
+    local fd = M.connect(path)
+    local credentials, size = ffi.new 'unsigned[3]', ffi.new('unsigned[1]', 12)
+    assert(C.getsockopt(fd, 1, 17, credentials, size) == 0)
+    M.abort(fd)
+    return credentials[1]
+end
+
 return M

@@ -48,6 +48,14 @@ static int fail_in_use(lua_State *L, const struct dm_address *address, const cha
     return 3;
 }
 
+static int fail_stale(lua_State *L, const char *where) {
+    fail_at(L, -EPERM, where);
+    lua_pushfstring(L, "%s: a socket of another user is there: if its program has ended, remove it",
+                    lua_tostring(L, -2));
+    lua_replace(L, -3);
+    return 3;
+}
+
 static void push_address(lua_State *L, const struct dm_address *address) {
     char text[DM_ADDRESS_TEXT];
     const sa_family_t family = address->u.any.sa_family;
@@ -274,7 +282,41 @@ static int integer_field(lua_State *L, int table, const char *key, int missing) 
     return value;
 }
 
-/* listen(address [, { backlog =, reuseport =, mode =, fd = }]) */
+/* options.as or options.owner: {uid =, gid =, groups = {}}. */
+static bool rights_field(lua_State *L, const char *key, struct dm_rights *rights) {
+    lua_getfield(L, 2, key);
+    const bool given = lua_istable(L, -1);
+    if (given) {
+        const int table = lua_gettop(L);
+        rights->uid = (uid_t)integer_field(L, table, "uid", (int)geteuid());
+        rights->gid = (gid_t)integer_field(L, table, "gid", (int)getegid());
+        lua_getfield(L, table, "groups");
+        const size_t count = lua_istable(L, -1) ? lua_objlen(L, -1) : 0;
+        rights->group_count = count < DM_RIGHTS_GROUPS ? count : DM_RIGHTS_GROUPS;
+        for (size_t i = 0; i < rights->group_count; i++) {
+            lua_rawgeti(L, -1, (int)i + 1);
+            rights->groups[i] = (gid_t)luaL_checkinteger(L, -1);
+            lua_pop(L, 1);
+        }
+        lua_pop(L, 1);
+    }
+    lua_pop(L, 1);
+    return given;
+}
+
+/* Whose rights: of who asks for the socket (as), or ours, for somebody (owner). */
+static const struct dm_rights *check_rights(lua_State *L, struct dm_rights *rights) {
+    if (!lua_istable(L, 2)) {
+        return NULL;
+    }
+    if (rights_field(L, "as", rights)) {
+        return rights;
+    }
+    rights->owner_only = true;
+    return rights_field(L, "owner", rights) ? rights : NULL;
+}
+
+/* listen(address [, { backlog =, reuseport =, mode =, fd =, as =, owner = }]) */
 int core_listen(lua_State *L) {
     struct dm_address address;
     char text[DM_ADDRESS_TEXT];
@@ -286,10 +328,12 @@ int core_listen(lua_State *L) {
         lua_pushstring(L, dm_error_name(error));
         return 3;
     }
+    struct dm_rights rights = {.group_count = 0};
     struct dm_listener_options options = {
         .backlog = integer_field(L, 2, "backlog", DEFAULT_BACKLOG),
         .mode = integer_field(L, 2, "mode", -1),
         .fd = integer_field(L, 2, "fd", -1),
+        .rights = check_rights(L, &rights),
     };
     if (lua_istable(L, 2)) {
         lua_getfield(L, 2, "reuseport");
@@ -303,6 +347,9 @@ int core_listen(lua_State *L) {
     error = dm_listener_open(&proxy->listener, &address, &options);
     if (error) {
         dm_address_text(&address, text);
+        if (error == -EPERM && dm_address_is_path(&address)) {
+            return fail_stale(L, text);
+        }
         return error == -EADDRINUSE ? fail_in_use(L, &address, text) : fail_at(L, error, text);
     }
     proxy->open = true;

@@ -8,6 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Bytes of a host: an IPv6 address with its scope. */
+enum { HOST_MAX = 128 };
+
 static bool skip(const char **text, const char *prefix) {
     const size_t length = strlen(prefix);
     if (strncmp(*text, prefix, length) != 0) {
@@ -22,7 +25,7 @@ bool dm_address_is_unix(const struct dm_address *address) {
 }
 
 bool dm_address_is_path(const struct dm_address *address) {
-    return dm_address_is_unix(address) && address->u.un.sun_path[0] != '\0';
+    return dm_address_is_unix(address) && address->path[0] != '\0';
 }
 
 int dm_address_port(const struct dm_address *address) {
@@ -49,7 +52,7 @@ int dm_address_set_port(struct dm_address *address, long port) {
 }
 
 static bool set_in6(struct dm_address *address, const char *host) {
-    char name[DM_ADDRESS_TEXT];
+    char name[HOST_MAX];
     if (strlen(host) >= sizeof name) {
         return false;
     }
@@ -75,6 +78,7 @@ static bool set_in6(struct dm_address *address, const char *host) {
 
 int dm_address_set_host(struct dm_address *address, const char *host, const char **why) {
     memset(&address->u, 0, sizeof address->u);
+    address->path[0] = '\0';
     address->dual = false;
     if (host[0] == '\0' || strcmp(host, "*") == 0) {
         address->dual = true;
@@ -102,6 +106,7 @@ int dm_address_set_host(struct dm_address *address, const char *host, const char
 int dm_address_set_path(struct dm_address *address, const char *path, size_t length,
                         const char **why) {
     memset(&address->u, 0, sizeof address->u);
+    address->path[0] = '\0';
     address->dual = false;
     address->u.un.sun_family = AF_UNIX;
     const bool is_abstract = length > 0 && path[0] == '@';
@@ -113,20 +118,26 @@ int dm_address_set_path(struct dm_address *address, const char *path, size_t len
         *why = "the path of a unix socket must be absolute";
         return -EINVAL;
     }
-    if (length > DM_PATH_MAX) {
-        *why = "longer than the 107 bytes a unix socket's path can have";
+    if (length > DM_PATH_MAX || (is_abstract && length >= sizeof address->u.un.sun_path)) {
+        *why = is_abstract ? "longer than the 107 bytes an abstract name can have"
+                           : "longer than 1023 bytes";
         return -ENAMETOOLONG;
     }
     if (memchr(path, '\0', length)) {
         *why = "the path contains a NUL byte";
         return -EINVAL;
     }
-    memcpy(address->u.un.sun_path, path, length);
-    address->length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length);
-    if (is_abstract) {
-        address->u.un.sun_path[0] = '\0'; /* no NUL at the end: it would be part of the name */
-    } else {
-        address->length++;
+    if (is_abstract) { /* no NUL at the end: it would be part of the name */
+        memcpy(address->u.un.sun_path + 1, path + 1, length - 1);
+        address->length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length);
+        return 0;
+    }
+    memcpy(address->path, path, length);
+    address->path[length] = '\0';
+    address->length = 0;
+    if (length < sizeof address->u.un.sun_path) {
+        memcpy(address->u.un.sun_path, path, length);
+        address->length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length + 1);
     }
     return 0;
 }
@@ -141,7 +152,7 @@ static long parse_port(const char *text) {
 }
 
 static int parse_host_port(const char *text, struct dm_address *address, const char **why) {
-    char host[DM_ADDRESS_TEXT];
+    char host[HOST_MAX];
     const char *colon = strrchr(text, ':');
     if (!colon || (size_t)(colon - text) >= sizeof host) {
         *why = "expected host:port, :port, [address]:port or unix:/path";
@@ -219,22 +230,23 @@ int dm_address_of(int fd, struct dm_address *address) {
         getsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &only, &size);
         address->dual = !only;
     }
+    const size_t name = offsetof(struct sockaddr_un, sun_path);
+    if (dm_address_is_unix(address) && address->length > name) {
+        memcpy(address->path, address->u.un.sun_path,
+               strnlen(address->u.un.sun_path, address->length - name));
+    }
     return 0;
 }
 
 static void path_text(const struct dm_address *address, char out[DM_ADDRESS_TEXT]) {
-    const char *path = address->u.un.sun_path;
-    const size_t length = address->length - offsetof(struct sockaddr_un, sun_path);
-    if (address->length <= offsetof(struct sockaddr_un, sun_path)) {
-        out[0] = '\0';
-    } else if (path[0] == '\0') {
+    const size_t start = offsetof(struct sockaddr_un, sun_path);
+    if (address->path[0] == '\0' && address->length > start) {
+        const size_t length = address->length - start;
         out[0] = '@';
-        memcpy(out + 1, path + 1, length - 1);
+        memcpy(out + 1, address->u.un.sun_path + 1, length - 1);
         out[length] = '\0';
     } else {
-        const size_t used = strnlen(path, length);
-        memcpy(out, path, used);
-        out[used] = '\0';
+        strcpy(out, address->path);
     }
 }
 
@@ -265,7 +277,7 @@ void dm_address_text(const struct dm_address *address, char out[DM_ADDRESS_TEXT]
     dm_address_host(address, host);
     const bool dgram = address->type == SOCK_DGRAM;
     if (dm_address_is_unix(address)) {
-        snprintf(out, DM_ADDRESS_TEXT, "%s%.110s", dgram ? "unixgram:" : "unix:", host);
+        snprintf(out, DM_ADDRESS_TEXT, "%s%.1024s", dgram ? "unixgram:" : "unix:", host);
         return;
     }
     const char *prefix = dgram ? "udp:" : "";

@@ -9,19 +9,21 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-/* The longest path a unix socket can have, and room for "unixgram:" and '@' before it. */
-enum { DM_PATH_MAX = 107, DM_ADDRESS_TEXT = 128 };
+/* The longest path that is taken, more than the kernel's 107 bytes (see unix_path.h), and room for
+ * "unixgram:" and '@' before it. */
+enum { DM_PATH_MAX = 1023, DM_ADDRESS_TEXT = DM_PATH_MAX + 16 };
 
 struct dm_address {
     int type;         /* SOCK_STREAM, SOCK_DGRAM */
     bool dual;        /* [::] that takes IPv4 as well */
-    socklen_t length; /* of the sockaddr */
+    socklen_t length; /* of the sockaddr; 0: the path does not fit into it */
     union {
         struct sockaddr any;
         struct sockaddr_in in;
         struct sockaddr_in6 in6;
         struct sockaddr_un un;
     } u;
+    char path[DM_PATH_MAX + 1]; /* of a unix socket in the file system */
 };
 
 /* host:port, :port (dual stack), [v6]:port, unix:/path, unix:@abstract; "udp:" before the first

@@ -1,14 +1,22 @@
 /* listener.c: see listener.h. */
 #include "net/listener.h"
 
+#include "base/claim.h"
+#include "base/timer.h"
 #include "net/group_order.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
+
+enum {
+    CLAIM_MS = 1000,          /* another master needs far less from bind() to listen() */
+    CLAIM_PAUSE_NS = 2000000, /* until it is asked again; a question fills a place in its backlog */
+};
 
 static int set_flag(int fd, int level, int name, int value) {
     return setsockopt(fd, level, name, &value, sizeof value) == 0 ? 0 : -errno;
@@ -17,7 +25,7 @@ static int set_flag(int fd, int level, int name, int value) {
 /* ---- sockets ---- */
 
 /* SO_REUSEADDR on TCP alone: with it two UDP sockets could share a port unseen. */
-static int bound_socket(const struct dm_address *address, bool reuseport, int mode, int *out) {
+static int bound_socket(const struct dm_address *address, bool reuseport, int *out) {
     const sa_family_t family = address->u.any.sa_family;
     const int fd = socket(family, address->type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0) {
@@ -32,9 +40,6 @@ static int bound_socket(const struct dm_address *address, bool reuseport, int mo
     }
     if (!error && family == AF_INET6) {
         error = set_flag(fd, IPPROTO_IPV6, IPV6_V6ONLY, !address->dual);
-    }
-    if (!error && family == AF_UNIX && mode >= 0 && fchmod(fd, (mode_t)mode) != 0) {
-        error = -errno; /* before bind: the path never has more than the mode's bits */
     }
     if (!error && bind(fd, &address->u.any, address->length) != 0) {
         error = -errno;
@@ -54,17 +59,62 @@ static void use_ipv4(struct dm_address *address) {
     dm_address_set_port(address, port);
 }
 
-/* Without SO_REUSEPORT, so that a port that anybody listens on is seen to be taken. */
-static int open_guard(struct dm_listener *self) {
-    int error = bound_socket(&self->address, false, -1, &self->guard);
-    if (self->address.dual && (error == -EAFNOSUPPORT || error == -EADDRNOTAVAIL)) {
-        use_ipv4(&self->address);
-        error = bound_socket(&self->address, false, -1, &self->guard);
+struct asked {
+    struct dm_address address;
+    int backlog;
+    bool listens; /* its credentials, which clients ask for, are those of who listens */
+};
+
+static int bind_work(void *ctx, int fds[DM_RIGHTS_FDS]) {
+    struct asked *asked = ctx;
+    int error = bound_socket(&asked->address, false, &fds[0]);
+    if (asked->address.dual && (error == -EAFNOSUPPORT || error == -EADDRNOTAVAIL)) {
+        use_ipv4(&asked->address);
+        error = bound_socket(&asked->address, false, &fds[0]);
     }
-    if (!error) {
-        error = dm_address_of(self->guard, &self->address);
+    if (!error && asked->listens && listen(fds[0], asked->backlog) != 0) {
+        error = -errno;
+        close(fds[0]);
+        fds[0] = -1;
     }
     return error;
+}
+
+/* Binds without SO_REUSEPORT, so that a port that anybody listens on is seen to be taken. */
+static int bind_alone(struct dm_listener *self, const struct dm_rights *rights, int *fd) {
+    struct asked asked = {.address = self->address, .backlog = self->backlog};
+    int fds[DM_RIGHTS_FDS];
+    asked.listens = dm_address_is_unix(&self->address) && self->address.type == SOCK_STREAM &&
+                    dm_rights_matter(rights);
+    int error = dm_rights_run(rights, bind_work, &asked, sizeof asked, fds);
+    if (error) {
+        return error;
+    }
+    *fd = fds[0];
+    self->address = asked.address;
+    return dm_address_is_unix(&self->address) ? 0 : dm_address_of(*fd, &self->address);
+}
+
+/* Two masters of one user could both bind a port on which nobody listens yet, and both listen then,
+ * in one group: between bind() and listen() only one of them may be. */
+static int claim_port(struct dm_listener *self) {
+    char name[DM_CLAIM_NAME];
+    pid_t holder;
+    const uint64_t deadline = dm_now_ms() + CLAIM_MS;
+    snprintf(name, sizeof name, "port/%d", dm_address_port(&self->address));
+    int error = dm_claim(name, &self->claim, &holder);
+    while (error == -EAGAIN && dm_now_ms() < deadline) {
+        const struct timespec pause = {.tv_nsec = CLAIM_PAUSE_NS};
+        nanosleep(&pause, NULL);
+        error = dm_claim(name, &self->claim, &holder);
+    }
+    /* A claim that nobody answers for is another user's doing, or of no use at all. */
+    return error == -EAGAIN && holder > 0 ? -EADDRINUSE : 0;
+}
+
+static int open_guard(struct dm_listener *self, const struct dm_rights *rights) {
+    int error = dm_address_port(&self->address) != 0 ? claim_port(self) : 0;
+    return error ? error : bind_alone(self, rights, &self->guard);
 }
 
 static void close_guard(struct dm_listener *self) {
@@ -72,28 +122,10 @@ static void close_guard(struct dm_listener *self) {
         close(self->guard);
         self->guard = -1;
     }
-}
-
-static int open_path(struct dm_listener *self, int mode, int *fd) {
-    const char *path = self->address.u.un.sun_path;
-    int error = dm_unix_path_clear(path, self->address.type);
-    if (!error) {
-        error = bound_socket(&self->address, false, mode, fd);
+    if (self->claim >= 0) {
+        close(self->claim);
+        self->claim = -1;
     }
-    if (error) {
-        return error;
-    }
-    if (mode >= 0 && chmod(path, (mode_t)mode) != 0) {
-        error = -errno; /* umask may have taken bits */
-    }
-    if (!error) {
-        error = dm_unix_path_open(&self->path, path);
-    }
-    if (error) {
-        unlink(path);
-        close(*fd);
-    }
-    return error;
 }
 
 /* ---- lanes ---- */
@@ -150,8 +182,11 @@ static int start_listening(struct dm_lane *lane) {
     if (lane->listener->address.type != SOCK_STREAM) {
         return 0;
     }
-    /* The backlog of a socket that came from outside is its giver's. */
-    const bool listens = lane->listener->foreign && dm_lane_listens(lane) > 0;
+    /* The backlog of a socket that came from outside is its giver's; the credentials of a unix
+     * socket are those of who called listen(). */
+    const struct dm_listener *listener = lane->listener;
+    const bool listens =
+        (listener->foreign || dm_address_is_unix(&listener->address)) && dm_lane_listens(lane) > 0;
     if (!listens && listen(lane->fd, lane->listener->backlog) != 0) {
         return -errno;
     }
@@ -190,7 +225,7 @@ int dm_listener_lane(struct dm_listener *self, struct dm_lane **lane) {
     if (self->count == DM_STEERING_LANES) {
         return -E2BIG;
     }
-    const int error = bound_socket(&self->address, true, -1, &fd);
+    const int error = bound_socket(&self->address, true, &fd);
     return error ? error : adopt(self, fd, lane);
 }
 
@@ -373,17 +408,14 @@ static int open_shared(struct dm_listener *self, const struct dm_listener_option
         fd = options->fd;
         error = fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) == 0 ? 0 : -errno;
     } else if (dm_address_is_path(&self->address)) {
-        error = open_path(self, options->mode, &fd);
-    } else if (dm_address_is_unix(&self->address)) {
-        error = bound_socket(&self->address, false, options->mode, &fd);
-    } else if (self->address.type != SOCK_STREAM) {
-        error = open_guard(self);
-        fd = error ? -1 : self->guard;
-        self->guard = error ? self->guard : -1;
+        error = dm_unix_path_bind(&self->path, &self->address, options->mode, self->backlog,
+                                  options->rights, &fd);
+    } else if (dm_address_is_unix(&self->address) || self->address.type != SOCK_STREAM) {
+        error = bind_alone(self, options->rights, &fd);
     } else {
         /* Bound a second time, to the port by number: only then does shutdown() keep the port. */
-        error = open_guard(self);
-        error = error ? error : bound_socket(&self->address, false, -1, &fd);
+        error = open_guard(self, options->rights);
+        error = error ? error : bound_socket(&self->address, false, &fd);
     }
     return error ? error : adopt(self, fd, &lane);
 }
@@ -393,12 +425,12 @@ int dm_listener_open(struct dm_listener *self, const struct dm_address *address,
     memset(self, 0, sizeof *self);
     self->address = *address;
     self->backlog = options->backlog;
-    self->guard = -1;
+    self->guard = self->claim = self->path.directory = -1;
     self->foreign = options->fd >= 0;
     self->shared = self->foreign || !options->reuseport || address->type != SOCK_STREAM ||
                    dm_address_is_unix(address);
     self->in_force = self->shared ? DM_SHARED : DM_HASH;
-    const int error = self->shared ? open_shared(self, options) : open_guard(self);
+    const int error = self->shared ? open_shared(self, options) : open_guard(self, options->rights);
     if (error) {
         dm_listener_close(self);
     }

@@ -18,6 +18,7 @@ struct dm_listener_options {
     bool reuseport; /* lanes; only for TCP, else shared all the same */
     int mode;       /* of a unix socket's path, -1: by umask */
     int fd;         /* a socket that came from outside, listening: taken over as shared; or -1 */
+    const struct dm_rights *rights; /* with which the address is bound; NULL: ours */
 };
 
 enum dm_steered { DM_SHARED, DM_HASH, DM_STEERED, DM_STICKY };
@@ -48,6 +49,7 @@ struct dm_listener {
     bool shared;
     bool foreign; /* came from outside: never shut down, bound or unlinked here */
     int guard;    /* holds the port until the first lane listens; -1 after */
+    int claim;    /* keeps other masters away from the port in that time; -1 after */
     struct dm_unix_path path;
     struct dm_lane **lanes; /* the group's members in order, then those that could not rejoin it */
     size_t count, members, capacity;

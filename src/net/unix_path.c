@@ -1,7 +1,10 @@
-/* unix_path.c: see unix_path.h. */
+/* unix_path.c: see unix_path.h. The functions named *_work may run in another process, with another
+ * user's rights: what they find out is in their struct, what they open in `fds`. */
 #include "net/unix_path.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,116 +12,273 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-/* Whether a process listens behind the path. Only "refused" proves that none does. */
-static bool answers(const char *path, int type) {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    const int fd = socket(AF_UNIX, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0) {
-        return true;
+/* ".NAME.dutch-master.new" */
+enum { TWIN_MAX = NAME_MAX + 1 };
+
+/* A path that is too long for a socket's address is reached through its directory. */
+static int address_in(int directory, const char *name, const struct dm_address *address,
+                      struct sockaddr_un *out, socklen_t *length) {
+    if (address->length > 0) {
+        *out = address->u.un;
+        *length = address->length;
+        return 0;
     }
-    memcpy(address.sun_path, path, strlen(path) + 1);
-    const int rc = connect(fd, (struct sockaddr *)&address, sizeof address);
-    const bool refused = rc != 0 && (errno == ECONNREFUSED || errno == ENOENT);
-    close(fd);
-    return !refused;
+    *out = (struct sockaddr_un){.sun_family = AF_UNIX};
+    const int used =
+        snprintf(out->sun_path, sizeof out->sun_path, "/proc/self/fd/%d/%s", directory, name);
+    *length = sizeof *out;
+    return used < (int)sizeof out->sun_path ? 0 : -ENAMETOOLONG;
 }
 
-int dm_unix_path_clear(const char *path, int type) {
+/* -- binding ------------------------------------------------------------------------------------
+ */
+
+struct binding {
+    struct dm_address address;
+    int mode, backlog;
+    bool listens;
+    uid_t owner; /* to be, if this process cannot be it; -1 */
+    gid_t group;
+    uid_t us; /* whose stale socket may be replaced, beside that of who does it */
+    dev_t device;
+    ino_t inode;
+    bool has_twin;
+};
+
+/* 0 if a process listens behind the path, else why not. Only "refused" proves that none does. */
+static int ask(const struct sockaddr_un *address, socklen_t length, int type) {
+    const int fd = socket(AF_UNIX, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0) {
+        return -errno;
+    }
+    const int error = connect(fd, (const struct sockaddr *)address, length) == 0 ? 0 : -errno;
+    close(fd);
+    return error;
+}
+
+/* Removes what a dead process of ours left there. */
+static int clear(int directory, const char *name, const struct sockaddr_un *address,
+                 socklen_t length, const struct binding *b) {
     struct stat st;
-    if (lstat(path, &st) != 0) {
+    if (fstatat(directory, name, &st, AT_SYMLINK_NOFOLLOW) != 0) {
         return errno == ENOENT ? 0 : -errno;
     }
     if (!S_ISSOCK(st.st_mode)) {
         return -EEXIST;
     }
-    if (answers(path, type)) {
+    const int answer = ask(address, length, b->address.type);
+    const bool is_ours = st.st_uid == geteuid() || st.st_uid == b->us;
+    if (!is_ours && (answer == -ECONNREFUSED || answer == -EACCES)) {
+        return -EPERM;
+    }
+    if (answer != -ECONNREFUSED && answer != -ENOENT) {
         return -EADDRINUSE;
     }
-    return unlink(path) == 0 || errno == ENOENT ? 0 : -errno;
+    return unlinkat(directory, name, 0) == 0 || errno == ENOENT ? 0 : -errno;
 }
 
-static bool is_ours(const struct dm_unix_path *self, const char *path) {
+static bool twin_name(const char *name, char out[TWIN_MAX]) {
+    const int used = snprintf(out, TWIN_MAX, ".%s.dutch-master", name);
+    return used < TWIN_MAX - (int)sizeof ".new";
+}
+
+static bool make_twin(int directory, const char *name) {
+    char twin[TWIN_MAX];
     struct stat st;
-    return lstat(path, &st) == 0 && st.st_dev == self->device && st.st_ino == self->inode;
+    if (!twin_name(name, twin)) {
+        return false;
+    }
+    /* `name` was free or stale, so a twin of that name is a dead master's. */
+    if (fstatat(directory, twin, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISSOCK(st.st_mode)) {
+        unlinkat(directory, twin, 0);
+    }
+    return linkat(directory, name, directory, twin, 0) == 0;
 }
 
-/* dir/.name.dutch-master */
-static char *twin_of(const char *path) {
-    const char *name = strrchr(path, '/') + 1;
-    char *twin = NULL;
-    if (asprintf(&twin, "%.*s.%s.dutch-master", (int)(name - path), path, name) < 0) {
-        return NULL;
+static int bind_socket(int fd, const struct sockaddr_un *address, socklen_t length,
+                       const struct binding *b) {
+    const bool has_mode = b->mode >= 0;
+    const mode_t before = has_mode ? umask(0777 & ~(mode_t)b->mode) : 0;
+    int error = bind(fd, (const struct sockaddr *)address, length) == 0 ? 0 : -errno;
+    if (has_mode) {
+        umask(before);
     }
-    return twin;
-}
-
-static void make_twin(struct dm_unix_path *self) {
-    struct stat st;
-    self->twin = twin_of(self->path);
-    if (!self->twin) {
-        return;
-    }
-    /* `path` was free or stale, so a twin of that name is a dead master's. */
-    if (lstat(self->twin, &st) == 0 && S_ISSOCK(st.st_mode)) {
-        unlink(self->twin);
-    }
-    if (link(self->path, self->twin) != 0) {
-        free(self->twin);
-        self->twin = NULL;
-    }
-}
-
-int dm_unix_path_open(struct dm_unix_path *self, const char *path) {
-    struct stat st;
-    memset(self, 0, sizeof *self);
-    if (lstat(path, &st) != 0) {
-        return -errno;
-    }
-    self->path = strdup(path);
-    if (!self->path) {
-        return -ENOMEM;
-    }
-    self->device = st.st_dev;
-    self->inode = st.st_ino;
-    make_twin(self);
-    return 0;
-}
-
-bool dm_unix_path_intact(const struct dm_unix_path *self) {
-    return !self->path || is_ours(self, self->path);
-}
-
-int dm_unix_path_repair(struct dm_unix_path *self) {
-    struct stat st;
-    char *fresh = NULL;
-    if (!self->twin || !is_ours(self, self->twin)) {
-        return -ENOENT;
-    }
-    if (lstat(self->path, &st) == 0 && !S_ISSOCK(st.st_mode)) {
-        return -EEXIST;
-    }
-    /* rename between two links of one inode does nothing, so the link that moves is a third one. */
-    if (asprintf(&fresh, "%s.new", self->twin) < 0) {
-        return -ENOMEM;
-    }
-    unlink(fresh);
-    int error = link(self->twin, fresh) == 0 ? 0 : -errno;
-    if (!error && rename(fresh, self->path) != 0) {
+    if (!error && b->listens && b->address.type == SOCK_STREAM && listen(fd, b->backlog) != 0) {
         error = -errno;
-        unlink(fresh);
     }
-    free(fresh);
     return error;
 }
 
+static int bind_in(int directory, const char *name, struct binding *b, int fds[DM_RIGHTS_FDS]) {
+    struct sockaddr_un address;
+    socklen_t length;
+    struct stat st;
+    int error = address_in(directory, name, &b->address, &address, &length);
+    if (!error) {
+        error = clear(directory, name, &address, length, b);
+    }
+    if (error) {
+        return error;
+    }
+    fds[0] = socket(AF_UNIX, b->address.type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fds[0] < 0) {
+        return -errno;
+    }
+    error = bind_socket(fds[0], &address, length, b);
+    if (!error &&
+        (fstatat(directory, name, &st, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISSOCK(st.st_mode))) {
+        error = -ENOENT; /* the path led elsewhere, or somebody was quicker */
+    }
+    if (!error && (b->owner != (uid_t)-1 || b->group != (gid_t)-1) &&
+        fchownat(directory, name, b->owner, b->group, AT_SYMLINK_NOFOLLOW) != 0) {
+        error = -errno;
+        unlinkat(directory, name, 0);
+    }
+    if (!error) {
+        b->device = st.st_dev;
+        b->inode = st.st_ino;
+        b->has_twin = make_twin(directory, name);
+    }
+    return error;
+}
+
+/* fds: the socket, its directory */
+static int bind_work(void *ctx, int fds[DM_RIGHTS_FDS]) {
+    struct binding *b = ctx;
+    char path[DM_PATH_MAX + 1];
+    strcpy(path, b->address.path);
+    char *slash = strrchr(path, '/');
+    char *name = slash + 1;
+    char in_root[] = "/";
+    *slash = '\0';
+    const int directory = open(slash == path ? in_root : path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (directory < 0) {
+        return -errno;
+    }
+    const int error = *name == '\0' ? -EISDIR : bind_in(directory, name, b, fds);
+    if (error) {
+        close(directory);
+        if (fds[0] >= 0) {
+            close(fds[0]);
+        }
+        fds[0] = -1;
+        return error;
+    }
+    fds[1] = directory;
+    return 0;
+}
+
+static int note(struct dm_unix_path *self, const struct binding *b, int directory) {
+    char twin[TWIN_MAX];
+    const char *name = strrchr(b->address.path, '/') + 1;
+    self->directory = directory;
+    self->device = b->device;
+    self->inode = b->inode;
+    self->name = strdup(name);
+    self->twin = b->has_twin && twin_name(name, twin) ? strdup(twin) : NULL;
+    return self->name && (self->twin || !b->has_twin) ? 0 : -ENOMEM;
+}
+
+int dm_unix_path_bind(struct dm_unix_path *self, const struct dm_address *address, int mode,
+                      int backlog, const struct dm_rights *rights, int *fd) {
+    const bool theirs = dm_rights_matter(rights);
+    struct binding binding = {.address = *address,
+                              .mode = mode,
+                              .backlog = backlog,
+                              .owner = (uid_t)-1,
+                              .group = (gid_t)-1,
+                              .listens = theirs && !rights->owner_only,
+                              .us = theirs ? rights->uid : geteuid()};
+    int fds[DM_RIGHTS_FDS];
+    if (rights && rights->owner_only && geteuid() != 0) { /* one of our groups, at most */
+        binding.owner = rights->uid != geteuid() ? rights->uid : (uid_t)-1;
+        binding.group = rights->gid != getegid() ? rights->gid : (gid_t)-1;
+    }
+    *self = (struct dm_unix_path){.directory = -1};
+    int error = dm_rights_run(rights, bind_work, &binding, sizeof binding, fds);
+    if (error) {
+        return error;
+    }
+    self->has_rights = theirs && !rights->owner_only;
+    if (self->has_rights) {
+        self->rights = *rights;
+    }
+    error = note(self, &binding, fds[1]);
+    if (error) {
+        dm_unix_path_close(self);
+        close(fds[0]);
+        return error;
+    }
+    *fd = fds[0];
+    return 0;
+}
+
+/* -- looking after it ---------------------------------------------------------------------------
+ */
+
+static bool leads_to_us(const struct dm_unix_path *self, const char *name) {
+    struct stat st;
+    return fstatat(self->directory, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+           st.st_dev == self->device && st.st_ino == self->inode;
+}
+
+bool dm_unix_path_intact(const struct dm_unix_path *self) {
+    return self->directory < 0 || leads_to_us(self, self->name);
+}
+
+static int repair_work(void *ctx, int fds[DM_RIGHTS_FDS]) {
+    const struct dm_unix_path *self = ctx;
+    struct stat st;
+    char fresh[TWIN_MAX];
+    (void)fds;
+    if (!self->twin || !leads_to_us(self, self->twin)) {
+        return -ENOENT;
+    }
+    if (fstatat(self->directory, self->name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+        !S_ISSOCK(st.st_mode)) {
+        return -EEXIST;
+    }
+    /* rename between two links of one inode does nothing, so the link that moves is a third one. */
+    snprintf(fresh, sizeof fresh, "%s.new", self->twin);
+    unlinkat(self->directory, fresh, 0);
+    if (linkat(self->directory, self->twin, self->directory, fresh, 0) != 0) {
+        return -errno;
+    }
+    const int error =
+        renameat(self->directory, fresh, self->directory, self->name) == 0 ? 0 : -errno;
+    if (error) {
+        unlinkat(self->directory, fresh, 0);
+    }
+    return error;
+}
+
+static int remove_work(void *ctx, int fds[DM_RIGHTS_FDS]) {
+    const struct dm_unix_path *self = ctx;
+    (void)fds;
+    if (leads_to_us(self, self->name)) {
+        unlinkat(self->directory, self->name, 0);
+    }
+    if (self->twin && leads_to_us(self, self->twin)) {
+        unlinkat(self->directory, self->twin, 0);
+    }
+    return 0;
+}
+
+static int with_rights(struct dm_unix_path *self, int (*work)(void *, int[DM_RIGHTS_FDS])) {
+    int fds[DM_RIGHTS_FDS];
+    return dm_rights_run(self->has_rights ? &self->rights : NULL, work, self, sizeof *self, fds);
+}
+
+int dm_unix_path_repair(struct dm_unix_path *self) {
+    return with_rights(self, repair_work);
+}
+
 void dm_unix_path_close(struct dm_unix_path *self) {
-    if (self->path && is_ours(self, self->path)) {
-        unlink(self->path);
+    if (self->directory >= 0) {
+        with_rights(self, remove_work);
+        close(self->directory);
     }
-    if (self->twin && is_ours(self, self->twin)) {
-        unlink(self->twin);
-    }
-    free(self->path);
+    free(self->name);
     free(self->twin);
-    memset(self, 0, sizeof *self);
+    *self = (struct dm_unix_path){.directory = -1};
 }

@@ -72,6 +72,13 @@ local function on_message(self, message)
     self.on.message(self, protocol.plain(message))
 end
 
+-- What it may do, where that is not what the master may: nothing is bound for it with more than its own rights.
+local function rights_of(plan, platform)
+    if plan.uid or plan.gid then
+        return { uid = plan.uid or platform.uid(), gid = plan.gid, groups = plan.groups }
+    end
+end
+
 local function start_conversation(self)
     self.conversation = conversation.new {
         worker_id = self.id,
@@ -80,6 +87,7 @@ local function start_conversation(self)
             return self.child:send(line, fd)
         end,
         query = function(request, reply)
+            request.as = rights_of(self.plan, self.platform)
             self.sockets:query(self.id, request, reply)
         end,
         spare_fd = function()

@@ -3,6 +3,9 @@
 
 local Rotation = require 'dutch-master.listen.rotation'
 
+-- Addresses that workers may ask for, all together: each costs the master descriptors, and a worker may ask for ever.
+local MAX_ASKED = 256
+
 local Directory = {}
 Directory.__index = Directory
 
@@ -288,7 +291,16 @@ local function address_of(self, request)
     return nil, message or 'no such socket', 'EINVAL'
 end
 
---- The listener for a worker's request, opened if there is none yet.
+local function asked_for(self)
+    local count = 0
+    for _ in pairs(self.by_key) do
+        count = count + 1
+    end
+    return count
+end
+
+--- The listener for a worker's request, opened if there is none yet: with the rights request.as, if the script does not
+-- list the address.
 -- @return it, or nil, message, code
 function Directory:open(id, request)
     local key = key_of(id, request)
@@ -296,6 +308,9 @@ function Directory:open(id, request)
     local rotation = find(self, key, request, address)
     if rotation or not address then
         return rotation, message, code
+    end
+    if asked_for(self) >= MAX_ASKED then
+        return nil, ('%s: %d addresses are open already'):format(address.text, MAX_ASKED), 'EMFILE'
     end
     if request.dual ~= nil and address.host == '::' then
         address.dual = request.dual
@@ -307,6 +322,7 @@ function Directory:open(id, request)
     end
     rotation, message, code = open_rotation(self, {
         key = key, address = address, backlog = request.backlog, mode = mode_of(request), fd = request.fd,
+        as = request.as,
     })
     if rotation then
         self.by_key[key] = rotation

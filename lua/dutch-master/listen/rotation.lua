@@ -15,6 +15,7 @@ local REPAIR_MS = 300
 Rotation.MAX_WORKERS = 512
 
 --- @param options {platform, log, key, name, number, address (platform.address's table), balance, backlog, mode,
+--   as (whose rights it is bound with, see platform.listen), owner (whom a unix path belongs to),
 --   fd (inherited), may_block (workers choose how they accept), stall_timeout_ms, want,
 --   give = sockets.lua's rescue, takes, or nil}
 function Rotation.new(options)
@@ -31,6 +32,7 @@ end
 local function try_listen(self, address, reuseport)
     return self.platform.listen(address, {
         backlog = self.backlog, reuseport = reuseport, mode = self.mode, fd = self.fd,
+        as = self.as, owner = self.owner,
     })
 end
 

@@ -118,6 +118,10 @@ function Sockets:query(id, request, reply)
         fd, message, code = rotation:assign(id, request)
     end
     if not fd then
+        if request.as and (code == 'EACCES' or code == 'EPERM') then
+            message = message .. " (bound with the rights of the workers' user: an address in `listen` is bound with "
+                .. "the master's)"
+        end
         self.log:warn({ workerId = id, address = request.text or request.name, reason = message }, 'Listening failed')
         if UNBINDABLE[code] and self.on_fatal then
             self.on_fatal(message)

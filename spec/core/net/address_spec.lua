@@ -38,14 +38,15 @@ describe('core.address', function()
             ['[127.0.0.1]:80'] = 'only an IPv6', ['example.com:80'] = 'not looked up',
             ['256.0.0.1:80'] = 'not looked up',
             ['[::g]:80'] = 'not an IPv4 or IPv6',  ['unix:'] = 'expected a path', ['unix:run/x'] = 'absolute',
-            ['unix:/' .. ('x'):rep(107)] = '107 bytes', [('9'):rep(500) .. ':80'] = 'expected host:port',
+            ['unix:@' .. ('x'):rep(107)] = '107 bytes', ['unix:/' .. ('x'):rep(1023)] = '1023 bytes',
+            [('9'):rep(500) .. ':80'] = 'expected host:port',
         } do
             local a, message, code = core.address(text)
             assert.is_nil(a)
             assert.matches(why, message, 1, true)
             assert.truthy(code == 'EINVAL' or code == 'ENAMETOOLONG')
         end
-        assert.truthy(core.address('unix:/' .. ('x'):rep(106)))
+        assert.truthy(core.address('unix:/' .. ('x'):rep(1022)))
         assert.has_error(function()
             core.address()
         end)

@@ -1,0 +1,175 @@
+-- Whose rights an address is bound with: what a worker asks for is bound with the worker's, and nothing is ever done by
+-- a path that a worker can change. (SECURITY.md: "A worker asks for a socket".)
+
+local core = require 'dutch-master.core'
+local net = require 'spec.support.net'
+local sys = require 'spec.support.sys'
+
+local NOBODY, DAEMON = 65534, 1
+local AS = { uid = NOBODY, gid = NOBODY, groups = {} }
+local octal = function(text) return tonumber(text, 8) end
+
+local dir
+
+local function listen(path, options)
+    return core.listen(core.address('unix:' .. path), options)
+end
+
+local function own_directory(name, uid)
+    local path = dir .. '/' .. name
+    sys.C.mkdir(path, octal '755')
+    sys.C.chown(path, uid, uid)
+    return path
+end
+
+describe('rights:', function()
+    if sys.C.geteuid() ~= 0 then
+        it('only root has others\' rights to give', function()
+            pending 'needs root and another user'
+        end)
+        return
+    end
+
+    before_each(function()
+        dir = sys.ffi.string(sys.C.mkdtemp(sys.ffi.new('char[32]', '/tmp/dm-rights-XXXXXX')))
+        sys.C.chmod(dir, octal '755')
+    end)
+
+    after_each(function()
+        os.execute('rm -rf ' .. dir)
+    end)
+
+    it('a privileged port is refused to a user, and given to the script', function()
+        local listener, message, code = core.listen(core.address '127.0.0.1:81', { as = AS })
+        assert.is_nil(listener)
+        assert.equal('EACCES', code, message)
+        assert.equal('EACCES', select(3, core.listen(core.address '127.0.0.1:81', { as = AS, reuseport = true })))
+        assert.equal('EACCES', select(3, core.listen(core.address 'udp:127.0.0.1:81', { as = AS })))
+        local owned = assert(core.listen(core.address '127.0.0.1:81', { reuseport = true, owner = AS }))
+        owned:close()
+    end)
+
+    it('lanes are had at a port that the user may have', function()
+        local listener = assert(core.listen(core.address '127.0.0.1:0', { as = AS, reuseport = true }))
+        local a, b = assert(listener:lane()), assert(listener:lane())
+        assert.equal('steered', (listener:steer({ { lane = a }, { lane = b } })))
+        listener:close()
+    end)
+
+    it('a directory that the user may not write stays as it is', function()
+        assert.equal('EACCES', select(3, listen(dir .. '/s', { as = AS })))
+        assert.equal('ENOENT', select(3, core.stat(dir .. '/s')))
+    end)
+
+    it('a path belongs to the user who asked, with the mode asked for, whatever the umask', function()
+        local path = own_directory('own', NOBODY) .. '/s'
+        local listener = assert(listen(path, { as = AS, mode = octal '766' }))
+        local stat = core.stat(path)
+        assert.same({ NOBODY, NOBODY, octal '766' }, { stat.uid, stat.gid, stat.mode })
+        listener:close()
+        assert.equal('ENOENT', select(3, core.stat(path)))
+        assert.same('', io.popen('ls -A ' .. dir .. '/own'):read '*a')
+    end)
+
+    it('clients see the user behind the socket, not the master', function()
+        local path = own_directory('own', NOBODY) .. '/s'
+        for _, address in ipairs { 'unix:' .. path, 'unix:@dm-rights-' .. core.pid() } do
+            local listener = assert(core.listen(core.address(address), { as = AS }))
+            assert(listener:lane()) -- must not call listen() again: that would make the master its owner
+            assert.equal(NOBODY, net.peer_uid(address:sub(6)))
+            listener:close()
+        end
+    end)
+
+    it('the path is put back, and removed, with the user\'s rights', function()
+        local own = own_directory('own', NOBODY)
+        local path = own .. '/s'
+        local listener = assert(listen(path, { as = AS }))
+        local lane = listener:lane()
+        os.remove(path)
+        assert.same({ 'path' }, lane:repair())
+        assert.equal(NOBODY, core.stat(path).uid)
+        os.remove(path)
+        sys.C.chown(own, 0, 0) -- now the user may not write there any more
+        assert.same({ 'path lost' }, lane:repair())
+        assert.equal('ENOENT', select(3, core.stat(path)))
+        listener:close()
+    end)
+
+    it('another user\'s stale socket is not replaced', function()
+        local path = own_directory('own', NOBODY) .. '/s'
+        sys.C.close(net.bind(path)) -- root's, and nobody listens
+        local listener, message, code = listen(path, { as = AS })
+        assert.is_nil(listener)
+        assert.equal('EPERM', code)
+        assert.truthy(message:find('a socket of another user is there', 1, true), message)
+        assert.equal(0, core.stat(path).uid)
+        assert(listen(path, {})):close() -- its own user may
+    end)
+
+    it('a path of the script belongs to whom it names from its first moment, in a directory of root\'s', function()
+        local listener = assert(listen(dir .. '/s', { owner = { uid = NOBODY, gid = DAEMON }, mode = octal '660' }))
+        local stat = core.stat(dir .. '/s')
+        assert.same({ NOBODY, DAEMON, octal '660' }, { stat.uid, stat.gid, stat.mode })
+        assert.equal(0, net.peer_uid(dir .. '/s'))
+        listener:close()
+        assert.equal('ENOENT', select(3, core.stat(dir .. '/s')))
+    end)
+
+    it('a symbolic link in the name\'s place is never followed', function()
+        local own = own_directory('own', NOBODY)
+        local target = dir .. '/secret'
+        io.open(target, 'w'):close()
+        sys.C.chmod(target, octal '600')
+        -- The attack of issue 13: whenever the socket appears, its name becomes a link to root's file.
+        local swap = io.popen(([[setpriv --reuid=%d --regid=%d --clear-groups luajit -e "
+            local C = require 'ffi' C.cdef 'int symlink(const char*, const char*); int rename(const char*, const char*);'
+            local stop = os.time() + 2
+            io.write('go\n') io.flush()
+            while os.time() < stop do
+                C.C.symlink('%s', '%s/l') C.C.rename('%s/l', '%s/s')
+            end"]]):format(NOBODY, NOBODY, target, own, own, own))
+        swap:read '*l'
+        local tries, stop = 0, core.now() + 1500
+        while core.now() < stop do
+            for _, whose in ipairs { 'as', 'owner', 'nobody' } do
+                local options = { [whose] = AS, mode = octal '777' }
+                local listener = listen(own .. '/s', options)
+                tries = tries + 1
+                if listener then
+                    listener:lane():repair()
+                    listener:close()
+                end
+            end
+        end
+        swap:close()
+        assert.is_true(tries > 100, tries)
+        local stat = core.stat(target)
+        assert.same({ 0, 0, octal '600' }, { stat.uid, stat.gid, stat.mode })
+    end)
+
+    it('a path longer than the kernel\'s 107 bytes works as any other', function()
+        local long = dir
+        for _ = 1, 12 do
+            long = long .. '/' .. ('d'):rep(15)
+            sys.C.mkdir(long, octal '755')
+        end
+        local listener = assert(listen(long .. '/s', {}))
+        assert.equal('unix:' .. long .. '/s', listener:address().text)
+        local lane = listener:lane()
+        os.remove(long .. '/s')
+        assert.same({ 'path' }, lane:repair())
+        assert.equal('socket', core.stat(long .. '/s').type)
+        listener:close()
+        assert.equal('ENOENT', select(3, core.stat(long .. '/s')))
+    end)
+
+    it('leave no process behind', function()
+        local function children()
+            return sys.read_file(('/proc/self/task/%d/children'):format(core.pid()))
+        end
+        local before = children()
+        assert.equal('EACCES', select(3, listen(dir .. '/s', { as = AS })))
+        assert.equal(before, children())
+    end)
+end)

@@ -1,0 +1,15 @@
+/* claim.h: a name that one process of this user can hold at a time: an abstract unix socket. It
+ * goes with the process and not before, whatever becomes of a directory; each network namespace has
+ * names of its own. Such names have no permissions: who holds one is asked for its user, and
+ * another user's claim counts for nothing. */
+#pragma once
+
+#include <sys/types.h>
+
+enum { DM_CLAIM_NAME = 96 };
+
+/* 0: it is ours, as long as *fd (a listening socket) is open; *fd is -1 if another user sits on the
+ * name. -EAGAIN: *holder has it. */
+int dm_claim(const char *name, int *fd, pid_t *holder);
+/* A connection to the process of this user, or of root, that holds the name; or -ECONNREFUSED. */
+int dm_claim_connect(const char *name);

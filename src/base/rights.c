@@ -1,0 +1,134 @@
+/* rights.c: see rights.h. */
+#include "base/rights.h"
+
+#include "base/fdpass.h"
+#include "base/timer.h"
+
+#include <errno.h>
+#include <grp.h>
+#include <linux/sched.h>
+#include <linux/securebits.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/fsuid.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#ifndef P_PIDFD
+#define P_PIDFD 3
+#endif
+
+bool dm_rights_matter(const struct dm_rights *rights) {
+    return rights && geteuid() == 0 && (rights->uid != 0 || rights->gid != getegid());
+}
+
+/* Ours, and files are made as theirs: the capabilities must survive the change of the user. */
+static int become_owner(const struct dm_rights *rights) {
+    if (prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP) != 0) {
+        return -errno;
+    }
+    setfsgid(rights->gid);
+    setfsuid(rights->uid);
+    const bool done =
+        (gid_t)setfsgid((gid_t)-1) == rights->gid && (uid_t)setfsuid((uid_t)-1) == rights->uid;
+    return done ? 0 : -EPERM;
+}
+
+static int become(const struct dm_rights *rights) {
+    if (rights->owner_only) {
+        return become_owner(rights);
+    }
+    if (setgroups(rights->group_count, rights->groups) != 0 ||
+        setresgid(rights->gid, rights->gid, rights->gid) != 0 ||
+        setresuid(rights->uid, rights->uid, rights->uid) != 0) {
+        return -errno;
+    }
+    return 0;
+}
+
+/* In the child, with all signals blocked: the handlers are the master's. */
+static _Noreturn void perform(const struct dm_rights *rights,
+                              int (*work)(void *, int[DM_RIGHTS_FDS]), void *ctx, size_t size,
+                              int socket) {
+    int fds[DM_RIGHTS_FDS] = {-1, -1};
+    int result = become(rights);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (result == 0) {
+        result = work(ctx, fds);
+    }
+    struct iovec parts[2] = {{.iov_base = &result, .iov_len = sizeof result},
+                             {.iov_base = ctx, .iov_len = size}};
+    size_t count = 0;
+    while (count < DM_RIGHTS_FDS && fds[count] >= 0) {
+        count++;
+    }
+    dm_fdpass_send(socket, parts, 2, fds, count);
+    _exit(0);
+}
+
+static int collect(int socket, void *ctx, size_t size, int fds[DM_RIGHTS_FDS]) {
+    int result, received[DM_FDPASS_MAX];
+    char answer[sizeof result + DM_RIGHTS_CONTEXT];
+    size_t count = 0;
+    struct pollfd answered = {.fd = socket, .events = POLLIN};
+    const uint64_t deadline = dm_now_ms() + DM_RIGHTS_MS;
+    int ready = 0;
+    for (uint64_t now = dm_now_ms(); ready <= 0 && now < deadline; now = dm_now_ms()) {
+        ready = poll(&answered, 1, (int)(deadline - now));
+    }
+    if (ready <= 0) {
+        return -ETIMEDOUT;
+    }
+    const ssize_t n = dm_fdpass_receive(socket, answer, sizeof result + size, received, &count);
+    if (n != (ssize_t)(sizeof result + size) || count > DM_RIGHTS_FDS) {
+        dm_fdpass_close(received, count);
+        return n < 0 ? (int)n : -ECHILD; /* somebody of that user has killed it */
+    }
+    memcpy(&result, answer, sizeof result);
+    memcpy(ctx, answer + sizeof result, size);
+    memcpy(fds, received, count * sizeof *fds);
+    return result;
+}
+
+int dm_rights_run(const struct dm_rights *rights, int (*work)(void *ctx, int fds[DM_RIGHTS_FDS]),
+                  void *ctx, size_t size, int fds[DM_RIGHTS_FDS]) {
+    int pair[2], pidfd = -1;
+    sigset_t all, before;
+    siginfo_t info = {0};
+    fds[0] = fds[1] = -1;
+    if (size > DM_RIGHTS_CONTEXT) {
+        return -E2BIG;
+    }
+    if (!dm_rights_matter(rights)) {
+        return work(ctx, fds);
+    }
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) {
+        return -errno;
+    }
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, &before);
+    const long pid = syscall(SYS_clone, CLONE_PIDFD | SIGCHLD, NULL, &pidfd, NULL, NULL);
+    if (pid == 0) {
+        close(pair[0]);
+        perform(rights, work, ctx, size, pair[1]);
+    }
+    int result = pid < 0 ? -errno : 0;
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    close(pair[1]);
+    if (result == 0) {
+        result = collect(pair[0], ctx, size, fds);
+        syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+        /* It may take its time to die, in a file system that hangs: then the reaper finds it. */
+        struct pollfd ended = {.fd = pidfd, .events = POLLIN};
+        if (poll(&ended, 1, result == -ETIMEDOUT ? 0 : DM_RIGHTS_MS) > 0) {
+            waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED);
+        }
+        close(pidfd);
+    }
+    close(pair[0]);
+    return result;
+}

@@ -1,0 +1,31 @@
+/* rights.h: does one thing with another user's rights, in a process of its own that lives as long
+ * as that takes. In the master's process rights could leak: they are the whole process's, and what
+ * is set back may fail to be. What the work makes belongs to that user from its first moment, so
+ * nobody has to chmod or chown anything by a path.
+ *
+ * The caller waits, DM_RIGHTS_MS at most: the user may own the file system that is asked.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+enum { DM_RIGHTS_MS = 250, DM_RIGHTS_FDS = 2, DM_RIGHTS_GROUPS = 64, DM_RIGHTS_CONTEXT = 4096 };
+
+struct dm_rights {
+    bool owner_only; /* our rights, but what is made belongs to them: for what the script asks */
+    uid_t uid;
+    gid_t gid;
+    size_t group_count;
+    gid_t groups[DM_RIGHTS_GROUPS]; /* more are left out: then there are fewer rights, not more */
+};
+
+/* Whether it makes a difference: only root can take another's rights. */
+bool dm_rights_matter(const struct dm_rights *rights);
+
+/* Runs work(ctx, fds) with these rights (NULL, or none that matter: here). `size` bytes of ctx, and
+ * the descriptors that work has put into fds (-1 before), come back. Returns what work returned;
+ * -ETIMEDOUT; or what failed. No memory that work allocates survives. */
+int dm_rights_run(const struct dm_rights *rights, int (*work)(void *ctx, int fds[DM_RIGHTS_FDS]),
+                  void *ctx, size_t size, int fds[DM_RIGHTS_FDS]);
