@@ -45,6 +45,7 @@ void dm_children_stop_all(struct dm_core *core) {
 
 void dm_core_deinit(struct dm_core *core) {
     core->silent = true;
+    dm_deathwatch_stop(&core->deathwatch, &core->reaper);
     dm_reaper_deinit(&core->reaper);
     dm_signals_deinit(&core->signals);
     dm_timers_deinit(&core->timers);

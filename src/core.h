@@ -4,6 +4,7 @@
 
 #include "base/signals.h"
 #include "base/timer.h"
+#include "process/deathwatch.h"
 #include "process/reaper.h"
 
 #include <stdbool.h>
@@ -12,6 +13,7 @@
 struct dm_core {
     uv_loop_t *loop;
     struct dm_reaper reaper;
+    struct dm_deathwatch deathwatch;
     struct dm_timers timers;
     struct dm_signals signals; /* those that policy listens to; its owner sets the callback */
     int exit_code;

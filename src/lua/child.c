@@ -266,6 +266,7 @@ static void parse_options(lua_State *L, struct dm_child_options *o) {
     o->fds = opt_integers(L, "fds", INT32_MAX, &n);
     o->fd_count = (int)n;
     o->channel = opt_bool(L, "channel");
+    o->lingers = opt_bool(L, "lingers");
     o->capture_stdout = opt_bool(L, "capture_stdout");
     o->capture_stderr = opt_bool(L, "capture_stderr");
     lua_getfield(L, 1, "on_output");
@@ -354,6 +355,15 @@ static void on_output(void *ctx, int fd, const char *data, size_t size) {
     }
 }
 
+static void on_leader_exit(void *ctx, const struct dm_status *status) {
+    struct proxy *proxy = ctx;
+    lua_State *L = proxy->L;
+    if (push_callback(proxy, "on_leader_exit")) {
+        push_status(L, proxy, status);
+        dm_lua_call(L, 2, 0, "on_leader_exit");
+    }
+}
+
 static void on_exit_(void *ctx, const struct dm_status *status) {
     struct proxy *proxy = ctx;
     lua_State *L = proxy->L;
@@ -371,6 +381,7 @@ static const struct dm_child_events events = {
     .on_line = on_line,
     .on_channel_closed = on_channel_closed,
     .on_output = on_output,
+    .on_leader_exit = on_leader_exit,
     .on_exit = on_exit_,
 };
 
@@ -379,8 +390,8 @@ static const struct dm_child_events events = {
 
 /* The callbacks become the proxy's environment table. */
 static void set_callbacks(lua_State *L, int proxy) {
-    static const char *const names[] = {"on_exec", "on_line", "on_channel_closed", "on_output",
-                                        "on_exit"};
+    static const char *const names[] = {"on_exec",   "on_line",        "on_channel_closed",
+                                        "on_output", "on_leader_exit", "on_exit"};
     lua_createtable(L, 0, 5);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         lua_getfield(L, 1, names[i]);
@@ -453,6 +464,20 @@ static int l_send(lua_State *L) {
                          "send");
 }
 
+/* Those of its group that became ours when it ended. */
+static int l_others(lua_State *L) {
+    const struct proxy *proxy = check_proxy(L);
+    pid_t pids[16];
+    size_t n = proxy->child ? dm_child_others(proxy->child, pids, 16) : 0;
+    n = n < 16 ? n : 16;
+    lua_createtable(L, (int)n, 0);
+    for (size_t i = 0; i < n; i++) {
+        lua_pushinteger(L, pids[i]);
+        lua_rawseti(L, -2, (int)i + 1);
+    }
+    return 1;
+}
+
 static int l_close_channel(lua_State *L) {
     struct proxy *proxy = check_proxy(L);
     if (!proxy->child) {
@@ -501,6 +526,7 @@ static const luaL_Reg methods[] = {
     {"signal", l_signal},
     {"signal_group", l_signal_group},
     {"send", l_send},
+    {"others", l_others},
     {"close_channel", l_close_channel},
     {"pause_reading", l_pause_reading},
     {"tail", l_tail},

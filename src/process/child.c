@@ -153,7 +153,7 @@ static void finish_channel(struct dm_child *child) {
     }
 }
 
-static void report_exit(struct dm_child *child) {
+static struct dm_status status_of(const struct dm_child *child) {
     struct dm_status status = {.exit = child->leader.exit};
     if (child->failure) {
         status.failed = child->failure->step;
@@ -163,7 +163,17 @@ static void report_exit(struct dm_child *child) {
     if (child->captures[1]) {
         status.stderr_lost = dm_capture_lost(child->captures[1]);
     }
-    child->events->on_exit(child->ctx, &status);
+    return status;
+}
+
+static void on_ended(struct dm_leader *leader) {
+    struct dm_child *child = dm_container(leader, struct dm_child, leader);
+    if (!child->core->silent) {
+        report_exec(child);
+        finish_channel(child);
+        const struct dm_status status = status_of(child);
+        child->events->on_leader_exit(child->ctx, &status);
+    }
 }
 
 static void on_reaped(struct dm_leader *leader) {
@@ -176,8 +186,10 @@ static void on_reaped(struct dm_leader *leader) {
                 dm_capture_finish(child->captures[i]);
             }
         }
-        report_exit(child);
+        const struct dm_status status = status_of(child);
+        child->events->on_exit(child->ctx, &status);
     }
+    dm_deathwatch_remove(&child->core->deathwatch, leader->pid);
     if (child->error_fd >= 0) {
         close_error_pipe(child);
     }
@@ -294,10 +306,18 @@ static int start(struct dm_child *child, const struct dm_child_options *o,
     if (!spawn.fds) {
         return UV_ENOMEM;
     }
-    int rc = dm_spawn(&spawn, &leader->pid, &leader->pidfd, &child->error_fd);
+    int rc = spawn.die_with_master
+                 ? dm_deathwatch_start(&child->core->deathwatch, &child->core->reaper)
+                 : 0;
+    if (rc == 0) {
+        rc = dm_spawn(&spawn, &leader->pid, &leader->pidfd, &child->error_fd);
+    }
     free(spawn.fds);
     if (rc != 0) {
         return rc;
+    }
+    if (spawn.die_with_master) {
+        dm_deathwatch_add(&child->core->deathwatch, leader->pid);
     }
     rc = uv_poll_init(child->core->loop, &child->error_poll, child->error_fd);
     if (rc != 0) {
@@ -308,7 +328,9 @@ static int start(struct dm_child *child, const struct dm_child_options *o,
     }
     child->error_poll.data = child;
     child->handles++;
+    leader->lingers = o->lingers;
     leader->before_reap = before_reap;
+    leader->on_ended = on_ended;
     leader->on_reaped = on_reaped;
     leader->on_closed = on_leader_closed;
     rc = dm_reaper_add(&child->core->reaper, leader);
@@ -368,6 +390,10 @@ int dm_child_signal_group(struct dm_child *child, int number) {
         return UV_ESRCH;
     }
     return kill(-child->leader.pid, number) == 0 ? 0 : -errno;
+}
+
+size_t dm_child_others(const struct dm_child *child, pid_t *pids, size_t max) {
+    return dm_leader_others(&child->leader, pids, max);
 }
 
 int dm_child_send(struct dm_child *child, const char *line, size_t length, int fd) {

@@ -23,6 +23,8 @@ struct dm_child_events {
     void (*on_channel_closed)(void *ctx, const char *reason);
     /* What it wrote to fd 1 or 2, as far as that is captured; NULL: nobody wants it. */
     void (*on_output)(void *ctx, int fd, const char *data, size_t size);
+    /* It has ended, others of its group live on; on_exit comes when they have ended too. */
+    void (*on_leader_exit)(void *ctx, const struct dm_status *status);
     void (*on_exit)(void *ctx, const struct dm_status *status);
 };
 
@@ -34,6 +36,7 @@ struct dm_child_options {
     bool channel; /* behind fds */
     bool capture_stdout, capture_stderr;
     bool report_output; /* on_output is wanted */
+    bool lingers;       /* else what is left of its group gets SIGKILL when it ends */
 };
 
 /* A negative errno if there is no process; what fails in the process comes with on_exit. */
@@ -43,6 +46,8 @@ int dm_child_spawn(struct dm_core *core, const struct dm_child_options *options,
 pid_t dm_child_pid(const struct dm_child *child);
 int dm_child_signal(struct dm_child *child, int number);       /* UV_ESRCH once reaped */
 int dm_child_signal_group(struct dm_child *child, int number); /* the same */
+/* Processes of its group that became ours when it ended: how many, and the first `max`. */
+size_t dm_child_others(const struct dm_child *child, pid_t *pids, size_t max);
 int dm_child_send(struct dm_child *child, const char *line, size_t length, int fd);
 void dm_child_close_channel(struct dm_child *child);
 char *dm_child_tail(const struct dm_child *child, size_t *length); /* as dm_capture_tail */

@@ -20,6 +20,10 @@ enum { DM_P_PIDFD = 3 };
 /* Zombies a tick. A fork storm of orphans must not keep everybody else waiting. */
 enum { SWEEP_MAX = 1024 };
 
+/* ms. Whoever leaves a group without ending (setsid) sends no signal: groups that linger are looked
+ * at this often. */
+enum { LOOK_MS = 100 };
+
 static void kill_group(pid_t leader) {
     if (leader > 1) {
         kill(-leader, SIGKILL);
@@ -58,22 +62,42 @@ static void set_exit(struct dm_exit *result, const siginfo_t *info) {
     result->core = info->si_code == CLD_DUMPED;
 }
 
-/* False if it has not exited. Nothing of its group outlives it. */
-static bool reap(struct dm_leader *leader) {
+/* Whether a child of ours lives in the group: when a leader has ended, those that it leaves behind
+ * are our children. Zombies do not count: a wait without WEXITED passes them over. */
+static bool has_others(pid_t group) {
     siginfo_t info;
-    if (wait_for(DM_P_PIDFD, leader->pidfd, &info, WEXITED | WNOHANG | WNOWAIT, NULL) != 0 ||
+    return wait_for(P_PGID, group, &info, WSTOPPED | WNOHANG | WNOWAIT | __WALL, NULL) == 0;
+}
+
+/* -> whether it has ended, and is on the list for that. */
+static bool end(struct dm_leader *leader) {
+    siginfo_t info;
+    if (leader->ended ||
+        wait_for(DM_P_PIDFD, leader->pidfd, &info, WEXITED | WNOHANG | WNOWAIT, NULL) != 0 ||
         info.si_pid == 0) {
-        return false;
+        return leader->ended;
     }
+    leader->ended = true;
+    uv_poll_stop(&leader->poll); /* a zombie's pidfd stays readable */
+    set_exit(&leader->exit, &info);
     if (leader->before_reap) {
         leader->before_reap(leader);
+    }
+    dm_list_remove(&leader->link);
+    dm_list_append(&leader->reaper->ended, &leader->link);
+    return true;
+}
+
+/* False if it has not exited, or others of its group live that are waited for. */
+static bool reap(struct dm_leader *leader) {
+    siginfo_t info;
+    if (!end(leader) || (leader->lingers && has_others(leader->pid))) {
+        return false;
     }
     kill_group(leader->pid);
     if (wait_for(DM_P_PIDFD, leader->pidfd, &info, WEXITED | WNOHANG, &leader->exit.usage) != 0) {
         return false;
     }
-    set_exit(&leader->exit, &info);
-    uv_poll_stop(&leader->poll);
     close(leader->pidfd);
     leader->pidfd = -1;
     dm_list_remove(&leader->link);
@@ -82,7 +106,25 @@ static bool reap(struct dm_leader *leader) {
     return true;
 }
 
+static void reap_list(struct dm_link *list) {
+    for (struct dm_link *l = list->next, *next; l != list; l = next) {
+        next = l->next;
+        reap(dm_container(l, struct dm_leader, link));
+    }
+}
+
+static void on_look(uv_timer_t *timer);
+
 static void report(struct dm_reaper *reaper) {
+    while (!dm_list_empty(&reaper->ended)) {
+        struct dm_leader *leader = dm_container(reaper->ended.next, struct dm_leader, link);
+        dm_list_remove(&leader->link);
+        dm_list_append(&reaper->lingering, &leader->link);
+        uv_timer_start(&reaper->look, on_look, LOOK_MS, LOOK_MS);
+        if (leader->on_ended) {
+            leader->on_ended(leader);
+        }
+    }
     while (!dm_list_empty(&reaper->reaped)) {
         struct dm_leader *leader = dm_container(reaper->reaped.next, struct dm_leader, link);
         dm_list_remove(&leader->link);
@@ -91,10 +133,13 @@ static void report(struct dm_reaper *reaper) {
 }
 
 static struct dm_leader *find(struct dm_reaper *reaper, pid_t pid) {
-    for (struct dm_link *l = reaper->alive.next; l != &reaper->alive; l = l->next) {
-        struct dm_leader *leader = dm_container(l, struct dm_leader, link);
-        if (leader->pid == pid) {
-            return leader;
+    struct dm_link *const lists[] = {&reaper->alive, &reaper->ended, &reaper->lingering};
+    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) {
+        for (struct dm_link *l = lists[i]->next; l != lists[i]; l = l->next) {
+            struct dm_leader *leader = dm_container(l, struct dm_leader, link);
+            if (leader->pid == pid) {
+                return leader;
+            }
         }
     }
     return NULL;
@@ -107,6 +152,9 @@ struct orphan {
 
 /* Its number may come again, for another. */
 static void forget_brought(struct dm_reaper *reaper, pid_t pid) {
+    if (reaper->attendant == pid) {
+        reaper->attendant = 0;
+    }
     for (size_t i = 0; i < reaper->brought_count; i++) {
         if (reaper->brought[i] == pid) {
             reaper->brought[i] = 0;
@@ -114,17 +162,42 @@ static void forget_brought(struct dm_reaper *reaper, pid_t pid) {
     }
 }
 
+/* The same where zombies are kept: WNOWAIT would show them for ever. */
+static size_t reap_adopted(struct dm_reaper *reaper, struct orphan *orphans, size_t max) {
+    pid_t pids[SWEEP_MAX];
+    const size_t count = dm_reaper_adopted(reaper, pids, SWEEP_MAX);
+    size_t n = 0;
+    for (size_t i = 0; i < count && i < SWEEP_MAX && n < max; i++) {
+        siginfo_t info;
+        if (wait_for(P_PID, pids[i], &info, WEXITED | WNOHANG, &orphans[n].exit.usage) == 0 &&
+            info.si_pid != 0) {
+            orphans[n].pid = pids[i];
+            set_exit(&orphans[n++].exit, &info);
+        }
+    }
+    if (n == max) {
+        kill(getpid(), SIGCHLD);
+    }
+    return n;
+}
+
 /* WNOWAIT shows the same zombie until it is reaped; so each one seen is. */
 static void sweep(struct dm_reaper *reaper) {
     struct orphan orphans[64];
     size_t n = 0;
-    for (int i = 0; i < SWEEP_MAX && n < sizeof orphans / sizeof *orphans; i++) {
+    reap_list(&reaper->lingering);
+    if (!dm_list_empty(&reaper->lingering)) {
+        n = reap_adopted(reaper, orphans, sizeof orphans / sizeof *orphans);
+        reap_list(&reaper->lingering);
+    }
+    const bool all = dm_list_empty(&reaper->lingering);
+    for (int i = 0; all && i < SWEEP_MAX && n < sizeof orphans / sizeof *orphans; i++) {
         siginfo_t info;
         if (wait_for(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT, NULL) != 0 || info.si_pid == 0) {
             break;
         }
         struct dm_leader *leader = find(reaper, info.si_pid);
-        if (leader ? !reap(leader)
+        if (leader ? !reap(leader) /* or it lingers from now on */
                    : wait_for(P_PID, info.si_pid, &info, WEXITED | WNOHANG,
                               &orphans[n].exit.usage) != 0) {
             break;
@@ -151,11 +224,19 @@ static void on_sigchld(struct dm_signals *signals, int number, pid_t sender, uid
     sweep(signals->data);
 }
 
+static void on_look(uv_timer_t *timer) {
+    struct dm_reaper *reaper = timer->data;
+    sweep(reaper);
+    if (dm_list_empty(&reaper->lingering)) {
+        uv_timer_stop(timer);
+    }
+}
+
 static void on_pidfd(uv_poll_t *poll, int status, int events) {
     (void)status;
     (void)events;
     struct dm_leader *leader = poll->data;
-    if (leader->pidfd >= 0 && reap(leader)) {
+    if (leader->pidfd >= 0 && (reap(leader) || leader->ended)) {
         report(leader->reaper);
     }
 }
@@ -163,7 +244,11 @@ static void on_pidfd(uv_poll_t *poll, int status, int events) {
 int dm_reaper_init(struct dm_reaper *reaper, uv_loop_t *loop) {
     *reaper = (struct dm_reaper){.loop = loop};
     dm_list_init(&reaper->alive);
+    dm_list_init(&reaper->ended);
+    dm_list_init(&reaper->lingering);
     dm_list_init(&reaper->reaped);
+    uv_timer_init(loop, &reaper->look);
+    reaper->look.data = reaper;
     dm_signals_init(&reaper->sigchld, reaper, on_sigchld);
 
     const size_t brought = dm_reaper_adopted(reaper, reaper->brought, DM_BROUGHT_MAX);
@@ -178,10 +263,9 @@ int dm_reaper_init(struct dm_reaper *reaper, uv_loop_t *loop) {
     return dm_signals_set(&reaper->sigchld, loop, &set);
 }
 
-/* Those whom even SIGKILL did not end in time are let go. */
-void dm_reaper_deinit(struct dm_reaper *reaper) {
-    while (!dm_list_empty(&reaper->alive)) {
-        struct dm_leader *leader = dm_container(reaper->alive.next, struct dm_leader, link);
+static void let_go(struct dm_reaper *reaper, struct dm_link *list) {
+    while (!dm_list_empty(list)) {
+        struct dm_leader *leader = dm_container(list->next, struct dm_leader, link);
         uv_poll_stop(&leader->poll);
         close(leader->pidfd);
         leader->pidfd = -1;
@@ -189,7 +273,15 @@ void dm_reaper_deinit(struct dm_reaper *reaper) {
         dm_list_append(&reaper->reaped, &leader->link);
         reaper->count--;
     }
+}
+
+/* Those whom even SIGKILL did not end in time are let go. */
+void dm_reaper_deinit(struct dm_reaper *reaper) {
+    let_go(reaper, &reaper->alive);
+    let_go(reaper, &reaper->ended);
+    let_go(reaper, &reaper->lingering);
     report(reaper);
+    uv_close((uv_handle_t *)&reaper->look, NULL);
     dm_signals_deinit(&reaper->sigchld);
 }
 
@@ -236,10 +328,7 @@ static void signal_all(struct dm_reaper *reaper, int number) {
 
 static void reap_until(struct dm_reaper *reaper, uint64_t deadline_ms) {
     while (!dm_list_empty(&reaper->alive)) {
-        for (struct dm_link *l = reaper->alive.next, *next; l != &reaper->alive; l = next) {
-            next = l->next;
-            reap(dm_container(l, struct dm_leader, link));
-        }
+        reap_list(&reaper->alive);
         const uint64_t now = dm_now_ms();
         if (dm_list_empty(&reaper->alive) || now >= deadline_ms) {
             return;
@@ -253,6 +342,14 @@ static void reap_until(struct dm_reaper *reaper, uint64_t deadline_ms) {
 }
 
 void dm_reaper_stop_all(struct dm_reaper *reaper, uint64_t grace_ms) {
+    /* The rest of a group is waited for no longer. */
+    for (struct dm_link *l = reaper->alive.next; l != &reaper->alive; l = l->next) {
+        dm_container(l, struct dm_leader, link)->lingers = false;
+    }
+    for (struct dm_link *l = reaper->lingering.next; l != &reaper->lingering; l = l->next) {
+        dm_container(l, struct dm_leader, link)->lingers = false;
+    }
+    reap_list(&reaper->lingering);
     if (dm_list_empty(&reaper->alive)) {
         return;
     }
@@ -266,6 +363,9 @@ void dm_reaper_stop_all(struct dm_reaper *reaper, uint64_t grace_ms) {
 
 /* Whoever becomes this program by exec may have had children, which are none of its business. */
 static bool was_here(const struct dm_reaper *reaper, pid_t pid) {
+    if (pid == reaper->attendant) {
+        return true;
+    }
     for (size_t i = 0; i < reaper->brought_count; i++) {
         if (reaper->brought[i] == pid) {
             return true;
@@ -307,6 +407,21 @@ size_t dm_reaper_adopted(struct dm_reaper *reaper, pid_t *pids, size_t max) {
         closedir(tasks);
     }
     return n;
+}
+
+size_t dm_leader_others(const struct dm_leader *leader, pid_t *pids, size_t max) {
+    pid_t adopted[SWEEP_MAX];
+    size_t n = dm_reaper_adopted(leader->reaper, adopted, SWEEP_MAX), found = 0;
+    n = n < SWEEP_MAX ? n : SWEEP_MAX;
+    for (size_t i = 0; i < n; i++) {
+        if (getpgid(adopted[i]) == leader->pid) {
+            if (found < max) {
+                pids[found] = adopted[i];
+            }
+            found++;
+        }
+    }
+    return found;
 }
 
 static void end_orphan(pid_t pid, uint64_t deadline_ms) {

@@ -7,6 +7,7 @@
 #include "base/list.h"
 #include "base/signals.h"
 
+#include <stdbool.h>
 #include <sys/resource.h>
 #include <sys/types.h>
 
@@ -16,7 +17,11 @@ struct dm_exit {
     struct rusage usage;
 };
 
-/* The leader of a process group of ours, from clone to reaping. Embedded in struct dm_child. */
+/* The leader of a process group of ours, from clone to reaping. Embedded in struct dm_child.
+ *
+ * Nothing of its group outlives it. If it lingers, that takes until the others have ended by
+ * themselves or were killed: so long it is left a zombie, which keeps the group's number ours. If
+ * not, they get SIGKILL when it ends. */
 struct dm_leader {
     struct dm_link link;
     struct dm_reaper *reaper;
@@ -24,7 +29,10 @@ struct dm_leader {
     pid_t pid;
     int pidfd; /* -1 once reaped */
     struct dm_exit exit;
-    void (*before_reap)(struct dm_leader *leader); /* still a zombie: /proc/PID can be read */
+    bool lingers;
+    bool ended;                                    /* a zombie, or reaped */
+    void (*before_reap)(struct dm_leader *leader); /* just ended: /proc/PID can be read */
+    void (*on_ended)(struct dm_leader *leader);    /* from the loop; others of its group live */
     void (*on_reaped)(struct dm_leader *leader);   /* once, from the loop */
     void (*on_closed)(struct dm_leader *leader);   /* the handle is closed: memory may go */
 };
@@ -36,9 +44,13 @@ enum { DM_BROUGHT_MAX = 16 };
 struct dm_reaper {
     uv_loop_t *loop;
     struct dm_signals sigchld;
-    struct dm_link alive;  /* not yet reaped */
-    struct dm_link reaped; /* reaped, not yet reported */
+    uv_timer_t look;          /* while somebody lingers */
+    struct dm_link alive;     /* not yet ended */
+    struct dm_link ended;     /* lingers, not yet reported */
+    struct dm_link lingering; /* reported */
+    struct dm_link reaped;    /* reaped, not yet reported */
     int count;
+    pid_t attendant; /* a child that is none of anybody's business (deathwatch.c), or 0 */
     pid_t brought[DM_BROUGHT_MAX];
     size_t brought_count;
     void (*on_orphan)(struct dm_reaper *reaper, pid_t pid, const struct dm_exit *exit);
@@ -63,6 +75,10 @@ void dm_reaper_stop_all(struct dm_reaper *reaper, uint64_t grace_ms);
 
 /* Kills the leader's group and waits for the leader, however it got here. */
 void dm_reaper_abandon(pid_t pid, int pidfd);
+
+/* Children of ours, adopted or not, that live in the group: how many of them, and the first `max`.
+ */
+size_t dm_leader_others(const struct dm_leader *leader, pid_t *pids, size_t max);
 
 /* Children that are no leaders of ours: adopted orphans. How many, and the first `max` of them. */
 size_t dm_reaper_adopted(struct dm_reaper *reaper, pid_t *pids, size_t max);

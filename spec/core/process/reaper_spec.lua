@@ -106,6 +106,56 @@ describe('reaper', function()
         assert.is_true(is_gone(grandchild))
     end)
 
+    it('waits for the rest of a group that is to linger, and keeps its number until then', function()
+        local ended
+        local record = p.sh('sleep 1000 & echo $! >&3; sleep 1001 & echo $! >&3; exit 7', {
+            channel = true, lingers = true, on_leader_exit = function(_, status) ended = status end,
+        })
+        p.await(function() return ended end)
+        assert.are.equal(7, ended.code)
+        assert.are.equal(0, record.exits)
+        assert.are.equal(1, core.children())
+        assert.is_true(record.child:alive())
+        local others = record.child:others()
+        table.sort(others)
+        assert.are.same({ tonumber(record.lines[1]), tonumber(record.lines[2]) }, others)
+        -- Exits of others are seen while a zombie is kept.
+        assert.are.equal(5, p.exit_of(p.sh 'exit 5').code)
+        leave 'echo here > $0; exit 9'
+        p.await(function() return #core.adopted() == 2 end)
+        assert.is_true(record.child:signal_group 'SIGTERM')
+        assert.are.equal(7, p.exit_of(record).code)
+        assert.are.equal(1, record.exits)
+        assert.are.equal('SIGTERM', orphans[others[1]].signal)
+        assert.are.equal('SIGTERM', orphans[others[2]].signal)
+    end)
+
+    it('lets a leader go whose group is empty because the others left it', function()
+        local record = p.sh('setsid sh -c "read x <&3; setsid true; exec sleep 1000" & exit 0',
+            { channel = true, lingers = true })
+        p.exit_of(record)
+        assert.are.equal(0, record.status.code)
+        p.await(function() return #core.adopted() > 0 end)
+        core.kill_adopted()
+    end)
+
+    it('waits for nobody where nobody is left, and not for zombies', function()
+        local record = p.sh('true & exit 3', { lingers = true,
+            on_leader_exit = function(child) child:signal_group 'SIGKILL' end })
+        assert.are.equal(3, p.exit_of(record).code)
+        assert.are.equal(1, record.exits)
+    end)
+
+    it('kills a lingering group that forks all the time', function()
+        local ended
+        local record = p.sh('f() { (f) & exit 0; }; (f) & (f) & (f) & exit 0',
+            { lingers = true, on_leader_exit = function() ended = true end })
+        p.await(function() return ended end)
+        assert.is_true(record.child:signal_group 'SIGKILL')
+        p.exit_of(record)
+        assert.are.same({}, record.child:others())
+    end)
+
     it('reaps a grandchild of another session and reports it', function()
         local record = p.sh('setsid sh -c "echo \\$\\$ >&3; exec 3>&-; read x < /dev/null; exit 9" & wait; exit 0',
             { channel = true })

@@ -349,12 +349,16 @@ describe('spawn', function()
         end
     end)
 
-    it('kills a child with its master only if asked', function()
+    it('kills a child and its whole group with its master only if asked', function()
         local output = p.output_of { p.runner, 'spec/support/spawn_orphans.lua' }
-        local with, without = output:match '^(%d+) (%d+)\n$'
-        assert(with, output)
-        p.await(function() return not core.proc_stat(tonumber(with)) end, 5000, 'the death of the one')
-        assert.is_table(core.proc_stat(tonumber(without)))
+        local pids = { output:match '^(%d+) (%d+) (%d+) (%d+)\n$' }
+        assert(#pids == 4, output)
+        for i = 1, 3 do
+            p.await(function() return not core.proc_stat(tonumber(pids[i])) end, 5000, 'the death of number ' .. i)
+        end
+        assert.is_table(core.proc_stat(tonumber(pids[4])))
+        -- The watcher has gone as well.
+        assert.are.same({ tonumber(pids[4]) }, core.adopted())
         core.kill_adopted()
     end)
 end)
