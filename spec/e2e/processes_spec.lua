@@ -213,6 +213,7 @@ describe('what a worker leaves behind', function()
         m:signal 'SIGKILL'
         m:exit()
         m:wait_until(function() return not is_alive(pid) end, 'the end of the worker')
-        m:finish { signal = 'SIGKILL', left = true, files_left = true }
+        m:wait_until(function() return #m:tree() == 0 end, 'the end of its group')
+        m:finish { signal = 'SIGKILL', files_left = true }
     end)
 end)

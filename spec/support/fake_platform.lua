@@ -232,13 +232,31 @@ function Child:become_ready()
 end
 
 function Child:line(text)
-    if self.is_alive then
+    if self.is_alive and not self.headless then
         self.fields.on_line(self, text, false)
     end
 end
 
 function Child:close_channel()
-    self.fields.on_channel_closed(self)
+    if not self.headless then
+        self.fields.on_channel_closed(self)
+    end
+end
+
+--- The first process ends, others of its group live until they are signalled.
+function Child:end_leader(status)
+    if self.is_alive and not self.headless then
+        if self.fields.channel then
+            self.fields.on_channel_closed(self)
+        end
+        self.headless = true
+        self.leader_status = status
+        self.fields.on_leader_exit(self, status)
+    end
+end
+
+function Child:others()
+    return self.headless and { self.number + 10000 } or {}
 end
 
 function Child:signal(name)
@@ -266,7 +284,8 @@ function Child:exit(status)
     if not self.is_alive then
         return
     end
-    if self.behaviour.closes_first and self.fields.channel then
+    status = self.leader_status or status
+    if self.behaviour.closes_first and not self.headless and self.fields.channel then
         self.fields.on_channel_closed(self)
     end
     if not self.is_alive then

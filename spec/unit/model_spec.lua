@@ -49,7 +49,8 @@ local function pick(random)
     return BEHAVIOURS[1].make(random)
 end
 
-local LEAVING = { settling = true, stopping = true, disconnected = true, terminating = true, killing = true }
+local LEAVING = { settling = true, stopping = true, disconnected = true, terminating = true, killing = true,
+    headless = true }
 
 local function holds(world, condition, text)
     if not condition then
@@ -158,6 +159,8 @@ local function random_event(world, random)
                 child:exit { signal = 'SIGSEGV' }
             elseif what < 0.7 then
                 child:close_channel()
+            elseif what < 0.75 then
+                child:end_leader { code = 0 }
             elseif what < 0.8 then
                 child:line('{"cmd":"NODE_CLUSTER","act":"exitedAfterDisconnect","seq":7}')
             else
@@ -246,7 +249,8 @@ end
 -- The walks are worth something only if they get around. Some of this a walk in fifty takes, so that it can be missing
 -- after WALKS of them; it is not after ten times as many.
 local PLACES = { 'worker starting deadline', 'worker retiring keep', 'worker settling exit',
-    'worker terminating deadline', 'worker killing exit', 'slot proving lost', 'slot proving commit',
+    'worker terminating deadline', 'worker killing exit', 'worker headless exit', 'slot proving lost',
+    'slot proving commit',
     'slot replacing cancel', 'slot filling replace', 'slot replacing replace', 'cluster rolling stop',
     'restart loading superseded', 'restart loading begin', 'restart replacing superseded', 'restart replacing filled',
     'restart replacing failed', 'restart canary proved', 'restart canary failed', 'restart judging judged',

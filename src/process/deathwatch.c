@@ -7,7 +7,6 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 /* At most 4096 workers are wanted, and twice as many live in a restart. */
@@ -96,11 +95,7 @@ void dm_deathwatch_remove(struct dm_deathwatch *watch, pid_t group) {
 }
 
 void dm_deathwatch_stop(struct dm_deathwatch *watch, struct dm_reaper *reaper) {
-    if (reaper->attendant > 1) {
-        kill(reaper->attendant, SIGKILL); /* unreaped, so the number is its own */
-        waitpid(reaper->attendant, NULL, 0);
-        reaper->attendant = 0;
-    }
+    dm_reaper_end_attendant(reaper);
     if (watch->groups) {
         munmap(watch->groups, GROUPS_MAX * sizeof *watch->groups);
         watch->groups = NULL;

@@ -316,6 +316,15 @@ void dm_reaper_abandon(pid_t pid, int pidfd) {
     close(pidfd);
 }
 
+void dm_reaper_end_attendant(struct dm_reaper *reaper) {
+    siginfo_t info;
+    if (reaper->attendant > 1) {
+        kill(reaper->attendant, SIGKILL); /* unreaped, so the number is its own */
+        wait_for(P_PID, reaper->attendant, &info, WEXITED, NULL);
+        reaper->attendant = 0;
+    }
+}
+
 static void signal_all(struct dm_reaper *reaper, int number) {
     for (struct dm_link *l = reaper->alive.next; l != &reaper->alive; l = l->next) {
         const struct dm_leader *leader = dm_container(l, struct dm_leader, link);

@@ -69,6 +69,8 @@ int dm_leader_signal(const struct dm_leader *leader, int number);
 /* After on_reaped (or without, at the very end): gives the handle back, then on_closed. */
 void dm_reaper_close(struct dm_leader *leader);
 
+void dm_reaper_end_attendant(struct dm_reaper *reaper);
+
 /* Without loop or callbacks: SIGTERM to all, SIGKILL after grace_ms, until every one is reaped.
  * They stay unreported. */
 void dm_reaper_stop_all(struct dm_reaper *reaper, uint64_t grace_ms);

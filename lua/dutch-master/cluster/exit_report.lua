@@ -23,8 +23,8 @@ end
 local function words(worker, status, oom)
     if status.failed then
         return 'could not be started: ' .. M.start_failure(status.failed)
-    elseif worker.leaving.late then
-        return worker.leaving.late
+    elseif worker.leaving.late or worker.leaving.daemon then
+        return worker.leaving.late or worker.leaving.daemon
     elseif oom then
         return 'was killed because memory ran out'
     elseif status.signal then

@@ -30,6 +30,9 @@ local DISCONNECTED_MS = 1000
 -- Leaving the rotation is bounded by sockets.lua; this is the limit if even that fails.
 local SETTLE_MS = 5000
 
+local IN_THE_FOREGROUND = 'Let it run in the foreground (no -D, --daemon, --daemonize; nginx: "daemon off;"), and let'
+    .. ' dutch-master restart it, not its own upgrade'
+
 local definition
 
 --- A worker that is not forked yet.
@@ -48,6 +51,7 @@ function Worker.new(options)
         lost = false, -- it was not, and its owner has heard that it goes
         late = nil, -- in words, when it was not ready in time
         killed = false, -- by us
+        daemon = nil, -- in words, when it put itself into the background
         until_ms = nil, -- the moment at which it is killed, once it has begun
     }
     return self
@@ -177,6 +181,10 @@ function Worker:spawn(fields)
             self.log:warn({ reason = reason }, 'Channel of the worker failed')
         end
         self.agenda:post(self, 'closed')
+    end
+    fields.lingers = true -- the worker is its whole group
+    function fields.on_leader_exit(_, status)
+        self.agenda:post(self, 'headless', status)
     end
     function fields.on_exit(_, status)
         self.agenda:post(self, 'exit', status)
@@ -440,6 +448,30 @@ local function finish(self, status)
     return 'exited'
 end
 
+-- The first process of a worker has ended, others of its group live: a shell without exec, a server that upgraded
+-- itself or put itself into the background. They keep its lanes until they have ended. SIGTERM, whatever the worker's
+-- own signal is: what a shell starts in the background ignores SIGQUIT and SIGINT.
+local function headless(self, status)
+    self.health:close()
+    self.channel_open = false
+    if not self.leaving.until_ms then
+        start_of_stop(self)
+    end
+    self.sockets:leave(self.id, function() end)
+    local facts = { code = status.code, signal = status.signal, processes = self.child:others() }
+    if status.code == 0 and not self.leaving.told and not self.leaving.lost then
+        self.leaving.daemon = 'put itself into the background: ' .. IN_THE_FOREGROUND
+        facts.hint = IN_THE_FOREGROUND
+        self.log:warn(facts, 'Worker has put itself into the background, what it left behind is asked to end')
+    else
+        self.log:info(facts, 'Worker ended, what is left of its process group is asked to end')
+    end
+    lose(self, self.leaving.daemon or 'its first process ended')
+    self.child:signal_group 'SIGTERM'
+    self.child:signal_group 'SIGCONT'
+    return 'headless'
+end
+
 local function exit_while_serving(self, status)
     self.log:warn({ code = status.code, signal = status.signal }, 'Worker disconnection was unexpected')
     return finish(self, status)
@@ -452,6 +484,11 @@ end
 local function kill_now(self, why)
     told_to_leave(self, why)
     return kill(self)
+end
+
+local function kill_rest(self)
+    self.child:signal_group 'SIGKILL'
+    return 'killing'
 end
 
 local function kill_again(self)
@@ -483,6 +520,7 @@ definition = machine.define {
         'alive', -- a sign of life
         'hung', -- (why) it says that it hangs
         'closed', -- its channel is closed
+        'headless', -- (status) its first process has ended, others of its group live
         'deadline',
         'exit', -- its process is reaped
     },
@@ -510,6 +548,7 @@ definition = machine.define {
         terminating = function(self)
             return math.min(self.plan.kill_timeout_ms, remaining(self))
         end,
+        headless = remaining,
         killing = function()
             return KILL_AGAIN_MS
         end,
@@ -525,6 +564,7 @@ definition = machine.define {
             settled = bug,
             leaving = leaving,
             closed = closed_while_starting,
+            headless = headless,
             alive = ignore,
             hung = ignore,
             deadline = start_deadline,
@@ -540,6 +580,7 @@ definition = machine.define {
             settled = bug,
             leaving = leaving,
             closed = closed_while_serving,
+            headless = headless,
             alive = alive,
             hung = hung,
             deadline = silent,
@@ -557,6 +598,7 @@ definition = machine.define {
             settled = bug,
             leaving = leaving,
             closed = closed_while_serving,
+            headless = headless,
             alive = ignore,
             hung = ignore,
             deadline = bug,
@@ -572,6 +614,7 @@ definition = machine.define {
             settled = ask,
             leaving = ignore,
             closed = closed_while_leaving,
+            headless = headless,
             alive = ignore,
             hung = ignore,
             deadline = ask,
@@ -587,6 +630,7 @@ definition = machine.define {
             settled = ignore,
             leaving = ignore,
             closed = closed_while_leaving,
+            headless = headless,
             alive = ignore,
             hung = ignore,
             deadline = function(self)
@@ -607,6 +651,7 @@ definition = machine.define {
             settled = ignore,
             leaving = ignore,
             closed = ignore,
+            headless = headless,
             alive = ignore,
             hung = ignore,
             deadline = terminate,
@@ -622,6 +667,23 @@ definition = machine.define {
             settled = ignore,
             leaving = ignore,
             closed = note_closed,
+            headless = headless,
+            alive = ignore,
+            hung = ignore,
+            deadline = kill,
+            exit = finish,
+        },
+        headless = { -- its first process has ended, the rest of its group was asked to end
+            ready = ignore,
+            request_restart = ignore,
+            retire = bug,
+            keep = bug,
+            stop = ignore,
+            kill = kill_now,
+            settled = ignore,
+            leaving = ignore,
+            closed = note_closed,
+            headless = bug,
             alive = ignore,
             hung = ignore,
             deadline = kill,
@@ -637,6 +699,7 @@ definition = machine.define {
             settled = ignore,
             leaving = ignore,
             closed = note_closed,
+            headless = kill_rest,
             alive = ignore,
             hung = ignore,
             deadline = kill_again,
@@ -652,6 +715,7 @@ definition = machine.define {
             settled = ignore,
             leaving = ignore,
             closed = ignore,
+            headless = ignore,
             alive = ignore,
             hung = ignore,
             deadline = bug,

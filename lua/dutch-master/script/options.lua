@@ -91,7 +91,8 @@ M.list = {
         doc = 'CPUs the workers may use: { 0, 1 } or "0-3,8"' },
     { name = 'dieWithMaster', inside = 'die_with_master', type = schema.boolean, default = false,
         default_text = 'false',
-        doc = 'workers get SIGKILL when the master dies without stopping them' },
+        doc = 'SIGKILL for the workers, and for all that they started in their process groups, when the master dies'
+            .. ' without stopping them' },
     { name = 'workerOutput', inside = 'worker_output', type = types.output, default = 'inherit',
         default_text = '"inherit"',
         doc = 'where the workers\' stdout and stderr go: "inherit", "null" or a file' },

@@ -443,4 +443,56 @@ describe('worker', function()
         assert.equal(4, killed)
         assert.equal('killing', worker.state)
     end)
+
+    describe('whose first process has ended while others of its group live', function()
+        local BACKGROUND = 'Worker has put itself into the background, what it left behind is asked to end'
+        local EXEC = { kind = 'exec', argv = { 'server' }, worker = false, ready = { type = 'auto' },
+            stop_signal = 'SIGQUIT', kill_timeout_ms = 1000 }
+
+        it('is replaced at once; the rest is asked by SIGTERM, and killed at the end of stopTimeout', function()
+            local worker, world = one({ ignores_term = true }, EXEC)
+            world.platform:advance(1010)
+            assert.equal('running', worker.state)
+            worker.child.signals = {}
+            local signal = worker.child.signal_group
+            worker.child.signal_group = function(self, name)
+                table.insert(self.signals, name)
+                return signal(self, name)
+            end
+            worker.child:end_leader { code = 1 }
+            assert.equal('headless', worker.state)
+            assert.same({ 'SIGTERM', 'SIGCONT' }, worker.child.signals)
+            assert.equal(1, world.count 'Worker ended, what is left of its process group is asked to end')
+            world.platform:advance(1200)
+            local other = world.cluster.slots[1].current
+            assert.is_true(other ~= nil and other ~= worker)
+            world.platform:advance(28700)
+            assert.equal('headless', worker.state)
+            world.platform:advance(110)
+            assert.equal('exited', worker.state)
+            assert.is_true(worker.report.killed)
+            assert.equal('exited with code 1', worker.report.message)
+        end)
+
+        it('is told from one that put itself into the background', function()
+            local worker, world = one({}, EXEC)
+            worker.child:end_leader { code = 0 }
+            world.platform:advance(1)
+            assert.equal(1, world.count(BACKGROUND))
+            worker.child:exit { code = 0 }
+            assert.matches('^put itself into the background: Let it run in the foreground', worker.report.message)
+        end)
+
+        it('goes on leaving when it was told to', function()
+            local worker, world = one({}, EXEC)
+            world.platform:advance(1010)
+            world.cluster:stop { signal = 'SIGTERM' }
+            worker.child:end_leader { code = 0 }
+            assert.equal('headless', worker.state)
+            assert.equal(0, world.count(BACKGROUND))
+            worker.child:exit { code = 0 }
+            assert.equal('exited', worker.state)
+            assert.equal(0, world.code)
+        end)
+    end)
 end)

@@ -1,0 +1,103 @@
+-- The process group is the worker: what it started belongs to it, as long as it lives.
+
+local uv = require 'luv'
+local http = require 'spec.support.http'
+local load = require 'spec.support.load'
+local master = require 'spec.support.master'
+
+-- Serves on descriptor 3, whoever it was for. SIGTERM lets it finish: GET /slow takes 600 ms.
+local SERVER = [[
+import os, signal, socket, sys, threading
+s = socket.socket(fileno=3)
+s.setblocking(True)
+busy, leaving = set(), threading.Event()
+def answer(c):
+    head = c.recv(65536)
+    if b'/slow' in head:
+        threading.Event().wait(0.6)
+    c.sendall(b'HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\ndone')
+    c.close()
+def accept():
+    while True:
+        c, _ = s.accept()
+        t = threading.Thread(target=answer, args=(c,))
+        busy.add(t)
+        t.start()
+def leave(*_):
+    leaving.set()
+signal.signal(signal.SIGTERM, leave)
+threading.Thread(target=accept, daemon=True).start()
+leaving.wait()
+for t in list(busy):
+    t.join()
+print('left', os.getpid(), flush=True)
+os._exit(0)
+]]
+
+local function is_alive(pid)
+    local file = io.open(('/proc/%d/stat'):format(pid))
+    local state = file and file:read('*a'):match '%) (%a)'
+    if file then file:close() end
+    return state ~= nil and state ~= 'Z' and state ~= 'X'
+end
+
+local function start(argv, options)
+    local port = http.free_port()
+    return master.start {
+        script = ([[require('dutch-master').start { worker = %s, numWorkers = 1, listen = { '127.0.0.1:%d' },
+            ready = { alive = 0.3 }, %s }]]):format(argv, port, options or ''),
+        files = { ['server.py'] = SERVER },
+    }, port
+end
+
+describe('the group of a worker', function()
+    after_each(master.cleanup)
+
+    it('may finish its requests when its first process, a shell without exec, has ended', function()
+        local m, port = start [[{ 'sh', '-c', 'python3 server.py; exit 0' }]]
+        m:await 'Cluster ready'
+        local l = load.start { port = port, path = '/slow', clients = 4 }
+        l:await(4)
+        for i = 1, 2 do
+            m:signal 'SIGUSR2'
+            m:await('Restart complete', { count = i })
+        end
+        m:await('Worker exited', { count = 2 })
+        local counts = l:stop()
+        assert.equal(0, counts.failed, counts.text)
+        local record = m:await 'Worker ended, what is left of its process group is asked to end'
+        assert.equal(1, #record.processes)
+        m:finish()
+    end)
+
+    it('is killed at the end of stopTimeout, not before', function()
+        local m = start([[{ 'sh', '-c', '(trap "" TERM; while :; do sleep 1; done) & wait' }]],
+            'stopTimeout = 1.5, killTimeout = 0.5')
+        m:await 'Cluster ready'
+        local asked = uv.hrtime()
+        m:signal 'SIGTERM'
+        m:await 'Worker exited'
+        assert.is_true(uv.hrtime() - asked >= 1.4e9)
+        m:finish { code = 1 }
+    end)
+
+    it('that put itself into the background is told apart, and leaves nothing behind', function()
+        local m = start([[{ 'sh', '-c', 'python3 server.py & exit 0' }]], 'backoff = { first = 0.2, max = 0.2 }')
+        local record = m:await 'Worker has put itself into the background, what it left behind is asked to end'
+        assert.matches('foreground', record.hint)
+        m:await 'Worker exited'
+        assert.is_false(is_alive(record.processes[1]))
+        m:finish()
+    end)
+
+    it('dies with the master as a whole, if asked', function()
+        local m = start([[{ 'sh', '-c', '(trap "" TERM; while :; do sleep 1; done) & python3 server.py' }]],
+            'dieWithMaster = true')
+        m:await 'Cluster ready'
+        assert.is_true(#m:tree() >= 4)
+        m:signal 'SIGKILL'
+        m:exit()
+        m:wait_until(function() return #m:tree() == 0 end, 'the end of all')
+        m:finish { signal = 'SIGKILL', files_left = true }
+    end)
+end)
