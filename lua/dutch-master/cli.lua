@@ -13,13 +13,13 @@ local M = {}
 
 --- In the order of the help text.
 M.verbs = {
-    'check', 'plan', 'status', 'top', 'why', 'events', 'logs', 'list', 'restart', 'reload', 'scale', 'stop',
+    'check', 'plan', 'status', 'top', 'why', 'events', 'logs', 'list', 'metrics', 'restart', 'reload', 'scale', 'stop',
     'completion',
 }
 
 --- What the programs of others are called with, and what is meant here.
 local OTHER_NAMES = {
-    ls = 'list', ps = 'list', show = 'status', stats = 'status',
+    ls = 'list', ps = 'list', show = 'status', stats = 'metrics', prometheus = 'metrics',
     monit = 'top', monitor = 'top', watch = 'top',
     log = 'logs', tail = 'logs', describe = 'why', deploy = 'restart', upgrade = 'restart',
     validate = 'check', test = 'check', quit = 'stop', kill = 'stop', shutdown = 'stop',

@@ -211,7 +211,7 @@ describe('a cluster of a Node app', function()
                 wrap = { 'sh', '-c', 'shift; exec "$0" "$@"', closed .. '/dutch-master' },
             }
             assert.equal(1, generation(port))
-            local said = m:await('The workers may not read what makes keep-alive connections leave, they go without')
+            local said = m:await('The worker user cannot read the Node preload: keep-alive draining is off')
             assert.equal(closed .. '/drain.cjs', said.path)
             assert.equal('nobody', said.user)
             m:finish { code = 0 }

@@ -65,7 +65,8 @@ end
 
 local function nothing() end
 
-local CALLBACKS = { 'on_online', 'on_listening', 'on_ready', 'on_message', 'on_close_server', 'on_leaving', 'on_bad' }
+local CALLBACKS = { 'on_online', 'on_listening', 'on_ready', 'on_metrics', 'on_message', 'on_close_server',
+    'on_leaving', 'on_bad' }
 
 --- A new conversation. opts:
 ---   worker_id
@@ -79,6 +80,7 @@ local CALLBACKS = { 'on_online', 'on_listening', 'on_ready', 'on_message', 'on_c
 ---   on_listening(info)        the app accepts on info {name, text, type, stream, address, port, path, fd}; port is the
 ---                             real one, also in text; datagram sockets come too (stream = false)
 ---   on_ready()                the worker called itself ready
+---   on_metrics(measured)      what it measured of its work: see measured.lua
 ---   on_message(value)         from the app: any JSON value; protocol.null for null
 ---   on_close_server(info, socket)  the worker closed it; info {name, stream, open = sockets it still has}, socket is
 ---                             what `query` was given
@@ -133,6 +135,10 @@ local HANDLERS = {}
 function HANDLERS.online(self)
     self.booted = true
     self.on_online()
+end
+
+function HANDLERS.metrics(self, event)
+    self.on_metrics(event.measured)
 end
 
 function HANDLERS.ready(self)

@@ -5,6 +5,7 @@
 -- never lets a field through whose type was not checked. What Node itself would ignore comes back as
 -- {kind = 'unknown'}; what would crash or confuse a Node primary comes back as nil, reason.
 local cjson = require('cjson').new()
+local measured = require 'dutch-master.channel.measured'
 
 local M = {}
 
@@ -208,6 +209,9 @@ local COMMANDS = {
     NODE_SOCKET_NOTIFY_CLOSE = with_key 'notify_close',
     NODE_SOCKET_GET_COUNT = with_key 'get_count',
     NODE_DUTCH_READY = constant 'ready',
+    NODE_DUTCH_METRICS = function(message)
+        return { kind = 'metrics', measured = measured.read(message) }
+    end,
 }
 
 -- Node's rule for what the app never sees: a cmd that begins with NODE_ and goes on.
@@ -228,8 +232,8 @@ end
 --- Events, by kind: online; query {seq, socket, data}; listening {socket,
 ---   takes_connections}; close {key}; leaving {seq};
 --- ack {ack, accepted}; handle {has_value, value}; handle_ack; handle_nack; notify_close {key}; get_count {key};
---- ready; message {value}; unknown. A socket has name, text (an address as core.address reads it), type, stream,
---- address, port, path, fd, index, backlog, dual, ipv6only, reuse_address, readable_all, writable_all.
+--- ready; metrics {measured}; message {value}; unknown. A socket has name, text (an address as core.address reads it),
+--- type, stream, address, port, path, fd, index, backlog, dual, ipv6only, reuse_address, readable_all, writable_all.
 function M.decode(line)
     if type(line) ~= 'string' then
         return nil, 'not text'

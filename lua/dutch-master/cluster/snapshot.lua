@@ -23,6 +23,7 @@ local function of_worker(cluster, worker, queue)
         release = worker.release, uptime_ms = cluster.platform.now() - worker.forked_at,
         ready = worker.ready_at ~= nil, restarts = slot and slot.forks - 1, rss_kb = usage.rss_kb,
         cpu_ms = usage.cpu_ms, queue = queue.queue, steered = queue.steered, status = worker.health.status,
+        measured = worker.measured,
     }
 end
 

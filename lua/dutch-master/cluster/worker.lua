@@ -101,6 +101,9 @@ local function start_conversation(self)
             self.listening = true
             self.health:listens(info)
         end,
+        on_metrics = function(measured)
+            self.measured = measured
+        end,
         on_ready = function()
             self.health:says_ready()
         end,

@@ -10,6 +10,7 @@
 --   environment              workerEnvironment of this fork, {NAME = value}; false removes a name
 --   executable               this binary, for Lua workers
 --   preload                  path of drain.cjs, or nil to go without
+--   metrics_preload          path of metrics.cjs, likewise
 --   notify_name              value for NOTIFY_SOCKET, or nil
 --   listen                   { {name =, address = text}, ... } handed down from fd 3 on, in this order
 local M = {}
@@ -119,6 +120,9 @@ local function spawn_node(plan, context)
     if plan.drain ~= false and context.preload and takes_require(interpreter) then
         append(argv, { '--require', context.preload })
     end
+    if plan.metrics and context.metrics_preload and takes_require(interpreter) then
+        append(argv, { '--require', context.metrics_preload })
+    end
     append(argv, { plan.worker })
     append(argv, plan.args)
     -- Node finds 'server' as server.js or server/index.js: only a name with an ending is certainly a file.
@@ -132,6 +136,7 @@ local function spawn_lua(plan, context)
         return nil, message
     end
     with_channel(env, context)
+    env.DUTCH_MASTER_METRICS = plan.metrics and '1' or nil
     local argv = append({ 'dutch-master', '--lua-worker', plan.worker }, plan.args)
     local file = context.executable
     if plan.interpreter then

@@ -227,16 +227,15 @@ end
 
 -- Looked at for each fork: an upgrade may have taken it away, or the user may be another one now, and Node does not
 -- start without a file it is to load.
-local function preload_for(self, plan)
-    local path = self.preload
-    if plan.kind ~= 'node' or plan.drain == false or not path or not self.platform.access(path, 'r') then
+local function preload_for(self, plan, path, lost)
+    if plan.kind ~= 'node' or not path or not self.platform.access(path, 'r') then
         return nil
     end
     local other = plan.uid or plan.gid
     local account = { uid = plan.uid or self.platform.uid(), gid = plan.gid, groups = plan.groups }
     if other and not preload.readable_by(self.platform, path, account) then
         self.log:warn({ path = path, user = plan.user, group = plan.group },
-            'The workers may not read what makes keep-alive connections leave, they go without')
+            'The worker user cannot read the Node preload: ' .. lost)
         return nil
     end
     return path
@@ -246,7 +245,10 @@ local function fields_of(self, worker, session, env, cwd)
     local plan, kind = session.plan, worker.kind
     local context = {
         id = worker.id, slot = worker.slot, generation = worker.generation, cwd = cwd, environ = self.environ,
-        environment = env, executable = self.executable, preload = preload_for(self, plan),
+        environment = env, executable = self.executable, preload = plan.drain ~= false
+            and preload_for(self, plan, self.preload, 'keep-alive draining is off') or nil,
+        metrics_preload = plan.metrics and self.preload and preload_for(self, plan,
+            self.preload:match '^(.*/)' .. 'metrics.cjs', 'metrics are off') or nil,
         master_pid = self.platform.pid(),
     }
     local fds

@@ -68,6 +68,9 @@ M.list = {
         doc = 'pause before a crashed worker is replaced: doubles from first to max, forgotten after reset' },
     { name = 'drain', type = schema.boolean, default = true, default_text = 'true',
         doc = 'kind node: keep-alive connections are told to leave while a worker drains' },
+    { name = 'metrics', type = schema.boolean, default = false, default_text = 'false',
+        doc = 'kinds node and lua: workers count requests, errors, latency, event-loop lag and heap, for `metrics`, '
+            .. '`web` and judge' },
     { name = 'pinRelease', inside = 'pin_release', type = schema.boolean, default = false, default_text = 'false',
         doc = 'a crashed worker is replaced from the directory of its generation' },
     { name = 'maxMemory', inside = 'max_memory', type = schema.size(1024 * 1024), default_text = 'off',

@@ -12,6 +12,7 @@ local http_server = require 'http.server'
 local new_headers = require('http.headers').new
 
 local descriptors = require 'dutch-master.descriptors'
+local metrics = require 'dutch-master.metrics'
 local worker = require 'dutch-master.worker'
 
 local M = {}
@@ -84,7 +85,7 @@ function Response:send(body)
     if ok and not self.empty then
         ok, message = self.stream:write_chunk(body, true)
     end
-    self.finished = true
+    self.finished, self.whole = true, ok
     return ok, message
 end
 
@@ -110,7 +111,8 @@ function Response:finish()
         return self:send ''
     end
     self.finished = true
-    return self.empty or self.stream:write_chunk('', true)
+    self.whole = self.empty or self.stream:write_chunk('', true)
+    return self.whole
 end
 
 local function new_response(stream, method)
@@ -129,6 +131,7 @@ local function answer(stream, handler)
     if not headers then
         return -- the client has gone, or is no client of HTTP
     end
+    local measured = metrics.begin()
     local request = new_request(stream, headers)
     local response = new_response(stream, request.method)
     local ok, message = xpcall(function()
@@ -143,6 +146,7 @@ local function answer(stream, handler)
             response:send 'Internal Server Error\n'
         end
     end
+    measured(response.whole and response.status or nil)
 end
 
 -- What is open: cqueues socket -> { busy = requests being answered, since = when it became idle }.

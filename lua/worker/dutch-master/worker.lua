@@ -480,6 +480,7 @@ local function open_channel()
         drain 'master gone'
     end)
     tell 'online'
+    require('dutch-master.metrics').start(M.send)
 end
 
 open_channel()

@@ -59,6 +59,7 @@ local cases = {
     backoff = { good = { {}, { first = 0.5 }, { first = 1, max = 2, reset = 3 } },
         bad = { { first = 2, max = 1 }, { first = 0 }, { first = NAN }, { frist = 1 }, 1, 'x' } },
     drain = { good = { true, false }, bad = { 1, 'yes', {} } },
+    metrics = { good = { true, false }, bad = { 1, 'yes', {} } },
     pinRelease = { good = { true, false }, bad = { 1, 'yes', {} } },
     maxMemory = { good = { '512M', 2 ^ 30 }, bad = { 0, -1, NAN, INF, '512 MB', {}, 1000 } },
     maxLifetime = { good = { 3600 }, bad = { 0, -1, NAN, INF, '1h', {} } },
