@@ -1,5 +1,6 @@
 -- trace.lua: how a restart of one worker runs through the master's Lua: calls, modules, changes from one module to
--- another, and how often the summary for the service manager is computed. A figure of shape, not of time.
+-- another, the same without those that everybody calls (log, machine, the check of the plan), and how often the summary
+-- for the service manager is computed. Figures of shape, not of time.
 -- usage: luajit -joff spec/bench/trace.lua [TREE [BUILD]]
 -- TREE: the source tree whose lua/ is traced (.); BUILD: where its dutch-master is (TREE/build). DM_VERBOSE=1 prints
 -- every change of module, and how often each function is called.
@@ -14,7 +15,11 @@ local COUNTER = [[
 jit.off()
 local real = loadstring(%q, '=cli')
 local calls, changes, summaries, modules, order, path, functions = 0, 0, 0, {}, {}, {}, {}
-local last, counting
+local last, last_policy, between, counting = nil, nil, 0, nil
+local EVERYBODYS = {}
+for name in ('log logger format text plan schema option_types options platform linux machine'):gmatch '%%S+' do
+    EVERYBODYS[name] = true
+end
 local function report()
     local often = {}
     for name, count in pairs(functions) do
@@ -23,7 +28,7 @@ local function report()
     table.sort(often, function(a, b) return a > b end)
     path[#path + 1] = table.concat(often, '\n')
     local file = assert(io.open(os.getenv 'TRACE', 'w'))
-    file:write(calls, ' ', #order, ' ', changes, ' ', summaries, '\n', table.concat(order, ' '), '\n',
+    file:write(calls, ' ', #order, ' ', changes, ' ', between, ' ', summaries, '\n', table.concat(order, ' '), '\n',
         table.concat(path, '\n'), '\n')
     file:close()
 end
@@ -54,6 +59,9 @@ debug.sethook(function()
     if not modules[module] then
         modules[module] = true
         order[#order + 1] = module:match '[^/]+$'
+    end
+    if not EVERYBODYS[module:match '[^/]+$'] and module ~= last_policy then
+        last_policy, between = module, between + 1
     end
     if module ~= last then
         last, changes = module, changes + 1
@@ -87,11 +95,11 @@ m:signal 'SIGUSR2'
 m:await 'Restart complete'
 m:await 'Worker exited'
 m:finish()
-local calls, count, changes, summaries, modules, path = read(dir .. '/trace'):match
-    '^(%d+) (%d+) (%d+) (%d+)\n([^\n]*)\n(.*)$'
+local calls, count, changes, between, summaries, modules, path = read(dir .. '/trace'):match
+    '^(%d+) (%d+) (%d+) (%d+) (%d+)\n([^\n]*)\n(.*)$'
 os.execute(("rm -rf '%s'"):format(dir))
-print(('one restart of one worker: %s calls in %s modules, %s changes of module, %s summaries'):format(calls, count,
-    changes, summaries))
+print(('one restart of one worker: %s calls in %s modules, %s changes of module (%s among those of policy), '
+    .. '%s summaries'):format(calls, count, changes, between, summaries))
 print(modules)
 if os.getenv 'DM_VERBOSE' then
     print(path)

@@ -1,5 +1,7 @@
 --- Numbers and tables for people. Pure.
 
+local printable = require('dutch-master.log.text').printable
+
 local M = {}
 
 --- 820 -> "0.8s", 3723000 -> "1h02m"
@@ -32,13 +34,9 @@ function M.plural(count, word)
     return ('%d %s%s'):format(count, word, count == 1 and '' or 's')
 end
 
-local ESCAPES = { ['\27'] = '\\e', ['\n'] = '\\n', ['\r'] = '\\r' }
-
 --- Control bytes of others' text, made visible: a worker's stderr must not move the cursor of whoever reads it.
 function M.visible(text)
-    return (tostring(text):gsub('[%z\1-\8\10-\31\127]', function(byte)
-        return ESCAPES[byte] or ('\\x%02x'):format(byte:byte())
-    end))
+    return printable(tostring(text), true)
 end
 
 --- The same for a text of several lines.

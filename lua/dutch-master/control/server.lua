@@ -13,7 +13,7 @@
 local bit = require 'bit'
 local cjson = require 'cjson.safe'
 
-local utf8 = require('dutch-master.log.logger').utf8
+local utf8 = require('dutch-master.log.text').utf8
 
 local M = { VERSION = 1 }
 

@@ -1,0 +1,202 @@
+--- format.lua: one log record as text, in bunyan's format or as lines for a person. Pure: whatever a field holds, one
+-- record is one line of valid JSON, or lines that none of their text can pass for.
+-- core, of the logger: {wall = function, pid, name_json, hostname_json, color}.
+
+local cjson = require 'cjson'
+local clean = require 'dutch-master.log.text'
+local printable, quote, shorten = clean.printable, clean.quote, clean.shorten
+
+local M = {}
+
+M.levels = { trace = 10, debug = 20, info = 30, warn = 40, error = 50, fatal = 60 }
+
+-- Bytes of one record. Pipes are atomic up to 4 KiB, log collectors usually take lines of 64 KiB.
+local RECORD_MAX = 64 * 1024
+-- What a string and the message may keep in a record that is too long, bytes.
+local SHORT_FIELD, SHORT_MESSAGE = 1024, 8 * 1024
+-- Tables nested deeper than this are cut, so that a cycle ends.
+local DEPTH_MAX = 8
+
+-- bunyan's own fields. A field of the caller with such a name gets an underscore behind it.
+local RESERVED = { name = true, hostname = true, pid = true, level = true, msg = true, time = true, v = true }
+
+-- Fields that come first, in this order; the others follow by name. Second column: on a terminal.
+local FIRST = {
+    { 'workerId', 'worker' },
+    { 'workerPid', 'pid' },
+    { 'generation' },
+    { 'code' },
+    { 'signal' },
+}
+local RANK, SHORT = {}, {}
+for i, entry in ipairs(FIRST) do
+    RANK[entry[1]] = i
+    SHORT[entry[1]] = entry[2]
+end
+
+local LEVEL_TEXT = {
+    trace = 'TRACE', debug = 'DEBUG', info = 'INFO ', warn = 'WARN ', error = 'ERROR', fatal = 'FATAL',
+}
+local LEVEL_COLOR = {
+    trace = '\27[90m', debug = '\27[36m', info = '\27[32m', warn = '\27[33m', error = '\27[31m',
+    fatal = '\27[1;31m',
+}
+local DIM, RESET = '\27[2m', '\27[0m'
+
+local function sorted_keys(t)
+    local keys = {}
+    for key in pairs(t) do
+        keys[#keys + 1] = key
+    end
+    table.sort(keys, function(a, b)
+        local x, y = RANK[a] or math.huge, RANK[b] or math.huge
+        if x ~= y then return x < y end
+        return tostring(a) < tostring(b)
+    end)
+    return keys
+end
+
+local function is_array(t)
+    local count = 0
+    for _ in pairs(t) do
+        count = count + 1
+    end
+    return count > 0 and count == #t
+end
+
+local encode
+
+local function encode_table(t, depth)
+    if depth >= DEPTH_MAX then return '"[too deep]"' end
+    local parts = {}
+    if is_array(t) then
+        for i, value in ipairs(t) do
+            parts[i] = encode(value, depth + 1)
+        end
+        return '[' .. table.concat(parts, ',') .. ']'
+    end
+    for i, key in ipairs(sorted_keys(t)) do
+        parts[i] = quote(tostring(key)) .. ':' .. encode(t[key], depth + 1)
+    end
+    return '{' .. table.concat(parts, ',') .. '}'
+end
+
+local function encode_number(n)
+    if n ~= n or n == math.huge or n == -math.huge then return quote(tostring(n)) end
+    if n == math.floor(n) and math.abs(n) < 2 ^ 53 then return ('%.0f'):format(n) end
+    return ('%.14g'):format(n)
+end
+
+-- Anything as JSON; what JSON does not have becomes its text.
+function encode(value, depth)
+    local kind = type(value)
+    if kind == 'string' then return quote(value) end
+    if kind == 'number' then return encode_number(value) end
+    if kind == 'boolean' then return tostring(value) end
+    if kind == 'table' then return encode_table(value, depth or 0) end
+    if value == nil or value == cjson.null then return 'null' end
+    return quote(tostring(value))
+end
+
+local function iso_time(now)
+    local seconds = math.floor(now)
+    return ('%s.%03dZ'):format(os.date('!%Y-%m-%dT%H:%M:%S', seconds), math.floor((now - seconds) * 1000))
+end
+
+local function field_name(key)
+    key = tostring(key)
+    return RESERVED[key] and key .. '_' or key
+end
+
+local function encode_fields(fields)
+    local parts = {}
+    for i, key in ipairs(sorted_keys(fields)) do
+        local is_plain = type(key) == 'string' and not RESERVED[key] and not key:find '[^%w_]' -- nearly always
+        parts[i] = (is_plain and '"' .. key .. '"' or quote(field_name(key))) .. ':' .. encode(fields[key])
+    end
+    return parts
+end
+
+-- The fields again, each cut short, as many as there is room for.
+local function encode_short(fields, room)
+    local parts = {}
+    for _, key in ipairs(sorted_keys(fields)) do
+        local value = fields[key]
+        local text = type(value) == 'string' and quote(shorten(value, SHORT_FIELD)) or encode(value)
+        if #text > 6 * (SHORT_FIELD + #clean.TRUNCATED) + 2 then text = quote(clean.TRUNCATED) end
+        local part = quote(shorten(field_name(key), SHORT_FIELD)) .. ':' .. text
+        if #part + 1 > room then break end
+        room = room - #part - 1
+        parts[#parts + 1] = part
+    end
+    parts[#parts + 1] = '"truncated":true'
+    return parts
+end
+
+local function join(head, parts, tail)
+    if #parts == 0 then return head .. tail end
+    return head .. ',' .. table.concat(parts, ',') .. tail
+end
+
+--- One record as a line of bunyan's format, of at most `max` bytes.
+function M.json(core, level, fields, msg, max)
+    max = max or RECORD_MAX
+    local head = ('{"name":%s,"hostname":%s,"pid":%d,"level":%d'):format(
+        core.name_json, core.hostname_json, core.pid, M.levels[level])
+    local function tail(text)
+        return (',"msg":%s,"time":"%s","v":0}\n'):format(quote(text), iso_time(core.wall()))
+    end
+    local line = join(head, encode_fields(fields), tail(msg))
+    if #line <= max then return line end
+    local last = tail(shorten(msg, math.min(SHORT_MESSAGE, max / 4)))
+    return join(head, encode_short(fields, max - #head - #last - 64), last)
+end
+
+-- A value behind `name=`; text with blanks or quotes is put in quotes.
+local function readable_value(value)
+    if type(value) ~= 'string' then
+        return type(value) == 'table' and printable(encode(value)) or printable(tostring(value))
+    end
+    local text = printable(value)
+    if text == '' or text:find('[%s"=]') then
+        return '"' .. text:gsub('"', '\\"') .. '"'
+    end
+    return text
+end
+
+-- A value of several lines, each of them indented, so that none can pass for a record.
+local function readable_block(name, text)
+    local out = { '    ' .. name .. ':' }
+    for line in (text:gsub('\n+$', '') .. '\n'):gmatch('(.-)\n') do
+        out[#out + 1] = '    | ' .. printable(line)
+    end
+    return table.concat(out, '\n')
+end
+
+--- One record as a line for a person; values of several lines follow it, indented.
+function M.readable(core, level, fields, msg)
+    local now = core.wall()
+    local words, blocks = {}, {}
+    for _, key in ipairs(sorted_keys(fields)) do
+        local value = fields[key]
+        local name = printable(SHORT[key] or tostring(key))
+        if type(value) == 'string' and value:find('\n', 1, true) then
+            blocks[#blocks + 1] = '\n' .. readable_block(name, shorten(value, RECORD_MAX / 4))
+        else
+            local text = type(value) == 'string' and shorten(value, SHORT_MESSAGE) or value
+            words[#words + 1] = name .. '=' .. shorten(readable_value(text), SHORT_MESSAGE)
+        end
+    end
+    local seconds = math.floor(now)
+    local time = ('%s.%03d'):format(os.date('%H:%M:%S', seconds), math.floor((now - seconds) * 1000))
+    local facts = #words > 0 and '  ' .. table.concat(words, ' ') or ''
+    local name, text = LEVEL_TEXT[level], printable(shorten(msg, SHORT_MESSAGE))
+    if core.color then
+        time, name = DIM .. time .. RESET, LEVEL_COLOR[level] .. name .. RESET
+        facts = facts ~= '' and DIM .. facts .. RESET or ''
+    end
+    local line = ('%s %s %s%s%s\n'):format(time, name, text, facts, table.concat(blocks))
+    return #line <= RECORD_MAX and line or shorten(line:sub(1, -2), RECORD_MAX - #clean.TRUNCATED - 1) .. '\n'
+end
+
+return M
