@@ -1,15 +1,24 @@
-// Loaded into a Node worker before its app (node --require drain.cjs app.js). From the moment the master says that the
-// worker is to leave, HTTP connections leave by themselves: answers carry `Connection: close`, idle ones are ended
-// after a moment in which a request already on its way is still served, http2 sessions get GOAWAY. Node alone keeps a busy
-// keep-alive connection for ever, and so the process.
+// Loaded into a Node worker before its app (node --require drain.cjs app.js). What it does:
 //
-// Until that moment it only notes which TLS socket belongs to which TCP socket: no server, no module and no listener of
-// the app is touched or loaded. Upgraded and plain net connections are nobody's business here: they have the master's
-// deadline. It never keeps the process alive.
+// - From the moment the master says that the worker is to leave, HTTP connections leave by themselves: answers carry
+//   `Connection: close`, idle ones are ended after a moment in which a request already on its way is still served, http2
+//   sessions get GOAWAY. Node alone keeps a busy keep-alive connection for ever, and so the process.
+// - When its connections are served, the app's own SIGTERM handlers run before the emptied loop ends. Without handlers
+//   the loop ends by itself, and SIGTERM takes what still holds it.
+// - A connection for which maxConnections leaves no room goes back to the master, which knows who has room.
+// - It reports how many connections the worker holds, when that changes.
+//
+// It is in nobody's way: no module is loaded, no function of the app or of Node runs below one of ours (what must be
+// noticed is noticed when a property is looked up, so stack traces stay as they are), nothing here keeps the process
+// alive but a SIGTERM that is due. Upgraded and plain net connections have the master's deadline.
 'use strict';
 
 // The cluster set-up listens here before any preload runs; threads and processes forked by the app have none.
 if (process.listenerCount('internalMessage') === 0) return;
+
+// fork() passes execArgv on. What the app forks is no worker.
+const flag = process.execArgv.indexOf(__filename) - 1;
+if (flag >= 0) process.execArgv.splice(flag, 2);
 
 const { Server } = require('net');
 
@@ -17,31 +26,151 @@ const SWEEP_MS = 100;
 const IDLE_MS = 1000; // nothing arrived for so long: a client that wanted to send has sent
 const PARTIAL_MS = 2000; // so long to complete a request line and headers that have begun
 const GOAWAY_MS = 500; // between the notice to an http2 client and the end of new streams; many round trips
+const REPORT_MS = 20; // between two reports of how many connections there are
+const TERM_DUE_MS = 5000; // the master sends SIGTERM when the channel closes: it comes within milliseconds, or not at all
+const EMPTY_MS = 1000; // a loop that nothing but a clean-up holds ends within this
 
+const servers = new Set(); // those that listen, or have connections left
+const keyOf = new WeakMap(); // listening handle -> the key that the master knows it by
 const tlsOf = new WeakMap(); // TCP socket -> TLSSocket around it
-const sessionOf = new WeakMap(); // socket that http2 talks on -> its session
+const sessions = new Set(); // of http2
 const seen = new WeakMap(); // socket or session -> { since, bytesRead } of its idleness, or of its notice
 
-let talking = null; // the socket whose connection event is being handled; an http2 session is born in it
 let draining = false;
 
-const emit = Server.prototype.emit;
+// Calls fn(server) whenever `name` is looked up on a server.
+function onLookup(name, fn) {
+  let value = Server.prototype[name];
+  if (typeof value !== 'function') return;
+  Object.defineProperty(Server.prototype, name, {
+    configurable: true,
+    enumerable: true,
+    get() {
+      if (this !== Server.prototype) fn(this);
+      return value;
+    },
+    set(other) {
+      if (this === Server.prototype) value = other;
+      else Object.defineProperty(this, name, { value: other, configurable: true, enumerable: true, writable: true });
+    },
+  });
+}
 
-Server.prototype.emit = function (type, subject) {
-  if (type === 'session') {
-    if (talking) sessionOf.set(talking, subject);
-  } else if (type === 'connection' || type === 'secureConnection') {
-    if (type === 'secureConnection' && subject && subject._parent) tlsOf.set(subject._parent, subject);
-    const outer = talking;
-    talking = subject;
-    try {
-      return emit.apply(this, arguments);
-    } finally {
-      talking = outer;
-    }
+// ---- how many connections there are ----
+
+let reported = 0;
+let reportedAt = -REPORT_MS;
+let utilization = performance.eventLoopUtilization();
+let pending = false;
+
+function report() {
+  pending = false;
+  let held = 0;
+  for (const server of servers) {
+    held += server._connections;
+    if (!server._handle && server._connections === 0) servers.delete(server);
   }
-  return emit.apply(this, arguments);
-};
+  if (held === reported || !process.connected || draining) return;
+  reported = held;
+  reportedAt = performance.now();
+  const now = performance.eventLoopUtilization();
+  const { utilization: share } = performance.eventLoopUtilization(now, utilization);
+  utilization = now;
+  process.send({ cmd: 'NODE_DUTCH_LOAD', held, busy: Math.round(share * 1000) || 0 }, () => {});
+}
+
+function connectionsChange() {
+  if (pending) return;
+  pending = true;
+  const wait = reportedAt + REPORT_MS - performance.now();
+  if (wait <= 0) setImmediate(report).unref();
+  else setTimeout(report, wait).unref();
+}
+
+// ---- maxConnections ----
+
+function isFull(server) {
+  return server.maxConnections != null && server.maxConnections !== 0 && server._connections >= server.maxConnections
+    && !server.dropMaxConnection;
+}
+
+// In place of Node's onconnection when there is no room. A connection that the master brings never comes here: Node
+// refuses that itself.
+function giveBack(accept) {
+  return function (error, client) {
+    const key = keyOf.get(this);
+    if (error || !client || !key || draining || !process.connected) return accept.call(this, error, client);
+    process.send({ cmd: 'NODE_DUTCH_RETURN', key }, client, () => client.close());
+  };
+}
+
+function watchHandle(server) {
+  const handle = server._handle;
+  if (!handle || typeof handle.onconnection !== 'function') return;
+  servers.add(server);
+  const accept = handle.onconnection;
+  const back = giveBack(accept);
+  Object.defineProperty(handle, 'onconnection', {
+    configurable: true,
+    enumerable: true,
+    get() {
+      connectionsChange();
+      return isFull(server) ? back : accept;
+    },
+  });
+}
+
+const known = new WeakSet(); // servers that have our listeners
+
+function watchSessions(server) {
+  if (known.has(server)) return;
+  known.add(server);
+  if (typeof server.setSecureContext === 'function') {
+    server.prependListener('secureConnection', (socket) => {
+      if (socket && socket._parent) tlsOf.set(socket._parent, socket);
+    });
+  }
+  server.prependListener('session', (session) => {
+    sessions.add(session);
+    session.once('close', () => sessions.delete(session));
+  });
+}
+
+// It has its handle, and will have set it up by the end of the present function.
+onLookup('_listen2', (server) => {
+  watchSessions(server);
+  process.nextTick(watchHandle, server);
+});
+onLookup('_emitCloseIfDrained', connectionsChange);
+
+// ---- SIGTERM ----
+
+let due; // keeps the loop alive until the SIGTERM is there: it must not come upon a process that ends already
+
+function onTerm() {
+  process.removeListener('SIGTERM', onTerm); // others that look see the app's own listeners alone
+  clearTimeout(due);
+  if (process.listenerCount('SIGTERM') > 0) return; // they follow
+  const die = () => process.kill(process.pid, 'SIGTERM');
+  if (process.connected) die(); // connections are left, and the time is up
+  else setTimeout(die, EMPTY_MS).unref();
+}
+
+function awaitTerm() {
+  const wanted = process.listeners('SIGTERM').some((listener) => listener !== onTerm);
+  if (draining || wanted) due = setTimeout(() => {}, TERM_DUE_MS); // a worker that left by itself may end without
+}
+
+let guarded = false;
+
+function guard() {
+  if (guarded) return;
+  guarded = true;
+  process.prependListener('SIGTERM', onTerm);
+  process.prependOnceListener('disconnect', awaitTerm);
+}
+
+// ---- leaving ----
 
 // Every path to an HTTP/1 answer's head ends in _storeHeader, also with a writeHead that a middleware has replaced.
 function closeAfterAnswers() {
@@ -108,10 +237,7 @@ function sweepHttp2(session, now) {
 
 function sweepSocket(tcp, now) {
   const socket = tlsOf.get(tcp) || tcp;
-  const session = sessionOf.get(socket);
-  if (session) {
-    sweepHttp2(session, now);
-  } else if (socket.parser) {
+  if (socket.parser) {
     sweepHttp1(socket, now);
   } else if (socket === tcp && typeof tcp.server.setSecureContext === 'function') {
     if (idleFor(tcp, now) >= PARTIAL_MS) tcp.destroy(); // TLS was never agreed on
@@ -120,9 +246,10 @@ function sweepSocket(tcp, now) {
 
 function sweep() {
   const now = performance.now();
-  for (const handle of process._getActiveHandles()) {
+  for (const handle of [...sessions, ...process._getActiveHandles()]) {
     try {
-      if (handle instanceof Server) keepIdleForNow(handle);
+      if (sessions.has(handle)) sweepHttp2(handle, now);
+      else if (handle instanceof Server) keepIdleForNow(handle);
       else if (handle && handle.server instanceof Server && !handle.destroyed) {
         keepIdleForNow(handle.server);
         sweepSocket(handle, now);
@@ -134,14 +261,19 @@ function sweep() {
 function begin() {
   if (draining || typeof process._getActiveHandles !== 'function') return;
   draining = true;
+  guard();
   closeAfterAnswers();
   sweep();
   // Judged after the loop has read what had arrived, so that a loop that was busy does not count as a silent client.
   setInterval(() => setImmediate(sweep), SWEEP_MS).unref();
 }
 
-// Before cluster's own listener, which closes the servers.
-process.prependListener('internalMessage', (message) => {
-  if (message && (message.cmd === 'NODE_DUTCH_DRAIN'
-    || (message.cmd === 'NODE_CLUSTER' && message.act === 'disconnect'))) begin();
+// Before cluster's own listener, which closes the servers, and uses the handles.
+process.prependListener('internalMessage', (message, handle) => {
+  if (!message) return;
+  if (message.cmd === 'NODE_DUTCH_DRAIN') return begin();
+  if (message.cmd !== 'NODE_CLUSTER') return;
+  if (message.act === 'disconnect') begin();
+  else if (message.ack !== undefined && handle && message.key) keyOf.set(handle, message.key);
+  else if (message.ack !== undefined && message.key === undefined) guard(); // it leaves by its own wish
 });

@@ -72,8 +72,8 @@ local CLOSING = {
     { 'two values in a line', [[channel:write '{} {}\n']] },
     { 'deeply nested', [[channel:write(('['):rep(100000) .. (']'):rep(100000) .. '\n')]] },
     { 'deeply nested objects', [[channel:write(('{"a":'):rep(5000) .. '1' .. ('}'):rep(5000) .. '\n')]] },
-    { 'giant', [[channel:write(('x'):rep(9 * 1024 * 1024))]] },
-    { 'giant in pieces', [[for _ = 1, 200 do channel:write(('"'):rep(65536)) end]] },
+    { 'without an end', [[channel:write(('x'):rep(33 * 1024 * 1024))]] },
+    { 'without an end, in pieces', [[for _ = 1, 520 do channel:write(('"'):rep(65536)) end]] },
     { 'closed', [[channel:close()]] },
 }
 
@@ -84,6 +84,10 @@ local HARMLESS = {
     { 'commands of other types', [[channel:write '{"cmd":5}\n{"cmd":"NODE_CLUSTER","act":5}\n{"cmd":"NODE_CLUSTER"}\n']] },
     { 'answers to nothing', [[channel:write '{"cmd":"NODE_CLUSTER","ack":99999}\n{"cmd":"NODE_HANDLE_ACK"}\n']] },
     { 'ready again and again', [[for _ = 1, 1000 do channel:write '{"cmd":"NODE_DUTCH_READY"}\n' end]] },
+    { 'giant', [[channel:write(('x'):rep(9 * 1024 * 1024)) channel:write '\n']] },
+    { 'giant in pieces', [[for _ = 1, 200 do channel:write(('"'):rep(65536)) end channel:write '\n']] },
+    { 'absurd loads', [[channel:write '{"cmd":"NODE_DUTCH_LOAD","held":9007199254740991}\n']] },
+    { 'a connection given back without one', [[channel:write '{"cmd":"NODE_HANDLE","msg":{"cmd":"NODE_DUTCH_RETURN","key":"1.1"}}\n']] },
     { 'foreign keys', [[channel:write '{"cmd":"NODE_CLUSTER","act":"close","key":"not mine"}\n']] },
 }
 

@@ -72,6 +72,9 @@ function M.start(options)
         end,
         on_channel_closed = function(_, reason)
             self.channel_closed, self.reason = true, reason
+            if self.conv.state == 'disconnecting' and table.concat(options.argv, ' '):find('--require', 1, true) then
+                self.child:signal 'SIGTERM' -- as the master does
+            end
             self.conv:closed()
         end,
         on_exit = function(_, status)

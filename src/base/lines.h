@@ -8,14 +8,18 @@
 struct dm_lines {
     char *partial; /* start of a line whose end has not come */
     size_t length, capacity;
-    size_t max; /* bytes in a line, without its newline */
+    size_t max;      /* bytes in a line, without its newline */
+    size_t skipped;  /* of a line that is too long, whose end has not come */
+    bool skips_long; /* up to four times max */
 };
 
-/* False: no more lines, please (the rest of the input is dropped). */
+/* False: no more lines, please (the rest of the input is dropped). `line` NULL: one of `length`
+ * bytes was too long, and is lost; only with skips_long. */
 typedef bool (*dm_on_line)(void *ctx, const char *line, size_t length);
 
 void dm_lines_init(struct dm_lines *lines, size_t max);
-/* 0, UV_EMSGSIZE (a line longer than max) or UV_ENOMEM, as negative errno. Callbacks must not feed.
+/* 0, UV_EMSGSIZE (a line longer than max, without skips_long) or UV_ENOMEM, as negative errno.
+ * Callbacks must not feed.
  */
 int dm_lines_feed(struct dm_lines *lines, const char *data, size_t size, dm_on_line on_line,
                   void *ctx);

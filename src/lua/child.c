@@ -308,6 +308,15 @@ static void on_line(void *ctx, const char *line, size_t length, bool had_fd) {
     }
 }
 
+static void on_skipped(void *ctx, size_t length, bool had_fd) {
+    const struct proxy *proxy = ctx;
+    if (push_callback(proxy, "on_skipped")) {
+        lua_pushnumber(proxy->L, (lua_Number)length);
+        lua_pushboolean(proxy->L, had_fd);
+        dm_lua_call(proxy->L, 3, 0, "on_skipped");
+    }
+}
+
 static void on_channel_closed(void *ctx, const char *reason) {
     const struct proxy *proxy = ctx;
     if (push_callback(proxy, "on_channel_closed")) {
@@ -379,6 +388,7 @@ static void on_exit_(void *ctx, const struct dm_status *status) {
 static const struct dm_child_events events = {
     .on_exec = on_exec,
     .on_line = on_line,
+    .on_skipped = on_skipped,
     .on_channel_closed = on_channel_closed,
     .on_output = on_output,
     .on_leader_exit = on_leader_exit,
@@ -390,9 +400,10 @@ static const struct dm_child_events events = {
 
 /* The callbacks become the proxy's environment table. */
 static void set_callbacks(lua_State *L, int proxy) {
-    static const char *const names[] = {"on_exec",   "on_line",        "on_channel_closed",
-                                        "on_output", "on_leader_exit", "on_exit"};
-    lua_createtable(L, 0, 5);
+    static const char *const names[] = {
+        "on_exec",   "on_line",        "on_skipped", "on_channel_closed",
+        "on_output", "on_leader_exit", "on_exit"};
+    lua_createtable(L, 0, sizeof names / sizeof *names);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         lua_getfield(L, 1, names[i]);
         if (!lua_isnil(L, -1) && !lua_isfunction(L, -1)) {
@@ -478,6 +489,17 @@ static int l_others(lua_State *L) {
     return 1;
 }
 
+static int l_take_fd(lua_State *L) {
+    struct proxy *proxy = check_proxy(L);
+    const int fd = proxy->child ? dm_child_take_fd(proxy->child) : -1;
+    if (fd < 0) {
+        lua_pushnil(L);
+    } else {
+        lua_pushinteger(L, fd);
+    }
+    return 1;
+}
+
 static int l_close_channel(lua_State *L) {
     struct proxy *proxy = check_proxy(L);
     if (!proxy->child) {
@@ -527,6 +549,7 @@ static const luaL_Reg methods[] = {
     {"signal_group", l_signal_group},
     {"send", l_send},
     {"others", l_others},
+    {"take_fd", l_take_fd},
     {"close_channel", l_close_channel},
     {"pause_reading", l_pause_reading},
     {"tail", l_tail},

@@ -36,7 +36,8 @@ struct dm_channel {
     struct dm_lines lines;
     struct line *first, **last;
     size_t queued, queued_fds;
-    int fd; /* -1 once closed */
+    int fd;       /* -1 once closed */
+    int received; /* with the line at hand, or one whose end has not come; -1 for none */
     bool paused, unwritable, had_fd;
 };
 
@@ -85,6 +86,13 @@ static void on_handle_closed(uv_handle_t *handle) {
     events->on_freed(ctx);
 }
 
+static void drop_received(struct dm_channel *channel) {
+    if (channel->received >= 0) {
+        close(channel->received);
+        channel->received = -1;
+    }
+}
+
 void dm_channel_close(struct dm_channel *channel) {
     if (channel->fd < 0) {
         return;
@@ -92,6 +100,7 @@ void dm_channel_close(struct dm_channel *channel) {
     while (channel->first) {
         drop_first(channel);
     }
+    drop_received(channel);
     uv_poll_stop(&channel->poll);
     close(channel->fd);
     channel->fd = -1;
@@ -110,12 +119,17 @@ static void close_with(struct dm_channel *channel, const char *reason) {
 
 static bool on_line(void *ctx, const char *bytes, size_t length) {
     struct dm_channel *channel = ctx;
-    channel->events->on_line(channel->ctx, bytes, length, channel->had_fd);
+    if (bytes) {
+        channel->events->on_line(channel->ctx, bytes, length, channel->had_fd);
+    } else {
+        channel->events->on_skipped(channel->ctx, length, channel->had_fd);
+    }
     return channel->fd >= 0;
 }
 
-/* Nothing a worker sends as a descriptor is wanted; kept open it would be a leak. */
-static bool close_received(struct msghdr *message) {
+/* The first is for the line it came with. Nobody sends more than one with a line: the others are
+ * closed, kept open they would be a leak. */
+static bool keep_received(struct dm_channel *channel, struct msghdr *message) {
     bool any = false;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
         if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) {
@@ -125,7 +139,11 @@ static bool close_received(struct msghdr *message) {
         for (size_t i = 0; i < n; i++) {
             int fd;
             memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
-            close(fd);
+            if (channel->received < 0) {
+                channel->received = fd;
+            } else {
+                close(fd);
+            }
             any = true;
         }
     }
@@ -154,7 +172,7 @@ static ssize_t receive(struct dm_channel *channel) {
     }
     /* The kernel ends a read behind the piece that carried descriptors, not before it: the line
      * they came with is among those of this read. */
-    if (close_received(&message)) {
+    if (keep_received(channel, &message)) {
         channel->had_fd = true;
     }
     return n;
@@ -176,17 +194,24 @@ static void read_some(struct dm_channel *channel, size_t budget) {
         total += (size_t)n;
         const int rc = dm_lines_feed(&channel->lines, scratch, (size_t)n, on_line, channel);
         if (rc == -EMSGSIZE) {
-            char reason[64];
-            snprintf(reason, sizeof reason, "line longer than %d bytes", LINE_MAX_BYTES);
-            close_with(channel, reason);
+            close_with(channel, "a line that does not end");
         } else if (rc != 0) {
             close_with(channel, dm_error_text(rc));
         }
-        channel->had_fd = channel->had_fd && channel->lines.length > 0;
+        if (channel->lines.length == 0) {
+            channel->had_fd = false;
+            drop_received(channel);
+        }
     }
     if (channel->fd >= 0 && channel->timers) {
         dm_timers_hold(channel->timers);
     }
+}
+
+int dm_channel_take_fd(struct dm_channel *channel) {
+    const int fd = channel->received;
+    channel->received = -1;
+    return fd;
 }
 
 void dm_channel_drain(struct dm_channel *channel, size_t budget) {
@@ -320,8 +345,10 @@ struct dm_channel *dm_channel_open(uv_loop_t *loop, struct dm_timers *timers, in
     channel->events = events;
     channel->ctx = ctx;
     channel->fd = fd;
+    channel->received = -1;
     channel->last = &channel->first;
     dm_lines_init(&channel->lines, LINE_MAX_BYTES);
+    channel->lines.skips_long = true;
     watch(channel);
     return channel;
 }

@@ -1,7 +1,7 @@
 /* channel.h: lines to and from a child over a stream socketpair. The other end is not trusted: its
- * lines are bounded, its descriptors closed, what it does not read waits in a bounded queue, and it
- * is read by a budget so that its siblings are served. It closes once, whatever the cause, and no
- * failure here ever ends a process. */
+ * lines are bounded, its descriptors closed unless they are taken, what it does not read waits in a
+ * bounded queue, and it is read by a budget so that its siblings are served. It closes once,
+ * whatever the cause, and no failure here ever ends a process. */
 #pragma once
 
 #include "base/lines.h"
@@ -11,6 +11,8 @@ struct dm_channel;
 
 struct dm_channel_events {
     void (*on_line)(void *ctx, const char *line, size_t length, bool had_fd);
+    /* A line of `length` bytes was too long, and is lost. */
+    void (*on_skipped)(void *ctx, size_t length, bool had_fd);
     /* `reason` NULL: the other end closed. Not called for dm_channel_close. */
     void (*on_closed)(void *ctx, const char *reason);
     void (*on_freed)(void *ctx);
@@ -24,6 +26,9 @@ struct dm_channel *dm_channel_open(uv_loop_t *loop, struct dm_timers *timers, in
  * UV_EPIPE (closed), UV_ENOBUFS (too much is waiting), or UV_ENOMEM, UV_EMFILE. */
 int dm_channel_send(struct dm_channel *channel, const char *line, size_t length, int fd);
 void dm_channel_pause(struct dm_channel *channel, bool paused);
+/* In on_line with had_fd: the descriptor that came with the line, the caller's from now on; -1 if
+ * it was taken before. */
+int dm_channel_take_fd(struct dm_channel *channel);
 /* Reads what is there now, paused or not, up to `budget` bytes. */
 void dm_channel_drain(struct dm_channel *channel, size_t budget);
 bool dm_channel_is_open(const struct dm_channel *channel);

@@ -115,6 +115,11 @@ static void on_line(void *ctx, const char *line, size_t length, bool had_fd) {
     child->events->on_line(child->ctx, line, length, had_fd);
 }
 
+static void on_skipped(void *ctx, size_t length, bool had_fd) {
+    struct dm_child *child = ctx;
+    child->events->on_skipped(child->ctx, length, had_fd);
+}
+
 static void on_channel_closed(void *ctx, const char *reason) {
     struct dm_child *child = ctx;
     child->channel = NULL;
@@ -123,6 +128,7 @@ static void on_channel_closed(void *ctx, const char *reason) {
 
 static const struct dm_channel_events channel_events = {
     .on_line = on_line,
+    .on_skipped = on_skipped,
     .on_closed = on_channel_closed,
     .on_freed = on_part_freed,
 };
@@ -398,6 +404,10 @@ size_t dm_child_others(const struct dm_child *child, pid_t *pids, size_t max) {
 
 int dm_child_send(struct dm_child *child, const char *line, size_t length, int fd) {
     return child->channel ? dm_channel_send(child->channel, line, length, fd) : UV_EPIPE;
+}
+
+int dm_child_take_fd(struct dm_child *child) {
+    return child->channel ? dm_channel_take_fd(child->channel) : -1;
 }
 
 void dm_child_close_channel(struct dm_child *child) {

@@ -20,6 +20,7 @@ struct dm_status {
 struct dm_child_events {
     void (*on_exec)(void *ctx);
     void (*on_line)(void *ctx, const char *line, size_t length, bool had_fd);
+    void (*on_skipped)(void *ctx, size_t length, bool had_fd); /* see channel.h */
     void (*on_channel_closed)(void *ctx, const char *reason);
     /* What it wrote to fd 1 or 2, as far as that is captured; NULL: nobody wants it. */
     void (*on_output)(void *ctx, int fd, const char *data, size_t size);
@@ -49,6 +50,7 @@ int dm_child_signal_group(struct dm_child *child, int number); /* the same */
 /* Processes of its group that became ours when it ended: how many, and the first `max`. */
 size_t dm_child_others(const struct dm_child *child, pid_t *pids, size_t max);
 int dm_child_send(struct dm_child *child, const char *line, size_t length, int fd);
+int dm_child_take_fd(struct dm_child *child); /* as dm_channel_take_fd */
 void dm_child_close_channel(struct dm_child *child);
 char *dm_child_tail(const struct dm_child *child, size_t *length); /* as dm_capture_tail */
 void dm_child_pause_reading(struct dm_child *child, bool paused);

@@ -66,7 +66,7 @@ end
 local function nothing() end
 
 local CALLBACKS = { 'on_online', 'on_listening', 'on_ready', 'on_metrics', 'on_message', 'on_close_server',
-    'on_leaving', 'on_bad' }
+    'on_leaving', 'on_bad', 'on_load', 'on_returned', 'on_refused' }
 
 --- A new conversation. opts:
 ---   worker_id
@@ -81,7 +81,12 @@ local CALLBACKS = { 'on_online', 'on_listening', 'on_ready', 'on_metrics', 'on_m
 ---                             real one, also in text; datagram sockets come too (stream = false)
 ---   on_ready()                the worker called itself ready
 ---   on_metrics(measured)      what it measured of its work: see measured.lua
----   on_message(value)         from the app: any JSON value; protocol.null for null
+---   take_fd()                 -> the descriptor that came with the line at hand, ours from now on, or nil
+---   on_message(value, text)   from the app: any JSON value; protocol.null for null; and as it was written
+---   on_load(held, busy)       so many connections are open in it; its loop was busy so many thousandths of the time
+---   on_returned(fd, socket)   a connection that it accepted and has no room for; the descriptor is the callee's.
+---                             socket is what `query` was given
+---   on_refused(info, code)    a listen() was answered with an error
 ---   on_close_server(info, socket)  the worker closed it; info {name, stream, open = sockets it still has}, socket is
 ---                             what `query` was given
 ---   on_leaving()              the worker is on its way out by its own wish
@@ -92,6 +97,7 @@ function M.new(opts)
         send = opts.send,
         query = opts.query,
         spare_fd = opts.spare_fd or nothing,
+        take_fd = opts.take_fd or nothing,
         tickets = opts.tickets or M.tickets(),
         state = 'open', -- open, disconnecting (we asked), leaving (it asked), broken, closed
         sockets = {}, -- key -> socket the worker has open
@@ -146,7 +152,11 @@ function HANDLERS.ready(self)
 end
 
 function HANDLERS.message(self, event)
-    self.on_message(event.value)
+    self.on_message(event.value, event.text)
+end
+
+function HANDLERS.load(self, event)
+    self.on_load(event.held, event.busy)
 end
 
 function HANDLERS.unknown() end
@@ -160,7 +170,15 @@ function HANDLERS.handle_nack() end
 function HANDLERS.handle(self, event)
     self.send(encode.handle_ack())
     if event.has_value then
-        self.on_message(event.value)
+        self.on_message(event.value, event.text)
+    end
+end
+
+function HANDLERS.returned(self, event)
+    self.send(encode.handle_ack())
+    local fd, socket = self.take_fd(), self.sockets[event.key]
+    if fd then
+        self.on_returned(fd, socket)
     end
 end
 
@@ -232,6 +250,7 @@ end
 -- Closed with an error the app sees as one of bind().
 local function refuse(self, event, code)
     local key, data = self:new_key(), event.data
+    self.on_refused(describe(event.socket), code)
     if event.socket.stream then
         self.send(encode.refusal(event.seq, key, code, data))
         return
@@ -344,16 +363,40 @@ function M:drain()
     return true
 end
 
---- A message for the app. -> true | nil, reason
-function M:message(value)
+local function send_message(self, text, reason)
     if self.state == 'closed' or self.state == 'broken' then
         return nil, 'the worker is gone'
-    end
-    local text, reason = encode.message(value)
-    if not text then
+    elseif not text then
         return nil, reason
     end
     return self.send(text)
+end
+
+--- A message for the app. -> true | nil, reason
+function M:message(value)
+    return send_message(self, encode.message(value))
+end
+
+--- The same, of one that is JSON already: it arrives as it is written.
+function M:message_text(text)
+    return send_message(self, encode.message_text(text))
+end
+
+--- A line from the worker was too long, and is lost. With a descriptor the worker waits for an ack.
+function M:skipped(had_fd)
+    if had_fd and self.state ~= 'closed' and self.state ~= 'broken' then
+        self.send(encode.handle_ack())
+    end
+end
+
+--- Whether it listens anywhere for connections.
+function M:listens()
+    for _, socket in pairs(self.sockets) do
+        if socket.stream and socket.announced ~= nil then
+            return true
+        end
+    end
+    return false
 end
 
 --- Open sockets, those that were answered and not closed since.

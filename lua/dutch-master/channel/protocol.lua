@@ -6,6 +6,7 @@
 -- {kind = 'unknown'}; what would crash or confuse a Node primary comes back as nil, reason.
 local cjson = require('cjson').new()
 local measured = require 'dutch-master.channel.measured'
+local relay = require 'dutch-master.channel.relay'
 
 local M = {}
 
@@ -15,8 +16,6 @@ M.null = cjson.null
 
 cjson.decode_max_depth(M.MAX_DEPTH)
 cjson.decode_invalid_numbers(false)
-cjson.encode_max_depth(M.MAX_DEPTH)
-cjson.encode_sparse_array(true)
 cjson.encode_keep_buffer(false) -- one huge message would otherwise stay allocated for ever
 
 local MAX_INTEGER = 2 ^ 53
@@ -212,6 +211,13 @@ local COMMANDS = {
     NODE_DUTCH_METRICS = function(message)
         return { kind = 'metrics', measured = measured.read(message) }
     end,
+    NODE_DUTCH_LOAD = function(message)
+        local held, busy = message.held, present(message.busy) or 0
+        if not is_integer(held, 0, MAX_INTEGER) or not is_integer(busy, 0, 1000) then
+            return nil, 'a bad NODE_DUTCH_LOAD'
+        end
+        return { kind = 'load', held = held, busy = busy }
+    end,
 }
 
 -- Node's rule for what the app never sees: a cmd that begins with NODE_ and goes on.
@@ -219,21 +225,26 @@ local function is_internal(value)
     return type(value) == 'table' and type(value.cmd) == 'string' and #value.cmd > 5 and value.cmd:sub(1, 5) == 'NODE_'
 end
 
--- A descriptor comes with the line. It is closed unseen, the message around it still counts.
+-- A descriptor comes with the line. Unless it is a connection that is given back it is closed unseen, and the message
+-- around it still counts.
 function COMMANDS.NODE_HANDLE(message)
     local inner = message.msg
-    if inner == nil or is_internal(inner) then
+    if is_internal(inner) and inner.cmd == 'NODE_DUTCH_RETURN' and type(inner.key) == 'string' then
+        return { kind = 'returned', key = inner.key }
+    elseif inner == nil or is_internal(inner) then
         return { kind = 'handle' }
     end
-    return { kind = 'handle', has_value = true, value = inner }
+    return { kind = 'handle', has_value = true, value = inner, text = cjson.encode(inner) }
 end
 
 --- One line, without its newline -> event, or nil and what is wrong with it.
 --- Events, by kind: online; query {seq, socket, data}; listening {socket,
 ---   takes_connections}; close {key}; leaving {seq};
---- ack {ack, accepted}; handle {has_value, value}; handle_ack; handle_nack; notify_close {key}; get_count {key};
---- ready; metrics {measured}; message {value}; unknown. A socket has name, text (an address as core.address reads it),
---- type, stream, address, port, path, fd, index, backlog, dual, ipv6only, reuse_address, readable_all, writable_all.
+---   ack {ack, accepted}; handle {has_value, value, text}; returned {key}; handle_ack; handle_nack; notify_close {key};
+---   get_count {key}; ready; load {held, busy}; metrics {measured};
+---   message {value, text}; unknown.
+--- A socket has name, text (an address as core.address reads it), type, stream, address, port, path, fd, index,
+--- backlog, dual, ipv6only, reuse_address, readable_all, writable_all.
 function M.decode(line)
     if type(line) ~= 'string' then
         return nil, 'not text'
@@ -243,7 +254,7 @@ function M.decode(line)
         return nil, 'not JSON: ' .. tostring(value):sub(1, 200)
     end
     if not is_internal(value) then
-        return { kind = 'message', value = value }
+        return { kind = 'message', value = value, text = line }
     end
     local command = COMMANDS[value.cmd]
     if not command then
@@ -343,11 +354,18 @@ function encode.message(value)
     elseif is_internal(value) then
         return nil, 'a message whose cmd begins with NODE_ is Node\'s own'
     end
-    local ok, text = pcall(cjson.encode, value)
+    return relay.encode(value)
+end
+
+--- The same, of one that is JSON already.
+function encode.message_text(text)
+    local ok, value = pcall(cjson.decode, text)
     if not ok then
-        return nil, tostring(text)
+        return nil, tostring(value)
+    elseif is_internal(value) then
+        return nil, 'a message whose cmd begins with NODE_ is Node\'s own'
     end
-    return text
+    return (text:gsub('%s*\n%s*', ' ')) -- between two values: in a string it would be escaped
 end
 
 return M

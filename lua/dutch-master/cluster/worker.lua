@@ -24,8 +24,8 @@ Worker.__index = Worker
 
 -- SIGKILL is repeated, since a process in an uninterruptible wait does not die at once.
 local KILL_AGAIN_MS = 1000
--- A worker whose channel has closed ends by itself in this time, or is terminated: an open connection to a database
--- or a timer would keep it for ever. Node needs about 50 ms, its exit handlers included, on a machine that is not busy.
+-- A worker that was not told to leave and whose channel has closed ends by itself in this time, or is terminated: what
+-- it ends with tells more than our SIGTERM would.
 local DISCONNECTED_MS = 1000
 -- Leaving the rotation is bounded by sockets.lua; this is the limit if even that fails.
 local SETTLE_MS = 5000
@@ -68,12 +68,12 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Forking
 
-local function on_message(self, message)
+local function on_message(self, message, text)
     if type(message) == 'table' and message.event == 'request-restart' then
         return self.agenda:post(self, 'request_restart')
     end
     self.health:message(message)
-    self.on.message(self, protocol.plain(message))
+    self.on.message(self, protocol.plain(message), text)
 end
 
 -- What it may do, where that is not what the master may: nothing is bound for it with more than its own rights.
@@ -97,6 +97,9 @@ local function start_conversation(self)
         spare_fd = function()
             return self.sockets:spare_datagram()
         end,
+        take_fd = function()
+            return self.child:take_fd()
+        end,
         on_listening = function(info)
             self.listening = true
             self.health:listens(info)
@@ -107,11 +110,23 @@ local function start_conversation(self)
         on_ready = function()
             self.health:says_ready()
         end,
-        on_message = function(message)
-            on_message(self, message)
+        on_message = function(message, text)
+            on_message(self, message, text)
         end,
-        on_close_server = function(_, socket)
+        on_close_server = function(info, socket)
             self.sockets:forsake(self.id, socket)
+            if info.stream and not self.conversation:listens() then
+                self.agenda:post(self, 'closed_servers')
+            end
+        end,
+        on_load = function(held, busy)
+            self.sockets:load(self.id, held, busy)
+        end,
+        on_returned = function(fd, socket)
+            self.sockets:returned(self.id, socket, fd)
+        end,
+        on_refused = function(info, code)
+            self.refused = { address = info.text or info.name or info.path, code = code }
         end,
         on_leaving = function()
             self.agenda:post(self, 'leaving')
@@ -179,6 +194,10 @@ function Worker:spawn(fields)
     function fields.on_line(_, line, had_fd)
         self.conversation:line(line, had_fd)
     end
+    function fields.on_skipped(_, length, had_fd)
+        self.log:warn({ bytes = length }, 'Message of the worker dropped: longer than 8 MiB')
+        self.conversation:skipped(had_fd)
+    end
     function fields.on_channel_closed(_, reason)
         if reason then
             self.log:warn({ reason = reason }, 'Channel of the worker failed')
@@ -236,6 +255,14 @@ function Worker:message(value)
         return nil, 'worker ' .. self.id .. ' has no channel'
     end
     return self.conversation:message(value)
+end
+
+--- The same, of a message that is JSON already.
+function Worker:message_text(text)
+    if self.finished or not self.channel_open then
+        return nil, 'worker ' .. self.id .. ' has no channel'
+    end
+    return self.conversation:message_text(text)
 end
 
 --- Whether a waiting connection can be handed over to the app of the worker, to its server `name`.
@@ -382,14 +409,17 @@ local function start_deadline(self)
     self.log:warn({ readyTimeout = seconds, listening = self.listening },
         'Worker was not ready in time' .. (asked or suspicion(self)))
     lose(self, 'was not ready in time' .. (asked or ''))
+    self.leaving.until_ms = self.platform.now() + math.min(self.plan.kill_timeout_ms, self.plan.stop_timeout_ms)
     return terminate(self)
 end
 
--- The channel closed. A worker that is drained closes it last; what it still does by itself is its own clean-up.
+-- The channel closed. A worker that is drained closes it last: no connection is left, and what it still does is its own
+-- clean-up, which begins with SIGTERM in many programs. The preload sees to it that others may end by themselves.
+-- One that left by its own wish is at its end.
 local function closed_while_leaving(self)
     self.channel_open = false
     self.log:info('Worker disconnected')
-    return 'disconnected'
+    return (self.asks == 'nothing' or self.plan.drain == false) and 'disconnected' or terminate(self)
 end
 
 local function closed_while_starting(self)
@@ -399,6 +429,7 @@ local function closed_while_starting(self)
         self.log:warn('Worker disconnected unexpectedly while starting')
     end
     lose(self, 'disconnected while starting')
+    self.leaving.until_ms = self.platform.now() + DISCONNECTED_MS + self.plan.kill_timeout_ms
     return 'disconnected'
 end
 
@@ -484,6 +515,12 @@ local function mark_retiring()
     return 'retiring'
 end
 
+-- All its servers are closed, but the process lives: it serves nobody, and finishes what it has.
+local function closed_servers(self)
+    self.log:info('Worker closed its servers')
+    self:replace 'closed its servers'
+end
+
 local function kill_now(self, why)
     told_to_leave(self, why)
     return kill(self)
@@ -501,8 +538,8 @@ local function kill_again(self)
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
--- The table. A worker alive stop_timeout after it was asked to stop is killed; SIGTERM comes kill_timeout before that,
--- or as soon as the channel has closed.
+-- The table. A worker alive stop_timeout after it was asked to stop is killed, whatever it was asked by; SIGTERM comes
+-- kill_timeout before that, or as soon as the channel has closed.
 
 local function remaining(self)
     return math.max(self.leaving.until_ms - self.platform.now(), 0)
@@ -520,6 +557,7 @@ definition = machine.define {
         'kill', -- (why) leave at once
         'settled', -- out of rotation, nothing on its way to it
         'leaving', -- it disconnects by itself
+        'closed_servers', -- it listens nowhere any more
         'alive', -- a sign of life
         'hung', -- (why) it says that it hangs
         'closed', -- its channel is closed
@@ -548,9 +586,7 @@ definition = machine.define {
         disconnected = function(self)
             return self.leaving.until_ms and math.min(DISCONNECTED_MS, remaining(self)) or DISCONNECTED_MS
         end,
-        terminating = function(self)
-            return math.min(self.plan.kill_timeout_ms, remaining(self))
-        end,
+        terminating = remaining,
         headless = remaining,
         killing = function()
             return KILL_AGAIN_MS
@@ -566,6 +602,7 @@ definition = machine.define {
             kill = kill_now,
             settled = bug,
             leaving = leaving,
+            closed_servers = ignore,
             closed = closed_while_starting,
             headless = headless,
             alive = ignore,
@@ -582,6 +619,7 @@ definition = machine.define {
             kill = kill_now,
             settled = bug,
             leaving = leaving,
+            closed_servers = closed_servers,
             closed = closed_while_serving,
             headless = headless,
             alive = alive,
@@ -600,6 +638,7 @@ definition = machine.define {
             kill = kill_now,
             settled = bug,
             leaving = leaving,
+            closed_servers = ignore,
             closed = closed_while_serving,
             headless = headless,
             alive = ignore,
@@ -616,6 +655,7 @@ definition = machine.define {
             kill = kill_now,
             settled = ask,
             leaving = ignore,
+            closed_servers = ignore,
             closed = closed_while_leaving,
             headless = headless,
             alive = ignore,
@@ -632,6 +672,7 @@ definition = machine.define {
             kill = kill_now,
             settled = ignore,
             leaving = ignore,
+            closed_servers = ignore,
             closed = closed_while_leaving,
             headless = headless,
             alive = ignore,
@@ -653,6 +694,7 @@ definition = machine.define {
             kill = kill_now,
             settled = ignore,
             leaving = ignore,
+            closed_servers = ignore,
             closed = ignore,
             headless = headless,
             alive = ignore,
@@ -669,6 +711,7 @@ definition = machine.define {
             kill = kill_now,
             settled = ignore,
             leaving = ignore,
+            closed_servers = ignore,
             closed = note_closed,
             headless = headless,
             alive = ignore,
@@ -685,6 +728,7 @@ definition = machine.define {
             kill = kill_now,
             settled = ignore,
             leaving = ignore,
+            closed_servers = ignore,
             closed = note_closed,
             headless = bug,
             alive = ignore,
@@ -701,6 +745,7 @@ definition = machine.define {
             kill = ignore,
             settled = ignore,
             leaving = ignore,
+            closed_servers = ignore,
             closed = note_closed,
             headless = kill_rest,
             alive = ignore,
@@ -717,6 +762,7 @@ definition = machine.define {
             kill = ignore,
             settled = ignore,
             leaving = ignore,
+            closed_servers = ignore,
             closed = ignore,
             headless = ignore,
             alive = ignore,

@@ -58,6 +58,16 @@ local function give(self, fd, except, tries)
     return false
 end
 
+--- Gives away a connection that was accepted elsewhere, but not to the worker of the lane `except`. The descriptor is
+-- ours now.
+function Rescue:adopt(fd, except)
+    if self:possible(except) then
+        give(self, fd, except, 1)
+    else
+        self.platform.close_fd(fd) -- as when its worker was the only one
+    end
+end
+
 --- Tries again with those that nobody took.
 function Rescue:retry()
     local list = self.homeless

@@ -231,6 +231,11 @@ function Rotation:drop(worker_id)
     end
 end
 
+--- A worker has no room for this connection: others are asked. The descriptor is ours now.
+function Rotation:returned(worker_id, fd)
+    self.rescue:adopt(fd, self.users[worker_id])
+end
+
 --- Connections that wait for the worker.
 function Rotation:waiting(worker_id)
     local lane = self.users[worker_id]

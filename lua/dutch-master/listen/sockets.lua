@@ -219,6 +219,26 @@ function Sockets:leave(id, done)
     await_empty(self, id, worker, done)
 end
 
+--- A worker reports how many connections it holds, and how busy it is (thousandths of the time).
+function Sockets:load(id, held, busy)
+    local worker = self.workers[id]
+    if worker then
+        worker.held, worker.busy = held, busy
+    end
+end
+
+--- A worker accepted a connection for which it has no room. Another one gets it; `fd` is ours now.
+-- @param request what it gave to `query`
+function Sockets:returned(id, request, fd)
+    local rotation = request and self.directory:find(id, request)
+    if rotation then
+        self.pace:stir()
+        rotation:returned(id, fd)
+    else
+        self.platform.close_fd(fd)
+    end
+end
+
 --- The worker closed its server on this socket and lives on: nobody may wait there any more.
 -- @param request what it gave to `query`
 function Sockets:forsake(id, request)

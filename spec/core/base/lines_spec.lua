@@ -2,7 +2,7 @@
 local ffi = require 'ffi'
 
 ffi.cdef [[
-struct dm_lines { char *partial; size_t length, capacity, max; };
+struct dm_lines { char *partial; size_t length, capacity, max, skipped; bool skips_long; };
 void dm_lines_init(struct dm_lines *lines, size_t max);
 int dm_lines_feed(struct dm_lines *lines, const char *data, size_t size,
                   bool (*on_line)(void *ctx, const char *line, size_t length), void *ctx);
@@ -18,7 +18,7 @@ describe('lines', function()
         lines, got, stop_after = ffi.new 'struct dm_lines', {}, math.huge
         ffi.C.dm_lines_init(lines, 100)
         on_line = ffi.cast('bool (*)(void *, const char *, size_t)', function(_, line, length)
-            got[#got + 1] = ffi.string(line, length)
+            got[#got + 1] = line ~= nil and ffi.string(line, length) or tonumber(length)
             return #got < stop_after
         end)
     end)
@@ -62,6 +62,29 @@ describe('lines', function()
         assert.are.equal(0, feed(longest))
         assert.are.equal(EMSGSIZE, feed 'x')
         assert.are.equal(2, #got)
+    end)
+
+    it('that are too long can be skipped, however they are cut, and are counted', function()
+        lines.skips_long = true
+        local long = ('x'):rep(101)
+        local text = 'a\n' .. long .. '\nb\n' .. long:rep(4):sub(1, 400) .. '\n' .. long:sub(1, 100) .. '\nlast\n'
+        for _, step in ipairs { 1, 7, 100, 101, 102, 1000 } do
+            got = {}
+            for at = 1, #text, step do
+                assert.are.equal(0, feed(text:sub(at, at + step - 1)))
+                assert.is_true(lines.capacity <= 512)
+            end
+            assert.are.same({ 'a', 101, 'b', 400, long:sub(1, 100), 'last' }, got)
+        end
+    end)
+
+    it('that do not end are an error even so', function()
+        lines.skips_long = true
+        for _ = 1, 4 do
+            assert.are.equal(0, feed(('x'):rep(100)))
+        end
+        assert.are.equal(EMSGSIZE, feed(('x'):rep(100)))
+        assert.are.same({}, got)
     end)
 
     it('stop when the reader wants no more', function()

@@ -84,19 +84,52 @@ describe('channel', function()
         assert.are.equal(1, record.closes)
     end)
 
-    it('carries a line of almost 8 MiB, and closes at a longer one', function()
-        local record = channel_sh(('head -c %d /dev/zero >&3; echo >&3; echo next >&3'):format(8 * MIB))
+    it('carries a line of almost 8 MiB; a longer one is lost, and what follows is not', function()
+        local skipped = {}
+        local record = channel_sh(
+            ('head -c %d /dev/zero >&3; echo >&3; head -c 20000000 /dev/zero >&3; echo >&3; echo next >&3'):format(8 * MIB),
+            { on_skipped = function(_, length, had_fd)
+                skipped[#skipped + 1] = { length, had_fd }
+            end })
         p.exit_of(record, 20000)
         assert.are.equal(8 * MIB, #record.lines[1])
         assert.are.equal('next', record.lines[2])
-        record = channel_sh 'head -c 20000000 /dev/zero >&3; sleep 1000'
-        p.await(function() return record.closes > 0 end, 20000)
-        assert.are.equal('line longer than 8388608 bytes', record.reason)
-        assert.are.equal(0, #record.lines)
-        assert.is_true(record.child:alive())
-        record.child:signal_group 'SIGKILL'
+        assert.are.same({ { 20000000, false } }, skipped)
+    end)
+
+    it('gives the descriptor that came with a line to whoever takes it, while that line is handled', function()
+        local taken, late = {}, nil
+        local record = channel_python([[
+import os
+for i in range(3):
+    r, w = os.pipe()
+    os.write(w, b'%d' % i)
+    s.sendmsg([b'a%d\nb%d\n' % (i, i)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [r]))])
+    os.close(r); os.close(w)
+r, w = os.pipe()
+s.sendmsg([b'half'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [r]))])
+s.recv(1)
+s.send(b' and half\nplain\n')
+s.recv(1)
+]], { on_line = function(child, line, had_fd)
+            if line == 'a1' or line:find 'half' then
+                taken[#taken + 1] = assert(child:take_fd())
+                assert.is_nil(child:take_fd())
+            elseif line == 'plain' then
+                late = { had_fd, child:take_fd() }
+            end
+        end })
+        p.await(function() return #record.lines == 6 end)
+        record.child:send 'the rest, please'
+        p.await(function() return late end)
+        assert.are.equal(2, #taken)
+        assert.are.equal('1', unistd.read(taken[1], 10))
+        assert.is_nil(late[2])
+        for _, fd in ipairs(taken) do
+            unistd.close(fd)
+        end
+        record.child:close_channel()
         p.exit_of(record)
-        assert.are.equal(1, record.closes)
     end)
 
     it('waits for the rest of half a line, and drops it at the end', function()

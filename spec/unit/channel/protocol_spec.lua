@@ -81,7 +81,7 @@ describe('protocol.decode', function()
             ['{"cmd":"NODE_HANDLE_ACK"}'] = { kind = 'handle_ack' },
             ['{"cmd":"NODE_HANDLE_NACK"}'] = { kind = 'handle_nack' },
             ['{"cmd":"NODE_HANDLE","type":"net.Socket","msg":{"a":1},"key":"k"}'] =
-                { kind = 'handle', has_value = true, value = { a = 1 } },
+                { kind = 'handle', has_value = true, text = '{"a":1}', value = { a = 1 } },
             ['{"cmd":"NODE_HANDLE","type":"net.Socket","msg":{"cmd":"NODE_X"}}'] = { kind = 'handle' },
             ['{"cmd":"NODE_HANDLE"}'] = { kind = 'handle' },
             ['{"cmd":"NODE_SOCKET_NOTIFY_CLOSE","key":"4:null:80"}'] = { kind = 'notify_close', key = '4:null:80' },
