@@ -1,5 +1,5 @@
 -- The script of a deployed application. The master is started once, as
---     dutch-master /deploys/my-app/current/master.lua
+--     dutch-master /srv/my-app/current/master.lua
 -- and finds this file again at each fork, in whatever release `current` points to by then.
 
 local dutch = require 'dutch-master'
@@ -9,8 +9,13 @@ dutch.start {
     numWorkers = 2,
     -- The directory of the next worker. The master itself stays where it was started.
     beforeFork = function()
-        dutch.chdir '/deploys/my-app/current'
+        dutch.chdir '/srv/my-app/current'
     end,
+    -- What a master started by `bundle exec` has of the release it was started in, which will be pruned one day: each worker
+    -- finds its own.
+    workerEnvironment = {
+        BUNDLE_GEMFILE = false, BUNDLE_BIN_PATH = false, BUNDLER_VERSION = false, RUBYOPT = false, RUBYLIB = false,
+    },
     -- A worker that crashes is replaced from the release it came from, not from one that was never rolled out.
     pinRelease = true,
     -- A deploy tool waits for it: three bad starts of one worker are a verdict.

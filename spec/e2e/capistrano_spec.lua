@@ -203,7 +203,6 @@ function Site:make_repository()
     write(app .. '/config/deploy/spec.rb', ([[
 set :repo_url, '%s/app/.git'
 set :deploy_to, '~/deploys'
-set :default_env, {}
 set :dutch_master, '%s'
 set :dutch_master_timeout, 30
 set :dutch_master_start, 'exec ~/start'
@@ -215,7 +214,7 @@ end
 
 --- master.lua of the example, for our paths.
 function Site:edit_script(change)
-    local text, count = read(EXAMPLE .. '/master.lua'):gsub("dutch%.chdir '/deploys/my%-app/current'",
+    local text, count = read(EXAMPLE .. '/master.lua'):gsub("dutch%.chdir '/srv/my%-app/current'",
         "dutch.chdir(dutch.environ().HOME .. '/deploys/current')")
     assert(count == 1)
     write(self.dir .. '/app/master.lua', change(text))

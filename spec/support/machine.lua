@@ -29,6 +29,7 @@ DESTDIR=$dir/upper cmake --install "$build" --prefix /usr/local >/dev/null
 mkdir -p "$dir/upper/etc"
 systemd-id128 new >"$dir/upper/etc/machine-id"
 echo spec >"$dir/upper/etc/hostname"
+echo 127.0.0.1 localhost spec >"$dir/upper/etc/hosts"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$dir/upper,workdir=$dir/work" "$dir/root"
 rm -rf "$dir/root/var/log/journal"
 exec env SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 systemd-nspawn -q -D "$dir/root" --machine="$3" --register=no --keep-unit \

@@ -35,6 +35,9 @@ local function places(ctx)
         return { ctx.options.socket }
     end
     add((platform.runtime_dir()))
+    -- One that this user may not use is no runtime directory, but tells that there may be a master.
+    local chosen = platform.environ().DUTCH_MASTER_RUNTIME_DIR
+    add(chosen ~= '' and chosen or nil)
     local owner = platform.stat(ctx.script)
     for _, uid in ipairs { platform.uid(), owner and owner.uid or platform.uid() } do
         add(uid == 0 and '/run/dutch-master' or nil)

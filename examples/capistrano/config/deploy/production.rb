@@ -1,2 +1,2 @@
-server 'app1.example.com', user: 'deploy', roles: %w[app]
-server 'app2.example.com', user: 'deploy', roles: %w[app]
+server 'app1.example.com', user: 'my-app', roles: %w[app]
+server 'app2.example.com', user: 'my-app', roles: %w[app]

@@ -2,6 +2,8 @@
 # deploy unless the new release serves. Where it does not, the old workers go on serving, and `current` is put back on
 # the servers that were not rolled, so that a worker that is replaced later does not start in the broken release.
 
+require 'json'
+
 namespace :load do
   task :defaults do
     set :dutch_master, 'dutch-master'
@@ -9,6 +11,7 @@ namespace :load do
     set :dutch_master_timeout, 120
     set :dutch_master_roles, :app
     set :dutch_master_start, nil
+    set :dutch_master_user, nil
   end
 end
 
@@ -17,7 +20,28 @@ namespace :dutch_master do
   rolled = {} # host => true
 
   def dutch_master_command(verb, *options)
-    [fetch(:dutch_master), verb, *options, fetch(:dutch_master_script)]
+    user = fetch(:dutch_master_user)
+    [*(['sudo', '-u', user] if user), fetch(:dutch_master), verb, *options, fetch(:dutch_master_script)]
+  end
+
+  # What became of a start: the command may return before the workers serve, or have found a master that this user may
+  # not ask, and which runs the old release.
+  def dutch_master_started(host)
+    began = Time.now
+    state = nil
+    loop do
+      said = capture(*dutch_master_command('status', '--json'), raise_on_non_zero_exit: false)
+      status = JSON.parse(said) rescue {}
+      state = status['state']
+      return if state == 'steady'
+      # The command that starts it may put it into the background: it answers within seconds, and boots in its own time.
+      break unless [nil, 'booting'].include?(state)
+      break if Time.now - began > (state ? fetch(:dutch_master_timeout) : 5)
+
+      sleep 0.5
+    end
+    raise "#{host}: started, but #{state ? "it is #{state}" : 'no master answers'}: see `dutch-master status` there. " \
+          'If it runs as another user than the one that deploys, set :dutch_master_user.'
   end
 
   task :remember do
@@ -29,11 +53,12 @@ namespace :dutch_master do
   desc 'Replace all workers gracefully, and fail unless the new release serves'
   task :restart do
     on roles(fetch(:dutch_master_roles)), in: :sequence do |host|
-      # Exit code 3: not running, which is so before the first deploy.
+      # Exit code 3: not running, which is so before the first deploy. Not permitted is 77, and no reason to start one.
       if test(:sh, '-c', "'#{dutch_master_command('status').join(' ')} > /dev/null 2>&1; [ $? -ne 3 ]'")
         execute(*dutch_master_command('restart', '--wait', '--timeout', fetch(:dutch_master_timeout)))
       elsif fetch(:dutch_master_start)
         execute fetch(:dutch_master_start)
+        dutch_master_started(host)
       else
         raise "#{host}: no dutch-master runs #{fetch(:dutch_master_script)}, and :dutch_master_start is not set"
       end
