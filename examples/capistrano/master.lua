@@ -11,8 +11,8 @@ dutch.start {
     beforeFork = function()
         dutch.chdir '/srv/my-app/current'
     end,
-    -- What a master started by `bundle exec` has of the release it was started in, which will be pruned one day: each worker
-    -- finds its own.
+    -- A master started by `bundle exec` has these of the release it was started in, which will be pruned one day. Each
+    -- worker finds its own.
     workerEnvironment = {
         BUNDLE_GEMFILE = false, BUNDLE_BIN_PATH = false, BUNDLER_VERSION = false, RUBYOPT = false, RUBYLIB = false,
     },
