@@ -92,6 +92,7 @@ local function new_sockets(platform, settle_ms)
         self.weights[id] = weight
     end
     function sockets.want() end
+    function sockets.shut_out() end
     function sockets.has_room(_, count)
         if count > (sockets.most or math.huge) then
             return nil, 'too many workers', 'E2BIG'

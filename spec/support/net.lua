@@ -25,6 +25,8 @@ int getpid(void);
 unsigned getuid(void);
 int getsockname(int, void *, unsigned *);
 int unlink(const char *);
+long send(int, const void *, size_t, int);
+long recv(int, void *, size_t, int);
 int dup2(int, int);
 ]]
 

@@ -160,12 +160,25 @@ static struct dm_lane *to_lane(lua_State *L, int index) {
     return *(struct dm_lane **)luaL_checkudata(L, index, LANE);
 }
 
+/* lane:fd(how = 'nonblocking') */
 static int l_lane_fd(lua_State *L) {
+    static const char *const ways[] = {"nonblocking", "blocking", "as it is", NULL};
     const struct dm_lane *lane = to_lane(L, 1);
     if (!lane) {
         return dm_lua_closed(L);
     }
-    lua_pushinteger(L, dm_lane_hand_out(lane, lua_toboolean(L, 2)));
+    lua_pushinteger(
+        L, dm_lane_hand_out(lane, (enum dm_hand_out)luaL_checkoption(L, 2, "nonblocking", ways)));
+    return 1;
+}
+
+static int l_lane_shut_out(lua_State *L) {
+    const struct dm_lane *lane = to_lane(L, 1);
+    const int error = lane ? dm_lane_shut_out(lane) : -EBADF;
+    if (error) {
+        return dm_lua_fail(L, error, NULL);
+    }
+    lua_pushboolean(L, 1);
     return 1;
 }
 
@@ -403,6 +416,27 @@ static int l_listener_lanes(lua_State *L) {
     return 1;
 }
 
+/* queued(): lane -> number, of those in which connections wait; nil if there are none. Called every
+ * few milliseconds while connections wait. */
+static int l_listener_queued(lua_State *L) {
+    const struct dm_listener *listener = to_listener(L, 1);
+    bool any = false;
+    lua_settop(L, 1);
+    for (size_t i = 0; listener && i < listener->count; i++) {
+        uint32_t depth = 0, limit;
+        if (dm_lane_queue(listener->lanes[i], &depth, &limit) == 0 && depth > 0) {
+            if (!any) {
+                lua_newtable(L);
+            }
+            any = true;
+            push_lane(L, listener->lanes[i]);
+            lua_pushinteger(L, depth);
+            lua_rawset(L, 2);
+        }
+    }
+    return any;
+}
+
 static int l_listener_close(lua_State *L) {
     struct proxy *proxy = luaL_checkudata(L, 1, LISTENER);
     if (!proxy->open) {
@@ -624,23 +658,17 @@ int core_inherited(lua_State *L) {
 /* ---- registration ---- */
 
 static const luaL_Reg listener_methods[] = {
-    {"address", l_listener_address},
-    {"shared", l_listener_shared},
-    {"lane", l_listener_lane},
-    {"lanes", l_listener_lanes},
-    {"steer", l_listener_steer},
-    {"close", l_listener_close},
-    {NULL, NULL},
+    {"address", l_listener_address}, {"shared", l_listener_shared},
+    {"lane", l_listener_lane},       {"lanes", l_listener_lanes},
+    {"queued", l_listener_queued},   {"steer", l_listener_steer},
+    {"close", l_listener_close},     {NULL, NULL},
 };
 
 static const luaL_Reg lane_methods[] = {
-    {"fd", l_lane_fd},
-    {"index", l_lane_index},
-    {"queue", l_lane_queue},
-    {"accept", l_lane_accept},
-    {"repair", l_lane_repair},
-    {"close", l_lane_close},
-    {NULL, NULL},
+    {"fd", l_lane_fd},         {"index", l_lane_index},
+    {"queue", l_lane_queue},   {"accept", l_lane_accept},
+    {"repair", l_lane_repair}, {"shut_out", l_lane_shut_out},
+    {"close", l_lane_close},   {NULL, NULL},
 };
 
 void dm_lua_open_socket(lua_State *L) {

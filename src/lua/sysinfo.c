@@ -148,6 +148,17 @@ int core_executable(lua_State *L) {
     return 1;
 }
 
+/* idle(pid): whether it sleeps in its event loop; nil where that cannot be seen. */
+int core_idle(lua_State *L) {
+    const int idle = dm_proc_idle((pid_t)luaL_checkinteger(L, 1));
+    if (idle < 0) {
+        lua_pushnil(L);
+    } else {
+        lua_pushboolean(L, idle);
+    }
+    return 1;
+}
+
 int core_proc_stat(lua_State *L) {
     struct dm_proc_stat stat;
     if (!dm_proc_stat((pid_t)luaL_checkinteger(L, 1), &stat)) {

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <string.h>
@@ -49,12 +50,33 @@ static int accept_now(const struct dm_lane *lane) {
     }
 }
 
-int dm_lane_hand_out(const struct dm_lane *lane, bool may_block) {
+int dm_lane_hand_out(const struct dm_lane *lane, enum dm_hand_out how) {
     const int flags = fcntl(lane->fd, F_GETFL);
-    if (!(may_block && lane->shared) && flags >= 0 && !(flags & O_NONBLOCK)) {
-        fcntl(lane->fd, F_SETFL, flags | O_NONBLOCK);
+    const int wanted = how == DM_BLOCKING ? flags & ~O_NONBLOCK : flags | O_NONBLOCK;
+    if (how != DM_AS_IT_IS && flags >= 0 && flags != wanted) {
+        fcntl(lane->fd, F_SETFL, wanted);
     }
     return lane->fd;
+}
+
+/* A filter of a listening socket sees the TCP header. Backlog 0 would let one in after each
+ * accept(), and break handshakes that have begun. */
+int dm_lane_shut_out(const struct dm_lane *lane) {
+    enum { FLAGS_AT = 13, SYN = 2, SYN_ACK = 0x12 };
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_B | BPF_ABS, FLAGS_AT),
+        BPF_STMT(BPF_ALU | BPF_AND | BPF_K, SYN_ACK),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYN, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, 0),
+        BPF_STMT(BPF_RET | BPF_K, UINT32_MAX),
+    };
+    const struct sock_fprog program = {sizeof code / sizeof *code, code};
+    if (!lane->tcp) {
+        return -ENOTSUP;
+    }
+    return setsockopt(lane->fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0
+               ? 0
+               : -errno;
 }
 
 /* That a worker has made its lane blocking is its own affair until the master accepts there. */

@@ -24,6 +24,13 @@ int dm_lane_listens(const struct dm_lane *lane);
 int dm_lane_queue(const struct dm_lane *lane, uint32_t *depth, uint32_t *limit);
 /* A connection that waited (O_NONBLOCK, CLOEXEC), or -EAGAIN. */
 int dm_lane_accept(const struct dm_lane *lane);
-/* The descriptor as it is handed to a worker: non-blocking, whatever the last one made of it; but a
- * shared socket of workers that may block stays as they have it, for they use it now. */
-int dm_lane_hand_out(const struct dm_lane *lane, bool may_block);
+
+/* How a worker gets the descriptor; its copies share the flag. */
+enum dm_hand_out {
+    DM_NONBLOCKING, /* whatever the last one made of it */
+    DM_BLOCKING,    /* as service managers pass sockets */
+    DM_AS_IT_IS     /* others use it now, as they need it */
+};
+int dm_lane_hand_out(const struct dm_lane *lane, enum dm_hand_out how);
+/* From now on the kernel drops who begins to connect; who has begun, or waits, still comes in. */
+int dm_lane_shut_out(const struct dm_lane *lane);

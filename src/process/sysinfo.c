@@ -2,6 +2,7 @@
 #include "process/sysinfo.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <sched.h>
@@ -176,4 +177,39 @@ bool dm_proc_stat(pid_t pid, struct dm_proc_stat *result) {
     result->cpu_ms = (user + system) * 1000 / ticks;
     result->starttime = start;
     return true;
+}
+
+/* A file of /proc as text. */
+static ssize_t read_small(const char *path, char *text, size_t size) {
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    const ssize_t n = fd < 0 ? -1 : read(fd, text, size - 1);
+    if (fd >= 0) {
+        close(fd);
+    }
+    text[n < 0 ? 0 : n] = 0;
+    return n;
+}
+
+/* The state of a process, a letter as in proc(5); 0 if unknown. */
+static char proc_state(pid_t pid) {
+    char path[32], text[256];
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    if (read_small(path, text, sizeof text) <= 0) {
+        return 0;
+    }
+    const char *end = strrchr(text, ')');
+    return end && end[1] == ' ' ? end[2] : 0;
+}
+
+/* wchan is the function in which it sleeps: "0" while it runs, and also to who may not know. */
+int dm_proc_idle(pid_t pid) {
+    char path[32], text[64];
+    snprintf(path, sizeof path, "/proc/%d/wchan", (int)pid);
+    if (read_small(path, text, sizeof text) <= 0) {
+        return -1;
+    }
+    if (strcmp(text, "0") != 0) {
+        return strstr(text, "epoll_wait") || strstr(text, "ep_poll");
+    }
+    return proc_state(pid) == 'R' ? 0 : -1;
 }

@@ -21,3 +21,7 @@ struct dm_proc_stat {
 };
 
 bool dm_proc_stat(pid_t pid, struct dm_proc_stat *stat);
+
+/* Whether a process sleeps in its event loop, waiting for something to happen: 1, 0, or -1 if that
+ * cannot be seen (another user's, or the kernel keeps it to itself). */
+int dm_proc_idle(pid_t pid);

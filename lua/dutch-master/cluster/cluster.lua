@@ -397,6 +397,7 @@ local function begin_stop(self, request)
     self.stop_requests = { request }
     self.killed = false -- what had to be killed before, in a restart, says nothing about this stop
     self.stopping_at = self.platform.now()
+    self.sockets:shut_out()
     to_restart(self, 'stopped')
     if self.loading then
         self.agenda:post(self.loading, 'stopped')

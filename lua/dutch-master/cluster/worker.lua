@@ -27,8 +27,9 @@ local KILL_AGAIN_MS = 1000
 -- A worker that was not told to leave and whose channel has closed ends by itself in this time, or is terminated: what
 -- it ends with tells more than our SIGTERM would.
 local DISCONNECTED_MS = 1000
--- Leaving the rotation is bounded by sockets.lua; this is the limit if even that fails.
-local SETTLE_MS = 5000
+-- How much of stopTimeout may pass before a worker is asked to leave, because connections wait for it: the rest is for
+-- what it is doing then.
+local EMPTYING_SHARE = 2 / 3
 
 local IN_THE_FOREGROUND = 'Let it run in the foreground (no -D, --daemon, --daemonize; nginx: "daemon off;"), and let'
     .. ' dutch-master restart it, not its own upgrade'
@@ -364,7 +365,7 @@ local function stop(self, why)
     start_of_stop(self)
     self.sockets:leave(self.id, function()
         self.agenda:post(self, 'settled')
-    end)
+    end, self.plan.stop_timeout_ms * EMPTYING_SHARE)
     if self.channel_open and self.plan.drain ~= false then
         self.conversation:drain()
     end
@@ -572,8 +573,8 @@ definition = machine.define {
         running = function(self)
             return self.health:patience()
         end,
-        settling = function()
-            return SETTLE_MS
+        settling = function(self)
+            return remaining(self) -- sockets.lua keeps within its share
         end,
         stopping = function(self)
             if self.asks == 'signal' and self.stop_signal == 'SIGTERM' then

@@ -258,7 +258,7 @@ local function fields_of(self, worker, session, env, cwd)
             return nil, 'notify socket: ' .. message
         end
         context.notify_name = name
-        fds, context.listen = self.sockets:take(worker.id)
+        fds, context.listen = self.sockets:take(worker.id, worker.generation, plan.non_blocking)
         if not fds then
             return nil, context.listen
         end

@@ -81,8 +81,8 @@ end
 -- @param fd of the socket, if it came from outside: such a one is shared
 -- @return true, or nil, message, code
 local function has_room(self, count, address, fd)
-    local lanes = self.balance ~= 'shared' and not fd and not address.path and address.type == 'stream'
-        and address.family ~= 'unix'
+    local lanes = self.balance ~= 'shared' and self.balance ~= 'queue' and not fd and not address.path
+        and address.type == 'stream' and address.family ~= 'unix'
     if not lanes or count <= Rotation.MAX_WORKERS then
         return true
     end

@@ -13,9 +13,11 @@ Lane.__index = Lane
 local QUARANTINE_MS = 5000
 -- A stalled lane that was emptied by rescue shows no movement: it is tried again after this, doubling.
 local FIRST_PROBATION_MS, LAST_PROBATION_MS = 1000, 30000
+-- Who has just had no room for a connection is given none for so long.
+local FULL_MS = 100
 
 --- @param options {platform, log, socket = the core's lane, address = text, may_block (users choose how they accept),
---   stall_timeout_ms}
+--   group (of queue: the generation whose it is first), stall_timeout_ms}
 function Lane.new(options)
     local self = setmetatable({}, Lane)
     for key, value in pairs(options) do
@@ -66,9 +68,25 @@ function Lane:asked(worker_id, request)
     self.users[worker_id].request = request
 end
 
+--- Its next user calls listen(), which may change the backlog: that is no news.
+function Lane:expect_listen()
+    self.quiet = true
+end
+
+--- Nobody may begin to connect any more; who waits is served.
+function Lane:shut_out()
+    self.socket:shut_out()
+end
+
 --- The descriptor, as it is handed to a worker.
-function Lane:hand_out()
-    return self.socket:fd(self.may_block)
+-- @param alone whether nobody else uses it now, blocking how it is wanted then; of workers that choose how they accept
+function Lane:hand_out(alone, blocking)
+    return self.socket:fd(self.may_block and (not alone and 'as it is' or blocking and 'blocking') or nil)
+end
+
+--- From now on it is the lane of another group.
+function Lane:belong(group)
+    self.group = group
 end
 
 --- Ready. @return false if it was
@@ -113,10 +131,16 @@ function Lane:weigh(worker_id, weight)
     return self.weight ~= before
 end
 
+--- A worker had no room for a connection.
+function Lane:full(worker_id)
+    self.users[worker_id].full_until = self.platform.now() + FULL_MS
+end
+
 --- Those of its users that serve and can be given a connection over a channel: { worker, request }, appended to a list.
 function Lane:takers(list)
+    local now = self.platform.now()
     for id, user in pairs(self.users) do
-        if user.state == 'live' and user.request then
+        if user.state == 'live' and user.request and now >= (user.full_until or 0) then
             list[#list + 1] = { worker = id, request = user.request }
         end
     end
@@ -144,7 +168,7 @@ function Lane:accept()
 end
 
 local function culprit(self)
-    return { workerId = self:worker(), address = self.address }
+    return { workerId = self:worker(), generation = self.group, address = self.address }
 end
 
 local function resume(self)
@@ -255,8 +279,9 @@ end
 function Lane:snapshot(shared)
     local depth, limit = self.socket:queue()
     return {
-        worker = not shared and self:worker() or nil, state = shared and 'shared' or self.state, waiting = depth,
-        limit = limit, steered = shared or self.steered, stalled = self.stalled or false, weight = self.weight,
+        worker = not shared and self:worker() or nil, group = self.group,
+        state = shared and 'shared' or self.state, waiting = depth, limit = limit,
+        steered = shared or self.steered, stalled = self.stalled or false, weight = self.weight,
     }
 end
 

@@ -64,7 +64,7 @@ function Rescue:adopt(fd, except)
     if self:possible(except) then
         give(self, fd, except, 1)
     else
-        self.platform.close_fd(fd) -- as when its worker was the only one
+        self.platform.close_fd(fd) -- all are full, or there is no other: as Node does
     end
 end
 

@@ -1,5 +1,6 @@
 --- rotation.lua: one listener of the cluster: its lanes, and which worker has which. A worker has one of them from fork
--- to exit; it is in rotation while its worker can take connections. Where there are no lanes (unix, UDP, balance =
+-- to exit (balance = 'queue': all workers of its generation the same); it is in rotation while a worker can take
+-- connections. Where there are no lanes (unix, UDP, balance =
 -- 'shared', steering refused) the one socket is everybody's, and rotation means nothing.
 
 local Lane = require 'dutch-master.listen.lane'
@@ -36,14 +37,14 @@ local function try_listen(self, address, reuseport)
     })
 end
 
-local function new_lane(self)
+local function new_lane(self, group)
     local socket, message, code = self.listener:lane()
     if not socket then
         return nil, message, code
     end
     local lane = Lane.new {
         platform = self.platform, log = self.log, socket = socket, address = self.address.text,
-        may_block = self.may_block, stall_timeout_ms = self.stall_timeout_ms,
+        may_block = self.may_block, group = group, stall_timeout_ms = self.stall_timeout_ms,
     }
     self.lanes[#self.lanes + 1] = lane
     return lane
@@ -131,11 +132,13 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- A worker's way through
 
--- Where most connections wait: they are served soonest.
-local function free_lane(self)
+-- Its group's; of those that nobody has the one where most connections wait: they are served soonest.
+local function lane_for(self, group)
     local best
     for _, lane in ipairs(self.lanes) do
-        if lane.state == 'free' and (not best or lane:measure() > best.depth) then
+        if group and lane.group == group and lane.state ~= 'free' then
+            return lane
+        elseif lane.state == 'free' and (not best or lane:measure() > best.depth) then
             lane:measure()
             best = lane
         end
@@ -144,17 +147,22 @@ local function free_lane(self)
 end
 
 -- Of a lane that others have. If lanes have run out, workers that were told to leave, and do not, have them.
-local function invite(self, worker_id)
+local function invite(self, worker_id, blocking)
     local lane = self.lanes[worker_id % #self.lanes + 1]
-    lane.quiet = lane.quiet or self.shared
+    local alone = self.shared and next(self.guests) == nil
+    if self.shared then
+        lane:expect_listen()
+    end
     self.guests[worker_id] = lane
-    return lane:hand_out()
+    return lane:hand_out(alone, blocking)
 end
 
---- A worker gets its lane: one that a former worker left, else a new one. Asked again, the same one.
+--- A worker gets its lane: its generation's (queue), one that a former worker left, else a new one. Asked again, the
+-- same one.
 -- @param request what the worker asked for, given back to `give`
+-- @param blocking whether a worker that chooses how it accepts finds it blocking
 -- @return the descriptor, or nil, message, code
-function Rotation:assign(worker_id, request)
+function Rotation:assign(worker_id, request, generation, blocking)
     local lane = self.users[worker_id] or self.guests[worker_id]
     if lane then
         if self.users[worker_id] then
@@ -162,22 +170,24 @@ function Rotation:assign(worker_id, request)
         end
         return lane:hand_out()
     elseif self.shared then
-        return invite(self, worker_id)
+        return invite(self, worker_id, blocking)
     end
+    local group = self.balance == 'queue' and generation or nil
     local message, code
-    lane = free_lane(self)
+    lane = lane_for(self, group)
     if not lane then
-        lane, message, code = new_lane(self)
+        lane, message, code = new_lane(self, group)
     end
     if code == 'E2BIG' then
         return invite(self, worker_id)
     elseif not lane then
         return nil, message, code
     end
+    lane:belong(group)
     lane:add(worker_id, request)
     self.users[worker_id] = lane
     self.steering:apply()
-    return lane:hand_out()
+    return lane:hand_out(lane:worker() == worker_id, blocking)
 end
 
 -- Gives away what waits where nobody serves.
@@ -233,7 +243,24 @@ end
 
 --- A worker has no room for this connection: others are asked. The descriptor is ours now.
 function Rotation:returned(worker_id, fd)
-    self.rescue:adopt(fd, self.users[worker_id])
+    local lane = self.users[worker_id]
+    if lane then
+        lane:full(worker_id)
+    end
+    self.rescue:adopt(fd, lane)
+end
+
+--- Whether others serve the worker's lane as well.
+function Rotation:served_by_others(worker_id)
+    local lane = self.users[worker_id]
+    return lane ~= nil and lane.state == 'live'
+end
+
+--- Nobody may begin to connect any more.
+function Rotation:shut_out()
+    for _, lane in ipairs(self.lanes) do
+        lane:shut_out()
+    end
 end
 
 --- Connections that wait for the worker.
@@ -264,10 +291,11 @@ function Rotation:is_used()
     return next(self.users) ~= nil or next(self.guests) ~= nil
 end
 
---- Whether the worker has this socket, and whether it has a lane of its own there.
+--- Whether the worker has this socket, whether it can be asked there, in a lane that is its own or its generation's,
+-- and whether nobody else has that.
 function Rotation:has(worker_id)
     local lane = self.users[worker_id]
-    return lane ~= nil or self.guests[worker_id] ~= nil, lane ~= nil
+    return lane ~= nil or self.guests[worker_id] ~= nil, lane ~= nil, lane ~= nil and lane:worker() == worker_id
 end
 
 --- Connections of the master's own from this port go to the worker's lane; see steering.lua.
@@ -327,6 +355,11 @@ local function look(self, lane, now)
     return lane.depth > 0 and 'busy' or lane.stalled and 'unsettled' or nil
 end
 
+-- So many lanes are kept.
+local function wanted(self)
+    return self.balance == 'queue' and 1 or self.want
+end
+
 -- Closes free lanes beyond what is wanted. From the end of the group: then no other member changes its place.
 local function trim(self, now)
     local used = 0
@@ -335,7 +368,7 @@ local function trim(self, now)
     end
     for i = #self.lanes, 1, -1 do
         local lane = self.lanes[i]
-        if #self.lanes <= math.max(self.want, used, 1) then
+        if #self.lanes <= math.max(wanted(self), used, 1) then
             return
         end
         local last = lane.socket:index() == #self.lanes - 1
@@ -360,7 +393,7 @@ function Rotation:tick(now)
         end
         self.rescue:retry()
         trim(self, now)
-        unsettled = unsettled or #self.lanes > self.want
+        unsettled = unsettled or #self.lanes > wanted(self)
     end
     for _, lane in ipairs(self.lanes) do
         unsettled = unsettled or lane.broken ~= nil
@@ -372,6 +405,13 @@ end
 function Rotation:watched(fds)
     for _, lane in ipairs(self.address.type == 'dgram' and {} or self.lanes) do
         fds[#fds + 1] = lane.fd
+    end
+end
+
+--- Calls fn(worker id, its lane) for each worker that has one.
+function Rotation:each_user(fn)
+    for id, lane in pairs(self.users) do
+        fn(id, lane)
     end
 end
 

@@ -10,7 +10,7 @@ Sockets.__index = Sockets
 
 -- How long connections that are being accepted need to be parsed: Node 26 resets those it accepted but did not parse.
 local SETTLE_MS = 150
--- How often a leaving worker's queue is looked at, and how long at most.
+-- How often a leaving worker's queue is looked at, and how long one that does not move.
 local LEAVE_POLL_MS, LEAVE_LIMIT_MS = 20, 2000
 -- What nobody reports is still looked for: a unix path that was removed, and what a worker did to a socket's options.
 local REST_PATH_MS, REST_MS = 1000, 5000
@@ -21,7 +21,7 @@ local BUSY_TICK_MS = 50
 local UNBINDABLE = { EADDRINUSE = true, EACCES = true, EADDRNOTAVAIL = true, EEXIST = true, ENOENT = true,
     ENOTDIR = true, EROFS = true, E2BIG = true }
 
-local BALANCES = { steered = true, sticky = true, shared = true }
+local BALANCES = { steered = true, queue = true, sticky = true, shared = true }
 
 --- @param options {platform, log, balance, backlog, stall_timeout_ms, want, inherited = platform.inherited()'s list,
 --   takes = function(worker_id, request) -> whether that worker can be given connections (nil: who made a request can),
@@ -31,7 +31,7 @@ local BALANCES = { steered = true, sticky = true, shared = true }
 -- worker gave to `query` for the listener in question, nil after `take`.
 function Sockets.new(options)
     local balance = options.balance or 'steered'
-    assert(BALANCES[balance], 'balance: expected "steered", "sticky" or "shared", found ' .. tostring(balance))
+    assert(BALANCES[balance], 'balance: expected "steered", "queue", "sticky" or "shared", found ' .. tostring(balance))
     local stall_timeout_ms = options.stall_timeout_ms or 1000
     local self = setmetatable({
         platform = options.platform, log = options.log, on_fatal = options.on_fatal,
@@ -115,7 +115,7 @@ function Sockets:query(id, request, reply)
     local rotation, message, code = self.directory:open(id, request)
     local fd
     if rotation then
-        fd, message, code = rotation:assign(id, request)
+        fd, message, code = rotation:assign(id, request, worker.generation)
     end
     if not fd then
         if request.as and (code == 'EACCES' or code == 'EPERM') then
@@ -144,12 +144,13 @@ function Sockets:spare_datagram()
 end
 
 --- The descriptors of a worker that is about to be forked, one for each listener of the plan, in its order.
+-- @param generation its, non_blocking: it expects them so
 -- @return list of descriptors, list of {name, address = text}; or nil, message, code
-function Sockets:take(id)
-    worker_of(self, id)
+function Sockets:take(id, generation, non_blocking)
+    worker_of(self, id).generation = generation
     local fds, names = {}, {}
     for i, rotation in ipairs(self.directory.plan) do
-        local fd, message, code = rotation:assign(id)
+        local fd, message, code = rotation:assign(id, nil, generation, not non_blocking)
         if not fd then
             return nil, message, code
         end
@@ -182,13 +183,28 @@ local function stop_leaving(worker)
     end
 end
 
--- Empty, and empty still after the settling time.
-local function await_empty(self, id, worker, done)
-    local limit = self.platform.now() + LEAVE_LIMIT_MS
-    local settling = false
+local function served_by_others(self, id)
+    for _, rotation in ipairs(self.directory:each()) do
+        if rotation:served_by_others(id) then
+            return true
+        end
+    end
+    return false
+end
+
+-- Empty, and empty still after the settling time; or it has not moved for half of the limit (at least two seconds):
+-- nobody takes anything.
+-- Who leaves a lane that others go on serving helps them until it is empty once: new connections come all the time.
+local function await_empty(self, id, worker, done, limit_ms)
+    local begun = self.platform.now()
+    local settling, before, moved_at = false, nil, begun
     local function look()
-        local empty = waiting(self, id) == 0
-        if empty and settling or self.platform.now() >= limit then
+        local now, count = self.platform.now(), waiting(self, id)
+        moved_at = (not before or count < before) and now or moved_at
+        before = count
+        local empty = count == 0
+        local late = now - begun >= limit_ms or now - moved_at >= math.max(limit_ms / 2, LEAVE_LIMIT_MS)
+        if empty and (settling or served_by_others(self, id)) or not empty and late then
             stop_leaving(worker)
             return done()
         end
@@ -200,8 +216,8 @@ local function await_empty(self, id, worker, done)
 end
 
 --- Out of rotation. done() once nothing waits for the worker and what it accepted last has settled: at once if it has
--- no lane of its own, at the latest after two seconds; not at all if it is dropped before.
-function Sockets:leave(id, done)
+-- no lane, at the latest after limit_ms (two seconds); not at all if it is dropped before.
+function Sockets:leave(id, done, limit_ms)
     local worker = self.workers[id]
     local has_lane = false
     if not worker then
@@ -216,8 +232,16 @@ function Sockets:leave(id, done)
     if not has_lane then
         return done()
     end
-    await_empty(self, id, worker, done)
+    await_empty(self, id, worker, done, limit_ms or LEAVE_LIMIT_MS)
 end
+
+--- The cluster stops: who waits is served, nobody new may come.
+function Sockets:shut_out()
+    for _, rotation in ipairs(self.directory:each()) do
+        rotation:shut_out()
+    end
+end
+
 
 --- A worker reports how many connections it holds, and how busy it is (thousandths of the time).
 function Sockets:load(id, held, busy)
@@ -265,16 +289,17 @@ function Sockets:drop(id)
     self:close_unused()
 end
 
--- Of a socket that the worker has: whether it can be asked there, and whether it alone has it.
+-- Of a socket that the worker has: whether it is meant, whether it can be asked there, whether it alone has its lane.
 local function is_target(rotation, id, port)
     local address = rotation.address
-    local has, alone = rotation:has(id)
-    return has and address.type == 'stream' and address.port and (port == nil or address.port == port), alone
+    local has, can, alone = rotation:has(id)
+    return has and address.type == 'stream' and address.port and (port == nil or address.port == port), can, alone
 end
 
 --- Where a worker can be asked something (see health.lua): the TCP socket with this port, or its first. It stays the
 -- same as long as the worker has it: a later plan says nothing about a worker that was forked before.
--- @return the rotation, or nil, why, code: ENOENT if it has no such socket (yet), ENOTSUP if others have the same
+-- @return the rotation, whether it alone has its lane (else all of its generation); or nil, why, code: ENOENT if it has
+-- no such socket (yet), ENOTSUP if all workers have the same
 function Sockets:probe_target(id, port)
     local worker = self.workers[id] or {}
     local list = self.directory:in_order()
@@ -282,10 +307,10 @@ function Sockets:probe_target(id, port)
         table.insert(list, 1, worker.target)
     end
     for _, rotation in ipairs(list) do
-        local is, alone = is_target(rotation, id, port)
-        if is and alone then
+        local is, can, alone = is_target(rotation, id, port)
+        if is and can then
             worker.target = rotation
-            return rotation
+            return rotation, alone
         elseif is then
             return nil, ('all workers have one socket at %s'):format(rotation.address.text), 'ENOTSUP'
         end
@@ -361,14 +386,12 @@ function Sockets:snapshot()
         local listener = rotation:snapshot()
         snapshot.listeners[i] = listener
         snapshot.balance = snapshot.balance or listener.balance
-        for _, lane in ipairs(listener.lanes) do
-            if lane.worker then
-                local entry = snapshot[lane.worker] or { queue = 0, steered = true }
-                snapshot[lane.worker] = entry
-                entry.queue = entry.queue + (lane.waiting or 0)
-                entry.steered = entry.steered and lane.steered
-            end
-        end
+        rotation:each_user(function(id, lane)
+            local entry = snapshot[id] or { queue = 0, steered = true }
+            snapshot[id] = entry
+            entry.queue = entry.queue + lane:waiting()
+            entry.steered = entry.steered and lane.steered
+        end)
     end
     return snapshot
 end

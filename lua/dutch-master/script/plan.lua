@@ -96,6 +96,9 @@ local function resolve_account(plan, where, at)
     end
 end
 
+-- They accept from several processes that all wake, and take the sockets as their own former process left them.
+local EXPECTS_NON_BLOCKING = { nginx = true, haproxy = true }
+
 -- What one option alone cannot know: kind, preset, and what goes together.
 local function complete(plan, raw, at)
     local worker = plan.worker
@@ -132,6 +135,10 @@ local function complete(plan, raw, at)
         plan.worker = nil
     end
     plan.socket_style = plan.socket_style or 'listen_fds'
+    plan.balance = plan.balance or exec and 'queue' or 'steered'
+    if plan.non_blocking == nil then
+        plan.non_blocking = EXPECTS_NON_BLOCKING[plan.preset] or false
+    end
     plan.stop_signal = plan.stop_signal or STOP_SIGNAL
     if plan.argv then
         if plan.interpreter then

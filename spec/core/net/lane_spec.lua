@@ -39,6 +39,59 @@ describe('a lane', function()
         assert.equal('EBADF', select(3, core.quiet_ms(1000)))
     end)
 
+    it('shuts out who begins to connect, not who waits', function()
+        local listener = core.listen(core.address '127.0.0.1:0', { reuseport = true })
+        local lane, port = listener:lane(), listener:address().port
+        local waiting = assert(net.connect('127.0.0.1', port))
+        assert.is_true(lane:shut_out())
+        assert.equal('EINPROGRESS', select(2, net.connect('127.0.0.1', port))) -- no answer, and no refusal
+        assert.equal(1, (lane:queue()))
+        local fd = lane:accept()
+        assert.equal(1, tonumber(net.C.send(waiting, 'x', 1, 0)))
+        local byte = require('ffi').new 'char[1]'
+        assert.equal(1, tonumber(net.C.recv(fd, byte, 1, 0)))
+        core.close_fd(fd)
+        net.abort(waiting)
+        listener:close()
+        assert.equal('EBADF', select(3, lane:shut_out()))
+    end)
+
+    it('is handed out non-blocking, blocking, or as it is', function()
+        local listener = core.listen(core.address '127.0.0.1:0', { reuseport = true })
+        local lane = listener:lane()
+        local function is_blocking()
+            return bit.band(net.C.fcntl(lane:fd 'as it is', 3), 0x800) == 0 -- F_GETFL, O_NONBLOCK
+        end
+        lane:fd()
+        assert.is_false(is_blocking())
+        lane:fd 'blocking'
+        assert.is_true(is_blocking())
+        assert.equal('EAGAIN', select(3, lane:accept())) -- the master never blocks on it
+        assert.is_true(is_blocking())
+        lane:fd 'nonblocking'
+        assert.is_false(is_blocking())
+        assert.has_error(function()
+            lane:fd 'anyhow'
+        end)
+        listener:close()
+    end)
+
+    it('says in one call where connections wait', function()
+        local listener = core.listen(core.address '127.0.0.1:0', { reuseport = true })
+        local lanes, clients = { listener:lane(), listener:lane() }, {}
+        assert.is_nil(listener:queued())
+        listener:steer { { lane = lanes[2] } }
+        for i = 1, 3 do
+            clients[i] = net.connect('127.0.0.1', listener:address().port)
+        end
+        assert.same({ [lanes[2]] = 3 }, listener:queued())
+        listener:close()
+        for i = 1, 3 do
+            net.abort(clients[i])
+        end
+        assert.is_nil(listener:queued())
+    end)
+
     it('outlives its userdata, and is gone with its listener', function()
         local before = net.descriptors()
         local listener = core.listen(core.address '127.0.0.1:0', { reuseport = true })

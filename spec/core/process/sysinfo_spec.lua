@@ -52,6 +52,24 @@ describe('system information', function()
         assert.is_nil(core.proc_stat(2 ^ 22 + 1))
     end)
 
+    it('sees whether a process sleeps in its event loop', function()
+        assert.is_nil(core.idle(2 ^ 22 + 1))
+        if core.idle(core.pid()) ~= false then
+            pending 'this kernel does not say where a process sleeps'
+            return
+        end
+        local loop = p.spawn { '/usr/bin/luajit', '-e',
+            'local uv = require "luv" uv.new_timer():start(20000, 0, function() end) uv.run()' }
+        local other = p.spawn { '/bin/sleep', '20' }
+        p.await(function()
+            return core.idle(loop.child:pid()) and core.idle(other.child:pid()) == false
+        end, 5000, 'both to sleep')
+        loop.child:signal 'SIGKILL'
+        other.child:signal 'SIGKILL'
+        p.exit_of(loop)
+        p.exit_of(other)
+    end)
+
     it('gives the first of several variables of one name, and no variable without a name', function()
         local output = p.output_of { p.runner, 'spec/support/print_environ.lua',
             env = { 'A=1', '=x', 'A=2', 'B=', 'C' } }

@@ -90,12 +90,117 @@ describe('a rotation', function()
         assert.equal('shared', rotation:balance_in_force())
         assert.equal(rotation:assign(1), rotation:assign(2))
         assert.is_false(rotation:leave(1))
-        assert.same({ true, false }, { rotation:has(1) })
+        assert.same({ true, false, false }, { rotation:has(1) })
         assert.equal('ENOTSUP', select(3, rotation:probe(1, 4000)))
         assert.is_true(rotation:is_used())
         rotation:drop(1)
         rotation:drop(2)
         assert.is_false(rotation:is_used())
+    end)
+
+    describe('of one queue for each generation', function()
+        before_each(function()
+            new { balance = 'queue', may_block = true, give = function()
+                return nil
+            end }
+        end)
+
+        local function lanes()
+            local list = {}
+            for _, lane in ipairs(rotation:snapshot().lanes) do
+                list[#list + 1] = ('%s %s %g'):format(lane.group or '-', lane.state, lane.steered and lane.weight or 0)
+            end
+            table.sort(list)
+            return list
+        end
+
+        it('gives all workers of a generation the same lane, another generation another one', function()
+            local first = rotation:assign(1, nil, 1, true)
+            assert.equal(first, rotation:assign(2, nil, 1, true))
+            rotation:join(1)
+            assert.not_equal(first, rotation:assign(3, nil, 2, true))
+            assert.same({ '1 live 1', '2 starting 0' }, lanes())
+            rotation:join(2)
+            rotation:join(3)
+            assert.same({ '1 live 2', '2 live 1' }, lanes())
+            rotation:weigh(3, 0.25)
+            assert.same({ '1 live 2', '2 live 0.25' }, lanes())
+            rotation:leave(1)
+            assert.same({ '1 live 1', '2 live 0.25' }, lanes())
+            rotation:leave(2)
+            assert.same({ '1 leaving 0', '2 live 0.25' }, lanes())
+        end)
+
+        it('gives a lane that nobody has, with what waits in it, to the next generation', function()
+            local first = rotation:assign(1, nil, 1, true)
+            rotation:join(1)
+            rotation:drop(1)
+            network.open[':80'].all[1].waiting = { 1 }
+            assert.equal(first, rotation:assign(2, nil, 2, true))
+            network.open[':80'].all[1].waiting = {}
+        end)
+
+        it('makes the socket blocking for the first alone: others use it then', function()
+            local how = {}
+            network.open[':80'].all[1].fd = function(_, way)
+                how[#how + 1] = way or 'nonblocking'
+                return 7
+            end
+            rotation:assign(1, nil, 1, true)
+            rotation:assign(2, nil, 1, true)
+            rotation:drop(1)
+            rotation:drop(2)
+            rotation:assign(3, nil, 2, false)
+            assert.same({ 'blocking', 'as it is', 'nonblocking' }, how)
+        end)
+
+        it('tells whether a worker alone has its lane', function()
+            rotation:assign(1, nil, 1, true)
+            assert.same({ true, true, true }, { rotation:has(1) })
+            rotation:assign(2, nil, 1, true)
+            assert.same({ true, true, false }, { rotation:has(1) })
+            assert.is_true(rotation:probe(2, 4000))
+            assert.equal(1, #network.open[':80'].probes)
+        end)
+
+        it('keeps one lane, when the others are free', function()
+            rotation:assign(1, nil, 1, true)
+            rotation:join(1)
+            rotation:assign(2, nil, 2, true)
+            rotation:join(2)
+            rotation:leave(1)
+            rotation:drop(1)
+            platform:advance(6000)
+            rotation:tick(platform.now())
+            assert.same({ '2 live 1' }, lanes())
+        end)
+    end)
+
+    it('closes a connection that came back only where all are full', function()
+        local given = {}
+        new { want = 3, give = function(_, done, worker)
+            given[#given + 1] = worker
+            done(true)
+            return true
+        end }
+        for id = 1, 3 do
+            rotation:assign(id, { name = ':80' })
+            rotation:join(id)
+        end
+        for fd = 900, 902 do
+            network.live_fds[fd] = true
+        end
+        rotation:returned(1, 900)
+        rotation:returned(given[1], 901)
+        local left = 6 - 1 - given[1]
+        assert.equal(left, given[2])
+        rotation:returned(left, 902)
+        assert.equal(2, #given)
+        assert.is_nil(network.live_fds[902])
+        platform:advance(100)
+        network.live_fds[903] = true
+        rotation:returned(1, 903)
+        assert.equal(3, #given)
     end)
 
     it('is busy while connections wait, unsettled while something is to come back to, else nothing', function()

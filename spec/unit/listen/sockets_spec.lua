@@ -258,6 +258,55 @@ describe('sockets', function()
             assert.is_true(settled - asked >= 2000 and settled - asked < 2050)
         end)
 
+        it('waits as long as the queue moves, within the limit, and half of it where nothing moves', function()
+            new()
+            sockets:open { A }
+            serving(1)
+            local lane
+            for _ = 1, 10 do
+                lane = network.open[A].client()
+            end
+            serving(2)
+            local function leaves(id, step)
+                local begun, settled = platform.now(), nil
+                sockets:leave(id, function()
+                    settled = platform.now() - begun
+                end, 12000)
+                while not settled do
+                    platform:advance(100)
+                    if step and #lane.waiting > 0 and (platform.now() - begun) % step == 0 then
+                        lane.accept()
+                    end
+                end
+                return settled
+            end
+            local took = leaves(1, 900)
+            assert.is_true(took >= 9000 and took <= 9300, tostring(took))
+            lane.waiting = {}
+            lane = network.open[A].client()
+            took = leaves(2)
+            assert.is_true(took >= 6000 and took <= 6100, tostring(took))
+        end)
+
+        it('helps to empty a queue before it leaves others alone with it', function()
+            new { balance = 'queue' }
+            sockets:open { A }
+            assert(sockets:take(1, 1))
+            assert(sockets:take(2, 1))
+            sockets:join(1)
+            sockets:join(2)
+            local lane = network.open[A].client()
+            local left
+            sockets:leave(1, function()
+                left = true
+            end, 10000)
+            platform:advance(400)
+            assert.is_nil(left)
+            lane.accept()
+            platform:advance(40)
+            assert.is_true(left)
+        end)
+
         it('a worker without a lane leaves at once, a dropped one is never called back', function()
             new()
             sockets:open { 'unix:/s', A }
