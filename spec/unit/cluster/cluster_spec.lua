@@ -180,32 +180,6 @@ describe('cluster', function()
         end
     end)
 
-    it('recycles workers that are too old or too large, one at a time', function()
-        local Recycle = require 'dutch-master.cluster.recycle'
-        local world = booted { plan = fake.plan { num_workers = 3, max_lifetime_ms = 60000 } }
-        local recycle = Recycle.new { platform = world.platform, log = world.log, cluster = world.cluster }
-        recycle:adopt(world.plan)
-        world.platform:advance(53000)
-        assert.equal(3, world.platform.spawned)
-        local most = 0
-        world.platform:run_until(function()
-            most = math.max(most, #world.platform:live_children())
-            return world.platform.spawned == 6 and #world.platform:live_children() == 3
-        end, 30000)
-        assert.equal(6, world.platform.spawned)
-        assert.equal(4, most)
-        local large = world.cluster.slots[2].current
-        world.platform.proc_stat = function(pid)
-            return { rss_kb = pid == large.pid and 600 * 1024 or 100 * 1024 }
-        end
-        recycle:adopt(fake.plan { max_memory = 512 * 1048576 })
-        world.platform:advance(5100)
-        assert.equal('exited', large.state)
-        assert.equal('600 MiB of memory, maxMemory is 512 MiB', large.report.why)
-        assert.equal(7, world.platform.spawned)
-        recycle:close()
-    end)
-
     it('aborts a roll whose replacement fails restartAttempts times; the old workers stay', function()
         local bad
         local world = booted { behaviour = function()

@@ -1,0 +1,76 @@
+local exit_report = require 'dutch-master.cluster.exit_report'
+
+describe('exit report', function()
+    local oom
+
+    -- A worker that has served for two of its five seconds.
+    local function worker(changes)
+        local w = {
+            id = 7, pid = 4711, slot = 2, generation = 3, release = '/r/1', forked_at = 1000, ready_at = 4000,
+            oom_kills_before = 1, leaving = { told = false, lost = true, killed = false },
+            child = { tail = function() return 'last words' end },
+            platform = {
+                now = function() return 6000 end, wall = function() return 1700000000 end,
+                oom_kills = function() return oom end,
+            },
+        }
+        for key, value in pairs(changes or {}) do
+            w[key] = value
+        end
+        return w
+    end
+
+    local function message(status, changes)
+        return exit_report.new(worker(changes), status).message
+    end
+
+    before_each(function()
+        oom = 1
+    end)
+
+    it('is plain values: who, how, when and with which last words', function()
+        assert.same({
+            worker = 7, pid = 4711, slot = 2, generation = 3, release = '/r/1', code = 3, message = 'exited with code 3',
+            unexpected = true, was_ready = true, age_ms = 5000, served_ms = 2000, at = 1700000000, stderr = 'last words',
+            cpu_ms = 30, max_rss_kb = 5,
+        }, exit_report.new(worker(), { code = 3, user_ms = 10, system_ms = 20, max_rss_kb = 5 }))
+        local never = exit_report.new(worker { ready_at = false }, { signal = 'SIGSEGV', core = true })
+        assert.same({ 0, 0, true, 'was ended by SIGSEGV' }, { never.served_ms, never.cpu_ms, never.core, never.message })
+    end)
+
+    it('says whether it was told to leave, why, and whether we had to kill it', function()
+        local report = exit_report.new(worker { leaving = { told = true, why = 'replaced', killed = true } },
+            { signal = 'SIGKILL' })
+        assert.same({ false, 'replaced', true }, { report.unexpected, report.why, report.killed })
+        assert.is_nil(report.oom)
+    end)
+
+    it('names the step of a start that failed, in words', function()
+        for step, words in pairs { chdir = 'its directory: /x: gone', script = 'the worker: /x: gone',
+            exec = 'the program: /x: gone', interpreter = 'the interpreter named in its #! line: /x: gone',
+            setuid = 'setuid: /x: gone' } do
+            local failed = { step = step, message = step .. ': /x: gone' }
+            assert.equal(words, exit_report.start_failure(failed))
+            local report = exit_report.new(worker(), { failed = failed })
+            assert.same({ step, 'could not be started: ' .. words }, { report.step, report.message })
+        end
+        assert.equal('the program: odd: text', exit_report.start_failure { step = 'exec', message = 'odd: text' })
+    end)
+
+    it('says that it was late before anything else that may have come of it', function()
+        assert.equal('was not ready within 1 s', message({ signal = 'SIGTERM' },
+            { leaving = { told = false, late = 'was not ready within 1 s' } }))
+    end)
+
+    it('says that memory ran out only when the kernel counted it since the fork, for a SIGKILL not ours', function()
+        oom = 2
+        assert.equal('was killed because memory ran out', message { signal = 'SIGKILL' })
+        assert.equal('was ended by SIGTERM', message { signal = 'SIGTERM' })
+        assert.equal('was ended by SIGKILL', message({ signal = 'SIGKILL' }, { leaving = { killed = true } }))
+        oom = 1
+        local report = exit_report.new(worker(), { signal = 'SIGKILL' })
+        assert.same({ false, 'was ended by SIGKILL' }, { report.oom, report.message })
+        oom = nil
+        assert.is_nil(exit_report.new(worker { oom_kills_before = false }, { signal = 'SIGKILL' }).oom)
+    end)
+end)
