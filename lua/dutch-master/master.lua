@@ -86,9 +86,9 @@ function Master:open_log()
         return self:refuse(EXIT_SYSTEM, 'logger: ' .. message)
     end
     self.log = logger
-    self.launcher.log = self.log
+    self.launcher:use_log(self.log)
     self.output = Output.new { platform = self.platform, limit = self.launcher.plan.keep_output or KEEP_STDERR }
-    self.launcher.output = self.output
+    self.launcher:use_output(self.output)
     for _, record in ipairs(self.early) do
         self.log:log(record[1], record[2], record[3])
     end
@@ -120,7 +120,7 @@ function Master:bind()
             self.agenda:post(self.cluster, 'fatal', message, EXIT_SYSTEM)
         end,
     }
-    self.launcher.sockets = self.sockets
+    self.launcher:use_sockets(self.sockets)
     local ok, message, errno = self.sockets:open(plan.listen)
     if not ok then
         -- EINVAL: it is no address at all, in a way that the plan's own check could not see.

@@ -36,6 +36,135 @@ local function binding(path)
     return path:find '^src/lua/' or path:find '^src/worker/' or path:find '^src/sandbox/'
 end
 
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Folders and objects
+
+-- From the lowest floor to the highest. A folder requires from its own floor and those below it.
+local LUA_FLOORS = { 'log', 'script', 'channel', 'listen', 'cluster', 'launch', 'control', 'cli' }
+local C_FLOORS = { 'base', 'service', 'process', 'net', 'lua', 'script', 'worker' }
+
+-- Objects, by the names they go by where they are somebody else's. Their fields are their own.
+local OBJECTS = {}
+for name in ([[worker slot cluster restart restarting health launcher sockets conversation child rotation lane rescue
+    session platform agenda log systemd recycle control output hooks releases totals current incoming
+    former]]):gmatch '%w+' do
+    OBJECTS[name] = true
+end
+-- What goes by such a name and is a record of the file's own.
+local RECORDS = {
+    ['listen/sockets worker'] = true, -- its book of who listens where
+    ['cli/top worker'] = true, -- values from a status
+    ['control/server control'] = true, -- the module's own object
+    ['script/session session'] = true,
+    ['listen/rotation lane'] = true, -- what it knows of a lane beside the lane: quiet
+}
+
+-- "worker" of "worker.x.y = 1" and of "self.worker.x = 1", when that is an object.
+local function assigned(line)
+    local path = line:match '^%s*([%a_][%w_.]*)%s*=[^=]' or line:match '^%s*([%a_][%w_.]*),[%w_., ]*=[^=]'
+    local owner, field = (path or ''):gsub('^self%.', ''):match '^([%w_]+)%.([%w_]+)'
+    return owner and field and OBJECTS[owner] and owner
+end
+
+-- What has no spec of its own by design, and why.
+local NO_SPEC = {
+    -- Verbs: cli_spec runs each over a fake master, the e2e specs over a real one.
+    ['cli/'] = 'verbs', ['script/api'] = 'session_spec', ['script/option_types'] = 'options_spec, plan_spec',
+    ['script/key_lines'] = 'plan_spec', ['launch/presets'] = 'kinds_spec', ['listen/'] = 'sockets_spec',
+    -- Bindings are called by the specs of what they bind.
+    ['lua/'] = 'bindings', ['sandbox/'] = 'sandbox_spec', ['process/deathwatch'] = 'spawn_spec',
+    ['process/command'] = 'script', ['worker/wire'] = 'node_wire_spec', ['worker/wire_binding'] = 'node_wire_spec',
+    ['service/sdnotify'] = 'notify_spec', ['service/server'] = 'stream_spec', ['base/fdpass'] = 'channel_spec',
+    ['base/errors'] = 'every core spec', ['base/rights'] = 'net/rights_spec', ['net/repair'] = 'lane_spec',
+    ['net/holder'] = 'listener_spec', ['net/unix_path'] = 'listener_spec', ['net/group_order'] = 'steering_spec',
+}
+
+local function exists(path)
+    local file = io.open(path)
+    return file ~= nil and file:close()
+end
+
+-- Of each file DIR/X/Y.EXT the name X/Y, when it has no SPECS/X/Y_spec.lua and is not excused.
+local function without_spec(dir, extension, specs)
+    local found = {}
+    for _, path in ipairs(files(dir, { extension })) do
+        local name = path:sub(#dir + 2, -#extension - 1)
+        if name:find '/' and not exists(('%s/%s_spec.lua'):format(specs, name))
+            and not NO_SPEC[name] and not NO_SPEC[name:match '^[^/]+/'] then
+            found[#found + 1] = name
+        end
+    end
+    return found
+end
+
+-- "a/b requires c": an arrow that runs up.
+local function upward(paths, dir, pattern, floors)
+    local floor = {}
+    for i, name in ipairs(floors) do
+        floor[name] = i
+    end
+    local found = {}
+    for _, path in ipairs(paths) do
+        local name = path:sub(#dir + 2)
+        local from = floor[name:match '^([^/]+)/' or '']
+        for line in from and io.lines(path) or function() end do
+            local to = floor[line:match(pattern) or '']
+            if to and to > from then
+                found[#found + 1] = ('%s: %s'):format(name, line)
+            end
+        end
+    end
+    return found
+end
+
+describe('folders:', function()
+    local lua, c = files('lua/dutch-master', { '.lua' }), files('src', { '.c', '.h' })
+
+    it('arrows run one way', function()
+        assert.same({}, upward(lua, 'lua/dutch-master', "require%W+dutch%-master%.([%w_]+)%.", LUA_FLOORS))
+        assert.same({}, upward(c, 'src', '#include "([%w_]+)/', C_FLOORS))
+    end)
+
+    it('nobody writes the fields of another object', function()
+        local found = {}
+        for _, path in ipairs(lua) do
+            local name, number = path:match '^lua/dutch%-master/(.*)%.lua$', 0
+            for line in io.lines(path) do
+                number = number + 1
+                local owner = assigned(line)
+                if owner and not RECORDS[name .. ' ' .. owner] and owner ~= name:match '[^/]+$' then
+                    found[#found + 1] = ('%s:%d: %s'):format(path, number, line)
+                end
+            end
+        end
+        assert.same({}, found)
+    end)
+
+    it('whoever takes a self has made it', function()
+        local found = {}
+        for _, path in ipairs(lua) do
+            local takes, makes = false, false
+            for line in io.lines(path) do
+                takes = takes or line:find 'function[%w_%.: ]*%(self[,)]' ~= nil or line:find '^function [%w_]+:' ~= nil
+                makes = makes or line:find '%.__index = ' ~= nil
+                -- A method of one module taken for another's.
+                if line:find '^[A-Z]%w+%.[%w_]+[%w_., ]*= [%w_]+%.[%w_]' then
+                    found[#found + 1] = path .. ': ' .. line
+                end
+            end
+            if takes and not makes then
+                found[#found + 1] = path
+            end
+        end
+        assert.same({}, found)
+    end)
+
+    it('each file has a spec at the same place', function()
+        assert.same({}, without_spec('lua/dutch-master', '.lua', 'spec/unit'))
+        assert.same({}, without_spec('src', '.c', 'spec/core'))
+    end)
+end)
+
 describe('layers:', function()
     local c = files('src', { '.c', '.h' })
     local lua = files('lua', { '.lua' })

@@ -25,6 +25,20 @@ function Launcher.new(options)
     return self
 end
 
+--- The log, as soon as there is one.
+function Launcher:use_log(log)
+    self.log = log
+end
+
+--- The book of what workers write (see log/output.lua).
+function Launcher:use_output(output)
+    self.output = output
+end
+
+function Launcher:use_sockets(sockets)
+    self.sockets = sockets
+end
+
 -- Takes a good session over and lets go of the last one.
 local function keep(self, session)
     if self.session and self.session ~= session then
