@@ -234,7 +234,11 @@ function COMMANDS.NODE_HANDLE(message)
     elseif inner == nil or is_internal(inner) then
         return { kind = 'handle' }
     end
-    return { kind = 'handle', has_value = true, value = inner, text = cjson.encode(inner) }
+    local ok, text = pcall(cjson.encode, inner)
+    if not ok then -- 1e400 is a number to read, and none to write
+        return { kind = 'handle' }
+    end
+    return { kind = 'handle', has_value = true, value = inner, text = text }
 end
 
 --- One line, without its newline -> event, or nil and what is wrong with it.
