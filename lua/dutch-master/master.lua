@@ -34,6 +34,7 @@ local function logger_options(self, plan)
     local wish = plan.logger
     local options = {
         platform = self.platform, name = wish.name, level = wish.level, target = wish.path, fields = wish.fields,
+        format = wish.format,
     }
     if wish.custom then
         function options.target(level, fields, message)

@@ -287,7 +287,7 @@ function Logger:child(fields)
     return new_logger({ fields = fields }, self.fields)
 end
 
---- logger { name, level, path, fields }: for the option `logger`, and to log with.
+--- logger { name, level, path, fields, format }: for the option `logger`, and to log with.
 function dutch.logger(given)
     if given ~= nil and type(given) ~= 'table' then
         fail('dutch.logger: expected a table, found a ' .. type(given))

@@ -109,6 +109,13 @@ describe('a real systemd', function()
         assert.equal('active', m:show(UNIT).ActiveState)
         assert.matches('DATABASE_URL is not set', m:must('journalctl -u %s', UNIT))
 
+        -- A crash loop is to be found by priority; the records are for people.
+        m:must "cd /srv/my-app/releases/2 && cp app.lua kept && echo 'error \"out of luck\"' >app.lua && pkill -KILL -f lua-worker"
+        m:await('Waiting before the next fork', 'journalctl -p err -o cat -u %s', UNIT)
+        assert.falsy((m:must('journalctl -o cat -u %s', UNIT)):find '"msg":')
+        m:must 'cd /srv/my-app/releases/2 && mv kept app.lua'
+        m:await('steady, 2 of 2', 'dutch-master status /srv/my-app/current/master.lua')
+
         -- The master dies, or hangs: it is started again.
         release(2, APP:format '2')
         m:must('systemctl kill --kill-who=main -s KILL %s', UNIT)

@@ -255,8 +255,10 @@ local function new_slot(self, number)
             end,
             failed = function(slot, worker, why)
                 if slot.wait_ms > 0 then
-                    self.log:info({ slot = slot.number, failures = slot.failures, wait = slot.wait_ms / 1000 },
-                        'Waiting before the next fork')
+                    -- A crash loop is an error; a restart that fails has its own verdict.
+                    local loops = slot.failures >= self.launcher.plan.restart_attempts and not self.restarting
+                    self.log[loops and 'error' or 'info'](self.log, { slot = slot.number, failures = slot.failures,
+                        wait = slot.wait_ms / 1000 }, 'Waiting before the next fork')
                 end
                 to_restart(self, 'failed', slot, worker, why)
             end,

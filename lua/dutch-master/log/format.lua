@@ -173,9 +173,8 @@ local function readable_block(name, text)
     return table.concat(out, '\n')
 end
 
---- One record as a line for a person; values of several lines follow it, indented.
-function M.readable(core, level, fields, msg)
-    local now = core.wall()
+-- What a record says, for a person: the words behind the message, and the blocks below it.
+local function facts_of(fields)
     local words, blocks = {}, {}
     for _, key in ipairs(sorted_keys(fields)) do
         local value = fields[key]
@@ -187,16 +186,36 @@ function M.readable(core, level, fields, msg)
             words[#words + 1] = name .. '=' .. shorten(readable_value(text), SHORT_MESSAGE)
         end
     end
+    return #words > 0 and '  ' .. table.concat(words, ' ') or '', table.concat(blocks)
+end
+
+local function bounded(line)
+    return #line <= RECORD_MAX and line or shorten(line:sub(1, -2), RECORD_MAX - #clean.TRUNCATED - 1) .. '\n'
+end
+
+--- One record as a line for a person; values of several lines follow it, indented.
+function M.readable(core, level, fields, msg)
+    local now = core.wall()
+    local facts, blocks = facts_of(fields)
     local seconds = math.floor(now)
     local time = ('%s.%03d'):format(os.date('%H:%M:%S', seconds), math.floor((now - seconds) * 1000))
-    local facts = #words > 0 and '  ' .. table.concat(words, ' ') or ''
     local name, text = LEVEL_TEXT[level], printable(shorten(msg, SHORT_MESSAGE))
     if core.color then
         time, name = DIM .. time .. RESET, LEVEL_COLOR[level] .. name .. RESET
         facts = facts ~= '' and DIM .. facts .. RESET or ''
     end
-    local line = ('%s %s %s%s%s\n'):format(time, name, text, facts, table.concat(blocks))
-    return #line <= RECORD_MAX and line or shorten(line:sub(1, -2), RECORD_MAX - #clean.TRUNCATED - 1) .. '\n'
+    return bounded(('%s %s %s%s%s\n'):format(time, name, text, facts, blocks))
+end
+
+-- sd-daemon(3): the priority of a line in front of it. The journal has the time, and a line of its own is a record.
+local PRIORITY = { trace = '<7>', debug = '<7>', info = '<6>', warn = '<4>', error = '<3>', fatal = '<2>' }
+
+--- The same for systemd's journal, where `journalctl -p err` chooses by priority.
+function M.journal(_, level, fields, msg)
+    local facts, blocks = facts_of(fields)
+    local priority = PRIORITY[level]
+    local line = priority .. printable(shorten(msg, SHORT_MESSAGE)) .. facts .. blocks:gsub('\n', '\n' .. priority)
+    return bounded(line .. '\n')
 end
 
 return M

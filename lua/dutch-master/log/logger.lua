@@ -45,14 +45,28 @@ local function write_record(core, level, fields, msg, json)
     end
 end
 
+-- Whether a descriptor of ours is what systemd connected to its journal: JOURNAL_STREAM is inherited by programs whose
+-- output goes elsewhere by now.
+local function is_journal(core, target)
+    local stream = core.platform.environ().JOURNAL_STREAM
+    local found = stream and type(target) == 'number' and core.platform.stat('/proc/self/fd/' .. target)
+    return found and stream == ('%.0f:%.0f'):format(found.dev, found.ino)
+end
+
+local function layout(core, sink, target)
+    if core.layout then
+        return core.layout
+    end
+    return sink:is_tty() and 'readable' or is_journal(core, target) and 'journal' or 'json'
+end
+
 local function open_sink(core, target)
     local sink, message, code = core.platform.sink(target)
     if not sink then return nil, message, code end
     core.sink = sink
     core.unreported = 0
-    local readable = core.layout == 'readable' or (core.layout == nil and sink:is_tty())
-    core.format = readable and format.readable or format.json
-    core.color = readable and core.may_color and sink:is_tty()
+    core.format = format[layout(core, sink, target)]
+    core.color = core.format == format.readable and core.may_color and sink:is_tty()
     sink:on_drain(function()
         report_lost(core)
     end)
@@ -247,7 +261,7 @@ end
 
 --- A logger. options: platform (sink, wall, pid, hostname, environ), name, fields (in each record),
 -- level (name, default info), target (descriptor, absolute path, or function(level_name, fields, msg);
--- default 1), format ('json' | 'readable', default by whether the target is a terminal).
+-- default 1), format ('json' | 'readable' | 'journal', default by what the target is).
 -- nil, message, code if the target cannot be opened.
 function M.new(options)
     local core, message, code = new_core(options)

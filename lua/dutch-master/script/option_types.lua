@@ -477,6 +477,7 @@ local logger_record = schema.record(LOGGER, {
     level = { type = schema.one_of(M.LEVELS), default = 'info' },
     path = { type = schema.absolute_path },
     fields = { type = logger_fields },
+    format = { type = schema.one_of { 'json', 'readable', 'journal' } },
 })
 local logger = either(LOGGER, {
     table = {

@@ -29,8 +29,9 @@ M.list = {
         type = schema.by_type('a table of strings, or a function that returns one', {
             table = types.environment, ['function'] = types.hook }),
         doc = 'variables for the workers: a table or a function(worker); false takes one away' },
-    { name = 'logger', type = types.logger, default_text = 'JSON on stdout, readable lines on a terminal',
-        doc = '`dutch.logger { name, level, path, fields }`, or a table with bunyan\'s methods' },
+    { name = 'logger', type = types.logger,
+        default_text = 'JSON on stdout, readable lines on a terminal and in the journal',
+        doc = '`dutch.logger { name, level, path, fields, format }`, or a table with bunyan\'s methods' },
     { name = 'listen', type = types.listen, default = {}, default_text = 'none',
         doc = 'addresses that the master binds for workers of kind exec: one, a list, or a table by name' },
     { name = 'balance', type = schema.one_of { 'steered', 'queue', 'sticky', 'shared' },

@@ -132,4 +132,10 @@ describe('the format of a record', function()
             assert.equal('\n', text():sub(-1))
         end)
     end)
+
+    it('gives each line of the journal its priority, and no time', function()
+        lines, how = {}, 'journal'
+        new():error({ code = 1, stderr = 'one\n<6>two\n' }, 'Worker exited')
+        assert.equal('<3>Worker exited  code=1\n<3>    stderr:\n<3>    | one\n<3>    | <6>two\n', text())
+    end)
 end)

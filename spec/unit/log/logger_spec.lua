@@ -80,7 +80,22 @@ describe('log', function()
     end
 
     describe('in bunyan format', function()
-        it('has its fields, in a stable order, v last', function()
+        it('is made for the journal where JOURNAL_STREAM names what it writes to', function()
+        platform.stat = function(path)
+            return path == '/proc/self/fd/1' and { dev = 8, ino = 4711 } or nil
+        end
+        environ = { JOURNAL_STREAM = '8:4711' }
+        new():warn 'x'
+        assert.equal('<4>x\n', sink.lines[1])
+        -- Inherited by a program whose output goes elsewhere.
+        environ = { JOURNAL_STREAM = '8:4712' }
+        new():warn 'x'
+        assert.equal('x', record(2).msg)
+        new({ format = 'journal' }):warn 'y'
+        assert.equal('<4>y\n', sink.lines[3])
+    end)
+
+    it('has its fields, in a stable order, v last', function()
             new():info({ zebra = 1, workerPid = 7, alpha = true, workerId = 3 }, 'Worker listening')
             local _, line = record()
             assert.equal('{"name":"my-app","hostname":"h\\"ost","pid":4711,"level":30,"workerId":3,"workerPid":7,'
