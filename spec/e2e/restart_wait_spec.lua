@@ -149,6 +149,38 @@ describe('restart --wait', function()
         m:finish()
     end)
 
+    it('is 1 when nobody serves: there is no old release that could go on', function()
+        local m = start()
+        m:rewrite('app.lua', "io.stderr:write 'no database\\n' os.exit(7)")
+        for _, pid in ipairs(m:workers()) do
+            uv.kill(pid, 'sigkill')
+        end
+        m:await({ msg = 'Worker exited', code = 7 }, { count = 2 })
+        local c = cli.run(m, { 'restart', '--wait' })
+        assert.equal(1, c.code, c.out .. c.err)
+        assert.matches('^Restart aborted: nobody serves %(generation 2, 0 of 2 replaced, 0 of 2 slots served, ', c.err)
+        assert.matches('no database', c.err)
+        assert.equal(0, m:await('Restart aborted, nobody serves').serving)
+        m:finish()
+    end)
+
+    it('is 10 for a canary that is rejected, and says which, how long it served and why', function()
+        local m = start [[restartConcurrency = { after = 1, canary = { soak = 0.3, judge = function(new, old)
+            return new.generation == old.generation, 'error rate too high'
+        end } },]]
+        local pids = m:workers()
+        local c = cli.run(m, { 'restart', '--wait' })
+        assert.equal(10, c.code, c.out .. c.err)
+        local pid = c.err:match('^Restart aborted: the old release goes on serving %(generation 2, 0 of 2 replaced, '
+            .. '[%d.]+s%)\n  the canary was rejected: error rate too high\n'
+            .. '  worker 3 %(pid (%d+), slot 1%) had served %d[%d.]*s when judge rejected it\n$')
+        assert.is_truthy(pid, c.err)
+        local record = m:await 'Restart aborted, the old workers stay'
+        assert.same({ 3, 1, true }, { record.failedWorkerId, record.slot, record.served >= 0.3 })
+        old_ones_serve(m, pids)
+        m:finish()
+    end)
+
     it('is 10 for a script with an error, and says which', function()
         local m = start()
         local pids = m:workers()

@@ -50,9 +50,21 @@ end
 --- Reasons that say less than how it ended.
 local UNTOLD = { ['disconnected while starting'] = true, ['disconnected'] = true, ['left by itself'] = true }
 
+--- Who failed, as far as that is known: a fork that failed has no worker.
+local function subject(failure)
+    if not failure.worker then
+        return ('slot %s:'):format(tostring(failure.slot))
+    end
+    return ('worker %s (pid %s, slot %s)'):format(tostring(failure.worker), tostring(failure.pid),
+        tostring(failure.slot))
+end
+
 local function explain_failure(ctx, failure)
-    ctx.err(('  worker %s (pid %s, slot %s) %s\n'):format(tostring(failure.worker or '-'), tostring(failure.pid or '-'),
-        tostring(failure.slot or '-'), M.how_ended(failure)))
+    if failure.rejected then
+        local served = failure.served_ms and ' had served ' .. format.duration(failure.served_ms) or ' was asked about'
+        return ctx.err(('  %s%s when judge rejected it\n'):format(subject(failure), served))
+    end
+    ctx.err(('  %s %s\n'):format(subject(failure), M.how_ended(failure)))
     if failure.reason and failure.reason ~= failure.message and not UNTOLD[failure.reason] then
         ctx.err(('  %s\n'):format(format.visible(failure.reason)))
     end
@@ -62,7 +74,7 @@ local function explain_failure(ctx, failure)
         for i = first, #lines do
             ctx.err('    ' .. format.visible(lines[i]) .. '\n')
         end
-    else
+    elseif failure.stderr then
         ctx.err '  it wrote nothing to stderr\n'
     end
 end
@@ -81,12 +93,32 @@ function M.is_mixed(verdict)
     return verdict.result == 'aborted' and (verdict.done or 0) > 0
 end
 
+--- Aborted or rolled back, but there was nothing that could go on serving.
+local function is_out(verdict)
+    return (verdict.result == 'aborted' or verdict.result == 'rolled_back') and verdict.serving == 0
+end
+
+local function words_of(verdict)
+    if is_out(verdict) then
+        return { 'red', verdict.result == 'aborted' and 'aborted: nobody serves' or 'rolled back: nobody serves' }
+    end
+    return WORDS[M.is_mixed(verdict) and 'mixed' or verdict.result] or { 'red', tostring(verdict.result) }
+end
+
+--- The exit code: 10 and 11 promise that somebody serves.
+function M.code(verdict)
+    return not M.is_mixed(verdict) and not is_out(verdict) and CODES[verdict.result] or 1
+end
+
 function M.tell(ctx, verdict)
-    local words = WORDS[M.is_mixed(verdict) and 'mixed' or verdict.result] or { 'red', tostring(verdict.result) }
+    local words = words_of(verdict)
     local write = verdict.result == 'done' and ctx.out or ctx.err
     local replaced = ''
     if verdict.total and verdict.total > 0 then
         replaced = (', %d of %d replaced'):format(verdict.done, verdict.total)
+    end
+    if verdict.serving and verdict.serving < verdict.slots then
+        replaced = ('%s, %d of %d slots served'):format(replaced, verdict.serving, verdict.slots)
     end
     write(('Restart %s (generation %s%s, %s)\n'):format(ctx.paint(words[1], words[2]), tostring(verdict.generation),
         replaced, format.duration(verdict.duration_ms or 0)))
@@ -171,7 +203,7 @@ local function wait(ctx)
             else
                 M.tell(ctx, answer.verdict)
             end
-            return not M.is_mixed(answer.verdict) and CODES[answer.verdict.result] or 1
+            return M.code(answer.verdict)
         end,
     })
 end

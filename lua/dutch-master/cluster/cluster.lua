@@ -552,7 +552,7 @@ definition = machine.define {
         stopping = {
             served = ignore,
             restart = function(self, request)
-                Restart.refuse(request, 'stopped', self.generation, 0, 'the cluster is stopping')
+                Restart.refuse(request, 'stopped', self.generation, {}, 'the cluster is stopping')
             end,
             began = ignore,
             rolled = ignore,

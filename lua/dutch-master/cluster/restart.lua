@@ -18,7 +18,8 @@
 --
 -- The requester gets exactly one verdict:
 --   {result = 'done'|'aborted'|'rolled_back'|'superseded'|'stopped', generation, total, done, duration_ms, message,
---    failure or nil}. `done` is how many slots the new generation serves.
+--    slots, serving, failure or nil}. `done` is how many slots the new generation serves, `serving` how many of all
+--   slots anybody serves.
 
 local machine = require 'dutch-master.machine'
 local bug = machine.bug
@@ -40,11 +41,20 @@ function Restart.new(options)
     return self
 end
 
+local function count_serving(slots)
+    local count = 0
+    for _, slot in ipairs(slots) do
+        count = count + (slot.current and 1 or 0)
+    end
+    return count
+end
+
 --- Answers a request that does not come about.
-function Restart.refuse(request, result, generation, total, message)
+-- @param slots all of the cluster
+function Restart.refuse(request, result, generation, slots, message)
     if request.on_verdict then
-        request.on_verdict({ result = result, generation = generation, total = total, done = 0, duration_ms = 0,
-            message = message })
+        request.on_verdict({ result = result, generation = generation, total = #slots, done = 0, duration_ms = 0,
+            slots = #slots, serving = count_serving(slots), message = message })
     end
 end
 
@@ -128,8 +138,10 @@ local function commit(self)
             return
         end
     end
-    for slot in pairs(self.walk.active) do
-        self.agenda:post(slot, 'commit')
+    for _, slot in ipairs(self.slots()) do -- in their order
+        if self.walk.active[slot] then
+            self.agenda:post(slot, 'commit')
+        end
     end
 end
 
@@ -200,6 +212,16 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- The end
 
+local function words_of(verdict)
+    if verdict.serving == 0 then
+        return verdict.result == 'rolled_back' and 'Restart rolled back, nobody serves'
+            or 'Restart aborted, nobody serves'
+    elseif verdict.result == 'rolled_back' then
+        return 'Restart rolled back, the old release serves'
+    end
+    return verdict.done > 0 and 'Restart aborted, two releases serve' or 'Restart aborted, the old workers stay'
+end
+
 local function log_verdict(self, verdict)
     local fields = { generation = verdict.generation, duration = verdict.duration_ms / 1000 }
     if verdict.result == 'done' then
@@ -213,15 +235,17 @@ local function log_verdict(self, verdict)
     fields.reason, fields.slot, fields.failedWorkerId = verdict.message, failure.slot, failure.worker
     fields.code, fields.signal, fields.stderr = failure.code, failure.signal, failure.stderr
     fields.replaced = verdict.done > 0 and verdict.done or nil
-    self.log:error(fields, verdict.result == 'rolled_back' and 'Restart rolled back, the old release serves'
-        or verdict.done > 0 and 'Restart aborted, two releases serve' or 'Restart aborted, the old workers stay')
+    fields.serving = verdict.serving < verdict.slots and verdict.serving or nil
+    fields.served = failure.served_ms and failure.served_ms / 1000
+    self.log:error(fields, words_of(verdict))
 end
 
 local function finish(self, result, done, message)
+    local slots = self.slots()
     local verdict = {
         result = result, generation = self.generation, total = self.total or self.walk.total, done = done,
-        duration_ms = self.platform.now() - self.started_at, message = message,
-        failure = self.cause and self.cause.failure,
+        duration_ms = self.platform.now() - self.started_at, message = message, slots = #slots,
+        serving = count_serving(slots), failure = self.cause and self.cause.failure,
     }
     if self.request.on_verdict then
         self.request.on_verdict(verdict)
@@ -242,7 +266,7 @@ end
 
 -- It ends before it has begun: nothing of it is in the way of anybody.
 local function refused(self, result, message)
-    Restart.refuse(self.request, result, self.generation, #self.slots(), message)
+    Restart.refuse(self.request, result, self.generation, self.slots(), message)
     self.agenda:finish(self)
     self.on.ended(self)
     return 'ended'
@@ -257,7 +281,9 @@ local function loaded(self, plan, err)
         ok, message = self.on.loaded(self, plan)
     end
     if not ok then
-        self.log:error({ reason = message }, 'Restart aborted, the old workers stay')
+        local serving = count_serving(self.slots())
+        self.log:error({ reason = message, serving = serving < #self.slots() and serving or nil },
+            words_of({ result = 'aborted', done = 0, serving = serving }))
         return refused(self, 'aborted', message)
     end
 end
@@ -329,10 +355,17 @@ local function failure_of(slot, worker, why)
         stderr = report.stderr }
 end
 
--- cause: {slot, worker (nil when there was no process, or it is none's fault), why, message}. Complete when the failed
--- worker has ended.
+-- The canary has not failed, and may be alive: only what is known of it is said.
+local function rejection_of(self, cause)
+    local worker = cause.rejected
+    return { worker = worker.id, pid = worker.pid, slot = cause.slot.number, reason = cause.why, rejected = true,
+        served_ms = worker.ready_at and self.platform.now() - worker.ready_at }
+end
+
+-- cause: {slot, why, message, worker = that failed (nil when there was no process), rejected = the canary that was}.
+-- Complete when the failed worker has ended.
 local function complete(self, cause)
-    cause.failure = failure_of(cause.slot, cause.worker, cause.why)
+    cause.failure = cause.rejected and rejection_of(self, cause) or failure_of(cause.slot, cause.worker, cause.why)
     cause.message = cause.message or ('replacement of slot %d failed %d times: %s'):format(cause.slot.number,
         self.walk.attempts, cause.failure.message or 'unknown')
     return cause
@@ -424,7 +457,7 @@ local function canary_proved(self, slot)
     if not self.canary.judge then
         return proved(self, slot)
     end
-    local question = { slot = slot }
+    local question = { slot = slot, worker = slot.incoming }
     self.question = question
     self.launcher:judge(slot.incoming, slot.current, function(good, why)
         self.agenda:post(self, 'judged', question, good, why)
@@ -438,7 +471,8 @@ local function judged(self, question, good, why)
     if question ~= self.question then
         return nil
     elseif not good then
-        return abort(self, { slot = slot, why = why, message = 'the canary was rejected: ' .. why })
+        return abort(self, { slot = slot, rejected = question.worker, why = why,
+            message = 'the canary was rejected: ' .. why })
     elseif self.walk.active[slot] then
         proved(self, slot)
         return 'canary'

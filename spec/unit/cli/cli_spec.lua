@@ -280,6 +280,28 @@ describe('restart --wait', function()
         assert.equal('', w.text())
     end)
 
+    it('says who serves, and promises nobody who does not', function()
+        for _, result in ipairs { 'aborted', 'rolled_back' } do
+            local w = run(answering(verdict { result = result, slots = 2, serving = 0 }), 'restart', '--wait')
+            assert.equal(1, w.stopped)
+            assert.truthy(w.errors():find(': nobody serves (generation 4, 0 of 2 replaced, 0 of 2 slots served', 1, true))
+        end
+        local w = run(answering(verdict { result = 'aborted', slots = 2, serving = 1 }), 'restart', '--wait')
+        assert.equal(10, w.stopped)
+        assert.truthy(w.errors():find('goes on serving (generation 4, 0 of 2 replaced, 1 of 2 slots served', 1, true))
+    end)
+
+    it('says nothing of a failure that is not known', function()
+        local w = run(answering(verdict { result = 'aborted', message = 'EAGAIN',
+            failure = { slot = 1, message = 'EAGAIN', reason = 'EAGAIN' } }), 'restart', '--wait')
+        assert.truthy(w.errors():find('\n  slot 1: EAGAIN\n$'), w.errors())
+        w = run(answering(verdict { result = 'aborted', message = 'the canary was rejected: slow',
+            failure = { slot = 1, worker = 9, pid = 909, rejected = true, served_ms = 5000, reason = 'slow' } }),
+            'restart', '--wait')
+        assert.truthy(w.errors():find('\n  worker 9 %(pid 909, slot 1%) had served 5.0s when judge rejected it\n$'),
+            w.errors())
+    end)
+
     it('times out with 124', function()
         local w = run(answering { event = 'accepted' }, 'restart', '--wait', '--timeout', '3')
         w.advance(2999)

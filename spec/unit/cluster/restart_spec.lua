@@ -255,6 +255,24 @@ describe('restart', function()
             assert.equal('Restart aborted, the old workers stay', world.messages[#world.messages])
         end)
 
+        it('says that nobody serves when nobody does', function()
+            world = new_world(2, { restart_attempts = 1 })
+            world.slots[1].current, world.slots[2].current = nil, nil
+            world.answer_load(nil, { message = 'oh' })
+            assert.same({ 0, 2 }, { world.verdict.serving, world.verdict.slots })
+            assert.equal('Restart aborted, nobody serves', world.messages[1])
+            world = begun(2, { restart_attempts = 1 })
+            world.slots[1].current, world.slots[2].current = nil, nil
+            world.fail(world.slots[1])
+            assert.same({ 'aborted', 0 }, { world.verdict.result, world.verdict.serving })
+            assert.equal('Restart aborted, nobody serves', world.messages[#world.messages])
+            world = begun(2, { restart_attempts = 1 })
+            world.slots[2].current = nil
+            world.fail(world.slots[1])
+            assert.equal(1, world.verdict.serving)
+            assert.equal('Restart aborted, the old workers stay', world.messages[#world.messages])
+        end)
+
         it('waits for the end of the failed worker, to tell how it ended', function()
             world = begun(1, { restart_attempts = 1 })
             local worker = world.fail(world.slots[1], true)
@@ -399,9 +417,12 @@ describe('restart', function()
 
         it('is aborted when the script says no', function()
             asked()
+            world.slots[1].incoming.ready_at = 400
             world.questions[1].done(false, 'too slow')
             assert.same({ 'aborted', 0, 4, 'the canary was rejected: too slow' }, verdict(world))
             assert.equal('1 cancel 1', world.heard())
+            assert.same({ worker = 21, slot = 1, rejected = true, reason = 'too slow', served_ms = 600 },
+                world.verdict.failure)
         end)
 
         it('asks again about the next one when it is lost meanwhile', function()
