@@ -13,8 +13,8 @@ local M = {}
 
 --- In the order of the help text.
 M.verbs = {
-    'check', 'plan', 'status', 'top', 'why', 'events', 'logs', 'list', 'metrics', 'restart', 'reload', 'scale', 'stop',
-    'completion',
+    'check', 'plan', 'status', 'top', 'why', 'events', 'logs', 'list', 'metrics', 'web', 'restart', 'reload', 'scale',
+    'stop', 'completion',
 }
 
 --- What the programs of others are called with, and what is meant here.
@@ -93,7 +93,7 @@ local function run_verb(ctx, name, argv, first)
         return usage_error(ctx, ('%s: %s, found "%s"'):format(name, wanted, parsed.script), verb)
     end
     ctx.color = ctx.color and not parsed.options.no_color
-    ctx.options, ctx.argument = parsed.options, parsed.argument
+    ctx.options, ctx.argument, ctx.words = parsed.options, parsed.argument, parsed.words
     ctx.names_script = parsed.script ~= nil
     ctx.verb, ctx.picks = name, verb.looks
     --- For what only the verb, or the master, can find wrong with an argument. -> exit code

@@ -69,7 +69,7 @@ end
 -- What has no spec of its own by design, and why.
 local NO_SPEC = {
     -- Verbs: cli_spec runs each over a fake master, the e2e specs over a real one.
-    ['cli/'] = 'verbs', ['script/api'] = 'session_spec', ['script/option_types'] = 'options_spec, plan_spec',
+    ['web/'] = 'e2e/web_spec', ['cli/'] = 'verbs', ['script/api'] = 'session_spec', ['script/option_types'] = 'options_spec, plan_spec',
     ['script/key_lines'] = 'plan_spec', ['launch/presets'] = 'kinds_spec', ['listen/'] = 'sockets_spec',
     -- Bindings are called by the specs of what they bind.
     ['lua/'] = 'bindings', ['sandbox/'] = 'sandbox_spec', ['process/deathwatch'] = 'spawn_spec',

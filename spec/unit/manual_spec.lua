@@ -60,7 +60,7 @@ describe('the manual', function()
         for verb, rest in page:gmatch '\n%.It Cm (%l+)([^\n]*)' do
             found[#found + 1] = verb
             local there = {}
-            for option in rest:gmatch 'Fl %-(%l+)' do
+            for option in rest:gmatch 'Fl %-([%l-]+)' do
                 there[#there + 1] = option
             end
             local wanted = {}

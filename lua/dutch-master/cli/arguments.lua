@@ -5,7 +5,7 @@
 --     --timeout=5; `integer` is a number without a fraction
 --   argument = { name=, pattern=, expects=, required=, valid= }   a word that is not the script; valid(word): whether a
 --     word of that pattern has a meaning
---   takes_script = false
+--   takes_script = false; takes_scripts = true                  any number of them, in ctx.words
 --   talks = true                                                asks the master over its socket
 --   looks = true                                                changes nothing: the only master may be meant }
 
@@ -70,7 +70,9 @@ end
 
 local function positional(verb, parsed, word)
     local argument = verb.argument
-    if argument and not parsed.argument and word:find(argument.pattern) then
+    if verb.takes_scripts then
+        parsed.words[#parsed.words + 1] = word
+    elseif argument and not parsed.argument and word:find(argument.pattern) then
         if argument.valid and not argument.valid(word) then
             return nil, expected(argument, word)
         end
@@ -95,7 +97,7 @@ end
 
 --- -> { options = {json = true, ...}, argument =, script = } | nil, message
 function M.parse(verb, argv, first)
-    local parsed = { options = {} }
+    local parsed = { options = {}, words = {} }
     local i, only_words = first, false
     while argv[i] do
         local word, ok, message = argv[i], true, nil

@@ -9,7 +9,9 @@ local function synopsis(verb)
     if verb.argument then
         words[#words + 1] = verb.argument.required and verb.argument.name or '[' .. verb.argument.name .. ']'
     end
-    if verb.takes_script ~= false then
+    if verb.takes_scripts then
+        words[#words + 1] = '[master.lua ...]'
+    elseif verb.takes_script ~= false then
         words[#words + 1] = '[master.lua]'
     end
     for _, option in ipairs(verb.options or {}) do

@@ -1,0 +1,187 @@
+-- The page of `dutch-master web`: who may see it, and what a real browser makes of it.
+
+local bit = require 'bit'
+local uv = require 'luv'
+local cjson = require 'cjson'
+local cli = require 'spec.support.cli'
+local http = require 'spec.support.http'
+local master = require 'spec.support.master'
+local versions = require 'spec.support.node_versions'
+
+local TALKER = [[
+    local worker = require 'dutch-master.worker'
+    io.stderr:write('<img src=x onerror="document.title=1"><script>alert(1)</script> worker ' .. worker.id .. '\n')
+    worker.ready()
+]]
+
+local function start(workers)
+    local m = master.start {
+        script = ("require('dutch-master').start { worker = 'app.lua', ready = 'message', numWorkers = %d, "
+            .. 'restartSoak = 0.2 }'):format(workers or 2),
+        files = { ['app.lua'] = TALKER },
+    }
+    m:await 'Cluster ready'
+    return m
+end
+
+local function start_web(m, ...)
+    local port = http.free_port()
+    local c = cli.start(m, { 'web', '--listen', '127.0.0.1:' .. port, ... })
+    c:await_output 'dutch%-master web: http://'
+    return c, port
+end
+
+local function stop(c)
+    c:kill 'sigterm'
+    c:wait()
+end
+
+--- The head and body of an answer, by curl.
+local function ask(m, port, path, ...)
+    local url = ('http://127.0.0.1:%d%s'):format(port, path)
+    local c = cli.run(m, { '-si', '--max-time', '10', url, ... }, { program = 'curl' })
+    local status = tonumber(c.out:match '^HTTP/1.1 (%d+)')
+    return status, c.out
+end
+
+local function browser(m, port, steps)
+    local node = versions.binary '22'
+    m:rewrite('steps.json', cjson.encode(steps))
+    local words = ("exec '%s' '%s/spec/support/nodejs/browser.cjs' http://127.0.0.1:%d/ < steps.json"):format(node,
+        uv.cwd(), port)
+    local c = cli.start(m, { '-c', words }, { program = 'sh' })
+    return function()
+        c:wait { timeout = 60000 }
+        assert.equal(0, c.code, c.err)
+        local answer = cjson.decode(c.out)
+        assert.same({}, answer.complaints)
+        return answer.results
+    end
+end
+
+describe('web', function()
+    after_each(master.cleanup)
+
+    it('answers whoever is on this machine and names it rightly, and changes nothing', function()
+        local m = start()
+        local c, port = start_web(m)
+        local status, text = ask(m, port, '/')
+        assert.equal(200, status)
+        assert.matches("content%-security%-policy: default%-src 'none'; script%-src 'self'", text)
+        assert.matches('x%-content%-type%-options: nosniff', text)
+        -- What a page of somebody else could try.
+        assert.equal(421, (ask(m, port, '/', '-H', 'Host: evil.example')))
+        assert.equal(421, (ask(m, port, '/events', '-H', 'Host: evil.example:' .. port)))
+        assert.equal(403, (ask(m, port, '/metrics', '-H', 'Origin: http://evil.example')))
+        assert.equal(200, (ask(m, port, '/metrics', '-H', 'Origin: http://127.0.0.1:' .. port)))
+        assert.equal(405, (ask(m, port, '/', '-X', 'POST')))
+        assert.equal(404, (ask(m, port, '/../etc/passwd', '--path-as-is')))
+        m:wait_until(function()
+            text = select(2, ask(m, port, '/metrics'))
+            return text:find 'dutch_master_workers_serving{[^}]*} 2'
+        end, 'the numbers')
+        assert.matches('content%-type: text/plain; version=0.0.4', text)
+        assert.falsy(text:find '# EOF')
+        text = select(2, ask(m, port, '/metrics', '-H', 'Accept: application/openmetrics-text;version=1.0.0'))
+        assert.matches('content%-type: application/openmetrics%-text; version=1.0.0', text)
+        assert.matches('\n# EOF\n$', text)
+        stop(c)
+        m:finish()
+    end)
+
+    it('wants a token elsewhere than on loopback', function()
+        local m = start(1)
+        local c = cli.run(m, { 'web', '--listen', '0.0.0.0:' .. http.free_port() })
+        assert.equal(2, c.code)
+        assert.matches('token%-file is needed', c.err)
+        m:rewrite('token', 'short\n')
+        c = cli.run(m, { 'web', '--token-file', m:path 'token' })
+        assert.same({ 1, true }, { c.code, c.err:find 'at least 16' ~= nil })
+        local token = ('a1'):rep(16)
+        m:rewrite('token', token .. '\n')
+        local port
+        c, port = start_web(m, '--token-file', m:path 'token')
+        assert.falsy(c.out:find(token, 1, true))
+        assert.equal(401, (ask(m, port, '/')))
+        assert.equal(401, (ask(m, port, '/?token=' .. ('b1'):rep(16))))
+        assert.equal(200, (ask(m, port, '/metrics', '-H', 'Authorization: Bearer ' .. token)))
+        local status, text = ask(m, port, '/?token=' .. token)
+        assert.equal(303, status)
+        assert.matches('set%-cookie: dutch_master=' .. token .. '; Path=/; HttpOnly; SameSite=Strict', text)
+        assert.equal(200, (ask(m, port, '/', '-H', 'Cookie: dutch_master=' .. token)))
+        stop(c)
+        m:finish()
+    end)
+
+    it('can be had on a unix socket that only its user may use', function()
+        local m = start(1)
+        local path = m:path 'web.sock'
+        for _ = 1, 2 do -- the second time over what the first one left
+            local c = cli.start(m, { 'web', '--listen', 'unix:' .. path })
+            c:await_output 'unix:/'
+            assert.equal('600', ('%o'):format(bit.band(uv.fs_stat(path).mode, tonumber('777', 8))))
+            local answer = cli.run(m, { '-s', '--unix-socket', path, 'http://anything/metrics' }, { program = 'curl' })
+            assert.equal(0, answer.code)
+            stop(c)
+        end
+        m:finish()
+    end)
+
+    it('says what is wrong with an address', function()
+        local m = start(1)
+        for _, address in ipairs { 'here', '127.0.0.1', '127.0.0.1:99999', 'unix:x' } do
+            local c = cli.run(m, { 'web', '--listen', address })
+            assert.equal(2, c.code)
+            assert.matches('expected host:port or unix:/path, found "' .. address:gsub('%p', '%%%0'), c.err)
+        end
+        local c, port = start_web(m)
+        local second = cli.run(m, { 'web', '--listen', '127.0.0.1:' .. port })
+        assert.equal(1, second.code)
+        assert.matches('127.0.0.1:' .. port .. ': .*in use', second.err)
+        stop(c)
+        m:finish()
+    end)
+
+    it('shows a browser what there is, live, and what a worker wrote stays text', function()
+        if not versions.binary '22' then
+            return pending 'Node 22 is not installed, see spec/support/install-node'
+        end
+        local m = start(2)
+        local c, port = start_web(m)
+        local results = browser(m, port, {
+            { width = 1280, scheme = 'light' },
+            { wait = "document.querySelectorAll('#workers tr').length === 2" },
+            { wait = "document.querySelectorAll('#lines div').length === 2" },
+            { eval = "document.getElementById('state').textContent" },
+            { eval = "[...document.querySelectorAll('#lines div')].map((d) => d.textContent.slice(12)).sort()[0]" },
+            { eval = "document.querySelectorAll('img').length + document.querySelectorAll('#lines script').length" },
+            { width = 360, scheme = 'dark' },
+            { eval = 'document.documentElement.scrollWidth <= 360' },
+            { eval = 'getComputedStyle(document.body).backgroundColor' },
+            { key = 'l' },
+            { wait = "/Cluster ready/.test(document.getElementById('lines').textContent)" },
+            { key = '/' },
+            { eval = 'document.activeElement.id' },
+        })()
+        assert.equal('steady', results[1])
+        assert.matches('worker 1<img src=x onerror="document.title=1"><script>alert%(1%)</script> worker 1', results[2])
+        assert.same({ 0, true, 'rgb(16, 20, 26)', 'filter' }, { results[3], results[4], results[5], results[6] })
+        -- A restart as it happens, its verdict and the exits, in a page that was open before.
+        local finish = browser(m, port, {
+            { wait = "/generation 2/.test(document.getElementById('restart-text').textContent) && "
+                .. "/is done/.test(document.getElementById('restart-text').textContent)", ms = 20000 },
+            { wait = "document.querySelectorAll('#exits details').length === 2" },
+            { eval = "document.querySelector('#exits details').textContent" },
+        })
+        assert.equal(0, cli.run(m, { 'restart', '--wait' }).code)
+        assert.matches('A new worker had taken its place', finish()[1])
+        -- The master goes and says nothing: so does the page.
+        finish = browser(m, port, {
+            { wait = "document.getElementById('state').textContent === 'not running'", ms = 20000 },
+        })
+        m:signal 'SIGTERM'
+        finish()
+        stop(c)
+        m:finish()
+    end)
+end)
