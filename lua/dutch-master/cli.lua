@@ -6,7 +6,7 @@
 
 local arguments = require 'dutch-master.cli.arguments'
 local help = require 'dutch-master.cli.help'
-local suggest = require 'dutch-master.cli.suggest'
+local suggest = require 'dutch-master.suggest'
 local terminal = require 'dutch-master.cli.terminal'
 
 local M = {}

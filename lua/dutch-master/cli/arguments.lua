@@ -9,7 +9,7 @@
 --   talks = true                                                asks the master over its socket
 --   looks = true                                                changes nothing: the only master may be meant }
 
-local suggest = require 'dutch-master.cli.suggest'
+local suggest = require 'dutch-master.suggest'
 
 local M = {}
 

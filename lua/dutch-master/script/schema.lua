@@ -5,6 +5,8 @@
 -- table are reported at once. What a check returned is worth something only if no error was noted.
 -- Pure: no time, no I/O, nothing kept between calls.
 
+local suggest = require 'dutch-master.suggest'
+
 local M = {}
 
 local MAX_SHOWN = 60 -- bytes of a refused string that are shown
@@ -39,41 +41,6 @@ function M.describe(value)
     return kind
 end
 
--- Edit distance in which a swap of neighbours counts as one edit.
-local function distance(a, b)
-    local before, previous = {}, {}
-    for j = 0, #b do
-        previous[j] = j
-    end
-    for i = 1, #a do
-        local current = { [0] = i }
-        for j = 1, #b do
-            local same = a:byte(i) == b:byte(j)
-            current[j] = math.min(previous[j] + 1, current[j - 1] + 1, previous[j - 1] + (same and 0 or 1))
-            if i > 1 and j > 1 and a:byte(i) == b:byte(j - 1) and a:byte(i - 1) == b:byte(j) then
-                current[j] = math.min(current[j], before[j - 2] + 1)
-            end
-        end
-        before, previous = previous, current
-    end
-    return previous[#b]
-end
-
---- The name among `names` that was probably meant by `word`, or nil.
-function M.suggest(word, names)
-    if type(word) ~= 'string' or #word > 64 then
-        return nil
-    end
-    local lower, best, best_distance = word:lower():gsub('[_-]', ''), nil, nil
-    for _, name in ipairs(names) do
-        local d = distance(lower, name:lower())
-        if d <= math.max(1, math.floor(#name / 3)) and (not best or d < best_distance) then
-            best, best_distance = name, d
-        end
-    end
-    return best
-end
-
 local Place = {}
 Place.__index = Place
 
@@ -101,7 +68,7 @@ function Place:fail(expects, value)
 end
 
 function Place:unknown(names, what)
-    local meant = M.suggest(self.path:match('[^.]+$'), names)
+    local meant = suggest.nearest(self.path:match('[^.]+$'), names)
     self:say('unknown ' .. (what or 'option') .. (meant and (' (did you mean "%s"?)'):format(meant) or ''))
 end
 

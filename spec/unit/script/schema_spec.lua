@@ -24,18 +24,6 @@ describe('schema', function()
         assert.is_true(#schema.describe(('x'):rep(1000)) < 100)
     end)
 
-    it('finds the name that was meant', function()
-        local names = { 'numWorkers', 'worker', 'stopTimeout', 'killTimeout', 'cpus' }
-        assert.equal('numWorkers', schema.suggest('numWrokers', names))
-        assert.equal('numWorkers', schema.suggest('num_workers', names))
-        assert.equal('numWorkers', schema.suggest('numworker', names))
-        assert.equal('worker', schema.suggest('workr', names))
-        assert.equal('stopTimeout', schema.suggest('stoptimeout', names))
-        assert.is_nil(schema.suggest('banana', names))
-        assert.is_nil(schema.suggest(('x'):rep(1e5), names))
-        assert.is_nil(schema.suggest(7, names))
-    end)
-
     it('takes integers, and nothing that only looks like one', function()
         local kind = schema.integer(1, 4096)
         assert.equal(1, check(kind, 1))

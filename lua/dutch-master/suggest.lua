@@ -1,6 +1,9 @@
---- The nearest of some words to one that was mistyped. Pure.
+--- suggest.lua: the nearest of some words to one that was mistyped: a verb, or an option of either kind. Pure.
 
 local M = {}
+
+-- Longer words are no typing mistakes, and the distance costs the product of both lengths.
+local LONGEST = 64
 
 --- Edits (insert, delete, replace, swap of neighbours) that make one word of the other.
 local function distance(a, b)
@@ -22,11 +25,19 @@ local function distance(a, b)
     return last[#b]
 end
 
+-- num_workers, num-workers and numWorkers are one word.
+local function plain(word)
+    return (word:lower():gsub('[_-]', ''))
+end
+
 --- nil when nothing is near enough to be meant.
 function M.nearest(word, candidates)
+    if type(word) ~= 'string' or #word > LONGEST then
+        return nil
+    end
     local best, best_distance
     for _, candidate in ipairs(candidates) do
-        local edits = distance(word:lower(), candidate:lower())
+        local edits = distance(plain(word), plain(candidate))
         if edits <= math.max(1, math.floor(#candidate / 3)) and (not best or edits < best_distance) then
             best, best_distance = candidate, edits
         end
