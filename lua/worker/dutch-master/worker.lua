@@ -10,9 +10,9 @@
 -- The words on the channel are those of Node's cluster module, see the protocol's description.
 
 local uv = require 'luv'
-local address = require 'dutch-master.address'
+local address = require 'dutch-master.app_address'
 local descriptors = require 'dutch-master.descriptors'
-local Server = require 'dutch-master.server'
+local Server = require 'dutch-master.app_server'
 
 local M = {}
 
@@ -473,7 +473,7 @@ local function open_channel()
     for _, name in ipairs { 'NODE_CHANNEL_FD', 'NODE_CHANNEL_SERIALIZATION_MODE', 'NODE_UNIQUE_ID' } do
         uv.os_unsetenv(name)
     end
-    local Channel = require 'dutch-master.channel'
+    local Channel = require 'dutch-master.app_channel'
     null = Channel.null
     channel = Channel.open(fd, receive, function()
         after(ALONE_MS, M.leave)
