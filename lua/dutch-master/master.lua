@@ -117,9 +117,6 @@ function Master:bind()
         rescue = function(fd, done, worker_id, request)
             return self.cluster:rescue(fd, done, worker_id, request and request.name)
         end,
-        on_fatal = function(message)
-            self.agenda:post(self.cluster, 'fatal', message, EXIT_SYSTEM)
-        end,
     }
     self.launcher:use_sockets(self.sockets)
     local ok, message, errno = self.sockets:open(plan.listen)

@@ -100,6 +100,7 @@ local function new_sockets(platform, settle_ms)
         return true
     end
     function sockets.forsake() end
+    function sockets.restarted() end
     function sockets.snapshot()
         return {}
     end

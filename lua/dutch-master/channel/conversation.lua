@@ -72,7 +72,8 @@ local CALLBACKS = { 'on_online', 'on_listening', 'on_ready', 'on_metrics', 'on_m
 ---   worker_id
 ---   send(line, fd)            -> true | nil, ...; puts a line, and with it a descriptor or nil, into the channel
 ---   query(socket, reply)      the worker wants this socket (protocol.decode says what it has): reply(fd) or
----                             reply(nil, 'EADDRINUSE'), at once or later, once; the descriptor stays the caller's
+---                             reply(nil, 'EADDRINUSE', message), at once or later, once; the descriptor stays the
+---                             caller's
 ---   tickets                   M.tickets() of the cluster; an own one when absent
 ---   spare_fd()                -> a datagram socket to refuse a datagram query with (a Node worker dies of a refusal
 ---                             without one); absent or nil: such a query stays unanswered
@@ -86,7 +87,7 @@ local CALLBACKS = { 'on_online', 'on_listening', 'on_ready', 'on_metrics', 'on_m
 ---   on_load(held, busy)       so many connections are open in it; its loop was busy so many thousandths of the time
 ---   on_returned(fd, socket)   a connection that it accepted and has no room for; the descriptor is the callee's.
 ---                             socket is what `query` was given
----   on_refused(info, code)    a listen() was answered with an error
+---   on_refused(info, code, message)  a listen() was answered with an error
 ---   on_close_server(info, socket)  the worker closed it; info {name, stream, open = sockets it still has}, socket is
 ---                             what `query` was given
 ---   on_leaving()              the worker is on its way out by its own wish
@@ -244,13 +245,14 @@ function HANDLERS.listening(self, event)
     socket.announced, socket.takes_connections = true, event.takes_connections
     local info = describe(socket)
     info.port, info.text = event.socket.port, event.socket.text
+    socket.info = info
     self.on_listening(info)
 end
 
 -- Closed with an error the app sees as one of bind().
-local function refuse(self, event, code)
+local function refuse(self, event, code, message)
     local key, data = self:new_key(), event.data
-    self.on_refused(describe(event.socket), code)
+    self.on_refused(describe(event.socket), code, message)
     if event.socket.stream then
         self.send(encode.refusal(event.seq, key, code, data))
         return
@@ -301,7 +303,7 @@ function HANDLERS.query(self, event)
         self.by_name[socket.name] = 'asked' -- taken from now on; replaced by its key
     end
     local answered = false
-    self.query(socket, function(fd, code)
+    self.query(socket, function(fd, code, message)
         if answered then
             return
         end
@@ -316,7 +318,7 @@ function HANDLERS.query(self, event)
         if self.by_name[socket.name] == 'asked' then
             self.by_name[socket.name] = nil
         end
-        refuse(self, event, code or 'EINVAL')
+        refuse(self, event, code or 'EINVAL', message)
     end)
 end
 
@@ -387,6 +389,21 @@ function M:skipped(had_fd)
     if had_fd and self.state ~= 'closed' and self.state ~= 'broken' then
         self.send(encode.handle_ack())
     end
+end
+
+--- What it listens on, as on_listening was told, in order.
+function M:announced()
+    local list = {}
+    for _, socket in pairs(self.sockets) do
+        list[#list + 1] = socket.info and socket
+    end
+    table.sort(list, function(a, b)
+        return a.order < b.order
+    end)
+    for i, socket in ipairs(list) do
+        list[i] = socket.info
+    end
+    return list
 end
 
 --- Whether it listens anywhere for connections.

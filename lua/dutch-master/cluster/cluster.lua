@@ -4,6 +4,7 @@
 -- changes the number, and the slots find the shortest way from what is to what is wanted. Stop beats everything.
 
 local compare = require 'dutch-master.script.plan_diff'
+local listening = require 'dutch-master.cluster.listening'
 local machine = require 'dutch-master.machine'
 local Restart = require 'dutch-master.cluster.restart'
 local Slot = require 'dutch-master.cluster.slot'
@@ -23,6 +24,7 @@ local EXITS_KEPT = 100
 
 -- sysexits.h: a script that cannot be used.
 local EXIT_SCRIPT = 78
+local EXIT_SYSTEM = 71
 
 local definition
 
@@ -190,12 +192,34 @@ local function worker_gone(self, worker)
     end
 end
 
+-- A replacement serves when it listens wherever all of those before it do.
+local function must_listen_at(self, worker)
+    local lists = {}
+    for _, slot in ipairs(self.slots) do
+        local other = slot.current
+        if other and other:serves() and other.generation < worker.generation then
+            lists[#lists + 1] = other:listens_at()
+        end
+    end
+    -- A rollback may well give up what the failed release had come to listen on.
+    local state = self.restarting and self.restarting.state
+    return state ~= 'rolling_back' and state ~= 'giving_up' and listening.common(lists) or {}
+end
+
+-- One that was refused its socket has ended, and nobody was ever ready: another try would end the same way.
+local function refused_at_boot(self, worker)
+    if worker.refused and not worker.listening and not worker.leaving.told and not self.served then
+        self.agenda:post(self, 'fatal', worker.refused, EXIT_SYSTEM)
+    end
+end
+
 local function fork(self, slot)
     local worker, why, where = self.launcher:launch {
         slot = slot.number,
         generation = slot.generation,
         on = {
             ready = function(worker)
+                self.served = true
                 to_restart(self, 'ready', slot, worker)
                 to_slot(self, worker, 'ready')
                 self.launcher:hook('onWorkerReady', worker:describe())
@@ -210,7 +234,11 @@ local function fork(self, slot)
                 end
             end,
             gone = function(worker)
+                refused_at_boot(self, worker)
                 worker_gone(self, worker)
+            end,
+            must_listen_at = function(worker)
+                return must_listen_at(self, worker)
             end,
             message = function(worker, message)
                 self.launcher:hook('onMessage', worker:describe(), message)
@@ -354,6 +382,9 @@ local function restart_ended(self, restart, verdict)
     if verdict then
         self.last_verdict = verdict
         self.totals:verdict(verdict)
+        if verdict.result == 'done' then
+            self.sockets:restarted()
+        end
         self.launcher:hook('onRestart', verdict)
     end
 end

@@ -31,6 +31,7 @@ local function words(worker, status, oom)
         return 'was ended by ' .. status.signal
     end
     return 'exited with code ' .. tostring(status.code)
+        .. (worker.refused and not worker.ready_at and ', after a socket was refused to it: ' .. worker.refused or '')
 end
 
 --- @param worker see worker.lua

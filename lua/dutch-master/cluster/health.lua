@@ -9,6 +9,8 @@
 -- time. It waits in the worker's queue until it is accepted: a slow starter finds one there, not one for each attempt.
 -- Otherwise a sign of life is WATCHDOG=1. The watchdog starts with the first one.
 
+local listening = require 'dutch-master.cluster.listening'
+
 local Health = {}
 Health.__index = Health
 
@@ -16,9 +18,13 @@ Health.__index = Health
 local READ_MAX = 65536
 -- When too many other workers are being asked.
 local BUSY_MS = 20
+-- A worker that listens on a path or for datagrams may still come to a TCP port: for so long it is waited for.
+local ELSEWHERE_MS = 1000
 
 --- @param options {platform, sockets, id (the worker's), log, rule (what shows that it is ready), fallback (the rule
---   where it cannot be asked alone), watchdog_ms or nil, on = {ready, alive, hung}}
+--   where it cannot be asked alone), watchdog_ms or nil, on = {ready, alive, hung},
+--   listens_at() -> where it listens, must_listen_at() -> where it has to, as one that replaces others: see
+--   listening.lua}
 function Health.new(options)
     local self = setmetatable(options, Health)
     -- starting: nothing shows yet that it is ready, and it is not asked
@@ -181,15 +187,42 @@ function Health:ask()
     self.timer:start(0)
 end
 
+local function listens_in_time(self, info)
+    self.elsewhere = self.elsewhere or self.platform.timer(function()
+        self.on.ready { address = info.text or info.name }
+    end)
+    self.elsewhere:start(ELSEWHERE_MS)
+end
+
+-- Where those that it replaces listen, or anywhere where it replaces nobody.
+local function listens_where_it_must(self, info)
+    local wanted, has = self.must_listen_at(), self.listens_at()
+    local missing = listening.missing(wanted, has)
+    if #missing > 0 then
+        self.words = ('it does not listen on %s, where the workers before it do. If that is meant, say which address'
+            .. ' counts: ready = { port = %s }'):format(listening.text(missing), has[1] and has[1].port or 'n')
+    elseif #wanted > 0 or info.stream and not info.path then
+        self.words = nil
+        self.on.ready { address = info.text or info.name }
+    elseif not self.elsewhere then
+        listens_in_time(self, info)
+    end
+end
+
 --- It listens somewhere: {stream, port, path, name, text}, see conversation.lua.
 function Health:listens(info)
     self:ask()
+    if not is_awaited(self) then
+        return
+    end
     local rule = self.rule
-    local wanted = rule.type == 'listening' and info.stream
-        or rule.type == 'port' and info.stream and info.port == rule.port
-        or rule.type == 'path' and info.path == rule.path
-    if wanted then
+    if rule.type == 'listening' then
+        listens_where_it_must(self, info)
+    elseif rule.type == 'port' and info.stream and info.port == rule.port
+        or rule.type == 'path' and info.path == rule.path then
         self.on.ready { address = info.text or info.name }
+    elseif rule.type == 'port' or rule.type == 'path' then
+        self.words = ('it listens on %s, not on %s'):format(info.text or info.name, tostring(rule.port or rule.path))
     end
 end
 
@@ -263,9 +296,11 @@ function Health:close()
         self.rotation:unprobe(self.id)
         self.rotation = nil
     end
-    if self.timer then
-        self.timer:close()
-        self.timer = nil
+    for _, name in ipairs { 'timer', 'elsewhere' } do
+        if self[name] then
+            self[name]:close()
+            self[name] = nil
+        end
     end
 end
 

@@ -11,10 +11,12 @@
 --   lost(worker, why)      it was not told to leave, and no longer serves or never will
 --   replace(worker, why)   it asked to be replaced, or shall be
 --   gone(worker)           its process is reaped; worker.report says how it ended
+--   must_listen_at(worker) -> where it has to listen to be ready: see listening.lua
 
 local conversation = require 'dutch-master.channel.conversation'
 local exit_report = require 'dutch-master.cluster.exit_report'
 local Health = require 'dutch-master.cluster.health'
+local listening = require 'dutch-master.cluster.listening'
 local machine = require 'dutch-master.machine'
 local protocol = require 'dutch-master.channel.protocol'
 local ignore, bug = machine.ignore, machine.bug
@@ -102,8 +104,10 @@ local function start_conversation(self)
             return self.child:take_fd()
         end,
         on_listening = function(info)
-            self.listening = true
-            self.health:listens(info)
+            if not listening.is_private(info, self.pid) then
+                self.listening = true
+                self.health:listens(info)
+            end
         end,
         on_metrics = function(measured)
             self.measured = measured
@@ -126,8 +130,8 @@ local function start_conversation(self)
         on_returned = function(fd, socket)
             self.sockets:returned(self.id, socket, fd)
         end,
-        on_refused = function(info, code)
-            self.refused = { address = info.text or info.name or info.path, code = code }
+        on_refused = function(info, code, message)
+            self.refused = message or ('%s: %s'):format(code, info.text or info.name)
         end,
         on_leaving = function()
             self.agenda:post(self, 'leaving')
@@ -146,6 +150,12 @@ local function new_health(self)
         platform = self.platform, sockets = self.sockets, id = self.id, log = self.log,
         rule = rule and rule.type ~= 'auto' and rule or self.kind.default_ready, fallback = self.kind.default_ready,
         watchdog_ms = self.plan.watchdog_ms,
+        listens_at = function()
+            return self:listens_at()
+        end,
+        must_listen_at = function()
+            return self.on.must_listen_at and self.on.must_listen_at(self) or {}
+        end,
         on = {
             ready = function(facts)
                 self.agenda:post(self, 'ready', facts)
@@ -249,6 +259,20 @@ function Worker:discard()
     end
 end
 
+--- Where it listens, as far as others may too: see listening.lua.
+function Worker:listens_at()
+    local list = {}
+    for _, info in ipairs(self.conversation and self.conversation:announced() or {}) do
+        list[#list + 1] = not listening.is_private(info, self.pid) and info or nil
+    end
+    return list
+end
+
+--- Whether it takes connections.
+function Worker:serves()
+    return self.state == 'running' or self.state == 'retiring'
+end
+
 --- Sends a message of the script to the app of the worker.
 -- @return true, or nil, message
 function Worker:message(value)
@@ -268,7 +292,7 @@ end
 
 --- Whether a waiting connection can be handed over to the app of the worker, to its server `name`.
 function Worker:takes(name)
-    return (self.state == 'running' or self.state == 'retiring') and self.channel_open
+    return self:serves() and self.channel_open
         and self.conversation:takes(name)
 end
 
@@ -391,10 +415,14 @@ end
 
 -- What may be behind a worker that never became ready, where it can be told from what it said.
 local function suspicion(self)
+    if self.refused then
+        return ': a socket was refused to it: ' .. self.refused
+    end
     local talk = self.conversation
-    if talk and talk.booted and talk.asked == 0 then
-        return ': it never asked for a socket. Does it listen? A launcher between master and app (npm start, npx,'
-            .. ' nodemon) keeps the channel to itself'
+    if talk and talk.booted and not self.listening then
+        return ': it never asked for a socket that others may have. Does it listen? A launcher between master and app'
+            .. ' (npm start, npx, nodemon, tsx) keeps the channel to itself: for tsx,'
+            .. " interpreter = { 'node', '--import', 'tsx' }"
     end
     return ''
 end

@@ -6,6 +6,9 @@ local Rotation = require 'dutch-master.listen.rotation'
 -- Addresses that workers may ask for, all together: each costs the master descriptors, and a worker may ask for ever.
 local MAX_ASKED = 256
 
+-- More addresses than an app has that none of its workers has at a time.
+local MAX_KEPT = 32
+
 local Directory = {}
 Directory.__index = Directory
 
@@ -299,6 +302,16 @@ local function asked_for(self)
     return count
 end
 
+-- The address of a listener of ours that an address cannot be beside: 0.0.0.0:80 and :80.
+local function in_the_way(self, address)
+    for _, rotation in ipairs(self:each()) do
+        local other = rotation.address
+        if address.port and address.port ~= 0 and other.port == address.port and other.type == address.type then
+            return other.text
+        end
+    end
+end
+
 --- The listener for a worker's request, opened if there is none yet: with the rights request.as, if the script does not
 -- list the address.
 -- @return it, or nil, message, code
@@ -327,16 +340,49 @@ function Directory:open(id, request)
     if rotation then
         self.by_key[key] = rotation
     end
+    local ours = code == 'EADDRINUSE' and in_the_way(self, address)
+    if ours then
+        message = ('%s: the master itself holds %s, for the workers before this one. An address cannot take another'
+            .. ' form in a restart: listen on %s, or stop the master and start it again'):format(message, ours, ours)
+    end
     return rotation, message, code
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- The end
 
---- Closes listeners that nobody has any more: those that left the plan, and those of a former release's workers once
--- all present workers are ready and none asked for them. What came from outside stays: it could not be had again.
+--- A restart has completed: listeners that no staying worker has are given up. They close when nothing waits there.
+-- @param stays = function(worker_id) -> whether that worker stays
+function Directory:release(stays)
+    for _, rotation in pairs(self.by_key) do
+        rotation:release(stays)
+    end
+end
+
+-- Those of by_key that nobody has, and that are only kept for who may come; the newest first.
+local function kept(self)
+    local list = {}
+    for key, rotation in pairs(self.by_key) do
+        if rotation:is_awaited() and not rotation:is_used() and not rotation.fd then
+            list[#list + 1] = { key = key, rotation = rotation }
+        end
+    end
+    table.sort(list, function(a, b)
+        return a.rotation.number > b.rotation.number
+    end)
+    return list
+end
+
+--- Closes listeners that nobody has any more: those that left the plan; of those that workers asked for, the ones where
+-- nobody ever served, and the ones that a restart has given up. An address that was served stays: whoever comes there
+-- waits for the next worker. What came from outside stays too: it could not be had again.
 -- @param settled whether everybody who might still ask for a listener has asked
 function Directory:close_unused(settled)
+    local spare = kept(self)
+    for i = MAX_KEPT + 1, #spare do -- of an app that takes a new port each time
+        self.by_key[spare[i].key] = nil
+        spare[i].rotation:close()
+    end
     for i = #self.retired, 1, -1 do
         if not self.retired[i]:is_used() then
             table.remove(self.retired, i):close()
@@ -344,7 +390,7 @@ function Directory:close_unused(settled)
     end
     for key, rotation in pairs(self.by_key) do
         local private = key:find('@', 1, true) and not rotation.address.path
-        if not rotation:is_used() and not rotation.fd and (settled or private) then
+        if not rotation:is_used() and not rotation.fd and (private or settled and not rotation:is_awaited()) then
             self.by_key[key] = nil
             rotation:close()
         end

@@ -163,6 +163,7 @@ end
 -- @param blocking whether a worker that chooses how it accepts finds it blocking
 -- @return the descriptor, or nil, message, code
 function Rotation:assign(worker_id, request, generation, blocking)
+    self.released = false
     local lane = self.users[worker_id] or self.guests[worker_id]
     if lane then
         if self.users[worker_id] then
@@ -203,6 +204,7 @@ end
 --- Ready: into rotation.
 function Rotation:join(worker_id)
     local lane = self.users[worker_id]
+    self.served = self.served or lane ~= nil or self.guests[worker_id] ~= nil
     if lane and lane:join(worker_id) then
         self.steering:join(worker_id, self.want)
         empty_free(self)
@@ -285,6 +287,30 @@ end
 --- Its name in a later plan.
 function Rotation:rename(name)
     self.name = name
+end
+
+--- A restart has completed. If none of its users stays, nobody will come for it.
+function Rotation:release(stays)
+    for _, users in ipairs { self.users, self.guests } do
+        for id in pairs(users) do
+            if stays(id) then
+                return
+            end
+        end
+    end
+    self.released = true
+end
+
+--- Whether somebody may come: it was served, and not given up, or connections wait.
+function Rotation:is_awaited()
+    if not self.released then
+        return self.served == true
+    end
+    local waiting = self.rescue:waiting()
+    for _, lane in ipairs(self.lanes) do
+        waiting = waiting + lane:waiting()
+    end
+    return waiting > 0
 end
 
 function Rotation:is_used()

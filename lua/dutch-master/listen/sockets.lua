@@ -17,16 +17,11 @@ local REST_PATH_MS, REST_MS = 1000, 5000
 -- While connections wait somewhere. A queue that moves is hardly ever seen not to, this often.
 local BUSY_TICK_MS = 50
 
--- Of an address that cannot be had, whoever asks: while the cluster boots there is no point in asking again.
-local UNBINDABLE = { EADDRINUSE = true, EACCES = true, EADDRNOTAVAIL = true, EEXIST = true, ENOENT = true,
-    ENOTDIR = true, EROFS = true, E2BIG = true }
-
 local BALANCES = { steered = true, queue = true, sticky = true, shared = true }
 
 --- @param options {platform, log, balance, backlog, stall_timeout_ms, want, inherited = platform.inherited()'s list,
 --   takes = function(worker_id, request) -> whether that worker can be given connections (nil: who made a request can),
---   rescue = function(fd, done, worker_id, request) -> true if the worker was given the connection,
---   on_fatal = function(message): an address that a worker asked for cannot be bound}
+--   rescue = function(fd, done, worker_id, request) -> true if the worker was given the connection}
 -- rescue's descriptor stays ours; done(accepted) is called later, once, if it returned true. request is what that
 -- worker gave to `query` for the listener in question, nil after `take`.
 function Sockets.new(options)
@@ -34,7 +29,7 @@ function Sockets.new(options)
     assert(BALANCES[balance], 'balance: expected "steered", "queue", "sticky" or "shared", found ' .. tostring(balance))
     local stall_timeout_ms = options.stall_timeout_ms or 1000
     local self = setmetatable({
-        platform = options.platform, log = options.log, on_fatal = options.on_fatal,
+        platform = options.platform, log = options.log,
         workers = {}, -- id -> {state, leaving = timer, target = the rotation where it is asked}
     }, Sockets)
     self.directory = Directory.new {
@@ -106,7 +101,7 @@ end
 
 --- A worker asks for a socket while it runs. It is bound once for all workers that ask for the same.
 -- @param request a socket as protocol.decode describes it: name, text, type, stream, port, backlog, dual, ...
--- @param reply function(fd) or function(nil, code); the descriptor stays ours
+-- @param reply function(fd) or function(nil, code, message); the descriptor stays ours
 function Sockets:query(id, request, reply)
     local worker = worker_of(self, id)
     if worker.state == 'leaving' then
@@ -123,10 +118,7 @@ function Sockets:query(id, request, reply)
                 .. "the master's)"
         end
         self.log:warn({ workerId = id, address = request.text or request.name, reason = message }, 'Listening failed')
-        if UNBINDABLE[code] and self.on_fatal then
-            self.on_fatal(message)
-        end
-        return reply(nil, code or 'EINVAL')
+        return reply(nil, code or 'EINVAL', message)
     end
     if worker.state == 'live' then
         rotation:join(id)
@@ -339,6 +331,15 @@ local function is_settled(self)
         live = live or worker.state == 'live'
     end
     return live
+end
+
+--- A restart has completed: what none of the workers that stay has asked for is not awaited any more.
+function Sockets:restarted()
+    self.directory:release(function(id)
+        local worker = self.workers[id]
+        return worker ~= nil and worker.state ~= 'leaving'
+    end)
+    self:close_unused()
 end
 
 --- Closes listeners that nobody has any more.

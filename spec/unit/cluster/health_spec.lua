@@ -5,9 +5,19 @@ describe('health', function()
     local platform, health, events, records, dials, rotation, target, target_code
 
     -- events: 'alive', 'ready ADDRESS', 'hung WHY' in their order
+    local has, must = {}, {}
     local function new(rule, watchdog_ms)
+        if health then
+            health:close()
+        end
         health = Health.new {
             platform = platform, id = 7, rule = rule, fallback = { type = 'listening' }, watchdog_ms = watchdog_ms,
+            listens_at = function()
+                return has
+            end,
+            must_listen_at = function()
+                return must
+            end,
             log = {
                 debug = function(_, fields, message)
                     records[#records + 1] = { message, fields.address }
@@ -298,7 +308,7 @@ describe('health', function()
             event = function() health:message { event = 'up' } end, other = function() health:message 'down' end,
         }
         local rules = {
-            { { type = 'listening' }, 'path ready tcp' }, { { type = 'port', port = 80 }, 'ready tcp' },
+            { { type = 'listening' }, 'ready tcp' }, { { type = 'port', port = 80 }, 'ready tcp' },
             { { type = 'port', port = 81 }, 'ready' }, { { type = 'path', path = '/s' }, 'path ready' },
             { { type = 'message', message = 'up' }, 'event message ready' },
             { { type = 'message' }, 'event message other ready' }, { { type = 'notify' }, 'notify ready' },
@@ -315,6 +325,42 @@ describe('health', function()
             table.sort(met)
             assert.equal(rule[2], table.concat(met, ' '))
         end
+    end)
+
+    it('takes a path or a datagram socket for readiness when no TCP port comes within a second', function()
+        local path, tcp = { stream = true, path = '/s', name = 'unix:/s' }, { stream = true, port = 80, text = ':80' }
+        for _, first in ipairs { path, { stream = false, port = 53, text = 'udp::53' } } do
+            new { type = 'listening' }
+            health:listens(first)
+            platform:advance(999)
+            assert.same({}, happened())
+            platform:advance(1)
+            assert.same({ 'ready ' .. (first.text or first.name) }, happened())
+            new { type = 'listening' }
+            health:listens(first)
+            health:listens(tcp)
+            assert.same({ 'ready :80' }, happened())
+            health:close()
+            platform:advance(2000)
+            assert.same({}, happened())
+        end
+    end)
+
+    it('waits for all addresses of those that it replaces, and names the missing ones', function()
+        local function tcp(port)
+            return { name = 'tcp:' .. port, stream = true, port = port, text = ':' .. port }
+        end
+        must = { tcp(80), tcp(9100) }
+        new { type = 'listening' }
+        has = { tcp(9100) }
+        health:listens(has[1])
+        assert.same({}, happened())
+        assert.equal('it does not listen on :80, where the workers before it do. If that is meant, say which address'
+            .. ' counts: ready = { port = 9100 }', health.words)
+        has[2] = tcp(80)
+        health:listens(has[2])
+        assert.same({ 'ready :80' }, happened())
+        has, must = {}, {}
     end)
 
     it('counts who lives long enough as ready where nothing else shows it', function()

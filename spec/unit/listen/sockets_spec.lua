@@ -79,10 +79,10 @@ describe('sockets', function()
 
     local function query(id, text, fields)
         local answer = {}
-        sockets:query(id, request(text, fields), function(fd, code)
-            answer[1], answer[2] = fd, code
+        sockets:query(id, request(text, fields), function(...)
+            answer = { ... }
         end)
-        return answer[1], answer[2]
+        return unpack(answer, 1, 3)
     end
 
     -- Workers without a channel.
@@ -674,14 +674,11 @@ describe('sockets', function()
         end)
 
         it('are refused when there are more workers than lanes', function()
-            local fatal
-            new { want = 513, on_fatal = function(message)
-                fatal = message
-            end }
-            local fd, code = query(1, A)
+            new { want = 513 }
+            local fd, code, message = query(1, A)
             assert.is_nil(fd)
             assert.equal('E2BIG', code)
-            assert.matches('^E2BIG: 127.0.0.1:80: 513 workers', fatal)
+            assert.matches('^E2BIG: 127.0.0.1:80: 513 workers', message)
             assert.is_nil(next(network.open))
             sockets:want(512)
             assert(query(1, A))
@@ -689,17 +686,11 @@ describe('sockets', function()
             assert.equal('E2BIG', select(3, sockets:update({}, 513)))
         end)
 
-        it('that cannot be bound are fatal to whoever thinks so, others are not', function()
-            local fatal
-            new { on_fatal = function(message)
-                fatal = message
-            end }
-            query(1, ':0x')
-            query(1, A)
-            assert.is_nil(fatal)
+        it('that cannot be bound are answered with the reason', function()
+            new()
             network.taken['127.0.0.1:81'] = true
-            query(1, '127.0.0.1:81')
-            assert.equal('EADDRINUSE: address already in use: 127.0.0.1:81', fatal)
+            assert.same({ nil, 'EADDRINUSE', 'EADDRINUSE: address already in use: 127.0.0.1:81' },
+                { query(1, '127.0.0.1:81') })
         end)
 
         it('are one random port for the n-th listen(0) of every worker', function()
@@ -746,19 +737,69 @@ describe('sockets', function()
             assert.is_nil((query(1, '127.0.0.1:81')))
         end)
 
-        it('stay when all workers die, and close when the new release does not ask for them', function()
+        it('stay when nobody has them, and close after a restart in which nobody asked for them, empty', function()
             new { want = 1 }
             query(1, A)
             sockets:join(1)
+            sockets:forsake(1, { text = A, name = A, stream = true, port = 80 })
+            sockets:drop(1)
+            query(2, '127.0.0.1:81')
+            sockets:join(2)
+            platform:advance(2000)
+            assert.truthy(network.open[A])
+            network.open[A].all[1].waiting[1] = 1 -- a client
+            sockets:restarted()
+            platform:advance(2000)
+            assert.truthy(network.open[A])
+            assert.truthy(network.open['127.0.0.1:81'])
+            network.open[A].all[1].waiting[1] = nil
+            platform:advance(6000)
+            assert.is_nil(network.open[A])
+        end)
+
+        it('stay after a restart if a worker that stays has them, and if it asks for them again', function()
+            new { want = 1 }
+            query(1, A)
+            sockets:join(1)
+            query(2, A)
+            sockets:join(2)
+            sockets:leave(1, function() end)
+            sockets:restarted()
+            sockets:drop(1)
+            sockets:drop(2)
+            platform:advance(2000)
+            assert.truthy(network.open[A])
+            sockets:restarted() -- nobody at all was there
+            platform:advance(2000)
+            assert.truthy(network.open[A])
+        end)
+
+        it('where nobody ever served close when all workers serve elsewhere', function()
+            new { want = 1 }
+            query(1, A)
             sockets:drop(1)
             platform:advance(2000)
-            assert.truthy(network.open[A])
             query(2, '127.0.0.1:81')
-            platform:advance(2000)
-            assert.truthy(network.open[A])
             sockets:join(2)
             platform:advance(2000)
             assert.is_nil(network.open[A])
+        end)
+
+        it('of an app that takes new ones for ever are a bounded number', function()
+            new { want = 1 }
+            query(1, A)
+            sockets:join(1)
+            for port = 1000, 1099 do
+                local address = '127.0.0.1:' .. port
+                query(1, address)
+                sockets:forsake(1, { text = address, name = address, stream = true, port = port })
+            end
+            platform:advance(2000)
+            local count = 0
+            for _ in pairs(network.open) do
+                count = count + 1
+            end
+            assert.equal(33, count)
         end)
 
         it('use the plan\'s listener of that address', function()

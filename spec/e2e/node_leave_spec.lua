@@ -1,0 +1,175 @@
+-- How Node workers leave: their SIGTERM handlers, their time, those that leave by themselves, connections that one has no
+-- room for; and what passes over their channel meanwhile.
+local uv = require 'luv'
+local http = require 'spec.support.http'
+local load = require 'spec.support.load'
+local master = require 'spec.support.master'
+local app = require 'spec.support.node_app'
+local stock = require 'spec.support.stock'
+local versions = require 'spec.support.node_versions'
+local wait = require 'spec.support.wait'
+
+local function read(path)
+    local file = io.open(path)
+    local text = file and file:read '*a' or ''
+    if file then
+        file:close()
+    end
+    return text
+end
+
+local function ms_between(first, second)
+    return (second.arrived - first.arrived) / 1e6
+end
+
+local TWO = { versions = { '18', '26' } }
+
+describe('a Node worker that leaves', function()
+    after_each(master.cleanup)
+
+    -- OpenTelemetry, terminus, Nest, close-with-grace: all of them wait for SIGTERM.
+    versions.it('runs its SIGTERM handlers when its connections are served, and has its time for them', function(_, binary)
+        local m, port = app.start { binary = binary, workers = 1, plan = 'stopTimeout = 20, killTimeout = 0.5,', app = [[
+            const fs = require('fs')
+            let closed, busy = 0
+            require('http').createServer((request, response) => {
+                busy++
+                setTimeout(() => { busy--; response.end(`1 ${process.pid}`) }, 400)
+            }).listen(Number(process.env.PORT))
+            process.on('disconnect', () => { closed = Date.now() })
+            process.on('SIGTERM', async () => {
+                const late = Date.now() - closed
+                await new Promise((resolve) => setTimeout(resolve, 1500)) // longer than killTimeout
+                fs.appendFileSync('said', `busy ${busy} late ${late}\n`)
+                process.exitCode = 7
+            })
+        ]] }
+        local clients = load.start { port = port, mode = 'keepalive', clients = 3 }
+        clients:await(3)
+        app.roll(m)
+        local exited = m:await('Worker exited', { timeout = 15000 })
+        local counts = clients:stop()
+        assert.equal(0, counts.failed, counts.text)
+        assert.equal(7, exited.code, m:dump())
+        local late = tonumber(read(m:path 'said'):match '^busy 0 late (%-?%d+)\n$')
+        assert(late and late < 500 * wait.scale, read(m:path 'said'))
+        assert.equal(0, #m:records 'Hard-killing worker as it did not die gracefully')
+        m:finish { code = 0 }
+    end, { at_once = 3 })
+
+    versions.it('ends by itself, and at once, where it has no such handler and nothing to do', function(_, binary)
+        local m = app.start { binary = binary, app = app.http .. [[
+            process.on('exit', () => require('fs').appendFileSync('exits', 'x'))
+        ]] }
+        app.roll(m)
+        m:await('Worker exited', { count = 2, timeout = 5000 })
+        for i = 1, 2 do
+            assert.equal(0, m:records('Worker exited')[i].code, m:dump())
+            assert(ms_between(m:records('Worker disconnected')[i], m:records('Worker exited')[i]) < 900 * wait.scale)
+        end
+        assert.equal('xx', read(m:path 'exits'))
+        m:finish { code = 0 }
+    end, { at_once = 3 })
+
+    for name, code in pairs { disconnect = "require('cluster').worker.disconnect()", close = 'server.close()' } do
+        versions.it('by its own wish (' .. name .. ') is replaced at once, and nobody is refused', function(_, binary)
+            local m, port = app.start { binary = binary, workers = 1, app = ([[
+                %s
+                process.on('SIGWINCH', () => { %s })
+            ]]):format(app.http, code) }
+            local kept = load.start { port = port, mode = 'keepalive', clients = 3 }
+            local fresh = load.start { port = port, mode = 'close', clients = 2 }
+            kept:await(20)
+            local old = m:records('Worker listening')[1].workerPid
+            uv.kill(old, 'sigwinch')
+            local said = m:await 'Worker closed its servers'
+            local created = m:await('Creating new worker', { count = 2 })
+            assert(ms_between(said, created) < 500 * wait.scale, m:dump())
+            m:await('Worker listening', { count = 2 })
+            m:await({ msg = 'Worker exited', workerPid = old }, { timeout = 20000 })
+            local a, b = kept:stop(), fresh:stop()
+            assert.same({ 0, 0 }, { a.failed, b.failed }, a.text .. b.text .. m:dump())
+            m:finish { code = 0 }
+        end, TWO)
+    end
+
+    versions.it('that has no room for a connection gives it to another one, as stock', function(version, binary)
+        local source = [[
+            const server = require('http').createServer((request, response) => setTimeout(() => response.end('ok'), 200))
+            server.maxConnections = 4
+            server.listen(Number(process.env.PORT))
+        ]]
+        local m, port = app.start { binary = binary, workers = 3, app = source }
+        local function fill(at)
+            local clients = load.start { port = at, mode = 'close', clients = 8 }
+            clients:await(80)
+            return clients:stop()
+        end
+        local ours = fill(port)
+        assert.equal(0, ours.failed, ours.text .. m:dump())
+        if version == '18' then
+            local peer_port = http.free_port()
+            local peer = stock.start { binary = binary, dir = m.app, workers = 3, env = { PORT = tostring(peer_port) } }
+            wait.wait_until(function() return http.get { port = peer_port } == 200 end, { what = 'the stock cluster' })
+            local theirs = fill(peer_port)
+            peer:stop(wait)
+            assert.equal(0, theirs.failed, theirs.text)
+        end
+        m:finish { code = 0 }
+    end)
+
+    versions.it('closes connections, as stock, when nobody has room for them', function(_, binary)
+        local m, port = app.start { binary = binary, workers = 2, app = [[
+            const server = require('http').createServer((request, response) => setTimeout(() => response.end('ok'), 300))
+            server.maxConnections = 1
+            server.listen(Number(process.env.PORT))
+        ]] }
+        local clients = load.start { port = port, mode = 'close', clients = 6 }
+        wait.wait_until(function() return clients.counts.ok >= 6 end, { what = 'answers' })
+        local counts = clients:stop()
+        assert(counts.ok >= 6, counts.text)
+        assert.equal(counts.total, counts.ok + counts.reset + counts.empty + counts.bad, counts.text)
+        assert.equal(0, #m:records 'Worker exited')
+        m:finish { code = 0 }
+    end, TWO)
+end)
+
+describe('what a Node worker says', function()
+    after_each(master.cleanup)
+
+    versions.it('costs the message if it is too long, and what follows arrives', function(_, binary)
+        local m = app.start { binary = binary, workers = 1, app = app.http .. [[
+            process.send({ big: 'x'.repeat(10 << 20) })
+            process.send({ small: true })
+        ]], plan = [[ onMessage = function(_, what) dutch.log:info({ small = what.small, big = what.big ~= nil }, 'heard') end, ]] }
+        local heard = m:await 'heard'
+        assert.same({ true, false }, { heard.small, heard.big })
+        assert.equal(1, #m:records(function(record) return record.msg:find '^Message of the worker dropped' end))
+        assert.equal(0, #m:records 'Worker exited')
+        m:finish { code = 0 }
+    end, TWO)
+
+    versions.it('has nothing of ours in it: stack traces, processes that it forks', function(_, binary)
+        local m, port = app.start { binary = binary, workers = 1, app = [[
+            const fs = require('fs')
+            if (process.argv[2] === 'child') {
+                process.send(JSON.stringify(process.execArgv) + Object.keys(require.cache).length)
+                process.disconnect()
+            } else {
+                const traces = []
+                const note = () => traces.push(new Error().stack)
+                const server = require('http').createServer((request, response) => { note(); response.end(traces.join('\n')) })
+                server.on('connection', note)
+                server.on('listening', note)
+                server.listen(Number(process.env.PORT))
+                require('child_process').fork(__filename, ['child']).on('message', (text) => fs.writeFileSync('child', text))
+            }
+        ]] }
+        local status, body = http.get { port = port }
+        assert.equal(200, status)
+        assert.is_nil(body:find('drain.cjs', 1, true), body)
+        m:wait_until(function() return read(m:path 'child') ~= '' end, 'the forked process')
+        assert.equal('[]1', read(m:path 'child'))
+        m:finish { code = 0 }
+    end)
+end)
