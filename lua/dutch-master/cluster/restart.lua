@@ -21,6 +21,7 @@
 --    slots, serving, failure or nil}. `done` is how many slots the new generation serves, `serving` how many of all
 --   slots anybody serves.
 
+local Comparison = require 'dutch-master.cluster.comparison'
 local machine = require 'dutch-master.machine'
 local bug = machine.bug
 
@@ -438,7 +439,10 @@ end
 -- The canary
 
 -- It gets its share: the others have 1 each.
-local function weigh_canary(self, slot, worker)
+local function canary_ready(self, slot, worker)
+    if self.walk.active[slot] and worker.generation == self.walk.generation then
+        self.comparison = Comparison.new(self.slots(), slot)
+    end
     local share = self.canary.weight
     if share and share < 1 and self.walk.active[slot] and worker.generation == self.walk.generation then
         self.sockets:weigh(worker.id, share * self.walk.total / (1 - share))
@@ -459,6 +463,13 @@ local function canary_proved(self, slot)
     end
     local question = { slot = slot, worker = slot.incoming }
     self.question = question
+    if self.comparison then
+        local new, old = self.comparison:sides()
+        slot.incoming:compare(new)
+        if slot.current then
+            slot.current:compare(old)
+        end
+    end
     self.launcher:judge(slot.incoming, slot.current, function(good, why)
         self.agenda:post(self, 'judged', question, good, why)
     end)
@@ -549,7 +560,7 @@ definition = machine.define {
             judged = bug,
         },
         canary = { -- one slot is being replaced, and what comes of it decides
-            ready = weigh_canary,
+            ready = canary_ready,
             proved = canary_proved,
             filled = function(self, slot)
                 return take_over(self, slot) and canary_is_over(self, slot) or nil

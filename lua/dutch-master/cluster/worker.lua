@@ -64,8 +64,17 @@ end
 function Worker:describe()
     -- onWorkerReady is called on the way from the one state to the other.
     local state = self.state == 'starting' and self.ready_at and 'running' or self.state
-    return { id = self.id, slot = self.slot, generation = self.generation, pid = self.pid, state = state,
+    local told = { id = self.id, slot = self.slot, generation = self.generation, pid = self.pid, state = state,
         release = self.release }
+    for name, value in pairs(self.compared or {}) do
+        told[name] = value
+    end
+    return told
+end
+
+--- The numbers by which the script's judge compares it with its counterpart: see comparison.lua.
+function Worker:compare(numbers)
+    self.compared = numbers
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ local told = machine.define { name = 'slot', initial = 'told', events = { 'repla
     replace = function(slot, generation)
         table.insert(slot.heard, 'replace ' .. generation)
         slot.generation = generation
-        slot.incoming = { id = slot.number + generation * 10, generation = generation, release = slot.world.release }
+        slot.incoming = { id = slot.number + generation * 10, generation = generation, release = slot.world.release,
+            compare = function() end }
     end,
     commit = function(slot)
         table.insert(slot.heard, 'commit')
@@ -20,7 +21,9 @@ local told = machine.define { name = 'slot', initial = 'told', events = { 'repla
 
 local function new_slot(world, number)
     local slot = { number = number, generation = 1, heard = {}, world = world }
-    slot.current = { id = number, generation = 1, release = '/a', log = { info = function() end } }
+    slot.current = { id = number, generation = 1, release = '/a', log = { info = function() end },
+        compare = function() end }
+    slot.forks, slot.failures = 1, 0
     return world.agenda:start(slot, told)
 end
 

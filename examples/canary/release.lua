@@ -1,0 +1,1 @@
+return { name = 'one', slow = false, broken = false }
