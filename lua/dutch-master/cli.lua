@@ -20,12 +20,18 @@ M.verbs = {
 --- What the programs of others are called with, and what is meant here.
 local OTHER_NAMES = {
     ls = 'list', ps = 'list', show = 'status', stats = 'metrics', prometheus = 'metrics',
+    ['reload-all'] = 'restart', startOrReload = 'restart', gracefulReload = 'restart', ['phased-restart'] = 'restart',
+    flush = 'logs', info = 'why', jlist = 'list', prettylist = 'list', delete = 'stop', is_active = 'status',
     monit = 'top', monitor = 'top', watch = 'top',
     log = 'logs', tail = 'logs', describe = 'why', deploy = 'restart', upgrade = 'restart',
     validate = 'check', test = 'check', quit = 'stop', kill = 'stop', shutdown = 'stop',
 }
 
 local FAILED, USAGE, SYSTEM, SCRIPT = 1, 2, 71, 78
+
+--- What is run by a script, not as one.
+local PROGRAMS = { js = true, mjs = true, cjs = true, ts = true, py = true, rb = true, php = true, sh = true }
+local NAMES_PROGRAM = "a master is started with a Lua script, which names the program: worker = '%s'"
 
 function M.verb(name)
     return require('dutch-master.cli.' .. name)
@@ -50,6 +56,9 @@ local function unknown_verb(ctx, word)
         local told = ('there is no verb "%s": a master is started with `dutch-master master.lua`'):format(word)
         return usage_error(ctx, told)
     end
+    if word:find '%.%w+$' then
+        return usage_error(ctx, word .. ': no such file; ' .. NAMES_PROGRAM:format(word))
+    end
     local meant = OTHER_NAMES[word] or suggest.nearest(word, M.verbs)
     local hint = meant and (' (did you mean "%s"?)'):format(meant) or ''
     return usage_error(ctx, ('unknown verb "%s"%s'):format(word, hint))
@@ -61,8 +70,12 @@ local function looks_like_script(ctx, word)
 end
 
 local function run_master(ctx, argv, first)
-    if argv[first + 1] then
-        return usage_error(ctx, ('unexpected "%s" after the script'):format(argv[first + 1]))
+    local second = argv[first + 1]
+    if second and is_verb(second) then
+        local told = ('the verb comes first: dutch-master %s %s'):format(second, argv[first])
+        return usage_error(ctx, told, M.verb(second))
+    elseif second then
+        return usage_error(ctx, ('unexpected "%s" after the script'):format(second))
     end
     local path, message = arguments.absolute(ctx.platform, argv[first])
     if not path then
@@ -70,8 +83,10 @@ local function run_master(ctx, argv, first)
         return SYSTEM
     end
     local seen, why = ctx.platform.stat(path)
-    if not seen then
-        ctx.err(('dutch-master: %s: %s\n'):format(argv[first], why))
+    if seen and PROGRAMS[path:match '%.(%w+)$'] then
+        return usage_error(ctx, argv[first] .. ' is no Lua script; ' .. NAMES_PROGRAM:format(argv[first]))
+    elseif not seen then
+        ctx.err(('dutch-master: %s\n'):format(why))
         return SCRIPT
     end
     return require('dutch-master.master').run { script = path, argv = argv }
@@ -134,7 +149,11 @@ local function dispatch(ctx, argv)
     elseif word == '--' then
         return argv[2] and run_master(ctx, argv, 2) or usage_error(ctx, 'which script?')
     elseif word:sub(1, 1) == '-' then
-        return usage_error(ctx, ('unknown option "%s"'):format(word))
+        local verb = argv[2] and is_verb(argv[2]) and argv[2]
+        local hint = verb and ('options come after the verb: dutch-master %s %s'):format(verb, word)
+            or word == '-v' and 'did you mean "-V", "--version"?'
+        return usage_error(ctx, ('unknown option "%s"%s'):format(word, hint and (' (%s)'):format(hint) or ''),
+            verb and M.verb(verb))
     elseif looks_like_script(ctx, word) then
         return run_master(ctx, argv, 1)
     end

@@ -8,6 +8,7 @@ local Cluster = require 'dutch-master.cluster.cluster'
 local compare = require 'dutch-master.script.plan_diff'
 local control = require 'dutch-master.control.server'
 local conversation = require 'dutch-master.channel.conversation'
+local hints = require 'dutch-master.script.hints'
 local Host = require 'dutch-master.script.api'
 local Launcher = require 'dutch-master.launch.launcher'
 local log = require 'dutch-master.log.logger'
@@ -252,6 +253,7 @@ end
 
 --- An error before the cluster started: says it, undoes what was done. @return the exit code
 function Master:refuse(code, message)
+    message = hints.add(message)
     self.platform.write_stderr('dutch-master: ' .. message .. '\n')
     systemd.say(self.platform, message)
     self:close()

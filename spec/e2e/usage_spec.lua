@@ -59,7 +59,7 @@ describe('wrong usage', function()
             refused(nil, { verb, '--help=yes' }, verb .. ': --help takes no value')
             refused(nil, { verb, 'a.lua', 'b.lua', 'c.lua' }, verb .. ': ')
             -- Neither a file nor the name of one.
-            refused(nil, { verb, 'frobnicate' }, verb .. ': expected ')
+            refused(nil, { verb, 'frobnicate' }, verb .. ': ' .. (verb == 'list' and 'unexpected' or 'expected '))
             refused(nil, { verb, '' }, verb .. ': ')
         end
     end)
@@ -96,7 +96,7 @@ describe('wrong usage', function()
         { { '--frobnicate' }, 'unknown option "--frobnicate"' },
         { { '-x' }, 'unknown option "-x"' },
         { { '--' }, 'which script?' },
-        { { '/nowhere/master.lua', 'status' }, 'unexpected "status" after the script' },
+        { { '/nowhere/master.lua', 'status' }, 'the verb comes first: dutch-master status /nowhere/master.lua' },
         { { 'help', 'frobnicate' }, 'unknown verb' },
         { { 'scale' }, 'a number of workers such as 4, +1 or -1 is missing' },
         { { 'scale', 'x' }, 'expected a number of workers such as 4, +1 or -1, found "x"' },

@@ -68,6 +68,11 @@ local function expected(argument, word)
     return ('expected %s, found "%s"'):format(argument.expects or argument.name, word)
 end
 
+--- Whether a word is meant as a script, whatever there is of that name.
+function M.is_like_script(word)
+    return word:find('/', 1, true) ~= nil or word:find '%.lua$' ~= nil
+end
+
 local function positional(verb, parsed, word)
     local argument = verb.argument
     if verb.takes_scripts then
@@ -83,16 +88,12 @@ local function positional(verb, parsed, word)
         end
         parsed.script = word
     elseif argument and not parsed.argument then
-        return nil, expected(argument, word)
+        local first = parsed.script
+        return nil, expected(argument, first and not M.is_like_script(first) and first or word)
     else
         return nil, ('unexpected "%s"'):format(word)
     end
     return true
-end
-
---- Whether a word is meant as a script, whatever there is of that name.
-function M.is_like_script(word)
-    return word:find('/', 1, true) ~= nil or word:find '%.lua$' ~= nil
 end
 
 --- -> { options = {json = true, ...}, argument =, script = } | nil, message

@@ -1,8 +1,10 @@
 --- dutch-master check: evaluates the script without effect; its errors, or the plan it makes.
 
+local advice = require 'dutch-master.script.advice'
 local compare = require 'dutch-master.script.plan_diff'
 local control = require 'dutch-master.control.server'
 local format = require 'dutch-master.cli.format'
+local hints = require 'dutch-master.script.hints'
 local options = require 'dutch-master.script.options'
 local script = require 'dutch-master.script.session'
 local values = require 'dutch-master.cli.values'
@@ -12,11 +14,12 @@ local words = values.words
 local M = {
     name = 'check',
     summary = 'evaluate the script without effect: its errors, or the plan',
-    description = 'Evaluates the script as a start would, but binds and forks nothing. Prints every error with its\n'
-        .. 'place, or the effective plan: each option and its value. Of the environment, the names only.',
+    description = 'Evaluates the script as a start would, but binds and forks nothing and runs no hook. Prints every\n'
+        .. 'error with its place, or warnings and the effective plan: each option and its value. Of the\n'
+        .. 'environment, the names only.',
     options = {
         { long = 'json', short = 'j', doc = 'one line of JSON; names and units of the inside (snake_case, ms)' },
-        { long = 'quiet', short = 'q', doc = 'errors only' },
+        { long = 'quiet', short = 'q', doc = 'errors and warnings only' },
     },
     examples = { 'dutch-master check', 'dutch-master check /srv/app/master.lua --json', 'dutch-master -t master.lua' },
     codes = '0 the script is good, 78 it is not, 71 the system refused something',
@@ -26,10 +29,11 @@ local GOOD, SYSTEM, BAD = 0, 71, 78
 
 local function report_errors(ctx, err)
     if ctx.options.json then
-        ctx.out(control.encode { ok = false, script = ctx.script, errors = err.messages } .. '\n')
+        ctx.out(control.encode { ok = false, script = ctx.script, errors = err.messages,
+            warnings = control.EMPTY_LIST } .. '\n')
     end
     for _, message in ipairs(err.messages) do
-        ctx.err(format.block(message) .. '\n')
+        ctx.err(format.block(hints.add(message)) .. '\n')
     end
     return err.kind == 'system' and SYSTEM or BAD
 end
@@ -78,6 +82,20 @@ local function show(ctx, plan, num_workers)
     end
 end
 
+-- What the plan will not do, though it is no error.
+local function warnings_of(ctx, plan)
+    local platform = ctx.platform
+    local found = advice.of(plan, {
+        cwd = platform.cwd(), environ = platform.environ(), stat = platform.stat, access = platform.access,
+        status = platform.read_file('/proc/self/status', 65536),
+    })
+    local texts = {}
+    for i, warning in ipairs(found) do
+        texts[i] = warning.option and ('%s: %s'):format(warning.option, warning.text) or warning.text
+    end
+    return texts
+end
+
 function M.run(ctx)
     local session, err = script.new({ platform = ctx.platform, path = ctx.script, name = ctx.script_name }):evaluate()
     if not session then
@@ -89,13 +107,19 @@ function M.run(ctx)
     session:close()
     if not num_workers then
         return report_errors(ctx, err)
-    elseif ctx.options.json then
+    end
+    local warnings = warnings_of(ctx, plan)
+    for _, text in ipairs(ctx.options.json and {} or warnings) do
+        ctx.err(('%s: warning: %s\n'):format(format.visible(ctx.script_name), format.visible(text)))
+    end
+    if ctx.options.json then
         local copy = {}
         for key, value in pairs(plan) do
             copy[key] = value
         end
         copy.num_workers, copy.environment = num_workers, values.names(plan.environment)
-        ctx.out(control.encode { ok = true, script = ctx.script, plan = plain(copy) } .. '\n')
+        ctx.out(control.encode { ok = true, script = ctx.script, plan = plain(copy), warnings = plain(warnings) }
+            .. '\n')
     elseif not ctx.options.quiet then
         show(ctx, plan, num_workers)
     end

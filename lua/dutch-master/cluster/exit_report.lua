@@ -10,19 +10,40 @@ local STEPS = {
     interpreter = 'the interpreter named in its #! line',
 }
 
+-- A program that is not there, and what its author may have meant.
+local function not_found(path, search_path)
+    local name = path:match '[^/]*$'
+    if path:find '%s' then
+        local words = {}
+        for word in path:gmatch '%S+' do
+            words[#words + 1] = ("'%s'"):format(word)
+        end
+        return ('%s: no such program; a command with arguments is a list: { %s }'):format(path,
+            table.concat(words, ', '))
+    elseif search_path and ((':' .. search_path .. ':'):find(':' .. path:sub(1, -#name - 2) .. ':', 1, true)
+        or name == path) then
+        return ('%s: not found in PATH (%s)'):format(name, search_path)
+    end
+    return ('the program: %s: no such file or directory'):format(path)
+end
+
 --- The reason of a start that failed, in words: "its directory: /deploys/x: no such file or directory".
--- @param failed {step, message = 'step: ...'} of core.spawn's status
-function M.start_failure(failed)
+-- @param failed {step, code, path, message = 'step: ...'} of core.spawn's status
+-- @param search_path where a program without a slash was looked for, if that is known
+function M.start_failure(failed, search_path)
     local step, words = failed.message:match '^(%w+): (.*)$'
     if step ~= failed.step then
         words = failed.message
+    end
+    if failed.step == 'exec' and failed.code == 'ENOENT' and failed.path then
+        return not_found(failed.path, search_path)
     end
     return ('%s: %s'):format(STEPS[failed.step] or failed.step, words)
 end
 
 local function words(worker, status, oom)
     if status.failed then
-        return 'could not be started: ' .. M.start_failure(status.failed)
+        return 'could not be started: ' .. M.start_failure(status.failed, worker.search_path)
     elseif worker.leaving.late or worker.leaving.daemon then
         return worker.leaving.late or worker.leaving.daemon
     elseif oom then

@@ -236,7 +236,7 @@ function Worker:spawn(fields)
             self.output:write(self.id, stream, data)
         end
     end
-    self.channel_open = fields.channel
+    self.channel_open, self.search_path = fields.channel, fields.search_path
     if fields.channel then
         start_conversation(self)
     end
@@ -502,7 +502,7 @@ local function finish(self, status)
     if status.failed then
         local failed = status.failed
         self.log:error({ step = failed.step, code = failed.code, path = failed.path },
-            'Worker could not be started: ' .. exit_report.start_failure(failed))
+            'Worker could not be started: ' .. exit_report.start_failure(failed, self.search_path))
     else
         self.log:info({ code = status.code, signal = status.signal }, 'Worker exited')
     end

@@ -11,6 +11,29 @@ local types = require 'dutch-master.script.option_types'
 
 local M = { LEVELS = types.LEVELS, MAX_WORKERS = types.MAX_WORKERS }
 
+local CHDIR = { "the directory of a worker: beforeFork = function() dutch.chdir '/srv/app/current' end" }
+
+--- What options of other programs (PM2, puma, gunicorn, systemd) are called here.
+M.other_names = {
+    script = 'worker', command = 'worker', cmd = 'worker', exec = 'worker', app = 'worker', ExecStart = 'worker',
+    instances = 'numWorkers', workers = 'numWorkers', processes = 'numWorkers', threads = 'numWorkers',
+    env = 'workerEnvironment', environment = 'workerEnvironment', Environment = 'workerEnvironment',
+    port = 'listen', bind = 'listen', address = 'listen', host = 'listen', socket = 'listen', ListenStream = 'listen',
+    cwd = CHDIR, directory = CHDIR, chdir = CHDIR, WorkingDirectory = CHDIR,
+    onExit = 'onWorkerExit', onStart = 'onWorkerReady', on_worker_boot = 'onWorkerReady', before_fork = 'beforeFork',
+    log = 'logger', name = { 'logger = dutch.logger { name = ... }' },
+    out_file = 'workerOutput', error_file = 'workerOutput', output = 'workerOutput',
+    StandardOutput = 'workerOutput',
+    max_memory_restart = 'maxMemory', MemoryMax = 'maxMemory',
+    node_args = 'interpreter', interpreter_args = 'interpreter',
+    listen_timeout = 'readyTimeout', wait_ready = 'ready', TimeoutStartSec = 'readyTimeout',
+    timeout = 'stopTimeout', graceful_timeout = 'stopTimeout', TimeoutStopSec = 'stopTimeout',
+    KillSignal = 'stopSignal',
+    WatchdogSec = 'watchdog', worker_timeout = 'watchdog', pid = 'pidFile', PIDFile = 'pidFile',
+    LimitNOFILE = { 'limits = { nofile = ... }' }, RestartSec = 'backoff', exp_backoff_restart_delay = 'backoff',
+    min_uptime = { 'backoff = { reset = seconds }' }, max_restarts = 'restartAttempts', cron_restart = 'maxLifetime',
+}
+
 M.list = {
     { name = 'worker', type = types.worker, required = true, default_text = 'required',
         doc = 'what to run: a path, a list with a command and its arguments, or a preset' },

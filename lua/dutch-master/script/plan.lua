@@ -6,6 +6,7 @@
 
 local key_lines = require 'dutch-master.script.key_lines'
 local options = require 'dutch-master.script.options'
+local rights = require 'dutch-master.script.rights'
 local schema = require 'dutch-master.script.schema'
 local types = require 'dutch-master.script.option_types'
 
@@ -248,7 +249,7 @@ function M.build(raw, where)
     end
     for key in pairs(raw) do
         if not options.by_name[key] then
-            at:key(key):unknown(options.names)
+            at:key(key):unknown(options.names, nil, options.other_names)
         end
     end
     local plan = { hooks = {} }
@@ -284,6 +285,7 @@ function M.build(raw, where)
                 .. 'expected ready = { http = "/path" }'):format(plan.kind))
         end
         resolve_account(plan, where, at)
+        rights.check(plan, { uid = where.uid, limits = where.limits }, at)
     end
     if #at.errors > 0 then
         return nil, sorted_messages(at.errors, where)

@@ -67,9 +67,13 @@ function Place:fail(expects, value)
     self:say(('expected %s, found %s'):format(expects, M.describe(value)))
 end
 
-function Place:unknown(names, what)
-    local meant = suggest.nearest(self.path:match('[^.]+$'), names)
-    self:say('unknown ' .. (what or 'option') .. (meant and (' (did you mean "%s"?)'):format(meant) or ''))
+--- others: what a name of other programs is called here: a name of ours, or a table with a text.
+function Place:unknown(names, what, others)
+    local word = self.path:match('[^.]+$')
+    local other = others and others[word]
+    local meant = type(other) == 'string' and other or not other and suggest.nearest(word, names)
+    local hint = type(other) == 'table' and other[1] or meant and ('did you mean "%s"?'):format(meant)
+    self:say('unknown ' .. (what or 'option') .. (hint and (' (%s)'):format(hint) or ''))
 end
 
 -- A type made of a predicate that returns whether the value is fine and, if it differs, the inside value.

@@ -33,6 +33,7 @@ function M.new(given)
         budget_ms = given.budget_ms or BUDGET_MS,
         memory = given.memory or MEMORY,
         store = {},
+        limits = given.platform.read_file('/proc/self/limits', 65536), -- what of the plan this user may set
     }, Script)
 end
 
@@ -165,6 +166,7 @@ function Session:open()
     self.where = {
         file = file, line = line, source = file == script.name and self.source or nil,
         getuser = script.platform.getuser, getgroup = script.platform.getgroup,
+        uid = script.platform.uid and script.platform.uid(), limits = script.limits,
     }
     local built, messages = plan.build(options, self.where)
     if not built then

@@ -72,7 +72,7 @@ describe('snapshot', function()
         assert.is_true(world.await 'steady')
         world.platform:advance(1000)
         local all = snapshot.why(world.cluster)
-        assert.same({ 2, 1, 2, 'steady', 'done', 9, nil }, { #all.exits, all.exits[1].worker, #all.slots, all.state,
+        assert.same({ 2, 3, 2, 'steady', 'done', 9, nil }, { #all.exits, all.exits[1].worker + all.exits[2].worker, #all.slots, all.state,
             all.verdict.result, all.request.by.pid, all.alive })
         local gone, alive = snapshot.why(world.cluster, 2), snapshot.why(world.cluster, 3)
         assert.same({ 1, 2, nil }, { #gone.exits, gone.exits[1].worker, gone.alive })

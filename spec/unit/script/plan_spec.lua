@@ -285,4 +285,15 @@ dutch.start {
             assert.same({ type = 'notify' }, p.ready)
         end)
     end)
+
+    it('knows what options of other programs are called here', function()
+        for name, hint in pairs {
+            instances = 'did you mean "numWorkers"', env = 'did you mean "workerEnvironment"',
+            script = 'did you mean "worker"', port = 'did you mean "listen"', workers = 'did you mean "numWorkers"',
+            onExit = 'did you mean "onWorkerExit"', cwd = 'dutch%.chdir', kill_timeout = 'did you mean "killTimeout"',
+        } do
+            local _, messages = plan.build { worker = 'app.js', [name] = 1 }
+            assert.matches(name .. ': unknown option %([^\n]*' .. hint, messages[1])
+        end
+    end)
 end)

@@ -1,0 +1,58 @@
+local advice = require 'dutch-master.script.advice'
+local plan = require 'dutch-master.script.plan'
+
+local STATUS = 'Name:\tx\nCpus_allowed_list:\t0-1\n'
+
+-- What check says of these options, where these files are: 'option: text' each.
+local function said(options, files)
+    files = files or { ['/srv/app.js'] = true, ['/usr/bin/node'] = true, ['/usr/bin/sleep'] = true }
+    local built, messages = plan.build(options)
+    assert(built, messages and messages[1])
+    local list = {}
+    for i, warning in ipairs(advice.of(built, {
+        cwd = '/srv', environ = { PATH = '/bin:/usr/bin' }, status = STATUS,
+        stat = function(path) return files[path] and {} or nil end,
+        access = function(path) return files[path] or nil, path .. ': permission denied' end,
+    })) do
+        list[i] = (warning.option or '-') .. ': ' .. warning.text
+    end
+    return table.concat(list, '\n')
+end
+
+describe('advice on a plan', function()
+    it('is silent where there is nothing to say', function()
+        assert.equal('', said { worker = 'app.js' })
+        assert.equal('', said { worker = { 'sleep', '1' }, listen = ':8000' })
+    end)
+
+    it('misses a worker, its interpreter, a program', function()
+        assert.equal('worker: /srv/nothere.js: no such file', said { worker = 'nothere.js' })
+        assert.matches('beforeFork, which was not run, may choose another directory',
+            said { worker = 'nothere.js', beforeFork = function() end })
+        assert.equal('interpreter: node: not found in PATH (/bin:/usr/bin)',
+            said({ worker = 'app.js' }, { ['/srv/app.js'] = true }))
+        assert.matches('^worker: gunicorn: not found in PATH', said { worker = { 'gunicorn' }, listen = ':8000' })
+        assert.matches("a command with arguments is a list: { 'sleep', '1000' }",
+            said { worker = 'sleep 1000', listen = ':8000' })
+        assert.matches("the file beside the script is './app.rb'",
+            said({ worker = 'app.rb', listen = ':8000' }, { ['/srv/app.rb'] = true }))
+    end)
+
+    it('knows what a preset needs, and times that cut each other short', function()
+        local preset = { preset = 'gunicorn', argv = { 'sleep' }, sockets = 'listen_fds', ready = { alive = 1 } }
+        assert.matches('listen: gunicorn binds its address itself', said { worker = preset })
+        assert.equal('killTimeout: 60 s is not less than stopTimeout (30 s): a worker gets SIGTERM as soon as it is '
+            .. 'asked to leave', said { worker = 'app.js', killTimeout = 60 })
+    end)
+
+    it('knows CPUs, files, readiness and hooks', function()
+        assert.equal('cpus: none of them is usable here: there are 0-1; no worker can start',
+            said { worker = 'app.js', cpus = '9' })
+        assert.equal('cpus: 2 and 7 more cannot be used here: there are 0-1', said { worker = 'app.js', cpus = '0-9' })
+        assert.equal('workerOutput: /nonexist: permission denied; no worker can start',
+            said { worker = 'app.js', workerOutput = '/nonexist/x.log' })
+        assert.matches('ready: a worker is taken for ready when it has lived', said { worker = { 'sleep', '1' } })
+        assert.equal('-: the hooks were not run: beforeFork, onReady',
+            said { worker = 'app.js', beforeFork = function() end, onReady = function() end })
+    end)
+end)
