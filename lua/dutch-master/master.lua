@@ -118,6 +118,9 @@ function Master:bind()
         rescue = function(fd, done, worker_id, request)
             return self.cluster:rescue(fd, done, worker_id, request and request.name)
         end,
+        idle = function(worker_id)
+            return self.cluster:is_asleep(worker_id)
+        end,
     }
     self.launcher:use_sockets(self.sockets)
     local ok, message, errno = self.sockets:open(plan.listen)

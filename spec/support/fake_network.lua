@@ -63,6 +63,16 @@ local function new_listener(network, address, options)
     function listener.lanes()
         return listener.all
     end
+    function listener.queued()
+        local queued
+        for _, lane in ipairs(listener.all) do
+            if #lane.waiting > 0 then
+                queued = queued or {}
+                queued[lane] = #lane.waiting
+            end
+        end
+        return queued
+    end
     function listener.steer(_, list, steering)
         listener.steered, listener.sticky = list, steering and steering.sticky
         listener.probes = steering and steering.probes or {}

@@ -138,6 +138,13 @@ function Cluster:find(id)
 end
 
 --- Whether one worker's server `name` can be handed a waiting connection.
+function Cluster:is_asleep(id)
+    local worker = self.workers[id]
+    if worker and worker.pid then
+        return self.platform.idle(worker.pid)
+    end
+end
+
 function Cluster:takes(id, name)
     local worker = self.workers[id]
     return worker ~= nil and worker:takes(name)

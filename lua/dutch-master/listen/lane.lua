@@ -3,7 +3,12 @@
 -- of a shared socket, everybody.
 --
 -- Its state follows from its users': live (one of them takes connections), else starting (one is not ready yet), else
--- leaving (all are asked to go), else free. A live lane can be `stalled`: connections wait and nobody takes them.
+-- leaving (all are asked to go), else free.
+--
+-- A live lane can be busy: connections wait and it did not move between two looks, some milliseconds apart. That is
+-- everyday business: it is steered around for a moment, and what waits is rescued. It is stalled when it has not moved
+-- for stallTimeout: its worker is sick. That a lane is empty because it was rescued is no movement: `since` stays until
+-- its worker is seen to take one, or to sleep in its event loop.
 
 local Lane = {}
 Lane.__index = Lane
@@ -13,6 +18,8 @@ Lane.__index = Lane
 local QUARANTINE_MS = 5000
 -- A stalled lane that was emptied by rescue shows no movement: it is tried again after this, doubling.
 local FIRST_PROBATION_MS, LAST_PROBATION_MS = 1000, 30000
+-- A busy lane is steered around so long: most requests are shorter, and its share of what comes meanwhile is small.
+local BUSY_MS = 20
 -- Who has just had no room for a connection is given none for so long.
 local FULL_MS = 100
 
@@ -25,7 +32,8 @@ function Lane.new(options)
     end
     self.users = {} -- worker id -> { state, weight, request = what it asked for }
     self.state, self.weight, self.depth = 'free', 1, 0
-    self.accepted = 0 -- connections that were taken out by us
+    self.accepted, self.accepted_before = 0, 0 -- connections that were taken out by us, ever and at the last tick
+    self.seen = 0 -- connections that waited at the last glance, less those taken out since
     self.disturbed = 0 -- how often the kernel's order was not the one in force
     self.quiet = true -- the next repair is no news
     self.steered = false
@@ -56,7 +64,7 @@ end
 -- @param request what the worker asked for over its channel, nil if it has none
 function Lane:add(worker_id, request)
     if self.state == 'free' then
-        self.stalled, self.since, self.probation = nil, nil, nil
+        self.stalled, self.since, self.probation, self.busy_until, self.deaf = nil, nil, nil, nil, nil
     end
     self.quiet = true -- its first listen() may change the backlog, as any server's
     self.users[worker_id] = { state = 'starting', weight = 1, request = request }
@@ -131,6 +139,25 @@ function Lane:weigh(worker_id, weight)
     return self.weight ~= before
 end
 
+--- The worker says how many connections it holds, and how much of its time it works (thousandths).
+function Lane:load(worker_id, held, busy)
+    local user = self.users[worker_id]
+    user.held, user.busy = held, busy
+end
+
+--- What its users said: connections held by each, on average, and how busy they are. nil: nothing is known.
+function Lane:held()
+    local held, busy, count = 0, 0, 0
+    for _, user in pairs(self.users) do
+        if user.state == 'live' and user.held then
+            held, busy, count = held + user.held, busy + (user.busy or 0), count + 1
+        end
+    end
+    if count > 0 then
+        return held / count, busy / count
+    end
+end
+
 --- A worker had no room for a connection.
 function Lane:full(worker_id)
     self.users[worker_id].full_until = self.platform.now() + FULL_MS
@@ -163,12 +190,34 @@ end
 --- Takes out a connection that waits.
 function Lane:accept()
     local fd = self.socket:accept()
-    self.accepted = self.accepted + (fd and 1 or 0)
+    if fd then
+        self.accepted, self.seen = self.accepted + 1, math.max(self.seen - 1, 0)
+    end
     return fd
 end
 
 local function culprit(self)
     return { workerId = self:worker(), generation = self.group, address = self.address }
+end
+
+--- Looks at it in passing, every few milliseconds while connections wait somewhere.
+-- @param depth connections that wait in it
+-- @param idle as for `watch`
+-- @return whether it has become busy, or is not any more
+function Lane:glance(now, depth, idle)
+    local before, was_busy = self.seen, self.busy_until ~= nil
+    self.seen = depth
+    if depth > 0 and before > 0 and depth >= before then
+        self.since = self.since or now
+        self.deaf = self.deaf or not was_busy and idle() == true
+        self.busy_until = now + BUSY_MS
+    else
+        if depth < before then -- its worker took some
+            self.since, self.deaf = nil, nil
+        end
+        self.busy_until = self.busy_until and now < self.busy_until and self.busy_until or nil
+    end
+    return was_busy ~= (self.busy_until ~= nil)
 end
 
 local function resume(self)
@@ -179,17 +228,18 @@ end
 
 local function stall(self, now)
     self.stalled = true
-    self.probation = math.min((self.probation or FIRST_PROBATION_MS / 2) * 2, LAST_PROBATION_MS)
+    local first = math.min(FIRST_PROBATION_MS, self.stall_timeout_ms)
+    self.probation = math.min((self.probation or first / 2) * 2, LAST_PROBATION_MS)
     self.retry_at = now + self.probation
     local fields = culprit(self)
     fields.waiting = self.depth
     self.log:warn(fields, 'Worker stalled')
 end
 
-local function watch_stalled(self, now, moves, rescue)
+local function watch_stalled(self, now, moves, rescue, asleep)
     local emptied = rescue:empty(self) > 0
     self:measure()
-    if moves and not emptied and not self.emptied then
+    if moves and not emptied and (asleep or not self.emptied) then
         self.probation = nil
         return resume(self)
     elseif self.depth == 0 and now >= self.retry_at then
@@ -199,28 +249,47 @@ local function watch_stalled(self, now, moves, rescue)
     return false
 end
 
---- Looks at a live lane: does it move? Movement is a queue that got shorter, or is empty. One that grows may well be
+-- Whether its worker is known to be well. An empty lane that nobody rescued says so, unless it is under suspicion: then
+-- its worker must have been seen to sleep in its event loop, and never while connections waited; where that cannot be
+-- seen (asleep is nil), it is enough that it is in rotation again.
+local function is_well(self, taken, asleep)
+    if self.depth > 0 or taken > 0 or self.deaf then
+        return false
+    end
+    return not self.since or asleep == true or asleep == nil and not self.busy_until
+end
+
+--- Looks at a live lane: does it move? Movement is a queue that got shorter, but not by us. One that grows may well be
 -- nobody's.
 -- @param others whether there are lanes that can take its share
+-- @param idle function() -> whether its worker sleeps in its event loop, nil if that cannot be seen
 -- @return whether the steering must change
-function Lane:watch(now, others, rescue)
-    local before = self.depth
+function Lane:watch(now, others, rescue, idle)
+    local before, taken = self.depth, self.accepted - self.accepted_before
     self:measure()
-    local moves = self.depth == 0 or self.depth < before
+    local asleep
+    if self.since or self.stalled then
+        asleep = idle()
+    end
+    local moves = self.depth + taken < before or is_well(self, taken, asleep)
     if self.stalled then
-        return watch_stalled(self, now, moves, rescue)
-    elseif moves then
+        local changed = watch_stalled(self, now, moves, rescue, asleep)
+        self.accepted_before = self.accepted
+        return changed
+    end
+    self.accepted_before = self.accepted
+    if moves then
         self.since = nil
         return false
     end
     self.since = self.since or now
     -- Ticks come late, never early: a little less than the whole is the whole.
-    if now - self.since < self.stall_timeout_ms * 0.95 or not others then
+    if now - self.since < self.stall_timeout_ms * 0.95 or not others or self.depth + taken == 0 then
         return false
     end
     local heirs = rescue:possible(self)
     -- A queue can move and be as long as before. Where its head can be given away, that is asked how long it waited.
-    local young = heirs and rescue:head_ms(self) < self.stall_timeout_ms / 2
+    local young = heirs and self.depth > 0 and rescue:head_ms(self) < self.stall_timeout_ms / 2
     if young then
         self.since = nil
     else

@@ -1,5 +1,6 @@
---- pace.lua: when lanes are looked at. Often while something happens; while nothing does, not at all: the kernel wakes
--- the master at the next connection. Owns the timer and the watch, knows nothing of lanes.
+--- pace.lua: when lanes are looked at. A tick looks after everything; it comes often while something happens. A glance
+-- looks at queues alone; it comes every few milliseconds while connections wait. Between them the kernel wakes the
+-- master at the next connection; while nothing happens that is all. Owns the timer and the watch, knows no lanes.
 
 local Pace = {}
 Pace.__index = Pace
@@ -9,32 +10,75 @@ Pace.__index = Pace
 local TICK_MS = 350
 -- The same while nothing happens, where lanes cannot be watched: twice a second is what the master may wake then.
 local IDLE_TICK_MS = 500
--- After so many ticks at which nothing waited anywhere, lanes are not looked at any more but watched: the kernel wakes
--- the master at the next connection (from then on ticks count again), or when a worker shuts a lane down.
+-- After so many ticks at which nothing waited anywhere, there are none any more: the kernel wakes the master at the
+-- next connection (from then on ticks count again), or when a worker shuts a lane down.
 local QUIET_TICKS = 4
+-- Between two glances: what waits behind a busy worker waits once or twice as long. And so many find nothing before the
+-- queues are watched instead, which costs two system calls for each lane.
+local GLANCE_MS, EMPTY_GLANCES = 3, 5
 
 --- @param options {platform, busy_ms = between two ticks while connections wait,
 --   tick = function() -> 'busy' (connections wait), 'unsettled' (there is something to come back to), 'quiet',
 --          or nil: there is nobody to look after,
---   watched = function() -> descriptors to watch, how long at most in ms; or nil: it is no time for rest}
+--   glance = function() -> whether connections wait, near = function() -> descriptors to watch for that,
+--   watched = function() -> all descriptors to watch, how long at most in ms; or nil: it is no time for rest}
 function Pace.new(options)
     local self = setmetatable({
         platform = options.platform, busy_ms = options.busy_ms, on_tick = options.tick, watched = options.watched,
+        on_glance = options.glance, near = options.near,
         ticking = false, resting = false, quiet_ticks = 0,
+        tick_at = 0, -- when the next tick is due
+        glanced_at = -GLANCE_MS,
+        glances = 0, -- to come before the queues are watched
     }, Pace)
     self.timer = self.platform.timer(function()
-        self:tick()
+        self:wake()
     end)
     return self
 end
 
---- Something happens: back to ticks.
+local function stop_watch(self)
+    if self.watching then
+        self.watching = false
+        self.watch:stop()
+    end
+end
+
+-- @return whether they are watched
+local function watch(self, fds)
+    self.watch = self.watch or self.platform.watch(function()
+        self.watching = false
+        self.glances = EMPTY_GLANCES
+        if self.resting then
+            self.quiet_ticks = 0
+            return self:tick() -- it may have been something else
+        end
+        self:wake()
+    end)
+    self.watching = self.watch ~= nil and #fds > 0 and self.watch:start(fds) ~= nil
+    return self.watching
+end
+
+-- The timer runs until the next glance, if there are some to come, else until the next tick.
+local function go_on(self)
+    local left = math.max(self.tick_at - self.platform.now(), 0)
+    if self.glances == 0 and not self.watching then
+        watch(self, self.near())
+    end
+    self.timer:start(self.glances > 0 and math.min(GLANCE_MS, left) or left)
+end
+
+--- Something happens: back to ticks. Lanes may come or go now.
 function Pace:stir()
     self.quiet_ticks = 0
+    stop_watch(self)
     if self.resting then
         self.resting = false
-        self.watch:stop()
-        self.timer:start(TICK_MS)
+        self.tick_at = self.platform.now() + TICK_MS
+    end
+    if self.ticking then
+        self.glances = math.max(self.glances, 1)
+        self.timer:start(math.min(GLANCE_MS, math.max(self.tick_at - self.platform.now(), 0)))
     end
 end
 
@@ -42,29 +86,40 @@ end
 function Pace:start()
     if not self.ticking then
         self.ticking = true
-        self.timer:start(TICK_MS)
+        self.tick_at = self.platform.now() + TICK_MS
+        go_on(self)
     end
 end
 
--- Sleeps until the kernel reports something. @return how long at most, or nil: that cannot be had
+-- Two looks are so far apart that something can have happened between them.
+local function glance(self)
+    local now = self.platform.now()
+    if now - self.glanced_at >= GLANCE_MS - 1 then
+        self.glanced_at = now
+        self.glances = self.on_glance() and EMPTY_GLANCES or math.max(self.glances - 1, 0)
+    end
+end
+
+--- The timer, or the kernel's word.
+function Pace:wake()
+    if self.platform.now() >= self.tick_at then
+        return self:tick()
+    end
+    glance(self)
+    go_on(self)
+end
+
+-- All is quiet: no ticks until the kernel reports something. @return how long at most, or nil
 local function rest(self)
     local fds, longest = self.watched()
-    if not fds then
-        return nil
-    end
-    self.watch = self.watch or self.platform.watch(function()
-        self:stir()
-        self:tick()
-    end)
-    self.resting = self.watch ~= nil and self.watch:start(fds) ~= nil
+    self.resting = fds ~= nil and watch(self, fds)
     return self.resting and longest or nil
 end
 
 function Pace:tick()
-    if self.resting then -- lanes may close at a tick, which must not be watched then
-        self.resting = false
-        self.watch:stop()
-    end
+    stop_watch(self) -- lanes may close at a tick, which must not be watched then
+    self.resting = false
+    glance(self)
     local state = self.on_tick()
     self.ticking = state ~= nil
     self.quiet_ticks = state == 'quiet' and self.quiet_ticks + 1 or 0
@@ -72,10 +127,18 @@ function Pace:tick()
         return
     end
     local quiet = self.quiet_ticks >= QUIET_TICKS
-    self.timer:start(quiet and rest(self) or state == 'busy' and self.busy_ms or quiet and IDLE_TICK_MS or TICK_MS)
+    local longest = quiet and rest(self)
+    if longest then
+        self.tick_at = self.platform.now() + longest
+        return self.timer:start(longest)
+    end
+    self.tick_at = self.platform.now() + (state == 'busy' and self.busy_ms or quiet and IDLE_TICK_MS or TICK_MS)
+    self.glances = state == 'busy' and EMPTY_GLANCES or self.glances
+    go_on(self)
 end
 
 function Pace:close()
+    stop_watch(self)
     if self.watch then
         self.watch:close()
         self.watch = nil

@@ -16,7 +16,9 @@ function Rescue.new(options)
         platform = options.platform, log = options.log, address = options.address, give_to = options.give,
         heirs = options.heirs,
         turn = 0, -- whose turn it is
+        total = 0, -- connections that were taken by others, ever
         in_flight = 0,
+        unanswered = {}, -- worker id -> those given to it that it has not taken yet
         homeless = {},
     }, Rescue)
 end
@@ -26,11 +28,19 @@ function Rescue:possible(lane)
     return self.give_to ~= nil and #self.heirs(lane) > 0
 end
 
--- Gives a connection to one live worker after the other until one takes it. The worker may still refuse it later (its
--- server has just closed), then it goes to the next. Nobody at all: it waits, for it cannot be put back.
-local function give(self, fd, except, tries)
+local give
+
+-- @return whether it was given the connection
+local function give_to(self, fd, heir, tries)
+    local worker = heir.worker
+    local function count(by)
+        self.in_flight = self.in_flight + by
+        local unanswered = (self.unanswered[worker] or 0) + by
+        self.unanswered[worker] = unanswered > 0 and unanswered or nil
+    end
     local function done(accepted, ended)
-        self.in_flight = self.in_flight - 1
+        count(-1)
+        self.total = self.total + (accepted and 1 or 0)
         local refused = not accepted and not ended and tries >= MAX_TRIES
         if refused then
             self.log:warn({ address = self.address, tries = tries }, 'Waiting connection closed, no worker takes it')
@@ -41,18 +51,26 @@ local function give(self, fd, except, tries)
             give(self, fd, nil, ended and tries or tries + 1)
         end
     end
+    count(1)
+    if self.give_to(fd, done, worker, heir.request) then
+        return true
+    end
+    count(-1)
+    return false
+end
+
+-- Gives a connection to one live worker after the other until one takes it. The worker may still refuse it later (its
+-- server has just closed), then it goes to the next. Nobody at all: it waits, for it cannot be put back.
+function give(self, fd, except, tries)
     for _ = 1, #self.heirs(except) do
         local heirs = self.heirs(except) -- whoever was asked may be gone by now
         if #heirs == 0 then
             break
         end
         self.turn = self.turn % #heirs + 1 -- in turn, so that they are spread
-        local heir = heirs[self.turn]
-        self.in_flight = self.in_flight + 1
-        if self.give_to(fd, done, heir.worker, heir.request) then
+        if give_to(self, fd, heirs[self.turn], tries) then
             return true
         end
-        self.in_flight = self.in_flight - 1
     end
     self.homeless[#self.homeless + 1] = fd
     return false
@@ -99,6 +117,27 @@ function Rescue:empty(lane)
             'Waiting connections handed to other workers')
     end
     return count
+end
+
+--- Gives a connection each of those that wait in a lane to workers that have nothing else to do.
+-- @param idle list of { worker, request }
+function Rescue:relieve(lane, idle)
+    for _, heir in ipairs(idle) do
+        if self.in_flight >= MAX_IN_FLIGHT then
+            break
+        end
+        local fd = not self.unanswered[heir.worker] and lane:accept()
+        if fd == nil then
+            break
+        elseif fd and not give_to(self, fd, heir, 1) then
+            give(self, fd, lane, 1)
+        end
+    end
+end
+
+--- Whether a worker has been given something that it has not taken yet.
+function Rescue:awaits(worker_id)
+    return self.unanswered[worker_id] ~= nil
 end
 
 --- Gives away the oldest connection of a lane; if that had waited long, the rest too.

@@ -18,12 +18,13 @@ Rotation.MAX_WORKERS = 512
 --- @param options {platform, log, key, name, number, address (platform.address's table), balance, backlog, mode,
 --   as (whose rights it is bound with, see platform.listen), owner (whom a unix path belongs to),
 --   fd (inherited), may_block (workers choose how they accept), stall_timeout_ms, want,
---   give = sockets.lua's rescue, takes, or nil}
+--   give = sockets.lua's rescue, takes, idle, or nil}
 function Rotation.new(options)
     local self = setmetatable({}, Rotation)
     for key, value in pairs(options) do
         self[key] = value
     end
+    self.glances, self.times_busy = 0, 0
     self.lanes = {}
     self.users = {} -- worker id -> its lane
     self.guests = {} -- the same for those that use a lane of others: of a shared socket, or where lanes ran out
@@ -116,7 +117,8 @@ function Rotation:open()
         assert(new_lane(self))
     else
         self.steering = Steering.new {
-            log = self.log, listener = listener, address = self.address.text, lanes = self.lanes,
+            platform = self.platform, log = self.log, listener = listener, address = self.address.text,
+            lanes = self.lanes,
             balance = self.balance, want = self.want,
         }
     end
@@ -252,6 +254,15 @@ function Rotation:returned(worker_id, fd)
     self.rescue:adopt(fd, lane)
 end
 
+--- The worker says how many connections it holds, and how much of its time it works.
+function Rotation:load(worker_id, held, busy)
+    local lane = self.users[worker_id]
+    if lane then
+        lane:load(worker_id, held, busy)
+        self.steering:rebalance()
+    end
+end
+
 --- Whether others serve the worker's lane as well.
 function Rotation:served_by_others(worker_id)
     local lane = self.users[worker_id]
@@ -355,6 +366,83 @@ local function repair(self, now)
     end
 end
 
+-- Whether a lane's worker sleeps in its event loop; nil if that cannot be seen, or it is not one worker.
+local function is_asleep(self, lane)
+    local worker = lane:worker()
+    if worker and self.idle then
+        return self.idle(worker)
+    end
+end
+
+-- Workers that have nothing to do, as far as is known: nothing waits for them, they have taken all they were given, and
+-- they are not seen to be at work. Those of whom that is known for certain first.
+local function idle_heirs(self, except)
+    local certain, perhaps = {}, {}
+    for _, lane in ipairs(self.lanes) do
+        local worker = lane:worker()
+        if worker and lane.state == 'live' and not lane.stalled and not lane.busy_until and lane.seen == 0
+            and lane ~= except and not self.rescue:awaits(worker) then
+            local asleep = is_asleep(self, lane)
+            if asleep ~= false then
+                lane:takers(asleep and certain or perhaps)
+            end
+        end
+    end
+    for _, heir in ipairs(perhaps) do
+        certain[#certain + 1] = heir
+    end
+    local list = {}
+    for i = 1, #certain do -- not always the same ones first
+        local heir = certain[(i + self.glances) % #certain + 1]
+        if not self.takes or self.takes(heir.worker, heir.request) then
+            list[#list + 1] = heir
+        end
+    end
+    return list
+end
+
+local function glance_at(self, lane, now, depth)
+    if lane.state ~= 'live' and lane.state ~= 'leaving' then
+        return false
+    end
+    local busy_before = lane.busy_until
+    local changed = lane:glance(now, depth, function()
+        return is_asleep(self, lane)
+    end)
+    if lane.busy_until and not busy_before then
+        self.times_busy = self.times_busy + 1
+    end
+    if lane.busy_until and depth > 0 and self.give and not self.steering:is_probed(lane) then
+        self.rescue:relieve(lane, idle_heirs(self, lane))
+    end
+    return changed and lane.state == 'live'
+end
+
+--- Looks at what waits, in passing: every few milliseconds while something does. Busy lanes are steered around, and
+-- what waits there goes to workers that are idle.
+-- @return whether connections wait
+function Rotation:glance(now)
+    if not self:is_quick() then
+        return false
+    end
+    local queued, changed = self.listener:queued(), false
+    self.glances = self.glances + 1
+    for _, lane in ipairs(self.lanes) do
+        changed = glance_at(self, lane, now, queued and queued[lane.socket] or 0) or changed
+    end
+    if changed then
+        self.steering:apply()
+    else
+        self.steering:settle()
+    end
+    return queued ~= nil
+end
+
+--- Whether its lanes are looked at in passing: where each worker has one, and any may take what another's has.
+function Rotation:is_quick()
+    return self.steering ~= nil and self.steering.force == 'steered'
+end
+
 local function can_take(self, except)
     for _, lane in ipairs(self.lanes) do
         if lane.state == 'live' and not lane.stalled and lane ~= except then
@@ -367,7 +455,10 @@ end
 -- @return 'busy', 'unsettled' or nil, as tick
 local function look(self, lane, now)
     if lane.state == 'live' then
-        if lane:watch(now, can_take(self, lane), self.rescue) then
+        local function asleep()
+            return is_asleep(self, lane)
+        end
+        if lane:watch(now, can_take(self, lane), self.rescue, asleep) then
             self.steering:apply()
             if lane.stalled then
                 self.rescue:empty(lane)
@@ -417,6 +508,7 @@ function Rotation:tick(now)
             self.steering:apply()
             unsettled = true
         end
+        self.steering:settle()
         self.rescue:retry()
         trim(self, now)
         unsettled = unsettled or #self.lanes > wanted(self)
@@ -439,6 +531,11 @@ function Rotation:each_user(fn)
     for id, lane in pairs(self.users) do
         fn(id, lane)
     end
+end
+
+--- Connections that were rescued, and times that a lane was busy, ever.
+function Rotation:count()
+    return self.rescue.total, self.times_busy
 end
 
 --- For status.

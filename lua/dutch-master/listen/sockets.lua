@@ -21,7 +21,8 @@ local BALANCES = { steered = true, queue = true, sticky = true, shared = true }
 
 --- @param options {platform, log, balance, backlog, stall_timeout_ms, want, inherited = platform.inherited()'s list,
 --   takes = function(worker_id, request) -> whether that worker can be given connections (nil: who made a request can),
---   rescue = function(fd, done, worker_id, request) -> true if the worker was given the connection}
+--   rescue = function(fd, done, worker_id, request) -> true if the worker was given the connection,
+--   idle = function(worker_id) -> whether that worker sleeps in its event loop, nil if that cannot be seen}
 -- rescue's descriptor stays ours; done(accepted) is called later, once, if it returned true. request is what that
 -- worker gave to `query` for the listener in question, nil after `take`.
 function Sockets.new(options)
@@ -36,13 +37,19 @@ function Sockets.new(options)
         platform = options.platform, want = options.want or 1, balance = balance, inherited = options.inherited or {},
         fields = {
             platform = options.platform, log = options.log, balance = balance, stall_timeout_ms = stall_timeout_ms,
-            give = options.rescue, takes = options.takes, backlog = options.backlog or 511,
+            give = options.rescue, takes = options.takes, idle = options.idle, backlog = options.backlog or 511,
         },
     }
     self.pace = Pace.new {
         platform = options.platform, busy_ms = math.min(stall_timeout_ms / 5, BUSY_TICK_MS),
         tick = function()
             return self:tick()
+        end,
+        glance = function()
+            return self:glance()
+        end,
+        near = function()
+            return self:near()
         end,
         watched = function()
             return self:watched()
@@ -239,7 +246,10 @@ end
 function Sockets:load(id, held, busy)
     local worker = self.workers[id]
     if worker then
-        worker.held, worker.busy = held, busy
+        worker.held = held
+        for _, rotation in ipairs(self.directory:each()) do
+            rotation:load(id, held, busy)
+        end
     end
 end
 
@@ -364,6 +374,26 @@ function Sockets:tick()
     return busy and 'busy' or unsettled and 'unsettled' or 'quiet'
 end
 
+--- Looks at the queues in passing. @return whether connections wait
+function Sockets:glance()
+    local now, waiting_somewhere = self.platform.now(), false
+    for _, rotation in ipairs(self.directory:each()) do
+        waiting_somewhere = rotation:glance(now) or waiting_somewhere
+    end
+    return waiting_somewhere
+end
+
+--- What to watch between two ticks: the queues that are looked at in passing. @return descriptors
+function Sockets:near()
+    local fds = {}
+    for _, rotation in ipairs(self.directory:each()) do
+        if rotation:is_quick() then
+            rotation:watched(fds)
+        end
+    end
+    return fds
+end
+
 --- What to watch while nothing happens. @return descriptors, how long at most; or nil unless all workers serve
 function Sockets:watched()
     for _, worker in pairs(self.workers) do
@@ -395,6 +425,16 @@ function Sockets:snapshot()
         end)
     end
     return snapshot
+end
+
+--- Numbers that only grow: connections that were rescued, times that a lane was busy.
+function Sockets:count()
+    local all_rescued, all_busy = 0, 0
+    for _, rotation in ipairs(self.directory:each()) do
+        local rescued, busy = rotation:count()
+        all_rescued, all_busy = all_rescued + rescued, all_busy + busy
+    end
+    return { rescued = all_rescued, busy = all_busy }
 end
 
 --- Closes everything; for the end.

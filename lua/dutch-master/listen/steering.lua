@@ -9,12 +9,16 @@ Steering.__index = Steering
 
 -- DM_STEERING_PROBES: so many rules the kernel program has room for.
 local MAX_PROBES = 64
+local REBALANCE_MS = 10
+-- Thousandths of its time that a worker works: from here on its connections are taken for short ones.
+local MUCH_WORK = 200
 
 --- @param options {platform, log, listener = the core's, address = text, balance, want = the number of workers,
 --   lanes = the rotation's list, read here at every call}
 function Steering.new(options)
     return setmetatable({
-        log = options.log, listener = options.listener, address = options.address, lanes = options.lanes,
+        platform = options.platform, log = options.log, listener = options.listener, address = options.address,
+        lanes = options.lanes,
         force = options.balance, -- what is in force: steered, sticky, queue, or hash where the kernel refused
         balance = options.balance,
         buckets = options.balance == 'sticky' and Buckets.new(options.want) or nil,
@@ -22,21 +26,30 @@ function Steering.new(options)
     }, Steering)
 end
 
-local function lanes_in(lanes, state)
-    local list = {}
+-- What a lane is to those who come: the better word first, see candidates.
+local TESTS = {
+    idle = function(lane)
+        return lane.state == 'live' and not lane.stalled and not lane.busy_until
+    end,
+    moving = function(lane)
+        return lane.state == 'live' and not lane.stalled
+    end,
+}
+
+local function lanes_in(lanes, word)
+    local list, test = {}, TESTS[word]
     for _, lane in ipairs(lanes) do
-        if lane.weight > 0 and (lane.state == state or state == 'moving' and lane.state == 'live' and not lane.stalled)
-        then
+        if lane.weight > 0 and (test and test(lane) or lane.state == word) then
             list[#list + 1] = lane
         end
     end
     return list
 end
 
--- If nobody is live, connections wait where somebody will be first: at a worker that is stalled, starting, going, or in
--- a lane that the next worker takes over.
+-- If all are busy, each gets its share. If nobody is live, connections wait where somebody will be first: at a worker
+-- that is stalled, starting, going, or in a lane that the next worker takes over.
 local function candidates(lanes)
-    for _, state in ipairs { 'moving', 'live', 'starting', 'leaving', 'free' } do
+    for _, state in ipairs { 'idle', 'moving', 'live', 'starting', 'leaving', 'free' } do
         local list = lanes_in(lanes, state)
         if #list > 0 then
             return list
@@ -61,6 +74,28 @@ local function sticky_map(self, list)
     return map
 end
 
+-- Long-lived connections are to be spread evenly: who holds more than the others gets fewer of the new ones. Of workers
+-- that work much of their time, what they hold comes and goes while they tell it: there it says little.
+local function shares(list)
+    local least, sum, work, known = math.huge, 0, 0, 0
+    local held = {}
+    for i, lane in ipairs(list) do
+        local count, busy = lane:held()
+        if count then
+            held[i] = count
+            least, sum, work, known = math.min(least, count), sum + count, work + busy, known + 1
+        end
+    end
+    local result = {}
+    for i in ipairs(list) do
+        local more = held[i] and held[i] - least or 0
+        local strength = known > 0 and work / known < MUCH_WORK and 3 or 1
+        local scale = strength == 1 and math.max(sum / math.max(known, 1), 1) or 1
+        result[i] = known > 1 and (1 + more / scale) ^ -strength or 1
+    end
+    return result
+end
+
 local function probe_rules(self)
     local list = {}
     for _, probe in pairs(self.probes) do
@@ -73,10 +108,12 @@ end
 function Steering:apply()
     local list = candidates(self.lanes)
     local chosen, entries, options = {}, {}, { probes = probe_rules(self) }
+    local share = shares(list)
     for i, lane in ipairs(list) do
         chosen[lane] = true
-        entries[i] = { lane = lane.socket, weight = lane.weight > 0 and lane.weight or 1 }
+        entries[i] = { lane = lane.socket, weight = (lane.weight > 0 and lane.weight or 1) * share[i] }
     end
+    self.applied_at = self.platform.now()
     for _, lane in ipairs(self.lanes) do
         lane:steer(chosen[lane] or false)
     end
@@ -88,6 +125,20 @@ function Steering:apply()
     if force ~= self.force then
         self.force = force
         self.log:warn({ address = self.address, balance = force, reason = why }, 'Balancing changed')
+    end
+end
+
+--- Some worker holds more or fewer connections than it did. Not done at each word: a program costs some microseconds.
+function Steering:rebalance()
+    self.unbalanced = true
+    self:settle()
+end
+
+--- What was left to do.
+function Steering:settle()
+    if self.unbalanced and self.platform.now() - (self.applied_at or 0) >= REBALANCE_MS then
+        self.unbalanced = false
+        self:apply()
     end
 end
 
@@ -135,6 +186,16 @@ function Steering:probe(worker_id, lane, port)
         return nil, 'steering is refused', 'EPERM'
     end
     return true
+end
+
+--- Whether a probe may wait in a lane: nobody else must answer it.
+function Steering:is_probed(lane)
+    for _, probe in pairs(self.probes) do
+        if probe.lane == lane then
+            return true
+        end
+    end
+    return false
 end
 
 --- It is over; its connection is closed by now.

@@ -45,7 +45,7 @@ describe('a lane', function()
         local changed = false
         for _ = 1, ms / 50 do
             platform:advance(50)
-            changed = lane:watch(platform.now(), others ~= false, rescue) or changed
+            changed = lane:watch(platform.now(), others ~= false, rescue, function() end) or changed
         end
         return changed
     end
@@ -138,6 +138,74 @@ describe('a lane', function()
         assert.is_true(first >= 950 and first <= 1050, tostring(first))
         local second = stalls_for()
         assert.is_true(second >= 1950 and second <= 2050, tostring(second))
+    end)
+
+    it('is busy when nothing moved between two looks, for a moment, and says when that changes', function()
+        lane:add(1)
+        lane:join(1)
+        local asleep = false
+        local function glance(depth)
+            platform:advance(3)
+            local changed = lane:glance(platform.now(), depth, function()
+                return asleep
+            end)
+            return changed, lane.busy_until ~= nil
+        end
+        assert.same({ false, false }, { glance(1) })
+        assert.same({ true, true }, { glance(1) })
+        assert.same({ false, true }, { glance(2) })
+        assert.truthy(lane.since)
+        assert.same({ false, true }, { glance(1) })
+        assert.is_nil(lane.since) -- its worker took one
+        for _ = 1, 5 do
+            assert.same({ false, true }, { glance(0) })
+        end
+        assert.same({ true, false }, { glance(0) })
+        -- What was rescued is no movement.
+        socket.waiting = { 1 }
+        glance(1)
+        glance(1)
+        lane:accept()
+        glance(0)
+        assert.truthy(lane.since)
+        assert.is_falsy(lane.deaf)
+        -- A worker that sleeps while somebody waits does not hear.
+        platform:advance(50)
+        glance(0)
+        asleep = true
+        glance(1)
+        glance(1)
+        assert.is_true(lane.deaf)
+    end)
+
+    it('is under suspicion until its worker is seen to be well, however often it is emptied', function()
+        lane:add(1)
+        lane:join(1)
+        local asleep = false
+        rescue.heirs = true
+        local function busy_for(ms)
+            for _ = 1, ms / 50 do
+                client()
+                lane:glance(platform.now(), lane:waiting(), function() end)
+                platform:advance(3)
+                lane:glance(platform.now(), lane:waiting(), function() end)
+                lane:accept()
+                platform:advance(47)
+                lane:watch(platform.now(), true, rescue, function()
+                    return asleep
+                end)
+            end
+        end
+        busy_for(800)
+        platform:advance(50)
+        asleep = true
+        lane:watch(platform.now(), true, rescue, function()
+            return asleep
+        end)
+        assert.is_nil(lane.since)
+        asleep = false
+        busy_for(1100)
+        assert.is_true(lane.stalled)
     end)
 
     it('is a new one for its next user', function()

@@ -98,6 +98,132 @@ describe('a rotation', function()
         assert.is_false(rotation:is_used())
     end)
 
+    describe('with a busy lane', function()
+        local given, idle, listener
+
+        before_each(function()
+            given, idle = {}, {}
+            new { want = 3, idle = function(id)
+                return idle[id]
+            end, give = function(fd, done, worker)
+                given[#given + 1] = { fd = fd, worker = worker, done = done }
+                return true
+            end }
+            for id = 1, 3 do
+                rotation:assign(id, { name = ':80' })
+                rotation:join(id)
+            end
+            listener = network.open[':80']
+        end)
+
+        after_each(function()
+            for _, lane in ipairs(listener.all) do
+                lane.waiting = {}
+            end
+        end)
+
+        local function glance()
+            platform:advance(3)
+            return rotation:glance(platform.now())
+        end
+
+        local function wait_in(index, count)
+            for i = 1, count do
+                network.live_fds[1000 * index + i] = true
+                listener.all[index].waiting[i] = 1000 * index + i
+            end
+        end
+
+        it('steers around it, back after a moment, and gives what waits to idle workers, one each', function()
+            wait_in(1, 3)
+            assert.is_true(glance())
+            assert.same({ 1, 2, 3 }, steered())
+            glance()
+            assert.same({ 2, 3 }, steered())
+            assert.equal(2, #given)
+            assert.not_equal(given[1].worker, given[2].worker)
+            glance()
+            assert.equal(2, #given) -- nobody gets a second one before it has taken the first
+            given[1].done(true)
+            glance()
+            assert.same({ 3, given[1].worker }, { #given, given[3].worker })
+            assert.same({ 1, 1 }, { rotation:count() })
+            for _ = 1, 8 do
+                glance()
+            end
+            assert.same({ 1, 2, 3 }, steered())
+            assert.is_false(glance())
+        end)
+
+        it('gives nothing to who is seen at work, or has a queue of its own', function()
+            idle[2] = false
+            wait_in(1, 1)
+            wait_in(3, 1)
+            glance()
+            glance()
+            glance()
+            assert.same({}, given)
+            idle[2] = true
+            glance()
+            assert.equal(2, given[1].worker)
+        end)
+
+        it('steers to all when all are busy', function()
+            for i = 1, 3 do
+                wait_in(i, 2)
+            end
+            glance()
+            glance()
+            assert.same({ 1, 2, 3 }, steered())
+            assert.same({}, given)
+        end)
+
+        it('leaves the lane alone in which the master asks', function()
+            wait_in(1, 1)
+            rotation:probe(1, 4000)
+            for _ = 1, 5 do
+                glance()
+            end
+            assert.same({}, given)
+        end)
+
+        it('empties the lane of who leaves', function()
+            wait_in(1, 1)
+            rotation:leave(1)
+            glance()
+            glance()
+            assert.equal(1, #given)
+        end)
+    end)
+
+    it('gives fewer to who holds more', function()
+        new { want = 3 }
+        for id = 1, 3 do
+            rotation:assign(id, { name = ':80' })
+            rotation:join(id)
+        end
+        local listener = network.open[':80']
+        local function weights()
+            local list = {}
+            for i, entry in ipairs(listener.steered) do
+                list[i] = tonumber(('%.3f'):format(entry.weight))
+            end
+            return list
+        end
+        for id, held in ipairs { 3, 4, 5 } do
+            rotation:load(id, held, 10)
+        end
+        platform:advance(10)
+        rotation:glance(platform.now())
+        assert.same({ 1, 0.125, 0.037 }, weights())
+        for id, held in ipairs { 3, 4, 5 } do
+            rotation:load(id, held, 800)
+        end
+        platform:advance(10)
+        rotation:glance(platform.now())
+        assert.same({ 1, 0.8, 0.667 }, weights()) -- at work: what they hold comes and goes
+    end)
+
     describe('of one queue for each generation', function()
         before_each(function()
             new { balance = 'queue', may_block = true, give = function()

@@ -6,7 +6,7 @@ local fake_network = require 'spec.support.fake_network'
 local A = '127.0.0.1:80'
 
 describe('sockets', function()
-    local platform, network, sockets, records, rescued, rescue
+    local platform, network, sockets, records, rescued, rescue, idle
 
     local log = setmetatable({}, {
         __index = function(_, level)
@@ -23,6 +23,9 @@ describe('sockets', function()
         options.rescue = function(...)
             return rescue(...)
         end
+        options.idle = function(id)
+            return idle[id]
+        end
         sockets = Sockets.new(options)
         return sockets
     end
@@ -30,7 +33,7 @@ describe('sockets', function()
     before_each(function()
         platform = Platform.new()
         network = fake_network.add(platform)
-        records, rescued = {}, {}
+        records, rescued, idle = {}, {}, {}
         function rescue(fd, done, worker)
             rescued[#rescued + 1] = { fd = fd, worker = worker }
             done(true)
@@ -574,9 +577,13 @@ describe('sockets', function()
             sockets:open { A }
             asking(1, 2)
             platform:advance(360)
+            idle[1] = false
             network.open[A].client() -- just after a tick
             local before = platform.now()
             assert.is_true(platform:run_until(function()
+                if #rotation() == 2 then
+                    network.open[A].client()
+                end
                 return logged 'Worker stalled' == 1
             end, 2000))
             assert.is_true(platform.now() - before <= 1350)
@@ -598,7 +605,11 @@ describe('sockets', function()
             platform:advance(1600)
             assert.same({ 2 }, rotation())
             lane.accept()
-            platform:advance(600)
+            platform:advance(100)
+            assert.equal(1, logged 'Worker takes connections again')
+            lane.accept()
+            lane.accept()
+            platform:advance(100)
             assert.same({ 1, 2 }, rotation())
             assert.same({}, rescued)
         end)
@@ -634,19 +645,21 @@ describe('sockets', function()
             new()
             sockets:open { A }
             serving(1)
-            local lane = network.open[A].client()
+            local first = network.open[A].client()
             platform:advance(5000)
             assert.same({ 1 }, rotation())
             assert.equal(0, logged 'Worker stalled')
-            lane.accept()
+            first.accept()
             platform:advance(600)
             serving(2)
             for _ = 1, 50 do
                 network.open[A].client()
                 network.open[A].client()
                 platform:advance(100)
-                while #lane.waiting > 1 do
-                    lane.accept()
+                for _, lane in ipairs(network.open[A].all) do
+                    for _ = 1, math.max(#lane.waiting - 1, 1) do
+                        lane.accept()
+                    end
                 end
                 platform:advance(100)
             end
