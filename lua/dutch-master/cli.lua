@@ -14,7 +14,7 @@ local M = {}
 --- In the order of the help text.
 M.verbs = {
     'check', 'plan', 'status', 'top', 'why', 'events', 'logs', 'list', 'metrics', 'web', 'restart', 'reload', 'scale',
-    'stop', 'completion',
+    'stop', 'init', 'completion',
 }
 
 --- What the programs of others are called with, and what is meant here.
