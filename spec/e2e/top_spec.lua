@@ -77,13 +77,13 @@ describe('top', function()
             for line in screen():gmatch '[^\n]+' do
                 lines[#lines + 1] = line
             end
-            return lines[1]:find '^dutch%-master' and lines[#lines]:find '^%[by slot%]  q quit' and #lines <= 10
+            return lines[1]:find '^steady' and lines[#lines]:find '^%[by slot%]  q quit' and #lines <= 10
         end, { what = 'a smaller screen' })
         tmux 'send-keys -t top c'
         await '%[by CPU%]  q quit'
         -- In 80 columns a release is still known by its name, and no line is longer than the screen.
         tmux 'resize-window -t top -x 80 -y 24'
-        await '\nSLOT +ID +PID +STATE +GEN +UP +CPU%% +RSS +QUEUE +RST +RELEASE\n'
+        await '\nSLOT +ID +PID +STATE +GEN +UP +CPU%% +RSS +Q +RST +RELEASE\n'
         await '…[^\n]-pec%-%w+/app\n'
         tmux 'resize-window -t top -x 200 -y 50'
         await('\nSLOT +WORKER [^\n]* RESTARTS +RELEASE\n[^\n]+  ' .. m.app:gsub('%-', '%%-') .. '\n')

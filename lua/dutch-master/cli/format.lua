@@ -65,9 +65,82 @@ function M.shorten_left(text, width, utf8)
     return room < 1 and '' or mark .. text:sub(-room)
 end
 
---- Rows as lines with aligned columns. `columns` = { {title=, right=bool, flexible=bool}, ... }; a flexible column is
--- cut from the left when a line is wider than `width`.
-function M.table(columns, rows, width, utf8)
+--- Cuts a line that may hold colours to `width` columns.
+function M.cut(line, width)
+    local out, used, i = {}, 0, 1
+    while i <= #line do
+        local color = line:match('^\27%[[%d;]*m', i)
+        if color then
+            out[#out + 1] = color
+            i = i + #color
+        else
+            local char = line:match('^[%z\1-\127\194-\244][\128-\191]*', i) or line:sub(i, i)
+            if used == width then
+                out[#out + 1] = '\27[0m'
+                break
+            end
+            out[#out + 1] = char
+            used = used + 1
+            i = i + #char
+        end
+    end
+    return table.concat(out)
+end
+
+--- Columns that a flexible column keeps.
+local FLEXIBLE_LEAST = 8
+
+-- What a line of these columns takes at least.
+local function least_width(columns, rows)
+    local total = 2 * (#columns - 1)
+    for _, column in ipairs(columns) do
+        local widest = M.width(column.title)
+        for _, row in ipairs(rows) do
+            widest = math.max(widest, M.width(row[column.index]))
+        end
+        total = total + (column.flexible and math.min(FLEXIBLE_LEAST, widest) or widest)
+    end
+    return total
+end
+
+-- First the narrow titles, then without the columns that matter least, until a line fits.
+local function fitting(columns, rows, width)
+    local kept = {}
+    for i, column in ipairs(columns) do
+        kept[i] = setmetatable({ index = i }, { __index = column })
+    end
+    if not width or least_width(kept, rows) <= width then
+        return kept
+    end
+    for _, column in ipairs(kept) do
+        column.title = column.narrow or column.title
+    end
+    while least_width(kept, rows) > width do
+        local least
+        for i, column in ipairs(kept) do
+            if column.drop and (not least or column.drop < kept[least].drop) then
+                least = i
+            end
+        end
+        if not least then
+            break
+        end
+        table.remove(kept, least)
+    end
+    return kept
+end
+
+--- Rows as lines with aligned columns. `columns` = { {title=, right=bool, flexible=bool, narrow=, drop=}, ... }. Where
+-- a line is wider than `width`, `narrow` takes the title's place, then columns go, those with the lowest `drop` first,
+-- and a flexible column is cut from the left.
+function M.table(all_columns, all_rows, width, utf8)
+    local columns, rows = fitting(all_columns, all_rows, width), {}
+    for i, row in ipairs(all_rows) do
+        rows[i] = {}
+        for j, column in ipairs(columns) do
+            rows[i][j] = row[column.index]
+        end
+    end
     local widths = {}
     for i, column in ipairs(columns) do
         widths[i] = M.width(column.title)
@@ -81,7 +154,7 @@ function M.table(columns, rows, width, utf8)
     end
     for i, column in ipairs(columns) do
         if column.flexible and width and total > width then
-            widths[i] = math.max(8, widths[i] - (total - width))
+            widths[i] = math.max(math.min(FLEXIBLE_LEAST, widths[i]), widths[i] - (total - width))
         end
     end
     local function line(row, is_title)

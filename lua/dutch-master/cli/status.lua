@@ -31,11 +31,13 @@ local COLORS = {
 }
 
 local COLUMNS = {
-    { title = 'SLOT', right = true }, { title = 'WORKER', right = true }, { title = 'PID', right = true },
-    { title = 'STATE' },
-    { title = 'GEN', right = true }, { title = 'UP', right = true }, { title = 'RESTARTS', right = true },
-    { title = 'RSS', right = true }, { title = 'CPU', right = true }, { title = 'QUEUE', right = true },
-    { title = 'STEERED' }, { title = 'RELEASE', flexible = true },
+    { title = 'SLOT', right = true, drop = 7 }, { title = 'WORKER', narrow = 'ID', right = true },
+    { title = 'PID', right = true, drop = 9 }, { title = 'STATE' },
+    { title = 'GEN', right = true, drop = 6 }, { title = 'UP', right = true, drop = 8 },
+    { title = 'RESTARTS', narrow = 'RST', right = true, drop = 3 },
+    { title = 'RSS', right = true, drop = 5 }, { title = 'CPU', right = true, drop = 2 },
+    { title = 'QUEUE', narrow = 'Q', right = true, drop = 4 }, { title = 'STEERED', narrow = 'IN', drop = 1 },
+    { title = 'RELEASE', flexible = true, drop = 10 },
 }
 
 function M.paint_state(ctx, state)
@@ -127,6 +129,9 @@ function M.render(ctx, status)
     rows[1] = ctx.paint('dim', rows[1])
     for _, row in ipairs(rows) do
         lines[#lines + 1] = row
+    end
+    for i, line in ipairs(ctx.columns() and lines or {}) do
+        lines[i] = format.cut(line, ctx.columns())
     end
     return table.concat(lines, '\n') .. '\n'
 end

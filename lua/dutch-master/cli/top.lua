@@ -14,7 +14,8 @@ local M = {
     summary = 'a live view of the workers; q quits',
     description = 'Shows the workers with their CPU and memory, and the last log records, and goes on doing so.\n'
         .. 'A master that goes away is waited for.\n'
-        .. 'Keys: q quits; s slot, c CPU, m memory, u age, w queue sort; r reverses; space is a pause.',
+        .. 'Keys: q quits; s slot, c CPU, m memory, u age, w queue sort; r reverses; space is a pause;\n'
+        .. 'j and k, arrows and page keys scroll.',
     options = {
         { long = 'interval', short = 'i', value = 'SECONDS', number = true, least = 0.1, doc = 'default 1' },
     },
@@ -52,28 +53,6 @@ function M.sparkline(values, top, width, utf8)
     return table.concat(out)
 end
 
---- Cuts a line that may hold colours to `width` columns.
-function M.cut(line, width)
-    local out, used, i = {}, 0, 1
-    while i <= #line do
-        local color = line:match('^\27%[[%d;]*m', i)
-        if color then
-            out[#out + 1] = color
-            i = i + #color
-        else
-            local char = line:match('^[%z\1-\127\194-\244][\128-\191]*', i) or line:sub(i, i)
-            if used == width then
-                out[#out + 1] = '\27[0m'
-                break
-            end
-            out[#out + 1] = char
-            used = used + 1
-            i = i + #char
-        end
-    end
-    return table.concat(out)
-end
-
 --- What is known of the workers over time: their CPU in percent of one core, from one status to the next.
 function M.observe(history, snapshot, now)
     local seen = {}
@@ -101,11 +80,12 @@ end
 local WIDE = 120
 
 local COLUMNS = {
-    { title = 'SLOT', right = true }, { title = 'WORKER', narrow = 'ID', right = true },
-    { title = 'PID', right = true }, { title = 'STATE' }, { title = 'GEN', right = true },
-    { title = 'UP', right = true }, { title = 'CPU%', right = true }, { title = '', wide = true },
-    { title = 'RSS', right = true }, { title = '', wide = true }, { title = 'QUEUE', right = true },
-    { title = 'RESTARTS', narrow = 'RST', right = true }, { title = 'RELEASE', flexible = true },
+    { title = 'SLOT', right = true, drop = 5 }, { title = 'WORKER', narrow = 'ID', right = true },
+    { title = 'PID', right = true, drop = 7 }, { title = 'STATE' }, { title = 'GEN', right = true, drop = 4 },
+    { title = 'UP', right = true, drop = 6 }, { title = 'CPU%', right = true, drop = 8 }, { title = '', wide = true },
+    { title = 'RSS', right = true, drop = 3 }, { title = '', wide = true },
+    { title = 'QUEUE', narrow = 'Q', right = true, drop = 2 },
+    { title = 'RESTARTS', narrow = 'RST', right = true, drop = 1 }, { title = 'RELEASE', flexible = true, drop = 9 },
 }
 
 --- The columns and cells that a terminal of this width shows.
@@ -121,6 +101,7 @@ local function fitting(cells, is_wide)
         if not column.wide then
             columns[#columns + 1] = {
                 title = column.narrow or column.title, right = column.right, flexible = column.flexible,
+                drop = column.drop,
             }
             for row, all in ipairs(cells) do
                 kept[row][#columns] = all[i]
@@ -199,17 +180,29 @@ function M.frame(ctx, view, columns, height)
         ctx.paint('bold', 'dutch-master ' .. format.visible(s.version)) .. '  ' .. format.visible(s.script),
         first, second, '',
     }
-    local log_lines = math.min(#view.records, math.max(3, math.floor(height / 4)))
+    -- A small screen is for the workers.
+    local log_lines = math.min(#view.records, height < 12 and 0 or math.max(3, math.floor(height / 4)))
+    if height < 12 then
+        lines = { first }
+    end
     -- Workers of a master that is away are not known: no old picture that looks like now.
     local table_lines = view.away and { '' } or rows(ctx, view, columns)
     table_lines[1] = ctx.paint('dim', table_lines[1])
-    local room = math.max(1, height - #lines - log_lines - 3)
-    for i, line in ipairs(table_lines) do
-        if i > room and #table_lines > room + 1 then
-            lines[#lines + 1] = ctx.paint('dim', ('and %d more'):format(#table_lines - i + 1))
-            break
-        end
-        lines[#lines + 1] = line
+    -- The title, as many rows as there is room for from the first one that is shown, and what is beyond them.
+    local count = #table_lines - 1
+    local room = math.max(1, height - #lines - log_lines - 2 - (height < 12 and 0 or 1))
+    if count > room then
+        room = math.max(1, room - 1)
+    end
+    view.first = math.max(1, math.min(view.first or 1, count - room + 1))
+    view.room = room
+    lines[#lines + 1] = table_lines[1]
+    for i = view.first, math.min(view.first + room - 1, count) do
+        lines[#lines + 1] = table_lines[i + 1]
+    end
+    if count > room then
+        local last = math.min(view.first + room - 1, count)
+        lines[#lines + 1] = ctx.paint('dim', ('%d to %d of %d'):format(view.first, last, count))
     end
     while #lines < height - log_lines - 1 do
         lines[#lines + 1] = ''
@@ -217,7 +210,7 @@ function M.frame(ctx, view, columns, height)
     for i = #view.records - log_lines + 1, #view.records do
         lines[#lines + 1] = events.line(ctx, view.records[i])
     end
-    local keys = 'q quit  sort: s slot c CPU m memory u age w queue  r reverse  space pause'
+    local keys = 'q quit  sort: s slot c CPU m memory u age w queue  r reverse  space pause  j k scroll'
     local now = ('[by %s%s%s]'):format(ORDERS[view.order].name, view.reverse and ', reversed' or '',
         view.paused and ', paused' or '')
     -- What is cut off on a narrow terminal is a key, not the state.
@@ -227,7 +220,7 @@ function M.frame(ctx, view, columns, height)
         table.remove(lines, #lines - 1)
     end
     for i, line in ipairs(lines) do
-        lines[i] = M.cut(line, columns)
+        lines[i] = format.cut(line, columns)
     end
     return lines
 end
@@ -237,9 +230,24 @@ local function draw(ctx, view)
         return
     end
     local columns, height = ctx.platform.tty_size(1)
-    columns, height = math.max(20, columns or 80), math.max(6, height or 24)
+    columns, height = math.max(10, columns or 80), math.max(4, height or 24)
     local lines = M.frame(ctx, view, columns, height)
     ctx.out('\27[H' .. table.concat(lines, '\27[K\r\n') .. '\27[K\27[J')
+end
+
+--- Keys that move the rows: by a line, and by a screen. Arrows and page keys come as sequences.
+local SCROLLS = { j = 1, k = -1, ['\27[B'] = 1, ['\27[A'] = -1, ['\27OB'] = 1, ['\27OA'] = -1,
+    f = 1, b = -1, ['\27[6~'] = 1, ['\27[5~'] = -1 }
+local PAGES = { f = true, b = true, ['\27[6~'] = true, ['\27[5~'] = true }
+
+--- The keys in what came from the terminal: sequences are one key each.
+local function each_key(bytes, fn)
+    local i = 1
+    while i <= #bytes do
+        local key = bytes:match('^\27[%[O][%d;]*[%a~]', i) or bytes:sub(i, i)
+        fn(key)
+        i = i + #key
+    end
 end
 
 local function on_key(ctx, view, key, quit)
@@ -249,8 +257,10 @@ local function on_key(ctx, view, key, quit)
         view.paused = not view.paused
     elseif key == 'r' then
         view.reverse = not view.reverse
+    elseif SCROLLS[key] then
+        view.first = math.max(1, (view.first or 1) + SCROLLS[key] * (PAGES[key] and view.room or 1))
     elseif ORDERS[key] then
-        view.order = key
+        view.order, view.first = key, 1
     else
         return
     end
@@ -390,9 +400,9 @@ function M.run(ctx)
         if bytes == nil or bytes == '' then
             return quit(1)
         end
-        for key in bytes:gmatch '.' do
+        each_key(bytes, function(key)
             on_key(ctx, view, key, quit)
-        end
+        end)
     end)
 end
 

@@ -35,9 +35,9 @@ describe('top', function()
     end)
 
     it('cuts by columns, not by bytes or colours', function()
-        assert.equal('\27[1mab\27[0m', top.cut('\27[1mabcd\27[0m', 2))
-        assert.equal('ééé\27[0m', top.cut('éééé', 3))
-        assert.equal('\255a\27[0m', top.cut('\255ab', 2))
+        assert.equal('\27[1mab\27[0m', format.cut('\27[1mabcd\27[0m', 2))
+        assert.equal('ééé\27[0m', format.cut('éééé', 3))
+        assert.equal('\255a\27[0m', format.cut('\255ab', 2))
     end)
 
     it('takes CPU from one status to the next, and forgets who has gone', function()
@@ -67,7 +67,8 @@ describe('top', function()
             local v = view { snapshot = snapshot(cpu), records = records }
             v.snapshot.slots[1] = { slot = 9, state = 'filling', backoff_ms = 500 }
             v.history = top.observe({}, v.snapshot, 0)
-            for _, size in ipairs { { 20, 6 }, { 80, 24 }, { 200, 60 }, { 100, 7 } } do
+            for _, size in ipairs { { 20, 5 }, { 20, 6 }, { 40, 10 }, { 80, 24 }, { 200, 60 },
+                { 100, 7 } } do
                 local lines = top.frame(ctx, v, size[1], size[2])
                 assert.equal(size[2], #lines)
                 for _, line in ipairs(lines) do
@@ -92,5 +93,32 @@ describe('top', function()
         assert.equal('123', order())
         v.order, v.reverse = 's', false
         assert.equal('123', order())
+    end)
+
+    it('fits 40 columns and 10 lines, and scrolls through all workers', function()
+        local cpu = {}
+        for i = 1, 200 do
+            cpu[i] = i
+        end
+        local v = view { snapshot = snapshot(cpu) }
+        v.history = top.observe({}, v.snapshot, 0)
+        local seen, first = {}, 1
+        for _ = 1, 200 do
+            v.first = first
+            local lines = top.frame(ctx, v, 40, 10)
+            for _, line in ipairs(lines) do
+                local pid = tonumber(line:gsub('\27%[[%d;]*m', ''):match '(%d+)  running')
+                if pid then
+                    seen[pid] = true
+                end
+            end
+            first = v.first + v.room
+        end
+        local count = 0
+        for _ in pairs(seen) do
+            count = count + 1
+        end
+        assert.equal(200, count)
+        assert.equal(200, v.first + v.room - 1) -- and not beyond the last one
     end)
 end)
