@@ -3,6 +3,19 @@
 local M = {}
 
 --- The little that the service manager is told at every change, at no cost: see systemd.lua.
+--- How long the present phase may take until its next step, by the workers' own deadlines, in ms.
+local function patience(cluster)
+    local plan = cluster.launcher.plan
+    if cluster.state == 'stopping' then
+        return plan.stop_timeout_ms
+    end
+    local attempts, pause = plan.restart_attempts, plan.backoff
+    local concurrency = plan.restart_concurrency
+    local canary = type(concurrency) == 'table' and concurrency.canary and concurrency.canary.soak_ms or 0
+    return attempts * plan.ready_timeout_ms + math.min(pause.first_ms * 2 ^ attempts, pause.max_ms * attempts)
+        + plan.restart_soak_ms + canary + plan.stop_timeout_ms
+end
+
 function M.summary(cluster)
     local serving = 0
     for _, slot in ipairs(cluster.slots) do
@@ -12,6 +25,7 @@ function M.summary(cluster)
         state = cluster.state, generation = cluster.generation, wanted = cluster.wanted, serving = serving,
         processes = cluster.process_count, last_verdict = cluster.last_verdict,
         roll = cluster.restarting and cluster.restarting:progress() or nil, restarts = cluster.newest,
+        patience_ms = patience(cluster),
     }
 end
 

@@ -6,8 +6,9 @@
 local Systemd = {}
 Systemd.__index = Systemd
 
---- While the cluster boots, rolls or stops, the manager's time limit is pushed ahead of us: these phases have deadlines
--- of their own. How often, and how far, in ms. The second is three times the first, so that a lost datagram is no end.
+--- While the cluster boots, rolls or stops, the manager's time limit is pushed ahead of us, as long as the workers are
+-- within their own deadlines: what makes no step for longer, the manager may end. How often, and how far, in ms. The
+-- second is three times the first, so that a lost datagram is no end.
 local EXTEND_EVERY, EXTEND_BY = 5000, 15000
 --- A manager that is busy has a full queue, of ten datagrams by the kernel's default: what it must know waits, in ms
 --- until it is tried again, and at most so many.
@@ -36,6 +37,10 @@ function Systemd.new(world)
         return self
     end
     self.extender = platform.timer(function()
+        if platform.now() >= self.extend_until then
+            self.gave_up = true
+            return
+        end
         self:repeated('EXTEND_TIMEOUT_USEC=' .. EXTEND_BY * 1000)
         self.extender:start(EXTEND_EVERY)
     end)
@@ -178,6 +183,14 @@ function Systemd:on_state(state)
     if text ~= self.said then
         self.said = text
         lines[#lines + 1] = 'STATUS=' .. text
+    end
+    -- A step is a worker more or fewer, ready or replaced.
+    local step = table.concat({ state.state, serving(state), state.roll and state.roll.done or '',
+        state.state == 'stopping' and state.processes or '', state.restarts or '' }, ' ')
+    if step ~= self.step then
+        self.step, self.extend_until = step, self.platform.now() + (state.patience_ms or math.huge)
+        self.extending = self.extending and not self.gave_up
+        self.gave_up = false
     end
     if BUSY[state.state] and not self.extending then
         self.extending = true

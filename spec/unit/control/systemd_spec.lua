@@ -199,4 +199,21 @@ describe('systemd', function()
         sd:on_state(state('steady', 2))
         assert.equal(1, warnings)
     end)
+
+    it('asks for more time only while workers are within their own deadlines', function()
+        local sd = Systemd.new { platform = platform }
+        sd:on_state(state('booting', 0, { patience_ms = 60000 }))
+        local extender = timers[1]
+        now = now + 59999
+        extender.fire()
+        assert.equal('EXTEND_TIMEOUT_USEC=15000000', sent[2])
+        now = now + 1
+        extender.fire()
+        assert.equal(2, #sent)
+        -- A step begins another of these times.
+        sd:on_state(state('booting', 1, { patience_ms = 60000 }))
+        assert.truthy(sent[3]:find('EXTEND_TIMEOUT_USEC=15000000', 1, true))
+        extender.fire()
+        assert.equal('EXTEND_TIMEOUT_USEC=15000000', sent[4])
+    end)
 end)
