@@ -211,10 +211,14 @@ end
 
 function Master:reopen_log()
     local ok, message = self.log:reopen()
+    local count, failed = self.cluster:reopen_output()
     if ok then
-        self.log:info('Log reopened')
+        self.log:info({ workers = count > 0 and count or nil }, 'Log reopened')
     else
         self.log:error('Log could not be reopened, the old file stays: ' .. message)
+    end
+    if failed then
+        self.log:error('workerOutput could not be reopened, the old file stays: ' .. failed)
     end
 end
 

@@ -6,6 +6,7 @@
 #include "service/lock.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -169,6 +170,23 @@ static int l_pid_file_close(lua_State *L) {
     }
     *object = NULL;
     return 0;
+}
+
+/* reopen_append(fd, path): fd is the file that the path names now. On failure it stays what it was. */
+int core_reopen_append(lua_State *L) {
+    const int fd = luaL_checkint(L, 1);
+    const char *path = luaL_checkstring(L, 2);
+    int fresh = dm_open_append(path);
+    if (fresh < 0) {
+        return dm_lua_fail_why(L, fresh, path, NULL);
+    }
+    const int err = dup3(fresh, fd, O_CLOEXEC) < 0 ? -errno : 0;
+    close(fresh);
+    if (err < 0) {
+        return dm_lua_fail(L, err, path);
+    }
+    lua_pushboolean(L, 1);
+    return 1;
 }
 
 int core_open_append(lua_State *L) {

@@ -110,6 +110,20 @@ function Cluster:preview(done)
     self.launcher:preview(done)
 end
 
+--- Opens workerOutput of all workers anew, after a rotation.
+-- @return how many write to a file, and the first message if one failed
+function Cluster:reopen_output()
+    local count, first = 0, nil
+    for _, worker in pairs(self.workers) do
+        if worker:writes_file() then
+            local ok, message = worker:reopen_output()
+            count = count + 1
+            first = first or not ok and message or nil
+        end
+    end
+    return count, first
+end
+
 --- The slot that holds the worker, or nil.
 function Cluster:slot_of(worker)
     for _, slot in ipairs(self.slots) do

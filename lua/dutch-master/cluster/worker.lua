@@ -202,6 +202,21 @@ function Worker:open_output()
     return self.output_fd, message
 end
 
+--- Whether its output goes to a file: the master writes it then, for the worker, so that it can be opened anew.
+function Worker:writes_file()
+    local wish = self.plan.worker_output
+    return wish ~= nil and wish ~= 'inherit' and wish ~= 'null'
+end
+
+--- After a rotation: what it writes from now on goes to the file that has the name now. Whole lines, and none is lost.
+-- @return true, or nil, message: the old file stays
+function Worker:reopen_output()
+    if not (self.output_fd and self:writes_file()) then
+        return true
+    end
+    return self.platform.reopen_append(self.output_fd, self.plan.worker_output)
+end
+
 --- Forks.
 -- @param fields what platform.spawn takes, without the callbacks
 -- @return true, or nil, message, code when there was no fork: the worker never lived

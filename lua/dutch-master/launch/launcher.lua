@@ -235,7 +235,7 @@ local function add_output(fields, worker)
         return nil, 'workerOutput: ' .. message
     end
     fields.stdout, fields.stderr = fd or 1, fd or 2
-    fields.capture_stdout = (worker.plan.keep_output or 0) > 0
+    fields.capture_stdout = (worker.plan.keep_output or 0) > 0 or worker:writes_file()
     return true
 end
 
