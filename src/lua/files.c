@@ -172,7 +172,8 @@ static int l_pid_file_close(lua_State *L) {
     return 0;
 }
 
-/* reopen_append(fd, path): fd is the file that the path names now. On failure it stays what it was. */
+/* reopen_append(fd, path): fd is the file that the path names now. On failure it stays what it was.
+ */
 int core_reopen_append(lua_State *L) {
     const int fd = luaL_checkint(L, 1);
     const char *path = luaL_checkstring(L, 2);
