@@ -140,7 +140,8 @@ local function dispatch(ctx, argv)
         end
         return 0
     elseif word == '--version' or word == '-V' or word == 'version' then
-        ctx.out(('dutch-master %s\n'):format(ctx.platform.version))
+        local built = ctx.platform.built and (' (%s)'):format(ctx.platform.built) or ''
+        ctx.out(('dutch-master %s%s\n'):format(ctx.platform.version, built))
         return 0
     elseif word == '-t' then
         return run_verb(ctx, 'check', argv, 2)

@@ -4,6 +4,14 @@
 #include "lua/support.h"
 
 #include <lauxlib.h>
+#include <luajit.h>
+#include <uv.h>
+
+/* From the build; clang-tidy sees none. */
+#ifndef DM_COMMIT
+#define DM_COMMIT ""
+#define DM_BUILD ""
+#endif
 
 #define ENTRY(name) {#name, core_##name},
 static const luaL_Reg functions[] = {DM_LUA_FUNCTIONS(ENTRY){NULL, NULL}};
@@ -14,6 +22,9 @@ int luaopen_dutch_core(lua_State *L) {
     luaL_register(L, NULL, functions);
     lua_pushliteral(L, DM_VERSION);
     lua_setfield(L, -2, "version");
+    lua_pushfstring(L, "commit %s, %s, %s, libuv %s", *DM_COMMIT ? DM_COMMIT : "unknown", DM_BUILD,
+                    LUAJIT_VERSION, uv_version_string());
+    lua_setfield(L, -2, "built");
 #define OPEN(name) dm_lua_open_##name(L);
     DM_LUA_TYPES(OPEN)
 #undef OPEN

@@ -1,0 +1,123 @@
+-- The Debian package: made twice alike, accepted by lintian, installed, run and removed in a root that debootstrap made.
+
+local uv = require 'luv'
+local cli = require 'spec.support.cli'
+local master = require 'spec.support.master'
+
+-- A package is of what is released; how long lintian takes, is not known.
+local LIMIT = { timeout = 120000 }
+
+local function sh(text, options)
+    options = options or {}
+    options.program = 'sh'
+    return cli.start(nil, { '-ec', text }, options):wait(LIMIT)
+end
+
+local function must(text, options)
+    local c = sh(text, options)
+    assert.equal(0, c.code, text .. '\n' .. c.out .. c.err)
+    return c.out
+end
+
+local function has(program)
+    return os.execute(('command -v %s >/dev/null'):format(program)) == 0
+end
+
+--- The packages that ours needs, beside those of the root, as files below spec/.cache.
+local function dependencies()
+    local dir = uv.cwd() .. '/spec/.cache/deb'
+    os.execute(("mkdir -p '%s'"):format(dir))
+    local c = sh(([[
+        cd '%s'
+        for name in libluajit-5.1-2 libluajit-5.1-common libuv1; do
+            ls "$name"_*.deb >/dev/null 2>&1 || apt-get -qq download "$name"
+        done
+        ls "$PWD"/*.deb
+    ]]):format(dir))
+    return c.code == 0 and c.out:gsub('\n', ' ') or nil, c.err
+end
+
+local function base_root()
+    local pipe = io.popen 'ls -d spec/.cache/bare/bookworm-*/root.tar 2>/dev/null | tail -n 1'
+    local path = pipe:read '*l'
+    pipe:close()
+    return path
+end
+
+describe('the Debian package', function()
+    after_each(master.cleanup)
+    if os.getenv 'DM_SANITIZE' then
+        return pending 'is made of a build without sanitizers'
+    elseif not has 'cpack' or not has 'dpkg-deb' then
+        return pending 'needs cpack and dpkg-deb'
+    end
+
+    local build = master.binary():match '^(.*)/'
+    local function make(dir)
+        local made = ([[cpack --config '%s/CPackConfig.cmake' -G DEB -B '%s' >/dev/null && ls '%s'/*.deb]]):format(build,
+            dir, dir)
+        return must(made, { env = { SOURCE_DATE_EPOCH = '1795842000' } }):match '%S+'
+    end
+
+    it('is the same, made twice, and lintian accepts it', function()
+        local dir = master.temp_dir()
+        local first, second = make(dir .. '/1'), make(dir .. '/2')
+        must(("cmp '%s' '%s'"):format(first, second))
+        local files = must(("dpkg-deb -c '%s'"):format(first))
+        for _, name in ipairs {
+            './usr/bin/dutch%-master', './usr/share/man/man1/dutch%-master.1.gz', './usr/lib/sysctl.d/60%-dutch%-master.conf',
+            './usr/lib/systemd/system/dutch%-master@.service', './etc/logrotate.d/dutch%-master',
+            './usr/share/bash%-completion/completions/dutch%-master', './usr/share/doc/dutch%-master/copyright',
+        } do
+            assert.matches(name .. '\n', files)
+        end
+        assert.matches('Recommends: lua%-http', must(("dpkg-deb -I '%s'"):format(first)))
+        must(("dpkg-deb -x '%s' '%s/x' && grep -q '^ExecStart=/usr/bin/dutch-master ' "
+            .. "'%s/x/usr/lib/systemd/system/dutch-master@.service'"):format(first, dir, dir))
+        must(("logrotate --debug '%s/x/etc/logrotate.d/dutch-master' 2>&1"):format(dir))
+        if not has 'lintian' then
+            return pending 'lintian is not installed'
+        end
+        local c = sh(("lintian --allow-root --fail-on error,warning '%s'"):format(first))
+        assert.equal(0, c.code, c.out .. c.err)
+    end)
+
+    it('is installed, runs, and leaves nothing behind', function()
+        local root_tar = base_root()
+        if uv.getuid() ~= 0 or not root_tar then
+            return pending 'needs root, and the root that spec/bare/try makes'
+        end
+        local needed, why = dependencies()
+        if not needed then
+            return pending('its dependencies cannot be had: ' .. why:sub(1, 200))
+        end
+        local dir = master.temp_dir()
+        local root, package = dir .. '/root', make(dir .. '/out')
+        must(("mkdir '%s' && tar -C '%s' -xf '%s' && cp '%s' %s '%s/root/'"):format(root, root, root_tar, package, needed,
+            root))
+        local function inside(text)
+            return must(([[unshare --mount --pid --fork sh -ec 'mount -t proc proc "$0/proc"
+                mount --rbind /dev "$0/dev"; exec chroot "$0" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin sh -ec "$1"' '%s' "$TEXT"]])
+                :format(root), { env = { TEXT = text } })
+        end
+        inside 'dpkg -i /root/lib*.deb >/dev/null'
+        local before = inside 'find /etc /usr /var/lib/dpkg/info | sort'
+        inside 'dpkg -i /root/dutch-master*.deb'
+        assert.matches('^dutch%-master [%d.]+ %(commit ', inside 'dutch-master --version')
+        assert.matches('hello from worker', inside [[
+            mkdir /srv/a
+            cd /srv/a
+            echo "io.stdout:write('hello from worker') io.stdout:flush() require('dutch-master.worker').ready()" > app.lua
+            echo "require('dutch-master').start { worker = 'app.lua', ready = 'message', numWorkers = 1 }" > master.lua
+            dutch-master check --quiet
+            dutch-master master.lua > log &
+            for i in $(seq 200); do dutch-master status >/dev/null 2>&1 && break; done
+            while ! grep -q 'Cluster ready' log; do :; done
+            dutch-master restart --wait >/dev/null
+            dutch-master stop --wait >/dev/null
+            cat log
+        ]])
+        inside 'dpkg --purge dutch-master'
+        assert.equal(before, inside 'find /etc /usr /var/lib/dpkg/info | sort')
+    end)
+end)
