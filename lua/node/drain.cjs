@@ -104,10 +104,18 @@ function giveBack(accept) {
   };
 }
 
+// A socket that the master knows nothing of: exclusive, reusePort, or one that was passed on to the worker.
+function reportOwn(address) {
+  if (!address || !process.connected) return;
+  const where = typeof address === 'string' ? { path: address } : { address: address.address, port: address.port };
+  process.send({ cmd: 'NODE_DUTCH_OWN', ...where }, () => {});
+}
+
 function watchHandle(server) {
   const handle = server._handle;
   if (!handle || typeof handle.onconnection !== 'function') return;
   servers.add(server);
+  if (!keyOf.has(handle)) reportOwn(server.address());
   const accept = handle.onconnection;
   const back = giveBack(accept);
   Object.defineProperty(handle, 'onconnection', {

@@ -5,12 +5,7 @@ local M = {}
 local Stock = {}
 Stock.__index = Stock
 
-local PRIMARY = [[
-const cluster = require('cluster')
-(cluster.setupPrimary || cluster.setupMaster)({ exec: process.argv[2] })
-for (let i = 0; i < Number(process.argv[3]); i++) cluster.fork()
-cluster.on('exit', () => { if (process.argv[4] === 'again') cluster.fork() })
-]]
+local PRIMARY = uv.cwd() .. '/spec/support/nodejs/stock_primary.cjs'
 
 --- Starts it. options: binary (of node), dir (where app.js is), workers (2), env {NAME = value}, again (a worker that
 --- ends is replaced), on_line(text) (what its workers print).
@@ -30,7 +25,7 @@ function M.start(options)
     local out = uv.new_pipe(false)
     local err
     self.process, err = uv.spawn(options.binary, {
-        args = { '-e', PRIMARY, '--', 'primary', options.dir .. '/app.js', tostring(options.workers or 2),
+        args = { PRIMARY, options.dir .. '/app.js', tostring(options.workers or 2),
             options.again and 'again' or '' },
         env = list, cwd = options.dir, stdio = { nil, out, 2 }, detached = true, -- a group of its own, for stop()
     }, function()

@@ -329,7 +329,8 @@ static const struct dm_rights *check_rights(lua_State *L, struct dm_rights *righ
     return rights_field(L, "owner", rights) ? rights : NULL;
 }
 
-/* listen(address [, { backlog =, reuseport =, mode =, fd =, as =, owner = }]) */
+/* listen(address [, { backlog =, reuseport =, reuse =, mode =, fd =, as =, owner = }])
+ */
 int core_listen(lua_State *L) {
     struct dm_address address;
     char text[DM_ADDRESS_TEXT];
@@ -351,7 +352,9 @@ int core_listen(lua_State *L) {
     if (lua_istable(L, 2)) {
         lua_getfield(L, 2, "reuseport");
         options.reuseport = lua_toboolean(L, -1);
-        lua_pop(L, 1);
+        lua_getfield(L, 2, "reuse");
+        options.reuse = lua_toboolean(L, -1);
+        lua_pop(L, 2);
     }
     struct proxy *proxy = lua_newuserdata(L, sizeof *proxy);
     proxy->open = false;

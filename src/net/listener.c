@@ -24,15 +24,16 @@ static int set_flag(int fd, int level, int name, int value) {
 
 /* ---- sockets ---- */
 
-/* SO_REUSEADDR on TCP alone: with it two UDP sockets could share a port unseen. */
-static int bound_socket(const struct dm_address *address, bool reuseport, int *out) {
+/* SO_REUSEADDR on TCP alone, unless asked for: with it two UDP sockets could share a port unseen.
+ */
+static int bound_socket(const struct dm_address *address, bool reuseport, bool reuse, int *out) {
     const sa_family_t family = address->u.any.sa_family;
     const int fd = socket(family, address->type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0) {
         return -errno;
     }
     int error = 0;
-    if (family != AF_UNIX && address->type == SOCK_STREAM) {
+    if (family != AF_UNIX && (reuse || address->type == SOCK_STREAM)) {
         error = set_flag(fd, SOL_SOCKET, SO_REUSEADDR, 1);
     }
     if (!error && reuseport) {
@@ -62,15 +63,16 @@ static void use_ipv4(struct dm_address *address) {
 struct asked {
     struct dm_address address;
     int backlog;
+    bool reuse;
     bool listens; /* its credentials, which clients ask for, are those of who listens */
 };
 
 static int bind_work(void *ctx, int fds[DM_RIGHTS_FDS]) {
     struct asked *asked = ctx;
-    int error = bound_socket(&asked->address, false, &fds[0]);
+    int error = bound_socket(&asked->address, false, asked->reuse, &fds[0]);
     if (asked->address.dual && (error == -EAFNOSUPPORT || error == -EADDRNOTAVAIL)) {
         use_ipv4(&asked->address);
-        error = bound_socket(&asked->address, false, &fds[0]);
+        error = bound_socket(&asked->address, false, asked->reuse, &fds[0]);
     }
     if (!error && asked->listens && listen(fds[0], asked->backlog) != 0) {
         error = -errno;
@@ -81,8 +83,9 @@ static int bind_work(void *ctx, int fds[DM_RIGHTS_FDS]) {
 }
 
 /* Binds without SO_REUSEPORT, so that a port that anybody listens on is seen to be taken. */
-static int bind_alone(struct dm_listener *self, const struct dm_rights *rights, int *fd) {
-    struct asked asked = {.address = self->address, .backlog = self->backlog};
+static int bind_alone(struct dm_listener *self, const struct dm_rights *rights, bool reuse,
+                      int *fd) {
+    struct asked asked = {.address = self->address, .backlog = self->backlog, .reuse = reuse};
     int fds[DM_RIGHTS_FDS];
     asked.listens = dm_address_is_unix(&self->address) && self->address.type == SOCK_STREAM &&
                     dm_rights_matter(rights);
@@ -114,7 +117,7 @@ static int claim_port(struct dm_listener *self) {
 
 static int open_guard(struct dm_listener *self, const struct dm_rights *rights) {
     int error = dm_address_port(&self->address) != 0 ? claim_port(self) : 0;
-    return error ? error : bind_alone(self, rights, &self->guard);
+    return error ? error : bind_alone(self, rights, false, &self->guard);
 }
 
 static void close_guard(struct dm_listener *self) {
@@ -225,7 +228,7 @@ int dm_listener_lane(struct dm_listener *self, struct dm_lane **lane) {
     if (self->count == DM_STEERING_LANES) {
         return -E2BIG;
     }
-    const int error = bound_socket(&self->address, true, &fd);
+    const int error = bound_socket(&self->address, true, false, &fd);
     return error ? error : adopt(self, fd, lane);
 }
 
@@ -411,11 +414,11 @@ static int open_shared(struct dm_listener *self, const struct dm_listener_option
         error = dm_unix_path_bind(&self->path, &self->address, options->mode, self->backlog,
                                   options->rights, &fd);
     } else if (dm_address_is_unix(&self->address) || self->address.type != SOCK_STREAM) {
-        error = bind_alone(self, options->rights, &fd);
+        error = bind_alone(self, options->rights, options->reuse, &fd);
     } else {
         /* Bound a second time, to the port by number: only then does shutdown() keep the port. */
         error = open_guard(self, options->rights);
-        error = error ? error : bound_socket(&self->address, false, &fd);
+        error = error ? error : bound_socket(&self->address, false, false, &fd);
     }
     return error ? error : adopt(self, fd, &lane);
 }

@@ -16,6 +16,7 @@
 struct dm_listener_options {
     int backlog;
     bool reuseport; /* lanes; only for TCP, else shared all the same */
+    bool reuse;     /* a datagram port that others have too, who ask for the same */
     int mode;       /* of a unix socket's path, -1: by umask */
     int fd;         /* a socket that came from outside, listening: taken over as shared; or -1 */
     const struct dm_rights *rights; /* with which the address is bound; NULL: ours */

@@ -79,7 +79,8 @@ local CALLBACKS = { 'on_online', 'on_listening', 'on_ready', 'on_metrics', 'on_m
 ---                             without one); absent or nil: such a query stays unanswered
 ---   on_online()               the runtime has booted; the app has not: not a sign of health
 ---   on_listening(info)        the app accepts on info {name, text, type, stream, address, port, path, fd}; port is the
----                             real one, also in text; datagram sockets come too (stream = false)
+---                             real one, also in text; datagram sockets come too (stream = false), and with own =
+---                             true those that it made itself
 ---   on_ready()                the worker called itself ready
 ---   on_metrics(measured)      what it measured of its work: see measured.lua
 ---   take_fd()                 -> the descriptor that came with the line at hand, ours from now on, or nil
@@ -154,6 +155,10 @@ end
 
 function HANDLERS.message(self, event)
     self.on_message(event.value, event.text)
+end
+
+function HANDLERS.own(self, event)
+    self.on_listening(event.socket)
 end
 
 function HANDLERS.load(self, event)

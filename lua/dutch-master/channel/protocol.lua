@@ -211,6 +211,22 @@ local COMMANDS = {
     NODE_DUTCH_METRICS = function(message)
         return { kind = 'metrics', measured = measured.read(message) }
     end,
+    -- A worker listens with a socket that it made itself.
+    NODE_DUTCH_OWN = function(message)
+        local address, port, path = present(message.address), present(message.port), present(message.path)
+        if path ~= nil then
+            if type(path) ~= 'string' or path == '' or #path > MAX_PATH then
+                return nil, 'a bad NODE_DUTCH_OWN'
+            end
+            return { kind = 'own', socket = { own = true, type = 'unix', stream = true, path = path,
+                name = 'own:unix:' .. path, text = 'unix:' .. path } }
+        elseif type(address) ~= 'string' or #address > 64 or not is_integer(port, 0, 65535) then
+            return nil, 'a bad NODE_DUTCH_OWN'
+        end
+        local text = canonical_host(address) .. ':' .. port
+        return { kind = 'own', socket = { own = true, type = 'tcp4', stream = true, address = address, port = port,
+            name = 'own:' .. text, text = text } }
+    end,
     NODE_DUTCH_LOAD = function(message)
         local held, busy = message.held, present(message.busy) or 0
         if not is_integer(held, 0, MAX_INTEGER) or not is_integer(busy, 0, 1000) then
@@ -245,7 +261,7 @@ end
 --- Events, by kind: online; query {seq, socket, data}; listening {socket,
 ---   takes_connections}; close {key}; leaving {seq};
 ---   ack {ack, accepted}; handle {has_value, value, text}; returned {key}; handle_ack; handle_nack; notify_close {key};
----   get_count {key}; ready; load {held, busy}; metrics {measured};
+---   get_count {key}; ready; own {socket}; load {held, busy}; metrics {measured};
 ---   message {value, text}; unknown.
 --- A socket has name, text (an address as core.address reads it), type, stream, address, port, path, fd, index,
 --- backlog, dual, ipv6only, reuse_address, readable_all, writable_all.

@@ -41,6 +41,23 @@ function M.start_failure(failed, search_path)
     return ('%s: %s'):format(STEPS[failed.step] or failed.step, words)
 end
 
+-- Node's own words when the descriptor that NODE_CHANNEL_FD names is not there.
+local function lost_its_channel(worker)
+    local tail = worker.conversation and not worker.conversation.booted and worker.child:tail() or ''
+    return tail:find('initializeClusterIPC', 1, true) or tail:find('setupChildProcessIpcChannel', 1, true)
+end
+
+--- What is known to be behind the end of a worker that was never ready; nil if nothing is.
+function M.cause(worker)
+    if worker.ready_at then
+        return nil
+    elseif lost_its_channel(worker) then
+        return 'it lost its channel before its program could use it. Something in front of Node passes on descriptors 0'
+            .. ' to 2 alone: start Node without it, or let it pass on descriptor 3'
+    end
+    return worker.refused and 'a socket was refused to it: ' .. worker.refused
+end
+
 local function words(worker, status, oom)
     if status.failed then
         return 'could not be started: ' .. M.start_failure(status.failed, worker.search_path)
@@ -51,8 +68,8 @@ local function words(worker, status, oom)
     elseif status.signal then
         return 'was ended by ' .. status.signal
     end
-    return 'exited with code ' .. tostring(status.code)
-        .. (worker.refused and not worker.ready_at and ', after a socket was refused to it: ' .. worker.refused or '')
+    local text, cause = 'exited with code ' .. tostring(status.code), M.cause(worker)
+    return cause and ('%s: %s'):format(text, cause) or text
 end
 
 --- @param worker see worker.lua

@@ -201,7 +201,7 @@ local function listens_where_it_must(self, info)
     if #missing > 0 then
         self.words = ('it does not listen on %s, where the workers before it do. If that is meant, say which address'
             .. ' counts: ready = { port = %s }'):format(listening.text(missing), has[1] and has[1].port or 'n')
-    elseif #wanted > 0 or info.stream and not info.path then
+    elseif #wanted > 0 or info.stream and not info.path and not info.own then
         self.words = nil
         self.on.ready { address = info.text or info.name }
     elseif not self.elsewhere then

@@ -113,6 +113,9 @@ local function start_conversation(self)
             return self.child:take_fd()
         end,
         on_listening = function(info)
+            if info.own then
+                self.log:info({ address = info.text }, 'Worker listens with a socket of its own: it is not steered')
+            end
             if not listening.is_private(info, self.pid) then
                 self.listening = true
                 self.health:listens(info)
@@ -519,7 +522,7 @@ local function finish(self, status)
         self.log:error({ step = failed.step, code = failed.code, path = failed.path },
             'Worker could not be started: ' .. exit_report.start_failure(failed, self.search_path))
     else
-        self.log:info({ code = status.code, signal = status.signal }, 'Worker exited')
+        self.log:info({ code = status.code, signal = status.signal, reason = exit_report.cause(self) }, 'Worker exited')
     end
     self.sockets:drop(self.id)
     if self.conversation then

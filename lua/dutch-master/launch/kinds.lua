@@ -12,6 +12,7 @@
 --   preload                  path of drain.cjs, or nil to go without
 --   metrics_preload          path of metrics.cjs, likewise
 --   notify_name              value for NOTIFY_SOCKET, or nil
+--   passed                   names of the sockets that are passed on to a worker with a channel, or nil
 --   listen                   { {name =, address = text}, ... } handed down from fd 3 on, in this order
 local M = {}
 
@@ -91,8 +92,13 @@ local function finish(fields, env)
     return fields
 end
 
+-- The channel comes behind the sockets that are passed on, if any are.
 local function with_channel(env, context)
-    env.NODE_CHANNEL_FD = tostring(FIRST_FD) -- no other descriptors are handed to a worker with a channel
+    local passed = context.passed or {}
+    if #passed > 0 then
+        env.LISTEN_FDS, env.LISTEN_FDNAMES = tostring(#passed), table.concat(passed, ':')
+    end
+    env.NODE_CHANNEL_FD = tostring(FIRST_FD + #passed)
     env.NODE_CHANNEL_SERIALIZATION_MODE = 'json'
     env.NODE_UNIQUE_ID = tostring(context.id)
 end
@@ -109,6 +115,32 @@ local function takes_require(interpreter)
     return false
 end
 
+local FIRST_PORT, LAST_PORT = 1024, 65535
+
+-- Node's cluster gives each worker an inspector's port of its own: that of the option plus the worker's number.
+local function inspect_option(words, id)
+    for _, word in ipairs(words) do
+        local option, value = word:match '^(%-%-inspect[%-a-z]*)=?(.*)$'
+        if option == '--inspect' or option == '--inspect-brk' or option == '--inspect-port' then
+            local host, port = value:match '^(.*):(%d+)$'
+            host, port = host or value:find '%D' and value or nil, tonumber(port or value) or 9229
+            if port == 0 then
+                return nil
+            end
+            port = (port + id - FIRST_PORT) % (LAST_PORT - FIRST_PORT + 1) + FIRST_PORT
+            return '--inspect-port=' .. (host and host .. ':' or '') .. port
+        end
+    end
+end
+
+local function words_of(text)
+    local words = {}
+    for word in (text or ''):gmatch '%S+' do
+        words[#words + 1] = word
+    end
+    return words
+end
+
 local function spawn_node(plan, context)
     local env, message = M.environment(context)
     if not env then
@@ -123,11 +155,16 @@ local function spawn_node(plan, context)
     if plan.metrics and context.metrics_preload and takes_require(interpreter) then
         append(argv, { '--require', context.metrics_preload })
     end
+    if takes_require(interpreter) then
+        local id = context.id
+        append(argv, { inspect_option(interpreter, id) or inspect_option(words_of(env.NODE_OPTIONS), id) })
+    end
     append(argv, { plan.worker })
     append(argv, plan.args)
     -- Node finds 'server' as server.js or server/index.js: only a name with an ending is certainly a file.
     local must_read = basename(plan.worker):find('%.[%w]+$') and plan.worker or nil
-    return finish({ file = argv[1], argv = argv, channel = true, must_read = must_read, listen_pid = false }, env)
+    local passes = context.passed ~= nil and #context.passed > 0
+    return finish({ file = argv[1], argv = argv, channel = true, must_read = must_read, listen_pid = passes }, env)
 end
 
 local function spawn_lua(plan, context)

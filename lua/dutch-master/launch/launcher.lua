@@ -276,6 +276,8 @@ local function fields_of(self, worker, session, env, cwd)
         if not fds then
             return nil, context.listen
         end
+    elseif plan.listen_fds then
+        fds, context.passed = self.sockets:passed_on()
     end
     local fields, message = kind.spawn(plan, context)
     if not fields then

@@ -241,12 +241,10 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Those that workers ask for
 
+-- As Node's own primary sets it: these bits and no others.
 local function mode_of(request)
-    if not (request.readable_all or request.writable_all) then
-        return nil
-    end
-    return tonumber('700', 8) + (request.readable_all and tonumber('044', 8) or 0)
-        + (request.writable_all and tonumber('022', 8) or 0)
+    local bits = (request.readable_all and tonumber('444', 8) or 0) + (request.writable_all and tonumber('222', 8) or 0)
+    return bits > 0 and bits or nil
 end
 
 -- The n-th listen(0) of every worker is one port; but datagram sockets without a port are each worker's own.
@@ -335,7 +333,7 @@ function Directory:open(id, request)
     end
     rotation, message, code = open_rotation(self, {
         key = key, address = address, backlog = request.backlog, mode = mode_of(request), fd = request.fd,
-        as = request.as,
+        as = request.as, reuse = request.reuse_address,
     })
     if rotation then
         self.by_key[key] = rotation

@@ -33,7 +33,7 @@ end
 
 local function try_listen(self, address, reuseport)
     return self.platform.listen(address, {
-        backlog = self.backlog, reuseport = reuseport, mode = self.mode, fd = self.fd,
+        backlog = self.backlog, reuseport = reuseport, reuse = self.reuse, mode = self.mode, fd = self.fd,
         as = self.as, owner = self.owner,
     })
 end
@@ -166,6 +166,9 @@ end
 -- @return the descriptor, or nil, message, code
 function Rotation:assign(worker_id, request, generation, blocking)
     self.released = false
+    if self.address.path then
+        self.lanes[1]:repair(worker_id) -- apps unlink a path before they listen there
+    end
     local lane = self.users[worker_id] or self.guests[worker_id]
     if lane then
         if self.users[worker_id] then

@@ -31,6 +31,7 @@ function Sockets.new(options)
     local stall_timeout_ms = options.stall_timeout_ms or 1000
     local self = setmetatable({
         platform = options.platform, log = options.log,
+        inherited = { unpack(options.inherited or {}) },
         workers = {}, -- id -> {state, leaving = timer, target = the rotation where it is asked}
     }, Sockets)
     self.directory = Directory.new {
@@ -154,6 +155,16 @@ function Sockets:take(id, generation, non_blocking)
             return nil, message, code
         end
         fds[i], names[i] = fd, { name = rotation.name, address = rotation.address.text }
+    end
+    return fds, names
+end
+
+--- The sockets that the master itself was started with, for a worker that looks for them by LISTEN_FDS.
+-- @return list of descriptors, list of names
+function Sockets:passed_on()
+    local fds, names = {}, {}
+    for i, socket in ipairs(self.inherited) do
+        fds[i], names[i] = socket.fd, socket.name or ''
     end
     return fds, names
 end

@@ -94,6 +94,8 @@ M.list = {
     { name = 'backoff', type = types.backoff, default = { first_ms = 100, max_ms = 30000, reset_ms = 10000 },
         default_text = '{ first = 0.1, max = 30, reset = 10 }', unit = 's',
         doc = 'pause before a crashed worker is replaced: doubles from first to max, forgotten after reset' },
+    { name = 'listenFds', inside = 'listen_fds', type = schema.boolean, default = false, default_text = 'false',
+        doc = 'kind node: the sockets that the master was started with (LISTEN_FDS) are passed on to the worker' },
     { name = 'drain', type = schema.boolean, default = true, default_text = 'true',
         doc = 'kind node: keep-alive connections are told to leave while a worker drains' },
     { name = 'metrics', type = schema.boolean, default = false, default_text = 'false',

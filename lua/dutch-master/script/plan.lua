@@ -100,6 +100,17 @@ end
 -- They accept from several processes that all wake, and take the sockets as their own former process left them.
 local EXPECTS_NON_BLOCKING = { nginx = true, haproxy = true }
 
+-- The name of a runtime among an interpreter's words that runs Node's apps and is not Node.
+local function foreign_runtime(interpreter)
+    for _, word in ipairs(interpreter or {}) do
+        local name = word:match '[^/]*$'
+        if name == 'bun' or name == 'deno' then
+            return name
+        end
+    end
+end
+
+
 -- What one option alone cannot know: kind, preset, and what goes together.
 local function complete(plan, raw, at)
     local worker = plan.worker
@@ -147,6 +158,11 @@ local function complete(plan, raw, at)
         end
     end
 
+    local foreign = plan.kind == 'node' and foreign_runtime(plan.interpreter)
+    if foreign then
+        at:key('interpreter'):say(('%s does not speak the channel of a Node worker: use node, or run it as a server of'
+            .. ' its own with worker = { "%s", ... } and listen'):format(foreign, foreign))
+    end
     if exec and READY_OF_CHANNEL[plan.ready.type] then
         at:key('ready'):say(('a worker of kind "exec" has no channel: expected "notify", { alive = '
             .. 'seconds } or { http = "/path" }, found %s'):format(schema.describe(plan.ready.type)))

@@ -87,6 +87,13 @@ describe('protocol.decode', function()
             ['{"cmd":"NODE_SOCKET_NOTIFY_CLOSE","key":"4:null:80"}'] = { kind = 'notify_close', key = '4:null:80' },
             ['{"cmd":"NODE_SOCKET_GET_COUNT","key":"k"}'] = { kind = 'get_count', key = 'k' },
             ['{"cmd":"NODE_DUTCH_READY"}'] = { kind = 'ready' },
+            ['{"cmd":"NODE_DUTCH_LOAD","held":7,"busy":1000}'] = { kind = 'load', held = 7, busy = 1000 },
+            ['{"cmd":"NODE_DUTCH_LOAD","held":0}'] = { kind = 'load', held = 0, busy = 0 },
+            ['{"cmd":"NODE_DUTCH_OWN","address":"::1","port":80}'] = { kind = 'own', socket = { own = true, stream = true,
+                type = 'tcp4', address = '::1', port = 80, name = 'own:[::1]:80', text = '[::1]:80' } },
+            ['{"cmd":"NODE_HANDLE","type":"net.Native","msg":{"cmd":"NODE_DUTCH_RETURN","key":"1.2"}}'] =
+                { kind = 'returned', key = '1.2' },
+            ['{"cmd":"NODE_HANDLE","type":"net.Native","msg":{"cmd":"NODE_DUTCH_RETURN","key":5}}'] = { kind = 'handle' },
         } do
             assert.same(want, decode(line), line)
         end
@@ -121,6 +128,14 @@ describe('protocol.decode', function()
             ['{"cmd":"NODE_CLUSTER","act":"close"}'] = 'without a key',
             ['{"cmd":"NODE_CLUSTER","act":"close","key":{}}'] = 'without a key',
             ['{"cmd":"NODE_SOCKET_NOTIFY_CLOSE"}'] = 'without a key',
+            ['{"cmd":"NODE_DUTCH_LOAD"}'] = 'bad NODE_DUTCH_LOAD',
+            ['{"cmd":"NODE_DUTCH_LOAD","held":-1}'] = 'bad NODE_DUTCH_LOAD',
+            ['{"cmd":"NODE_DUTCH_LOAD","held":1e300}'] = 'bad NODE_DUTCH_LOAD',
+            ['{"cmd":"NODE_DUTCH_LOAD","held":1,"busy":1001}'] = 'bad NODE_DUTCH_LOAD',
+            ['{"cmd":"NODE_DUTCH_LOAD","held":"1"}'] = 'bad NODE_DUTCH_LOAD',
+            ['{"cmd":"NODE_DUTCH_OWN"}'] = 'bad NODE_DUTCH_OWN',
+            ['{"cmd":"NODE_DUTCH_OWN","address":"::","port":65536}'] = 'bad NODE_DUTCH_OWN',
+            ['{"cmd":"NODE_DUTCH_OWN","path":""}'] = 'bad NODE_DUTCH_OWN',
             [query '"port":8000,"addressType":5'] = 'addressType',
             [query '"port":8000,"addressType":"udp5"'] = 'addressType',
             [query '"port":8000,"addressType":{}'] = 'addressType',

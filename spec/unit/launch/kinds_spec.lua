@@ -136,6 +136,30 @@ describe('kind node', function()
         assert.equal(3, #interpreter)
     end)
 
+    it('gives each worker an inspector\'s port of its own', function()
+        local function option(interpreter, node_options, id)
+            local fields = row.spawn({ worker = 'app.js', drain = false, interpreter = interpreter },
+                context { id = id or 7, environment = { NODE_OPTIONS = node_options } })
+            return table.concat(fields.argv, ' '):match '(%-%-inspect%-port=%S+) app%.js$'
+        end
+        assert.is_nil(option { 'node' })
+        assert.is_nil(option { 'node', '--inspect=0' })
+        assert.is_nil(option { 'node', '--inspector-of-tests' })
+        assert.equal('--inspect-port=9236', option { 'node', '--inspect' })
+        assert.equal('--inspect-port=5007', option { 'node', '--inspect-brk=5000' })
+        assert.equal('--inspect-port=0.0.0.0:5007', option { 'node', '--inspect=0.0.0.0:5000' })
+        assert.equal('--inspect-port=localhost:9236', option { 'node', '--inspect=localhost' })
+        assert.equal('--inspect-port=9236', option({ 'node' }, '--max-old-space-size=100 --inspect'))
+        assert.equal('--inspect-port=1024', option({ 'node', '--inspect=65535' }, nil, 1))
+    end)
+
+    it('passes the master\'s sockets on before the channel, if asked to', function()
+        local fields = row.spawn({ worker = 'app.js' }, context { passed = { 'web', 'admin' } })
+        local env = env_of(fields)
+        assert.same({ '2', 'web:admin', '5' }, { env.LISTEN_FDS, env.LISTEN_FDNAMES, env.NODE_CHANNEL_FD })
+        assert.is_true(fields.listen_pid)
+    end)
+
     it('goes without the drain when told so, when it is missing, and for what is not Node', function()
         local function argv(plan, extra)
             plan.worker = 'app.js'

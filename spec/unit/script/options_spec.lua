@@ -59,6 +59,7 @@ local cases = {
     restartAttempts = { good = { 1, 3 }, bad = { 0, -1, 1.5, NAN, INF, '3', {} } },
     backoff = { good = { {}, { first = 0.5 }, { first = 1, max = 2, reset = 3 } },
         bad = { { first = 2, max = 1 }, { first = 0 }, { first = NAN }, { frist = 1 }, 1, 'x' } },
+    listenFds = { good = { true, false }, bad = { 1, 'yes', {} } },
     drain = { good = { true, false }, bad = { 1, 'yes', {} } },
     metrics = { good = { true, false }, bad = { 1, 'yes', {} } },
     pinRelease = { good = { true, false }, bad = { 1, 'yes', {} } },

@@ -113,6 +113,8 @@ describe('plan', function()
         assert.equal(2000, build({ worker = { 'x' }, watchdog = 2 }).watchdog_ms)
         refused({ worker = 'app.js', listen = ':80' }, 'listen: a worker of kind "node" names its addresses itself')
         refused({ worker = { 'x' }, interpreter = 'node' }, 'interpreter: a worker given as a list')
+        refused({ worker = 'app.js', interpreter = '/opt/bin/bun' }, 'interpreter: bun does not speak the channel')
+        refused({ worker = 'app.ts', interpreter = { 'deno', 'run', '-A' } }, 'with worker = { "deno", ... } and listen')
     end)
 
     it('asks for users and groups by name', function()

@@ -1,0 +1,182 @@
+-- Node apps that listen, close and disconnect at random, beside the same app under stock cluster: same answers, and where
+-- stock refuses, nobody is refused here.
+local cjson = require 'cjson'
+local uv = require 'luv'
+local http = require 'spec.support.http'
+local load = require 'spec.support.load'
+local master = require 'spec.support.master'
+local app = require 'spec.support.node_app'
+local stock = require 'spec.support.stock'
+local versions = require 'spec.support.node_versions'
+local wait = require 'spec.support.wait'
+
+local PATTERNS = 20
+
+-- Does what STEPS says: { ms, verb, place of the port, once }. What is `once` happens in one worker of all.
+local APP = [[
+    const fs = require('fs'), http = require('http')
+    const ports = process.env.PORTS.split(' ').map(Number)
+    const servers = {}
+    const verbs = {
+        listen(i) {
+            if (servers[i]) return
+            servers[i] = http.createServer((request, response) => {
+                response.setHeader('Connection', 'close')
+                response.end('port ' + i)
+            })
+            servers[i].on('error', () => {})
+            servers[i].listen(ports[i], '127.0.0.1')
+        },
+        close(i) {
+            if (servers[i]) servers[i].close()
+            servers[i] = null
+        },
+        disconnect() { require('cluster').worker.disconnect() },
+    }
+    const mine = (id) => { try { fs.writeFileSync('step' + id, '', { flag: 'wx' }); return true } catch { return false } }
+    JSON.parse(process.env.STEPS).forEach(([ms, verb, i, once], id) => setTimeout(() => {
+        if (!once || mine(id)) verbs[verb](i)
+    }, ms))
+    setTimeout(() => console.log('done ' + process.pid), 1200)
+]]
+
+-- Three ports. The first is there from the start, and left at most by one worker at a time; the second comes late,
+-- goes and comes again; the third goes for good in some.
+local function pattern(random)
+    local function at(from, to)
+        return random(from, to)
+    end
+    local steps = { { 0, 'listen', 0, false } }
+    local function add(ms, verb, i, once)
+        steps[#steps + 1] = { ms, verb, i, once or false }
+    end
+    if random(2) == 1 then
+        local ms = at(200, 600)
+        add(ms, 'close', 0, true)
+        add(ms + at(20, 300), 'listen', 0, true)
+    end
+    add(at(0, 400), 'listen', 1)
+    for _ = 1, random(0, 2) do
+        local ms = at(300, 900)
+        add(ms, 'close', 1)
+        add(ms + at(0, 200), 'listen', 1)
+    end
+    add(at(0, 200), 'listen', 2)
+    local third = random(3)
+    if third > 1 then
+        add(at(400, 800), 'close', 2)
+    end
+    if third > 2 then
+        add(at(900, 1100), 'listen', 2)
+    end
+    if random(3) == 1 then
+        add(at(700, 1000), 'disconnect', 0, true)
+    end
+    table.sort(steps, function(a, b)
+        return a[1] < b[1]
+    end)
+    return steps
+end
+
+-- What comes of a connection: 'port n', 'refused', or 'waits'.
+local function answer_of(port)
+    local text, refused, ended = '', false, false
+    local handle
+    handle = http.connect({ port = port }, function(err)
+        if err then
+            refused = err:find 'ECONNREFUSED' ~= nil
+            ended = true
+            return
+        end
+        handle:write 'GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n'
+        handle:read_start(function(_, data)
+            text = text .. (data or '')
+            ended = ended or not data
+        end)
+    end)
+    wait.try(function() return ended end, { timeout = 400 })
+    if not handle:is_closing() then
+        handle:close()
+    end
+    return refused and 'refused' or text:match 'port %d' or 'waits'
+end
+
+local function answers(ports)
+    local list = {}
+    for i, port in ipairs(ports) do
+        list[i] = answer_of(port)
+    end
+    return list
+end
+
+-- Stock's final answers, once they are the same twice.
+local function settled(ports)
+    local before
+    return wait.wait_until(function()
+        local now = table.concat(answers(ports), ', ')
+        local same = now == before and now
+        before = now
+        return same
+    end, { what = 'the same answers twice' })
+end
+
+local function free_ports()
+    return { http.free_port(), http.free_port(), http.free_port() }
+end
+
+local function environment(ports, steps)
+    return { PORTS = table.concat(ports, ' '), STEPS = cjson.encode(steps) }
+end
+
+describe('a Node app that listens and closes at random', function()
+    after_each(master.cleanup)
+
+    local binary = versions.binary '22'
+    if not binary then
+        return pending 'Node 22 is not installed, see spec/support/install-node'
+    end
+
+    it('gives the answers that it gives under stock, and nobody is refused', function()
+        local seed = tonumber(os.getenv 'DM_SEED') or os.time()
+        math.randomseed(seed)
+        print(('patterns of Node apps: DM_SEED=%d'):format(seed))
+        local list = {}
+        for number = 1, PATTERNS do
+            local steps = pattern(math.random)
+            list[number] = { ('pattern %d of seed %d: %s'):format(number, seed, cjson.encode(steps)), function()
+                local ports = free_ports()
+                local m = app.start { binary = binary, app = APP, env = environment(ports, steps),
+                    plan = 'backoff = { first = 0.05 }, stopTimeout = 5,' }
+                local clients = load.start { port = ports[1], clients = 1, mode = 'close', rate = 100, expect = '^port 0$' }
+                local peer_ports = free_ports()
+                local dir = master.temp_dir()
+                local file = assert(io.open(dir .. '/app.js', 'w'))
+                file:write(APP)
+                file:close()
+                local peer = stock.start { binary = binary, dir = dir, env = environment(peer_ports, steps), again = true }
+                local function done(lines)
+                    local count = 0
+                    for _, line in ipairs(lines) do
+                        local pid = tonumber(line:match '^done (%d+)$') -- of one that has left they say nothing
+                        count = count + (pid and uv.kill(pid, 0) == 0 and 1 or 0)
+                    end
+                    return count >= 2
+                end
+                wait.wait_until(function() return done(peer.lines) and done(m.output) end, { what = 'the steps' })
+                local theirs = settled(peer_ports)
+                peer:stop(wait)
+                local wanted = theirs:gsub('refused', 'waits')
+                local ours
+                local same = wait.try(function()
+                    ours = table.concat(answers(ports), ', ')
+                    return ours == wanted
+                end, { timeout = 10000 })
+                assert(same, ('stock: %s, here: %s\n%s'):format(theirs, ours, m:dump()))
+                local counts = clients:stop()
+                assert(counts.failed == 0, counts.text .. m:dump())
+                m:finish { code = 0 }
+            end }
+        end
+        wait.together(list, 4)
+    end)
+end)
