@@ -19,6 +19,13 @@ local function oom_counter()
     end
 end
 
+--- Whether the kernel moves what waits in a socket that is closed to others of its group: see tcp_migrate_req in the
+-- kernel's ip-sysctl.rst. It may change at any time.
+function M.migrates()
+    local text = core.read_file('/proc/sys/net/ipv4/tcp_migrate_req', 16)
+    return text ~= nil and text:match '^1' ~= nil
+end
+
 local oom_path
 
 --- How many processes of the master's cgroup the kernel has killed for want of memory; nil where it does not say.

@@ -111,7 +111,7 @@ function Master:bind()
         inherited = inherited,
         platform = self.platform, log = self.log, balance = plan.balance, backlog = plan.backlog,
         stall_timeout_ms = plan.stall_timeout_ms,
-        want = self.loaded.num_workers,
+        want = self.loaded.num_workers, lost_after_ms = plan.stop_timeout_ms,
         takes = function(worker_id, request)
             return self.cluster:takes(worker_id, request.name)
         end,

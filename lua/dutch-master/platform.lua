@@ -19,7 +19,7 @@ function M.preload()
     return (preload.find(M, core.environ()))
 end
 
-M.oom_kills, M.who = linux.oom_kills, linux.who
+M.oom_kills, M.who, M.migrates = linux.oom_kills, linux.who, linux.migrates
 
 --- Names in a directory, in no order. -> list | nil, message, code
 function M.list(path)

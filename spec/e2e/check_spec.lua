@@ -51,6 +51,7 @@ describe('check', function()
         assert.matches('\n  stopTimeout +1.5 s\n', c.out)
         assert.matches('\n  listen +{ 127.0.0.1:1 }\n', c.out)
         assert.matches('\n  killTimeout +5 s  %(default%)\n', c.out)
+        assert.matches('\n  kernel migration +%a+: ', c.out)
         assert.matches('SECRET', c.out)
         assert.falsy(c.out:find 'hush')
         local plan = cjson.decode(run('check', '--json').out).plan

@@ -34,7 +34,14 @@ local function new_lane(network, listener)
         for _, entry in ipairs(listener.steered) do
             assert(entry.lane ~= lane, 'closed in rotation')
         end
-        assert(#lane.waiting == 0, 'closed with connections in it')
+        if network.migrates then -- the kernel's choice: the first one that is another
+            local other = listener.all[1] ~= lane and listener.all[1] or listener.all[2]
+            for _, fd in ipairs(lane.waiting) do
+                table.insert(other.waiting, fd)
+            end
+            lane.waiting = {}
+        end
+        assert(#lane.waiting == 0 or network.resets, 'closed with connections in it')
         assert(not network.watched[lane.number], 'closed while it is watched')
         local i = lane.index() + 1
         listener.all[i] = listener.all[#listener.all]
@@ -164,6 +171,9 @@ function M.add(platform)
         if ready then
             ready()
         end
+    end
+    function platform.migrates()
+        return network.migrates or false
     end
     function platform.quiet_ms()
         return network.quiet_ms

@@ -80,6 +80,11 @@ local function show(ctx, plan, num_workers)
         local line = ('  %-20s %s'):format(option.name, text)
         ctx.out((is_default and ctx.paint('dim', line .. '  (default)') or line) .. '\n')
     end
+    if plan.kind == 'exec' and #plan.listen > 0 then
+        ctx.out(('  %-20s %s\n'):format('kernel migration', ctx.platform.migrates()
+            and 'yes: what waits in a queue whose workers are gone goes to others'
+            or 'no: what waits there waits for the next worker (sysctl net.ipv4.tcp_migrate_req = 1)'))
+    end
 end
 
 -- What the plan will not do, though it is no error.

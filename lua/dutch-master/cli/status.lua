@@ -123,8 +123,12 @@ function M.render(ctx, status)
         M.headline(ctx, status),
         ('master: pid %d, up %s, %s, version %s'):format(status.pid, format.duration(status.uptime_ms),
             number(status.rss_kb, format.kilobytes), status.version),
-        '',
     }
+    if (status.unserved or 0) > 0 then
+        lines[#lines + 1] = ctx.paint('red', ('%s in a queue that nobody serves'):format(
+            format.plural(status.unserved, 'connection') .. (status.unserved == 1 and ' waits' or ' wait')))
+    end
+    lines[#lines + 1] = ''
     local rows = format.table(COLUMNS, M.rows(ctx, status), ctx.columns(), ctx.utf8)
     rows[1] = ctx.paint('dim', rows[1])
     for _, row in ipairs(rows) do

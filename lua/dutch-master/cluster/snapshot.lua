@@ -102,7 +102,7 @@ function M.full(cluster)
         script = cluster.script, pid = platform.pid(), version = platform.version, state = cluster.state,
         generation = cluster.generation, wanted = cluster.wanted, uptime_ms = now - cluster.started_at,
         rss_kb = own.rss_kb, cpu_ms = own.cpu_ms, workers = workers, slots = of_slots(cluster),
-        totals = cluster.totals:snapshot(), sockets = queues.totals, held = held(platform),
+        totals = cluster.totals:snapshot(), sockets = queues.totals, unserved = queues.unserved, held = held(platform),
         last_verdict = cluster.last_verdict, last_request = cluster.last_request, balance = queues.balance,
         roll = roll and { generation = roll.generation, total = roll.total, done = roll.done,
             back = roll.back, elapsed_ms = now - roll.started_at } or nil,

@@ -17,11 +17,12 @@ Directory.__index = Directory
 function Directory.new(options)
     return setmetatable({
         platform = options.platform, wanted = options.want, balance = options.balance, fields = options.fields,
-        inherited = options.inherited,
+        inherited = options.inherited, log = options.fields.log,
         plan = {}, -- listeners of the plan, in its order
         by_key = {}, -- those that workers asked for
         retired = {}, -- no longer in the plan, still used
         opened = 0, -- listeners, ever
+        past = { 0, 0, 0 }, -- what closed ones counted: see count
     }, Directory)
 end
 
@@ -147,7 +148,7 @@ end
 -- An entry of the plan's list: text, or {address = text or table, name =, mode =}, or an address table with a name.
 local function plan_entry(self, item)
     local text = type(item) == 'string' and item or item.text or item.address
-    local fields = type(item) == 'table' and { name = item.name, mode = item.mode } or {}
+    local fields = type(item) == 'table' and { name = item.name, mode = item.mode, owner = item.owner } or {}
     if type(text) == 'table' then
         text = text.text
     end
@@ -192,6 +193,10 @@ local function assemble(self, entries, fresh)
         local message, code
         local rotation = before[fields.key]
         before[fields.key] = nil
+        if rotation and not rotation:has_rights(fields.mode, fields.owner) then
+            return nil, ('%s: mode, user and group of its path cannot change while it is served: stop and start')
+                :format(fields.key), 'EBUSY'
+        end
         if not rotation then
             fields.may_block = true -- a server that was given its sockets knows how it accepts
             rotation, message, code = open_rotation(self, fields)
@@ -371,6 +376,28 @@ local function kept(self)
     return list
 end
 
+--- Closes one for good. What it counted is kept.
+function Directory:retire(rotation)
+    local rescued, busy, lost = rotation:count()
+    local address, waiting = rotation.address.text, rotation:close()
+    local past = self.past
+    self.past = { past[1] + rescued, past[2] + busy, past[3] + lost + waiting }
+    if waiting > 0 then
+        self.log:warn({ address = address, connections = waiting }, 'Waiting connections lost, their socket is closed')
+    end
+end
+
+--- Connections that were rescued, times that a lane was busy, connections that were lost, ever.
+function Directory:count()
+    local sum = { unpack(self.past) }
+    for _, rotation in ipairs(self:each()) do
+        for i, count in ipairs { rotation:count() } do
+            sum[i] = sum[i] + count
+        end
+    end
+    return unpack(sum)
+end
+
 --- Closes listeners that nobody has any more: those that left the plan; of those that workers asked for, the ones where
 -- nobody ever served, and the ones that a restart has given up. An address that was served stays: whoever comes there
 -- waits for the next worker. What came from outside stays too: it could not be had again.
@@ -383,21 +410,21 @@ function Directory:close_unused(settled)
     end
     for i = #self.retired, 1, -1 do
         if not self.retired[i]:is_used() then
-            table.remove(self.retired, i):close()
+            self:retire(table.remove(self.retired, i))
         end
     end
     for key, rotation in pairs(self.by_key) do
         local private = key:find('@', 1, true) and not rotation.address.path
         if not rotation:is_used() and not rotation.fd and (private or settled and not rotation:is_awaited()) then
             self.by_key[key] = nil
-            rotation:close()
+            self:retire(rotation)
         end
     end
 end
 
 function Directory:close()
     for _, rotation in ipairs(self:each()) do
-        rotation:close()
+        self:retire(rotation)
     end
     self.plan, self.by_key, self.retired = {}, {}, {}
 end

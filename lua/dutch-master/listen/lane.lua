@@ -332,6 +332,26 @@ function Lane:repair(ended)
     self.quiet = false
 end
 
+--- Connections wait in it and nobody has it. @return how long that has been so, in ms, if others could have served them
+function Lane:orphaned(now, others)
+    if self.state ~= 'free' or self.steered or not others or self.depth == 0 then
+        self.orphaned_at = nil
+        return nil
+    end
+    if not self.orphaned_at then
+        self.orphaned_at = now
+        local fields = culprit(self)
+        fields.waiting = self.depth
+        self.log:warn(fields, 'Connections wait in a queue that nobody serves')
+    end
+    return now - self.orphaned_at
+end
+
+--- Closes it with what waits in it: the kernel moves that to other lanes, where it may, else resets it.
+function Lane:abandon()
+    return self.socket:close()
+end
+
 --- Whether it gets new connections from now on.
 function Lane:steer(on)
     self.out_since = self.steered and self.platform.now() or self.out_since

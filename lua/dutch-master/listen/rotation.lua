@@ -18,13 +18,14 @@ Rotation.MAX_WORKERS = 512
 --- @param options {platform, log, key, name, number, address (platform.address's table), balance, backlog, mode,
 --   as (whose rights it is bound with, see platform.listen), owner (whom a unix path belongs to),
 --   fd (inherited), may_block (workers choose how they accept), stall_timeout_ms, want,
+--   lost_after_ms (what waits where nobody serves is reset then),
 --   give = sockets.lua's rescue, takes, idle, or nil}
 function Rotation.new(options)
     local self = setmetatable({}, Rotation)
     for key, value in pairs(options) do
         self[key] = value
     end
-    self.glances, self.times_busy = 0, 0
+    self.glances, self.times_busy, self.lost = 0, 0, 0
     self.lanes = {}
     self.users = {} -- worker id -> its lane
     self.guests = {} -- the same for those that use a lane of others: of a shared socket, or where lanes ran out
@@ -298,6 +299,13 @@ function Rotation:wants(count)
     self.want = count
 end
 
+--- Whether its path has this mode and owner.
+function Rotation:has_rights(mode, owner)
+    local ours = self.owner or {}
+    owner = owner or {}
+    return self.mode == mode and ours.uid == owner.uid and ours.gid == owner.gid
+end
+
 --- Its name in a later plan.
 function Rotation:rename(name)
     self.name = name
@@ -475,6 +483,29 @@ local function look(self, lane, now)
     return lane.depth > 0 and 'busy' or lane.stalled and 'unsettled' or nil
 end
 
+-- What waits where nobody serves and nobody can be given it: the kernel moves it, if it may; else the next worker takes
+-- the lane; what none has taken in time is reset, so that its clients know.
+local function look_after_orphan(self, i, now)
+    local lane = self.lanes[i]
+    local age = lane:orphaned(now, can_take(self, lane))
+    local moves = age and self.platform.migrates()
+    if not age or not moves and age < self.lost_after_ms then
+        return
+    end
+    local waiting = lane:waiting()
+    if not lane:abandon() then
+        return -- the steering in force cannot do without it, at this moment
+    end
+    table.remove(self.lanes, i)
+    local fields = { address = self.address.text, connections = waiting }
+    if moves then
+        self.log:info(fields, 'Waiting connections moved to other workers by the kernel')
+    else
+        self.lost = self.lost + waiting
+        self.log:warn(fields, 'Waiting connections lost, nobody served them in time')
+    end
+end
+
 -- So many lanes are kept.
 local function wanted(self)
     return self.balance == 'queue' and 1 or self.want
@@ -513,6 +544,9 @@ function Rotation:tick(now)
         end
         self.steering:settle()
         self.rescue:retry()
+        for i = #self.lanes, 1, -1 do
+            look_after_orphan(self, i, now)
+        end
         trim(self, now)
         unsettled = unsettled or #self.lanes > wanted(self)
     end
@@ -536,9 +570,20 @@ function Rotation:each_user(fn)
     end
 end
 
---- Connections that were rescued, and times that a lane was busy, ever.
+--- Connections that were rescued, times that a lane was busy, connections that were lost, ever.
 function Rotation:count()
-    return self.rescue.total, self.times_busy
+    return self.rescue.total, self.times_busy, self.lost
+end
+
+-- Connections that wait, and those of them that wait where nobody serves.
+local function count_waiting(self)
+    local waiting, unserved = self.rescue:waiting(), 0
+    for _, lane in ipairs(self.lanes) do
+        local depth = lane:waiting()
+        waiting = waiting + depth
+        unserved = unserved + (lane.state == 'free' and not self.shared and depth or 0)
+    end
+    return waiting, unserved
 end
 
 --- For status.
@@ -547,10 +592,13 @@ function Rotation:snapshot()
     for i, lane in ipairs(self.lanes) do
         lanes[i] = lane:snapshot(self.shared)
     end
-    return { address = self.address.text, name = self.name, balance = self:balance_in_force(), lanes = lanes }
+    return { address = self.address.text, name = self.name, balance = self:balance_in_force(), lanes = lanes,
+        unserved = select(2, count_waiting(self)) }
 end
 
+--- @return how many connections waited, and are reset by this
 function Rotation:close()
+    local waiting = self.rescue and count_waiting(self) or 0
     if self.rescue then
         self.rescue:close()
     end
@@ -559,6 +607,7 @@ function Rotation:close()
         self.listener:close()
         self.listener = nil
     end
+    return waiting
 end
 
 return Rotation

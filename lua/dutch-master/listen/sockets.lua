@@ -17,11 +17,15 @@ local REST_PATH_MS, REST_MS = 1000, 5000
 -- While connections wait somewhere. A queue that moves is hardly ever seen not to, this often.
 local BUSY_TICK_MS = 50
 
+-- What waits where nobody serves is reset after this, where nothing else is said.
+local LOST_AFTER_MS = 30000
+
 local BALANCES = { steered = true, queue = true, sticky = true, shared = true }
 
 --- @param options {platform, log, balance, backlog, stall_timeout_ms, want, inherited = platform.inherited()'s list,
 --   takes = function(worker_id, request) -> whether that worker can be given connections (nil: who made a request can),
 --   rescue = function(fd, done, worker_id, request) -> true if the worker was given the connection,
+--   lost_after_ms = when what waits where nobody serves is reset,
 --   idle = function(worker_id) -> whether that worker sleeps in its event loop, nil if that cannot be seen}
 -- rescue's descriptor stays ours; done(accepted) is called later, once, if it returned true. request is what that
 -- worker gave to `query` for the listener in question, nil after `take`.
@@ -38,7 +42,8 @@ function Sockets.new(options)
         platform = options.platform, want = options.want or 1, balance = balance, inherited = options.inherited or {},
         fields = {
             platform = options.platform, log = options.log, balance = balance, stall_timeout_ms = stall_timeout_ms,
-            give = options.rescue, takes = options.takes, idle = options.idle, backlog = options.backlog or 511,
+            give = options.rescue, takes = options.takes, idle = options.idle,
+            lost_after_ms = options.lost_after_ms or LOST_AFTER_MS, backlog = options.backlog or 511,
         },
     }
     self.pace = Pace.new {
@@ -421,12 +426,13 @@ function Sockets:watched()
 end
 
 --- For status: by worker id {queue = connections that wait for it, steered = it gets new ones}; `balance` in force at
--- the first listener; `listeners`, each with its lanes.
+-- the first listener; `listeners`, each with its lanes; `unserved`: connections that wait where nobody serves.
 function Sockets:snapshot()
-    local snapshot = { listeners = {} }
+    local snapshot = { listeners = {}, totals = self:count(), unserved = 0 }
     for i, rotation in ipairs(self.directory:each()) do
         local listener = rotation:snapshot()
         snapshot.listeners[i] = listener
+        snapshot.unserved = snapshot.unserved + listener.unserved
         snapshot.balance = snapshot.balance or listener.balance
         rotation:each_user(function(id, lane)
             local entry = snapshot[id] or { queue = 0, steered = true }
@@ -438,14 +444,10 @@ function Sockets:snapshot()
     return snapshot
 end
 
---- Numbers that only grow: connections that were rescued, times that a lane was busy.
+--- Numbers that only grow: connections that were rescued, that were lost, times that a lane was busy.
 function Sockets:count()
-    local all_rescued, all_busy = 0, 0
-    for _, rotation in ipairs(self.directory:each()) do
-        local rescued, busy = rotation:count()
-        all_rescued, all_busy = all_rescued + rescued, all_busy + busy
-    end
-    return { rescued = all_rescued, busy = all_busy }
+    local rescued, busy, lost = self.directory:count()
+    return { rescued = rescued, lost = lost, busy = busy }
 end
 
 --- Closes everything; for the end.

@@ -168,10 +168,19 @@ end
 local address = schema.simple(ADDRESS, is_address)
 local UNIX_PATH_MAX = 107 -- bytes of sun_path without the final NUL; the kernel would cut a longer one off silently
 
+local function account(expects)
+    return either(expects, {
+        string = schema.text,
+        number = schema.integer(0, 4294967294),
+    })
+end
+
 local address_record = schema.record(ADDRESS, {
     address = { inside = 'text', type = address, required = true },
     name = { type = schema.text },
     mode = { type = mode 'an octal mode such as "0660"' },
+    user = { type = account 'the name or number of a user' },
+    group = { type = account 'the name or number of a group' },
 })
 
 local function listen_entry(value, at, name)
@@ -188,8 +197,11 @@ local function listen_entry(value, at, name)
     local path = entry.text and entry.text:match('^unix:(.*)$')
     if path and #path > UNIX_PATH_MAX then
         at:say(('expected a path of at most %d bytes, found %d'):format(UNIX_PATH_MAX, #path))
-    elseif entry.mode and not (path and path:sub(1, 1) == '/') then
-        at:key('mode'):say('only a unix socket with a path has a mode')
+    end
+    for _, key in ipairs { 'mode', 'user', 'group' } do
+        if entry[key] and not (path and path:sub(1, 1) == '/') then
+            at:key(key):say(('only a unix socket with a path has a %s'):format(key))
+        end
     end
     return entry
 end
@@ -429,13 +441,6 @@ local cpus = either(CPUS, {
         end,
     },
 })
-
-local function account(expects)
-    return either(expects, {
-        string = schema.text,
-        number = schema.integer(0, 4294967294),
-    })
-end
 
 -- every = { 5, fn } or { { 5, fn }, { 60, other } }
 local EVERY = 'a table { seconds, function }, or a list of these'

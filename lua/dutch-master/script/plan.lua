@@ -97,6 +97,15 @@ local function resolve_account(plan, where, at)
     end
 end
 
+-- The same of a unix socket's path in `listen`.
+local function resolve_owners(plan, where, at)
+    for i, entry in ipairs(plan.listen) do
+        local owner = { user = entry.user, group = entry.group }
+        resolve_account(owner, where, at:key('listen'):key(i))
+        entry.owner = (owner.uid or owner.gid) and { uid = owner.uid, gid = owner.gid } or nil
+    end
+end
+
 -- They accept from several processes that all wake, and take the sockets as their own former process left them.
 local EXPECTS_NON_BLOCKING = { nginx = true, haproxy = true }
 
@@ -301,6 +310,7 @@ function M.build(raw, where)
                 .. 'expected ready = { http = "/path" }'):format(plan.kind))
         end
         resolve_account(plan, where, at)
+        resolve_owners(plan, where, at)
         rights.check(plan, { uid = where.uid, limits = where.limits }, at)
     end
     if #at.errors > 0 then

@@ -147,7 +147,7 @@ describe('a rotation', function()
             given[1].done(true)
             glance()
             assert.same({ 3, given[1].worker }, { #given, given[3].worker })
-            assert.same({ 1, 1 }, { rotation:count() })
+            assert.same({ 1, 1, 0 }, { rotation:count() })
             for _ = 1, 8 do
                 glance()
             end
@@ -193,6 +193,69 @@ describe('a rotation', function()
             glance()
             glance()
             assert.equal(1, #given)
+        end)
+    end)
+
+    describe('with connections that wait where nobody serves', function()
+        local lane
+
+        before_each(function()
+            new { balance = 'queue', may_block = true, lost_after_ms = 30000 }
+            for id = 1, 2 do
+                rotation:assign(id, nil, id, true)
+                rotation:join(id)
+            end
+            rotation:leave(1)
+            lane = network.open[':80'].all[1]
+            lane.waiting = { 1, 2 }
+            rotation:drop(1)
+        end)
+
+        local function tick(ms)
+            platform:advance(ms or 100)
+            rotation:tick(platform.now())
+        end
+
+        it('says so once, keeps them for the next worker, and resets them at last', function()
+            network.resets = true
+            tick()
+            tick()
+            assert.equal(2, rotation:snapshot().unserved)
+            local said = {}
+            for _, record in ipairs(records) do
+                said[#said + 1] = record.level == 'warn' and record.message or nil
+            end
+            assert.same({ 'Connections wait in a queue that nobody serves' }, said)
+            tick(29000)
+            assert.equal(2, #rotation:snapshot().lanes)
+            tick(2000)
+            assert.equal(1, #rotation:snapshot().lanes)
+            assert.equal('Waiting connections lost, nobody served them in time', records[#records].message)
+            assert.same({ 0, 0, 2 }, { rotation:count() })
+            assert.equal(0, rotation:snapshot().unserved)
+        end)
+
+        it('leaves them to the next worker of any generation', function()
+            tick()
+            rotation:assign(3, nil, 3, true)
+            rotation:join(3)
+            assert.equal(0, rotation:snapshot().unserved)
+            lane.waiting = {}
+            tick(60000)
+            assert.same({ 0, 0, 0 }, { rotation:count() })
+        end)
+
+        it('lets the kernel move them as soon as it may', function()
+            tick()
+            network.migrates = true -- switched on while running
+            tick()
+            assert.equal(1, #rotation:snapshot().lanes)
+            assert.same({ 1, 2 }, network.open[':80'].all[1].waiting)
+            assert.same({ 0, 0, 0 }, { rotation:count() })
+        end)
+
+        it('counts what waits when it is closed', function()
+            assert.equal(2, rotation:close())
         end)
     end)
 
