@@ -324,7 +324,7 @@ function Lane:repair(ended)
     if fields.repaired:find 'shutdown' or fields.repaired:find 'reuseport' then
         self.disturbed = self.disturbed + 1
     end
-    if self.quiet and fields.repaired == 'backlog' or ended and fields.repaired == 'path' then
+    if (self.quiet or self.may_block) and fields.repaired == 'backlog' or ended and fields.repaired == 'path' then
         self.log:debug(fields, 'Listening socket repaired') -- every server's first listen() changes the backlog
     else
         self.log:warn(fields, 'Listening socket repaired')

@@ -72,6 +72,45 @@ local function forget_closed()
     end
 end
 
+-- How many connections it holds is told to the master when it has changed, this often at most, by which new ones are
+-- spread evenly. Looked at before each wait of the loop: nothing wakes for it.
+local REPORT_MS = 20
+local watcher, last_look, reporter
+local told = { held = 0, at = 0, work = 0 }
+
+local function report_load()
+    last_look = uv.now()
+    forget_closed()
+    local held = 0
+    for _ in pairs(tracked) do
+        held = held + 1
+    end
+    if held == told.held or M.draining or not channel or not channel:is_open() then
+        return
+    end
+    local work, passed = os.clock(), math.max(last_look - told.at, 1)
+    local busy = math.min(math.floor((work - told.work) * 1e6 / passed), 1000)
+    told = { held = held, at = last_look, work = work }
+    M.send { cmd = 'NODE_DUTCH_LOAD', held = held, busy = busy }
+end
+
+local function watch_load()
+    if watcher then
+        return
+    end
+    watcher, reporter, last_look = uv.new_prepare(), uv.new_timer(), -REPORT_MS
+    watcher:start(function()
+        if uv.now() - last_look >= REPORT_MS then
+            report_load()
+        elseif not reporter:is_active() and next(tracked) ~= nil then
+            -- What changes right after a look is seen at the next one.
+            reporter:start(REPORT_MS, 0, function() end)
+            reporter:unref()
+        end
+    end)
+    watcher:unref()
+end
+
 -- Before each wait of the loop: a connection that was closed since is gone.
 local function watch_drained()
     if prepare:is_active() then
@@ -316,7 +355,7 @@ local link = {
     closed = note_closed,
     track = function(handle)
         tracked[handle] = true
-        forget_closed()
+        watch_load()
     end,
 }
 

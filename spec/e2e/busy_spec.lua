@@ -1,0 +1,155 @@
+-- Workers that are busy for a moment: nobody waits for them while another is idle, and long-lived connections are spread
+-- evenly over all.
+local cjson = require 'cjson'
+local cli = require 'spec.support.cli'
+local http = require 'spec.support.http'
+local load = require 'spec.support.load'
+local master = require 'spec.support.master'
+local versions = require 'spec.support.node_versions'
+local uv = require 'luv'
+
+-- Answers with its pid. /hold keeps the event loop from working for 400 ms.
+local LUA = [[
+local uv = require 'luv'
+local worker = require 'dutch-master.worker'
+local server = assert(worker.listen(os.getenv 'LISTEN'))
+server:accept(function(connection)
+    local seen = ''
+    connection:read_start(function(_, data)
+        if not data then return connection:is_closing() or connection:close() end
+        seen = seen .. data
+        local path = seen:match '^%u+ (%S+).*\r\n\r\n'
+        if not path then return end
+        seen = ''
+        if path == '/hold' then require("luv").sleep(400) end
+        local body = tostring(uv.os_getpid())
+        connection:write(('HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s'):format(#body, body))
+    end)
+end)
+]]
+
+local NODE = [[
+require('http').createServer((request, response) => {
+  if (request.url === '/hold') Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 400)
+  response.end(String(process.pid))
+}).listen({ port: +process.env.PORT, host: '127.0.0.1' })
+]]
+
+describe('workers that are busy for a moment', function()
+    after_each(master.cleanup)
+
+    local function start(kind, count, options)
+        local port = http.free_port()
+        local interpreter = kind == 'node' and ("interpreter = { '%s' },"):format(versions.newest()) or ''
+        local m = master.start {
+            script = ([[require('dutch-master').start { worker = 'app.%s', numWorkers = %d, %s
+                workerEnvironment = { LISTEN = '127.0.0.1:%d', PORT = '%d' }, %s }]]):format(
+                kind == 'node' and 'js' or 'lua', count, interpreter, port, port, options or ''),
+            files = { ['app.lua'] = LUA, ['app.js'] = NODE },
+        }
+        m:await('Cluster ready', { timeout = 20000 })
+        return m, port
+    end
+
+    local function totals(m)
+        return cjson.decode(cli.run(m, { 'status', '--json' }).out).sockets
+    end
+
+    for _, kind in ipairs { 'lua', 'node' } do
+        it('keep nobody waiting: ' .. kind, function()
+            local m, port = start(kind, 3)
+            local before = totals(m)
+            -- A third of all workers is held all the time, so lanes are the only ones that do not know.
+            local held = load.start { port = port, clients = 1, path = '/hold', timeout = 20000 }
+            local l = load.start { port = port, clients = 4, rate = 150, timeout = 20000, slow_ms = 200, expect = '^%d+$' }
+            l:await(300)
+            local quick, slow = l:stop(), #l.slow
+            local heavy = held:stop()
+            assert.equal(0, quick.failed + heavy.failed, quick.text .. heavy.text .. m:dump())
+            local after = totals(m)
+            assert.is_true(after.rescued > before.rescued, m:dump())
+            assert.is_true(after.busy > before.busy)
+            -- By chance alone one request of ten would wait for half of the time that a worker is held.
+            assert.is_true(slow <= 15, ('%d of %d waited'):format(slow, quick.total))
+            assert.equal(0, #m:records 'Worker stalled')
+            assert.equal(0, #m:records 'Waiting connections handed to other workers')
+            m:finish()
+        end)
+    end
+
+    it('are not made worse by the shortest stallTimeout', function()
+        local m, port = start('lua', 3, 'stallTimeout = 0.05')
+        local held = load.start { port = port, clients = 1, path = '/hold', timeout = 20000 }
+        local l = load.start { port = port, clients = 4, rate = 150, timeout = 20000, slow_ms = 200, expect = '^%d+$' }
+        l:await(300)
+        local quick, slow = l:stop(), #l.slow
+        held:stop()
+        assert.equal(0, quick.failed, quick.text)
+        assert.is_true(slow <= 15, ('%d of %d waited'):format(slow, quick.total))
+        m:finish()
+    end)
+end)
+
+describe('long-lived connections', function()
+    after_each(master.cleanup)
+
+    -- So many connections, one after the other with a gap, each kept: how many each worker has, most first.
+    local function spread(port, count, gap_ms)
+        local held, handles, opened, answered = {}, {}, 0, 0
+        local timer = uv.new_timer()
+        timer:start(0, gap_ms, function()
+            opened = opened + 1
+            if opened == count then
+                timer:close()
+            end
+            local parser = http.parser()
+            handles[#handles + 1] = http.connect({ port = port }, function(err, handle)
+                assert(not err, err)
+                handle:write(http.request_text({ port = port }, true))
+                handle:read_start(function(_, data)
+                    if data and not parser.done and parser:feed(data) == 'done' then
+                        parser.done, answered = true, answered + 1
+                        held[parser.body] = (held[parser.body] or 0) + 1
+                    end
+                end)
+            end)
+        end)
+        local wait = require 'spec.support.wait'
+        wait.wait_until(function()
+            return answered == count
+        end, { what = 'answers', timeout = 30000 })
+        local list = {}
+        for _, number in pairs(held) do
+            list[#list + 1] = number
+        end
+        table.sort(list, function(a, b)
+            return a > b
+        end)
+        return list, function()
+            for _, handle in ipairs(handles) do
+                handle:close()
+            end
+            wait.turn()
+        end
+    end
+
+    for _, case in ipairs { { 'node', 4, 12, 4 }, { 'lua', 4, 12, 4 }, { 'lua', 8, 160, 32 } } do
+        local kind, workers, count, most = unpack(case)
+        it(('are spread evenly: %d over %d workers of kind %s'):format(count, workers, kind), function()
+            local port = http.free_port()
+            local interpreter = kind == 'node' and ("interpreter = { '%s' },"):format(versions.newest()) or ''
+            local m = master.start {
+                script = ([[require('dutch-master').start { worker = 'app.%s', numWorkers = %d, %s
+                    workerEnvironment = { LISTEN = '127.0.0.1:%d', PORT = '%d' } }]]):format(
+                    kind == 'node' and 'js' or 'lua', workers, interpreter, port, port),
+                files = { ['app.lua'] = LUA, ['app.js'] = NODE },
+            }
+            m:await('Cluster ready', { timeout = 20000 })
+            local held, close = spread(port, count, 20)
+            io.stdout:write('[' .. table.concat(held, ' ') .. '] ')
+            close()
+            assert.is_true(held[1] <= most, table.concat(held, ' '))
+            m:finish()
+        end)
+    end
+end)
