@@ -14,15 +14,17 @@ M.ignore = 'ignore'
 --- A cell for an event that cannot come in this state. If it does, it is logged as an error and ignored.
 M.bug = 'bug'
 
--- `ignores = 'event event'` stands for so many cells.
+-- `ignores = 'event event'` and `bugs = 'event event'` stand for so many cells.
 local function spread(name, state, row)
-    local list = row.ignores or ''
-    row.ignores = nil
-    for event in list:gmatch '%S+' do
-        if row[event] ~= nil then
-            error(('machine %s: state %s mentions %s twice'):format(name, state, event), 4)
+    for key, cell in pairs { ignores = M.ignore, bugs = M.bug } do
+        local list = row[key] or ''
+        row[key] = nil
+        for event in list:gmatch '%S+' do
+            if row[event] ~= nil then
+                error(('machine %s: state %s mentions %s twice'):format(name, state, event), 4)
+            end
+            row[event] = cell
         end
-        row[event] = M.ignore
     end
 end
 
@@ -47,9 +49,9 @@ end
 --- Defines a machine.
 -- @param definition {name, initial, events = {names}, states = {state = {event = cell}},
 --   deadline = {state = function(object) -> ms or nil}, news = true: for on_settled}
---   Events that a state ignores can be named in one cell, ignores = 'event event'. Another cell is ignore, bug, or a
---   function(object, ...) that returns the next state, or nil to stay (its deadline runs on). Returning the
---   present state enters it again (its deadline is re-armed).
+--   Events that a state ignores can be named in one cell, ignores = 'event event', and those that cannot come there
+--   in another, bugs = 'event event'. Every other cell is ignore, bug, or a function(object, ...) that returns the next
+--   state, or nil to stay (its deadline runs on). Returning the present state enters it again, with a new deadline.
 -- @return the definition, checked
 function M.define(definition)
     local name, events = definition.name, definition.events

@@ -155,6 +155,8 @@ describe('machine', function()
             end
         end
         assert.has_no.errors(define { ignores = 'x y' })
+        assert.has_no.errors(define { ignores = 'x', bugs = 'y' })
+        assert.has_error(define { ignores = 'x y', bugs = 'y' }, 'machine m: state a mentions y twice')
         assert.has_error(define { ignores = 'x', x = machine.bug }, 'machine m: state a mentions x twice')
         assert.has_error(define { ignores = 'x y z' }, 'machine m: state a mentions the unknown event z')
         assert.has_error(define { ignores = 'x' }, 'machine m: state a does not say what to do on y')

@@ -566,28 +566,22 @@ definition = machine.define {
             served = served_while_booting,
             restart = request_restart,
             began = to_rolling,
-            rolled = bug,
             scale = resize,
             stop = begin_stop,
             fatal = fatal,
             emptied = ignore, -- the slots are waiting to fork
-            deadline = bug,
+            bugs = 'rolled deadline',
         },
         steady = {
-            served = ignore,
             restart = request_restart,
             began = to_rolling,
-            rolled = ignore,
             scale = resize,
             stop = begin_stop,
-            fatal = ignore,
-            emptied = ignore,
+            ignores = 'served rolled fatal emptied',
             deadline = bug,
         },
         rolling = {
-            served = ignore,
             restart = request_restart,
-            began = ignore,
             rolled = function(self)
                 if self.ready then
                     return 'steady'
@@ -597,22 +591,17 @@ definition = machine.define {
             end,
             scale = resize,
             stop = begin_stop,
-            fatal = ignore,
-            emptied = ignore,
+            ignores = 'served began fatal emptied',
             deadline = bug,
         },
         stopping = {
-            served = ignore,
             restart = function(self, request)
                 Restart.refuse(request, 'stopped', self.generation, {}, 'the cluster is stopping')
             end,
-            began = ignore,
-            rolled = ignore,
-            scale = ignore,
             stop = stop_at_once,
-            fatal = ignore,
             emptied = emptied,
             deadline = give_up,
+            ignores = 'served began rolled scale fatal',
         },
         stopped = {
             ignores = 'served restart began rolled scale stop fatal emptied',

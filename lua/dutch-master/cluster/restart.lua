@@ -23,7 +23,6 @@
 
 local Comparison = require 'dutch-master.cluster.comparison'
 local machine = require 'dutch-master.machine'
-local bug = machine.bug
 
 local Restart = {}
 Restart.__index = Restart
@@ -556,8 +555,7 @@ definition = machine.define {
                 return refused(self, 'stopped', 'the cluster was stopped')
             end,
             ignores = 'ready filled failed gone dropped',
-            proved = bug,
-            judged = bug,
+            bugs = 'proved judged',
         },
         canary = { -- one slot is being replaced, and what comes of it decides
             ready = canary_ready,
@@ -571,8 +569,7 @@ definition = machine.define {
             superseded = superseded,
             stopped = stopped,
             ignores = 'judged',
-            loaded = bug,
-            begin = bug,
+            bugs = 'loaded begin',
         },
         judging = { -- the canary has proved itself, the script is asked
             judged = judged,
@@ -588,8 +585,7 @@ definition = machine.define {
             superseded = superseded,
             stopped = stopped,
             ignores = 'ready proved gone',
-            loaded = bug,
-            begin = bug,
+            bugs = 'loaded begin',
         },
         replacing = {
             proved = proved,
@@ -600,8 +596,7 @@ definition = machine.define {
             superseded = superseded,
             stopped = stopped,
             ignores = 'ready judged',
-            loaded = bug,
-            begin = bug,
+            bugs = 'loaded begin',
         },
         aborting = { -- the replacements are being stopped; the verdict waits for the end of the one that failed
             gone = function(self, worker)
@@ -617,8 +612,7 @@ definition = machine.define {
             superseded = aborted_at_once,
             stopped = aborted_at_once,
             ignores = 'ready filled failed judged',
-            loaded = bug,
-            begin = bug,
+            bugs = 'loaded begin',
         },
         rolling_back = {
             proved = proved,
@@ -634,8 +628,7 @@ definition = machine.define {
                 return cut_short(self, 'stopped', 'the cluster was stopped')
             end,
             ignores = 'ready judged',
-            loaded = bug,
-            begin = bug,
+            bugs = 'loaded begin',
         },
         giving_up = { -- the old release does not start any more; as in aborting, of the rollback
             gone = function(self, worker)
@@ -650,8 +643,7 @@ definition = machine.define {
             superseded = cut_short_at_once,
             stopped = cut_short_at_once,
             ignores = 'ready filled failed judged',
-            loaded = bug,
-            begin = bug,
+            bugs = 'loaded begin',
         },
         ended = {
             ignores = 'loaded begin ready proved filled failed gone dropped judged superseded stopped',

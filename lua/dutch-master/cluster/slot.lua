@@ -152,8 +152,6 @@ filling = { -- nobody serves; a worker is being started, or the deadline is the 
 }
 
 serving = {
-    deadline = bug,
-    ready = ignore,
     lost = function(self, worker, why)
         if worker == self.current then
             return lost_current(self, worker, why)
@@ -169,9 +167,9 @@ serving = {
         end
         return 'replacing'
     end,
-    cancel = ignore,
-    commit = ignore,
     drain = drain,
+    ignores = 'ready cancel commit',
+    deadline = bug,
 }
 
 replacing = { -- the current one serves; its replacement is being started, or the deadline is the next fork
@@ -239,13 +237,8 @@ proving = { -- both serve
 }
 
 drained = { -- given up; its workers are leaving
+    ignores = 'ready lost replace cancel commit drain',
     deadline = bug,
-    ready = ignore,
-    lost = ignore,
-    replace = ignore,
-    cancel = ignore,
-    commit = ignore,
-    drain = ignore,
 }
 
 -- Filling and replacing have a deadline only while there is no worker on its way, who has a deadline of its own.
