@@ -135,9 +135,11 @@ describe('a roll', function()
     it('lets the latest request win', function()
         local m = start()
         local old = pids_of(m, 1)
-        m:rewrite('app.lua', apps.never_ready)
+        m:rewrite('app.lua', "print 'thinking'\n" .. apps.never_ready)
         m:signal 'SIGUSR2'
-        m:await({ msg = 'Creating new worker', generation = 2 }, { count = 2 })
+        m:wait_until(function() -- they have read what is rewritten now
+            return select(2, table.concat(m.output, '\n'):gsub('thinking', '')) == 2
+        end, 'two workers that think')
         m:rewrite('app.lua', apps.http)
         m:rewrite('release.lua', 'return "module3"')
         m:signal 'SIGUSR2'
