@@ -10,6 +10,10 @@
 -- release that the others run, before the verdict is given. With a canary the first batch is one slot: its replacement
 -- gets a share of the new connections, serves for the canary's own time beside the old one, and the script judges it.
 --
+-- From `ready` to the old worker's leave: a replacement is ready, its slot is `proving` for restartSoak and reports it
+-- (proved), the last of a batch makes the restart commit, and each slot asks its old worker to stop. One object and its
+-- table, hence the length.
+--
 -- It belongs to a cluster, and acts on the slots by their events alone. The cluster reports to it what happens, and
 -- hears by callbacks:
 --   on.loaded(restart, loaded) -> true, or nil, message   the plan is there: take it over, then post `begin`
