@@ -2,6 +2,7 @@
  * in lua/dutch-master/; how it is done, in the other files here. */
 #include "core.h"
 #include "lua/state.h"
+#include "script/script_main.h"
 #include "worker/worker_main.h"
 
 #include <fcntl.h>
@@ -33,6 +34,8 @@ int main(int argc, char **argv) {
     signal(SIGPIPE, SIG_IGN);
     if (argc > 1 && strcmp(argv[1], "--lua-worker") == 0) {
         return dm_lua_worker_main(argc, argv);
+    } else if (argc > 1 && strcmp(argv[1], "--script-process") == 0) {
+        return dm_script_main(argc, argv);
     }
     signal(SIGXFSZ, SIG_IGN); /* a log file at its size limit is an error of write(), not our end */
     if (uv_loop_init(&loop) != 0) {

@@ -2,7 +2,7 @@
 --
 -- Error policy by phase: until the cluster starts any error ends the program, with nothing forked and nothing left
 -- behind (exit 78 for the script, 71 for the system, 1 for a second master). Later a bad script is a log record and the
--- last good plan serves on. During stop nothing of the script can hold anything up.
+-- last good plan serves on. Nothing of the script can hold anything up: it has processes of its own.
 
 local Cluster = require 'dutch-master.cluster.cluster'
 local compare = require 'dutch-master.script.plan_diff'
@@ -10,10 +10,12 @@ local control = require 'dutch-master.control.server'
 local conversation = require 'dutch-master.channel.conversation'
 local hints = require 'dutch-master.script.hints'
 local Host = require 'dutch-master.script.api'
+local Lane = require 'dutch-master.script.lane'
 local Launcher = require 'dutch-master.launch.launcher'
 local log = require 'dutch-master.log.logger'
 local machine = require 'dutch-master.machine'
 local Output = require 'dutch-master.log.output'
+local options = require 'dutch-master.script.options'
 local Recycle = require 'dutch-master.cluster.recycle'
 local Script = require 'dutch-master.script.session'
 local Sockets = require 'dutch-master.listen.sockets'
@@ -24,52 +26,61 @@ local M = {}
 -- What is kept of the workers' output if the script does not say: it comes through the master in any case.
 local KEEP_STDERR = 256 * 1024
 
-local EXIT_FAILED, EXIT_SYSTEM, EXIT_SCRIPT = 1, 71, 78
+local EXIT_FAILED, EXIT_INTERNAL, EXIT_SYSTEM, EXIT_SCRIPT = 1, 70, 71, 78
+-- A stop waits for no hook: those of the last workers, and the last records of the script's own logger, get so long.
+local LAST_HOOKS_MS = 200
 
 local Master = {}
 Master.__index = Master
 
--- What a logger is made of, from the plan. A logger of the script's own is called in the script's state. One that took
--- all its time is not called again in that state: a record costs the master 5 s then, and a stop has several.
+-- What a logger is made of, from the plan. A logger of the script's own is called in a process of the script.
 local function logger_options(self, plan)
     local wish = plan.logger
-    local options = {
+    local fields = {
         platform = self.platform, name = wish.name, level = wish.level, target = wish.path, fields = wish.fields,
         format = wish.format,
     }
     if wish.custom then
-        function options.target(level, fields, message)
-            local session = self.launcher.session
-            if self.slow_logger == session then
-                error('it took too long before', 0)
-            end
-            local ok, err = session:log(level, fields, message)
-            if not ok then
-                self.slow_logger = err.kind == 'budget' and session or nil
-                error(err.message, 0)
-            end
+        function fields.target(level, of_record, message, failed)
+            self.launcher.hooks:record(level, of_record, message, failed)
         end
     end
-    return options
+    return fields
 end
 
+--- The first evaluation. The loop runs meanwhile: a signal ends it.
 function Master:evaluate()
-    self.script = Script.new { platform = self.platform, path = self.path, host = Host.new(self) }
+    local ask = Host.new(self)
+    self.script = Script.new { platform = self.platform, path = self.path }
     self.launcher = Launcher.new {
         platform = self.platform, script = self.script, agenda = self.agenda, log = self.log,
         tickets = conversation.tickets(), environ = self.platform.environ(), cwd = self.platform.cwd(),
         executable = self.platform.executable(), preload = self.platform.preload and self.platform.preload(),
+        new_lane = function(most)
+            return Lane.new { platform = self.platform, agenda = self.agenda, most = most,
+                process = { script = self.path, ask = ask } }
+        end,
     }
-    local bad
+    self:listen_to_signals(options.by_name.restartSignal.default)
     self.launcher:load(function(loaded, err)
-        self.loaded, bad = loaded, err
+        if self.closed then
+            return
+        end
+        local code
+        if loaded then
+            self.loaded = loaded
+            code = self:start()
+        else
+            code = self:refuse(err.kind == 'system' and EXIT_SYSTEM or EXIT_SCRIPT,
+                table.concat(err.messages or { err.message }, '\ndutch-master: '))
+        end
+        if code then
+            self.platform.stop(code)
+        end
     end)
-    if bad then
-        return self:refuse(EXIT_SCRIPT, table.concat(bad.messages or { bad.message }, '\ndutch-master: '))
-    end
 end
 
---- One master for a script. Signals wait from here on until the loop runs: who is told to stop must undo what it did.
+--- One master for a script.
 function Master:claim()
     self:listen_to_signals(self.launcher.plan.restart_signal)
     local claim, message, code = control.claim {
@@ -153,9 +164,11 @@ function Master:assemble()
         end,
         on_exit = function(code)
             self:announce()
-            self.platform.kill_adopted() -- what workers left in sessions of their own
-            self:close()
-            self.platform.stop(code)
+            self.launcher.hooks:settle(LAST_HOOKS_MS, function()
+                self.platform.kill_adopted() -- what workers left in sessions of their own
+                self:close()
+                self.platform.stop(code)
+            end)
         end,
     }
     self.recycle = Recycle.new { platform = self.platform, log = self.log, cluster = self.cluster }
@@ -175,6 +188,13 @@ local SIGNALS = {
 }
 
 local function on_signal(self, action, name, pid, uid)
+    if not self.cluster then -- the script is still being evaluated: nothing was done that must be undone
+        if action == 'stop' then
+            self:close()
+            self.platform.stop(0)
+        end
+        return
+    end
     -- From 0 come those of the kernel itself, such as ^C on a terminal.
     local request = { cause = 'signal', signal = name, who = pid > 0 and self.platform.who(pid, uid) or nil }
     local cluster = self.cluster
@@ -232,7 +252,7 @@ function Master:start_timers(entries)
         local timer
         timer = self.platform.timer(function()
             timer:start(entry.interval_ms)
-            self.launcher:hook('every', index)
+            self.launcher.hooks:run('every', index)
         end)
         timer:start(entry.interval_ms)
         self.timers[index] = timer
@@ -269,6 +289,7 @@ end
 
 --- Lets go of everything, in reverse order.
 function Master:close()
+    self.closed = true
     for _, timer in ipairs(self.timers) do
         timer:close()
     end
@@ -298,14 +319,23 @@ function Master:announce()
     self.has_changed = false
 end
 
+-- An error of our own. Before the cluster has started nothing could go on behind it.
+function Master:internal(fields, message)
+    if self.cluster then
+        return self.log:error(fields, message)
+    end
+    self.platform.write_stderr(('dutch-master: %s: %s\n'):format(message, fields.traceback or fields.event))
+    self.platform.stop(EXIT_INTERNAL)
+end
+
 local function new_agenda(self)
     return machine.agenda {
         timer = self.platform.timer,
         on_error = function(message)
-            self.log:error({ traceback = message }, 'Internal error')
+            self:internal({ traceback = message }, 'Internal error')
         end,
         on_bug = function(object, event)
-            self.log:error({ machine = object.machine.name, state = object.state, event = event },
+            self:internal({ machine = object.machine.name, state = object.state, event = event },
                 'Internal error: an event that cannot come in this state')
         end,
         on_settled = function(news)
@@ -316,20 +346,23 @@ local function new_agenda(self)
     }
 end
 
---- Runs a master.
--- @param options {script = absolute path, platform = of the outside world or nil}
--- @return an exit code if it could not start, or nil: the loop runs, and platform.stop(code) ends it
-function M.run(options)
-    local self = setmetatable({ path = options.script, platform = options.platform or require 'dutch-master.platform',
-        timers = {} }, Master)
-    self.agenda = new_agenda(self)
-    local code = self:evaluate() or self:claim() or self:open_log() or self:bind() or self:write_pid_file()
-        or self:assemble()
+--- What follows when the script is there. @return an exit code if it could not start, or nil
+function Master:start()
+    local code = self:claim() or self:open_log() or self:bind() or self:write_pid_file() or self:assemble()
     if code then
         return code
     end
     self:adopt(self.launcher.plan)
     self.cluster:start(self.loaded.num_workers)
+end
+
+--- Runs a master: the loop runs, and platform.stop(code) ends it.
+-- @param given {script = absolute path, platform = of the outside world or nil}
+function M.run(given)
+    local self = setmetatable({ path = given.script, platform = given.platform or require 'dutch-master.platform',
+        timers = {} }, Master)
+    self.agenda = new_agenda(self)
+    self:evaluate()
 end
 
 return M

@@ -35,6 +35,20 @@ function M.list(path)
     return names
 end
 
+local function quoted(text)
+    return "'" .. text:gsub("'", "'\\''") .. "'"
+end
+
+--- What `dutch-master check --json` says of a script. For the verbs, whose loop does not run yet; never in a master.
+function M.check(script)
+    local pipe = io.popen(('%s check --json -- %s 2>/dev/null'):format(quoted(core.executable()), quoted(script)))
+    local text = pipe and pipe:read '*a' or ''
+    if pipe then
+        pipe:close()
+    end
+    return text
+end
+
 --- Writes to stderr, for a person: what must be said before there is a log.
 function M.write_stderr(text)
     io.stderr:write(text)

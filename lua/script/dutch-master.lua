@@ -1,64 +1,61 @@
--- script/dutch-master.lua: what the user's script gets from `require 'dutch-master'`, and the state it runs in.
--- Runs first in each new state of a script, with the primitives of src/lua_sandbox_lib.c; returns the entry points
--- that the master calls. This file is loaded at every fork: it stays small, and does work only when asked.
+-- script/dutch-master.lua: what the user's script gets from `require 'dutch-master'`, and how the master's requests
+-- reach the script's hooks. Runs first in each new Lua state of the script's process (src/script/script_main.c), and
+-- returns the entry points. It is loaded at every fork: it stays small, and does work only when asked.
+--
+-- The state is the script's own: all of Lua is there, and may be changed. What is used here later is taken now.
 
--- luacheck: ignore 121 122 (it replaces what Lua has)
+-- luacheck: ignore 121 122 (it replaces some of what Lua has)
 
-local core, script_directory = ...
-local host, fail, resolve = core.host, core.fail, core.resolve
+local core, values = ...
+local guard, say, where = core.guard, core.say, core.where
+local encode, decode, pack_values, unpack_values = values.encode, values.decode, values.pack, values.unpack
 
--- The libraries, without what could end, block or corrupt the master ------------------------------------------------
-
-local raw_load, raw_xpcall, raw_open, raw_lines = load, xpcall, io.open, io.lines
-local load_file, expired = core.load_file, core.expired
 local type, tostring, select, concat, ipairs, pairs = type, tostring, select, table.concat, ipairs, pairs
+local error, setmetatable, getmetatable, pcall = error, setmetatable, getmetatable, pcall
+local load_text, tonumber = load, tonumber
 local getinfo = debug.getinfo
 
-local function no_bytecode(chunk, message)
-    if not chunk and message and message:find('wrong mode', 1, true) then
-        message = message:gsub('attempt to load chunk with wrong mode', 'is compiled Lua; it must be text')
+-- Talk with the master ---------------------------------------------------------------------------------------------
+
+local repeated -- this script was evaluated before, from the same text: what it says and asks for then counts once
+
+local SILENT_WHEN_REPEATED = { log = true, restart = true, scale = true, stop = true, send = true, store_set = true }
+
+--- An error at the script's line that called into this file.
+local function fail(message)
+    local place = where()
+    error(place and place .. ': ' .. message or message, 0)
+end
+
+--- Asks the master, who answers at once.
+local function host(name, ...)
+    if repeated and SILENT_WHEN_REPEATED[name] then
+        return true
     end
-    return chunk, message
-end
-
-function load(chunk, name, _, env)
-    return no_bytecode(raw_load(chunk, name, 't', env))
-end
-
-function loadstring(chunk, name)
-    return no_bytecode(raw_load(chunk, name, 't'))
-end
-
-function loadfile(path, _, env)
-    if path == nil then
-        fail 'loadfile: a script has no standard input'
+    local arguments, why = pack_values(false, ...)
+    local line
+    if arguments then
+        line, why = encode { ask = name, arguments = arguments }
     end
-    local chunk, message = no_bytecode(load_file(resolve(path)))
-    if chunk and env then
-        setfenv(chunk, env)
+    if not line then
+        fail(why)
     end
-    return chunk, message
-end
-
-function dofile(path)
-    local chunk, message = loadfile(path)
-    if not chunk then
-        error(message, 0)
+    local answer = decode(core.ask(line))
+    if answer.failed then
+        fail(answer.failed)
     end
-    return chunk()
+    return unpack_values(answer.results)
 end
 
--- An error handler is not interrupted by the hook that called it, so none runs once the budget is over.
-function xpcall(f, handler, ...)
-    return raw_xpcall(f, function(message)
-        if expired() then
-            return message
-        end
-        return handler(message)
-    end, ...)
+--- Before something that may not come back: the master knows then where it was.
+local function note(more)
+    more.at = where()
+    say(encode(more))
 end
 
--- A record for the log: the script's own logger is called here, for the master cannot enter this state again now.
+-- The libraries, where a script could not mean what Lua does -------------------------------------------------------
+
+-- A record for the log: the script's own logger is called here, in the state that it is in.
 local own_logger, in_logger
 local function record(level, fields, message)
     if own_logger and not in_logger then
@@ -71,6 +68,7 @@ local function log_lines(text)
     record('info', {}, (text:gsub('\n$', '')))
 end
 
+-- The master's stdout is the log's: what a script prints goes there as records.
 function print(...)
     local words = { ... }
     for i = 1, select('#', ...) do
@@ -79,60 +77,6 @@ function print(...)
     log_lines(concat(words, '\t'))
 end
 
-newproxy = nil -- its finalizers would run where no hook comes
-getmetatable(io.stdout).__metatable = false
-debug = { traceback = debug.traceback, getinfo = getinfo }
-package.loaded.debug = debug
-package.loadlib = nil
-jit = { version = 'LuaJIT 2.1', version_num = 20100, os = 'Linux', off = function() end, on = function() end,
-    flush = function() end, status = function() return false end }
-package.loaded.jit = jit
-package.preload.ffi = function()
-    error('ffi is not there for a script', 0)
-end
-
-function os.exit()
-    fail 'os.exit was called: a script cannot end the master, dutch.stop() stops the cluster'
-end
-
-function os.execute(command)
-    if command == nil then
-        return 1
-    end
-    return core.execute(command)
-end
-
-function os.setlocale(locale)
-    return (locale == nil or locale == 'C') and 'C' or nil
-end
-
-function io.popen(command, mode)
-    if mode ~= nil and mode ~= 'r' then
-        fail 'io.popen: a script can only read from a command'
-    end
-    local path, message = core.capture(command)
-    if not path then
-        return nil, message
-    end
-    return raw_open(path, 'r')
-end
-
-function io.open(path, mode)
-    return raw_open(resolve(path), mode)
-end
-
-function io.lines(path, ...)
-    if path == nil then
-        fail 'io.lines: a script has no standard input'
-    end
-    return raw_lines(resolve(path), ...)
-end
-
-function io.read()
-    return nil
-end
-
--- The master's stdout may be a pipe that nobody reads, and is the log's: what a script writes goes there as records.
 local stdout = {}
 function stdout:write(...)
     log_lines(concat { ... })
@@ -143,10 +87,32 @@ stdout.close, stdout.setvbuf = stdout.flush, stdout.flush
 function io.write(...)
     return stdout:write(...)
 end
-io.stdin, io.stdout = nil, stdout
+io.stdout = stdout
+
+-- Commands have the memory that the master's children have, not that of this process (script_main.c).
+local MEMORY = 'ulimit -Sd unlimited 2>/dev/null\n'
+local raw_execute, raw_popen, raw_exit = os.execute, io.popen, os.exit
+
+function os.execute(command)
+    if command == nil then
+        return raw_execute()
+    end
+    note {}
+    return raw_execute(MEMORY .. command)
+end
+
+function io.popen(command, mode)
+    note {}
+    return raw_popen(MEMORY .. command, mode)
+end
+
+function os.exit(code, close)
+    note { exit = code == nil and 0 or code == true and 0 or code == false and 1 or code }
+    return raw_exit(code, close)
+end
 
 -- Modules: from the script's own directory first, then where Lua keeps them; nothing relative, for the master may be
--- started anywhere. Text only.
+-- started anywhere.
 local function absolute(path, first)
     local kept = { first }
     for entry in path:gmatch('[^;]+') do
@@ -156,39 +122,18 @@ local function absolute(path, first)
     end
     return concat(kept, ';')
 end
-local own = script_directory and script_directory:gsub('/$', '') .. '/'
-package.path = absolute(package.path, own and own .. '?.lua;' .. own .. '?/init.lua')
-package.cpath = absolute(package.cpath)
-
-package.loaders[2] = function(name)
-    local path, message = package.searchpath(name, package.path)
-    if not path then
-        return message
-    end
-    local chunk
-    chunk, message = no_bytecode(load_file(path))
-    if not chunk then
-        error(("error loading module '%s' from file '%s':\n\t%s"):format(name, path, message), 0)
-    end
-    return chunk
-end
 
 -- dutch ------------------------------------------------------------------------------------------------------------
 
-local dutch = { directory = script_directory }
+local dutch = {}
 package.loaded['dutch-master'] = dutch
 
-local use_logger -- see below
+local use_logger, call_logger -- see below
 local options, started -- what start() was given, and where: "master.lua:3"
 
 local function caller()
-    local level = 3
-    local info = getinfo(level, 'Sl')
-    while info and info.currentline < 0 do
-        level = level + 1
-        info = getinfo(level, 'Sl')
-    end
-    return info and info.short_src or '?', info and info.currentline or 0
+    local file, line = (where() or '?:0'):match('^(.*):(%d+)$')
+    return file, tonumber(line)
 end
 
 --- start { ... }: says what is to run. Once per script.
@@ -203,23 +148,51 @@ function dutch.start(given)
     return dutch
 end
 
+local directory -- what dutch.chdir said so far, as it was said: a link stays a link
+
 --- chdir(path): where this fork runs. The master itself stays where it is.
 function dutch.chdir(path)
     if type(path) ~= 'string' or path == '' or path:find('\0', 1, true) then
         fail('dutch.chdir: expected a path, found ' .. (type(path) == 'string' and 'an unusable string' or type(path)))
     end
-    core.directory(path)
+    if path:byte() ~= 47 and directory then
+        path = (directory == '/' and '' or directory) .. '/' .. path
+    end
+    directory = path
+    if not core.chdir(path) then
+        core.chdir '/' -- the fork will say that it is missing; nothing is to be read from another one
+    end
 end
 
-for _, name in ipairs { 'cpus', 'hostname', 'workers' } do
-    dutch[name] = function()
-        return (host(name))
+--- Begins where the evaluation of the script ended: one state may serve several forks.
+local function set_directory(path)
+    directory = path or nil
+    core.chdir()
+    if path and not core.chdir(path) then
+        core.chdir '/'
     end
+end
+
+local function script_directory(path)
+    rawset(dutch, 'directory', path)
+end
+
+--- cpus() -> how many CPUs there are for us, by affinity and cgroup.
+function dutch.cpus()
+    return core.cpus()
+end
+
+function dutch.hostname()
+    return core.hostname()
+end
+
+function dutch.workers()
+    return (host 'workers')
 end
 
 --- environ() -> all variables of the master; environ(name) -> one of them.
 function dutch.environ(name)
-    local all = host 'environ'
+    local all = core.environ()
     if name ~= nil then
         return all[name]
     end
@@ -340,17 +313,15 @@ local function logger_data(logger)
     return methods or logger
 end
 
-local entries = {}
-
 function use_logger(given)
     local logger = type(given) == 'table' and given.logger
     if type(logger) == 'table' and getmetatable(logger) ~= Logger and type(logger.info) == 'function' then
-        return entries.log
+        return call_logger
     end
 end
 
 --- What start() was given and where, or nothing if it was not called.
-function entries.options()
+local function started_with()
     if not started then
         return nil
     elseif type(options) == 'table' and type(options.logger) == 'table' then
@@ -359,31 +330,8 @@ function entries.options()
     return options, started.file, started.line
 end
 
---- Calls a function of the options by name: 'beforeFork', 'judge', 'every' with the index first.
-function entries.hook(name, ...)
-    local hook = options[name]
-    in_logger = false -- a logger may have been cut short
-    if name == 'judge' then
-        hook = options.restartConcurrency.canary.judge
-    elseif name == 'every' then
-        local index = ...
-        hook = type(hook[1]) == 'table' and hook[index][2] or hook[2]
-        return hook()
-    end
-    local workers = WORKERS[name]
-    if workers then
-        for i = 1, workers do
-            local worker = select(i, ...)
-            if type(worker) == 'table' then
-                setmetatable(worker, Worker)
-            end
-        end
-    end
-    return hook(...)
-end
-
 --- A record for the user's own logger. A function that takes no self is called without.
-function entries.log(level, fields, message)
+function call_logger(level, fields, message)
     local logger = options.logger
     local method = logger[level] or logger.info
     local info = getinfo(method, 'u')
@@ -398,6 +346,83 @@ function entries.log(level, fields, message)
     if not ok then
         error(err, 0)
     end
+end
+
+local function call_hook(name, ...)
+    local hook = options[name]
+    in_logger = false -- a logger may have been cut short
+    if name == 'judge' then
+        hook = options.restartConcurrency.canary.judge
+    elseif name == 'every' then
+        local index = ...
+        hook = type(hook[1]) == 'table' and hook[index][2] or hook[2]
+        return hook()
+    elseif name == 'logger' then
+        return call_logger(...)
+    end
+    local workers = WORKERS[name]
+    if workers then
+        for i = 1, workers do
+            local worker = select(i, ...)
+            if type(worker) == 'table' then
+                setmetatable(worker, Worker)
+            end
+        end
+    end
+    return hook(...)
+end
+
+local function failed(kind, message, place, traceback)
+    return encode { ok = false, kind = kind, message = message, where = place, traceback = traceback,
+        directory = directory }
+end
+
+local function answer(loose, ok, ...)
+    if not ok then
+        return failed(...)
+    end
+    local results, why = pack_values(loose, ...)
+    local line
+    if results then
+        line, why = encode { ok = true, results = results, directory = directory }
+    end
+    return line or failed('runtime', why)
+end
+
+local entries = {}
+
+--- Evaluates the script. -> the line that answers: what start() was given, file and line
+function entries.evaluate(json)
+    local request = decode(json)
+    local own = request.directory and request.directory:gsub('/$', '') .. '/'
+    script_directory(request.directory)
+    package.path = absolute(package.path, own and own .. '?.lua;' .. own .. '?/init.lua')
+    package.cpath = absolute(package.cpath)
+    repeated = request.repeated
+    local chunk, why = load_text(request.source, '@' .. request.name, 't')
+    if not chunk then
+        local bytecode = request.source:byte() == 27
+        return failed(bytecode and 'bytecode' or 'syntax', bytecode
+            and request.name .. ': is compiled Lua; a script must be text' or why)
+    end
+    local function run(ok, ...)
+        if not ok then
+            return failed(...)
+        end
+        return answer(true, true, started_with())
+    end
+    local line = run(guard(chunk))
+    repeated = false
+    return line
+end
+
+--- Calls a hook. -> the line that answers
+function entries.call(json)
+    local request = decode(json)
+    if request.directory ~= nil then
+        set_directory(request.directory)
+    end
+    return answer(false, guard(call_hook, request.hook, unpack_values(request.arguments)))
 end
 
 return entries

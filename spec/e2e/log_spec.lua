@@ -64,8 +64,8 @@ describe('the log', function()
         local quiet = start "logger = dutch.logger { level = 'warn' },"
         local chatty = start "logger = dutch.logger { level = 'debug', name = 'chatty' },"
         chatty:await 'Cluster ready'
-        quiet:wait_until(function() return #quiet:tree() == 3 end, 'two workers')
-        for _, pid in ipairs(quiet:tree()) do
+        quiet:wait_until(function() return #quiet:family() == 3 end, 'two workers')
+        for _, pid in ipairs(quiet:family()) do
             if pid ~= quiet.pid then uv.kill(pid, 'sigkill') end
         end
         quiet:await('Worker disconnection was unexpected', { count = 2 })
@@ -268,7 +268,7 @@ describe('the log', function()
         assert.is_nil(line:find('{', 1, true))
         assert.is_nil(m:await_output('.*look.*'):find('\27[2J', 1, true))
         assert.same({}, m.log)
-        for _, pid in ipairs(m:tree()) do
+        for _, pid in ipairs(m:family()) do
             if read(('/proc/%d/comm'):format(pid)):find '^dutch%-master' then
                 uv.kill(pid, 'sigterm')
                 break

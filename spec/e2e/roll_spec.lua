@@ -156,7 +156,7 @@ describe('a roll', function()
             results[#results + 1] = record.verdict.result
         end
         assert.same({ 'superseded', 'done' }, results)
-        m:wait_until(function() return #m:tree() == 3 end, 'the workers of before to be gone')
+        m:wait_until(function() return #m:family() == 3 end, 'the workers of before to be gone')
         assert.matches('^script1/module3 ', body(m))
         for _, pid in ipairs(old) do
             assert.is_nil(uv.fs_stat('/proc/' .. pid))
@@ -188,7 +188,7 @@ describe('a roll', function()
             local verdict = m:await('hook: verdict', { after = mark }).verdict
             assert.same({ 'aborted', 2, 0 }, { verdict.result, verdict.total, verdict.done })
             assert.is_true(#m:records('Creating new worker', mark) <= 4)
-            m:wait_until(function() return #m:tree() == 3 end, 'the failed replacements to be gone')
+            m:wait_until(function() return #m:family() == 3 end, 'the failed replacements to be gone')
             assert.same(old, m:workers())
             assert.matches('^script1/module1 ', body(m))
         end
@@ -211,7 +211,7 @@ describe('a roll', function()
         m:signal 'SIGUSR2'
         local aborted = m:await 'Restart aborted, the old workers stay'
         assert.equal(9, aborted.code)
-        m:wait_until(function() return #m:tree() == 3 end, 'the replacements to be gone')
+        m:wait_until(function() return #m:family() == 3 end, 'the replacements to be gone')
         assert.same(old, m:workers())
         m:finish()
     end)

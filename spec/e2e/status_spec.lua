@@ -190,7 +190,7 @@ describe('releases', function()
         assert.matches('no more connections', c.err)
         local record = m:await 'Restart rolled back, the old release serves'
         assert.equal(3, record.slot)
-        m:wait_until(function() return #m:tree() == 5 end, 'the others to be gone')
+        m:wait_until(function() return #m:family() == 5 end, 'the others to be gone')
         assert.equal('1', releases(m))
         local counts = clients:stop()
         assert.equal(0, counts.failed, counts.text)

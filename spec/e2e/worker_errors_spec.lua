@@ -86,7 +86,7 @@ describe('a worker that cannot be started', function()
         os.remove(m:path 'app.lua')
         m:signal 'SIGUSR2'
         assert.matches('app%.lua', m:await('Restart aborted, the old workers stay').reason)
-        m:wait_until(function() return #m:tree() == 3 end, 'the replacements to be gone')
+        m:wait_until(function() return #m:family() == 3 end, 'the replacements to be gone')
         assert.equal(2, #m:workers())
         assert.equal(0, #m:records 'Worker exited')
         m:finish()

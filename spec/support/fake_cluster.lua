@@ -13,7 +13,7 @@ function M.plan(changes)
     local plan = {
         kind = 'lua', worker = 'app.lua', num_workers = 2, environment = {}, restart_signal = 'SIGUSR2', listen = {},
         ready_timeout_ms = 60000, stop_timeout_ms = 30000, kill_timeout_ms = 5000, restart_attempts = 3,
-        backoff = { first_ms = 100, max_ms = 30000, reset_ms = 10000 }, restart_soak_ms = 0, hooks = {},
+        backoff = { first_ms = 100, max_ms = 30000, reset_ms = 10000 }, restart_soak_ms = 0, hook_timeout_ms = 5000, hooks = {},
     }
     for key, value in pairs(changes or {}) do
         plan[key] = value
@@ -113,13 +113,109 @@ local function new_sockets(platform, settle_ms)
     return sockets
 end
 
---- @param options {plan, seed, behaviour, settle_ms, hooks = {name = fn}, evaluate = fn() -> session or nil, err,
---   cwd = fn(platform) -> the directory the script wants this fork in, script_ms = fn(platform) -> how long the script
---   takes for a plan or a judgement}
+-- A lane whose processes are tables: each serves one job at a time, as in lane.lua.
+local function new_lane(world, most)
+    local lane = { queue = {}, busy = 0 }
+    local function turn()
+        while lane.busy < most and lane.queue[1] do
+            lane.busy = lane.busy + 1
+            table.remove(lane.queue, 1).start({ lane = lane })
+        end
+    end
+    function lane.add(_, job)
+        if lane.closed then
+            return nil
+        end
+        table.insert(lane.queue, job)
+        turn()
+        return true
+    end
+    function lane.give_back(_, process)
+        assert(not process.given_back, 'a process was given back twice')
+        process.given_back = true
+        lane.busy = lane.busy - 1
+        turn()
+    end
+    function lane.waiting()
+        return #lane.queue
+    end
+    function lane.is_quiet()
+        return lane.busy == 0 and #lane.queue == 0
+    end
+    function lane.drop(_, fn)
+        local kept = {}
+        for _, job in ipairs(lane.queue) do
+            if not fn(job) then
+                table.insert(kept, job)
+            end
+        end
+        lane.queue = kept
+    end
+    function lane.close()
+        lane.closed, lane.queue = true, {}
+    end
+    table.insert(world.lanes, lane)
+    return lane
+end
+
+-- A script that answers as the options of the world say: at once, or each answer after script_ms.
+local function new_script(world, options)
+    local function later(fn, ...)
+        local ms = options.script_ms and options.script_ms(world.platform)
+        if not ms or ms == 0 then
+            return fn(...)
+        end
+        local arguments, n = { ... }, select('#', ...)
+        world.asked_script = world.asked_script + 1
+        world.platform:after(ms, function()
+            world.asked_script = world.asked_script - 1
+            fn(unpack(arguments, 1, n))
+        end)
+    end
+    local script = {}
+    function script.failure(_, err)
+        return err
+    end
+    function script.evaluate(_, process, given, done)
+        later(function()
+            local ok, err = true, nil
+            if options.evaluate and not given.source then
+                ok, err = options.evaluate()
+            end
+            if not ok then
+                return done(nil, err)
+            end
+            local session = { plan = world.plan, source = '', process = process,
+                cwd = options.cwd and options.cwd(world.platform) or '/release' }
+            function session.call(_, name, arguments, answer)
+                local hook = options.hooks and options.hooks[name]
+                later(function()
+                    answer(unpack(hook and { hook(unpack(arguments, 1, arguments.n or #arguments)) } or { true }, 1, 3))
+                end)
+            end
+            function session.num_workers(_, answer)
+                answer(world.plan.num_workers)
+            end
+            function session.environment(_, _, answer)
+                later(answer, world.plan.environment)
+            end
+            function session.keep()
+                process.kept = session
+            end
+            done(session)
+        end)
+    end
+    return script
+end
+
+--- @param options {plan, seed, behaviour, settle_ms, hooks = {name = fn -> true, results, or nil, err},
+--   evaluate = fn() -> whether it is good, err, cwd = fn(platform) -> the directory the script wants this fork in,
+--   script_ms = fn(platform) -> how long an answer of the script takes}
 -- @return {cluster, platform, records, bugs, errors, plan, code (once it has ended)}
 function M.new(options)
     options = options or {}
-    local world = { records = {}, bugs = {}, errors = {}, plan = options.plan or M.plan(), transitions = {} }
+    local world = { records = {}, bugs = {}, errors = {}, plan = options.plan or M.plan(), transitions = {},
+        lanes = {}, asked_script = 0 }
     local platform = Platform.new { seed = options.seed, behaviour = options.behaviour }
     world.platform = platform
     world.log = new_log(world.records, {})
@@ -141,52 +237,14 @@ function M.new(options)
             end
         end,
     }
-    world.sessions = 0
-    local script = {
-        evaluate = function()
-            if options.evaluate then
-                local session, err = options.evaluate()
-                if not session then
-                    return nil, err
-                end
-            end
-            world.sessions = world.sessions + 1
-            return {
-                plan = world.plan,
-                cwd = options.cwd and options.cwd(platform) or '/release',
-                call = function(_, name, ...)
-                    local hook = options.hooks and options.hooks[name]
-                    if not hook then
-                        return true
-                    end
-                    return hook(...)
-                end,
-                num_workers = function()
-                    return world.plan.num_workers
-                end,
-                environment = function()
-                    return world.plan.environment
-                end,
-                close = function()
-                    world.sessions = world.sessions - 1
-                end,
-            }
-        end,
-    }
     world.sockets = new_sockets(platform, options.settle_ms)
     world.launcher = Launcher.new {
-        platform = platform, script = script, log = world.log, sockets = world.sockets, agenda = world.agenda,
-        tickets = conversation.tickets(), environ = {}, cwd = '/', executable = '/dutch-master',
+        platform = platform, script = new_script(world, options), log = world.log, sockets = world.sockets,
+        agenda = world.agenda, tickets = conversation.tickets(), environ = {}, cwd = '/', executable = '/dutch-master',
+        new_lane = function(most)
+            return new_lane(world, most)
+        end,
     }
-    for _, name in ipairs(options.script_ms and { 'load', 'judge' } or {}) do
-        local call = world.launcher[name]
-        world.launcher[name] = function(...)
-            local arguments, n = { ... }, select('#', ...)
-            platform:after(world.cluster.state and options.script_ms(platform) or 0, function()
-                call(unpack(arguments, 1, n))
-            end)
-        end
-    end
     world.cluster = Cluster.new {
         platform = platform, agenda = world.agenda, log = world.log, launcher = world.launcher, sockets = world.sockets,
         on_adopt = function() end,
@@ -200,6 +258,9 @@ function M.new(options)
         world.launcher:load(function(loaded)
             world.cluster:start(loaded.num_workers)
         end)
+        platform:run_until(function()
+            return world.cluster.state ~= nil
+        end, 60000)
     end
     --- Messages logged, as a list; with a level, of that level alone.
     function world.messages(level)

@@ -476,6 +476,22 @@ function Master:workers()
     return pids
 end
 
+--- The tree without the processes of the script.
+function Master:family()
+    local pids = {}
+    for _, pid in ipairs(self:tree()) do
+        local file = io.open(('/proc/%d/cmdline'):format(pid))
+        local text = file and file:read '*a' or ''
+        if file then
+            file:close()
+        end
+        if not text:find('--script-process', 1, true) then
+            pids[#pids + 1] = pid
+        end
+    end
+    return pids
+end
+
 --- Waits for the exit: { code= } or { signal= 'SIG...' }.
 function Master:exit(options)
     wait.try(function() return self.ended end, { timeout = options and options.timeout or EXIT_MS })

@@ -7,12 +7,14 @@
 #include "lua/open.h"
 #include "lua/state.h"
 #include "lua/support.h"
+#include "script/script_main.h"
 
 #include <lauxlib.h>
 #include <luajit.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 static struct dm_core core;
@@ -145,6 +147,8 @@ int main(int argc, char **argv) {
     if (argc < 2) {
         fputs("usage: dm-spec FILE [ARGS...]\n", stderr);
         return 2;
+    } else if (strcmp(argv[1], "--script-process") == 0) {
+        return dm_script_main(argc, argv); /* as in main.c: /proc/self/exe is this program */
     }
     char *lua = realpath("lua", NULL);
     if (lua) {
@@ -152,7 +156,7 @@ int main(int argc, char **argv) {
         free(lua);
     }
     signal(SIGPIPE, SIG_IGN);
-    lua_State *L = dm_lua_state_new();
+    lua_State *L = dm_lua_state_new(false);
     if (!L || uv_loop_init(&loop) != 0 || dm_core_init(&core, &loop) != 0) {
         return 2;
     }

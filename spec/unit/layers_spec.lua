@@ -31,9 +31,9 @@ local function matches(paths, pattern, allowed)
     return found
 end
 
---- Where C may know Lua: the bindings, the Lua worker's program, the sandbox.
+--- Where C may know Lua: the bindings, the programs of Lua workers and of scripts.
 local function binding(path)
-    return path:find '^src/lua/' or path:find '^src/worker/' or path:find '^src/sandbox/'
+    return path:find '^src/lua/' or path:find '^src/worker/' or path:find '^src/script/'
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ describe('layers:', function()
 
     it('exactly one function of C enters Lua', function()
         assert.are.same({}, matches(files('src', { '.c' }), 'lua_pcall%(', function(path)
-            return path == 'src/lua/call.c' or path == 'src/sandbox/sandbox.c' or path == 'src/worker/worker_main.c'
+            return path == 'src/lua/call.c' or path == 'src/script/guard.c' or path == 'src/worker/worker_main.c'
         end))
     end)
 

@@ -45,9 +45,6 @@ describe('the manual', function()
         for name in read 'lua/script/dutch-master.lua':gmatch '\n%s*f?u?n?c?t?i?o?n? ?dutch%.(%l+)[%( =]' do
             wanted[name] = true
         end
-        for _, name in ipairs { 'cpus', 'hostname' } do -- made in a loop
-            wanted[name] = true
-        end
         for name in pairs(require 'dutch-master.launch.presets') do
             wanted[name] = true
         end

@@ -28,6 +28,5 @@ int luaopen_dutch_core(lua_State *L) {
 #define OPEN(name) dm_lua_open_##name(L);
     DM_LUA_TYPES(OPEN)
 #undef OPEN
-    dm_lua_open_sandbox(L);
     return 1;
 }

@@ -4,7 +4,6 @@
 
 #include "lua/call.h"
 #include "lua/support.h"
-#include "sandbox/alarm.h"
 
 #include <lauxlib.h>
 #include <signal.h>
@@ -72,9 +71,8 @@ int core_signals(lua_State *L) {
     for (int i = 1; i <= (int)lua_objlen(L, 1); i++) {
         lua_rawgeti(L, 1, i);
         const int number = dm_lua_check_signal(L, -1);
-        /* Two have an owner already, the others nobody can have. */
-        if (number == SIGCHLD || number == DM_ALARM_SIGNAL || number == SIGKILL ||
-            number == SIGSTOP) {
+        /* The first has an owner already, the others nobody can have. */
+        if (number == SIGCHLD || number == SIGKILL || number == SIGSTOP) {
             return luaL_error(L, "%s cannot be listened to", lua_tostring(L, -1));
         }
         sigaddset(&set, number);

@@ -46,7 +46,7 @@ static const luaL_Reg preloaded[] = {
     {NULL, NULL},
 };
 
-struct lua_State *dm_lua_state_new(void) {
+struct lua_State *dm_lua_state_new(bool environment) {
 #ifdef DM_MALLOC_STATE
     lua_State *L = lua_newstate(allocate, NULL);
 #else
@@ -55,7 +55,7 @@ struct lua_State *dm_lua_state_new(void) {
     if (!L) {
         return NULL;
     }
-    lua_pushboolean(L, 1);
+    lua_pushboolean(L, !environment);
     lua_setfield(L, LUA_REGISTRYINDEX, "LUA_NOENV");
     luaL_openlibs(L);
     lua_getglobal(L, "package");
@@ -73,7 +73,7 @@ static int on_panic(lua_State *L) {
 }
 
 struct lua_State *dm_lua_state_open(struct dm_core *core) {
-    lua_State *L = dm_lua_state_new();
+    lua_State *L = dm_lua_state_new(false);
     if (!L) {
         return NULL;
     }

@@ -3,6 +3,8 @@
 
 #include "core.h"
 
+#include <stdbool.h>
+
 struct lua_State;
 
 enum {
@@ -17,6 +19,7 @@ void dm_lua_state_close(struct lua_State *L);
 /* require('dutch-master.cli').main(argv): an exit code, or one of the above. */
 int dm_lua_state_enter(struct lua_State *L, int argc, char **argv);
 
-/* A new state with the standard libraries, cjson and luv (loaded when required), LUA_PATH and the
- * like ignored. Also what a Lua worker starts from. NULL without memory. */
-struct lua_State *dm_lua_state_new(void);
+/* A new state with the standard libraries, cjson and luv (loaded when required). LUA_PATH and the
+ * like count only with `environment`. Also what Lua workers and scripts start from. NULL without
+ * memory. */
+struct lua_State *dm_lua_state_new(bool environment);

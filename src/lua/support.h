@@ -49,5 +49,3 @@ int dm_lua_check_signal(lua_State *L, int index);
 
 /* {code=} or {signal=, core=}, with user_ms, system_ms and max_rss_kb. */
 void dm_lua_push_exit(lua_State *L, const struct dm_exit *exit);
-
-void dm_lua_open_sandbox(lua_State *L);

@@ -1,12 +1,13 @@
 --- dutch-master check: evaluates the script without effect; its errors, or the plan it makes.
 
 local advice = require 'dutch-master.script.advice'
+local client = require 'dutch-master.cli.client'
 local compare = require 'dutch-master.script.plan_diff'
 local control = require 'dutch-master.control.server'
 local format = require 'dutch-master.cli.format'
 local hints = require 'dutch-master.script.hints'
 local options = require 'dutch-master.script.options'
-local script = require 'dutch-master.script.session'
+local once = require 'dutch-master.script.once'
 local values = require 'dutch-master.cli.values'
 
 local words = values.words
@@ -14,9 +15,10 @@ local words = values.words
 local M = {
     name = 'check',
     summary = 'evaluate the script without effect: its errors, or the plan',
-    description = 'Evaluates the script as a start would, but binds and forks nothing and runs no hook. Prints every\n'
-        .. 'error with its place, or warnings and the effective plan: each option and its value. Of the\n'
-        .. 'environment, the names only.',
+    description = 'Evaluates the script as a start would, in a process of its own, but binds and forks nothing, and\n'
+        .. 'calls no hook but numWorkers. Prints every error with its place, or warnings and the effective\n'
+        .. 'plan: each option and its value. Of the environment, the names only. What the script does by\n'
+        .. 'itself when it is evaluated, it does here too.',
     options = {
         { long = 'json', short = 'j', doc = 'one line of JSON; names and units of the inside (snake_case, ms)' },
         { long = 'quiet', short = 'q', doc = 'errors and warnings only' },
@@ -101,18 +103,7 @@ local function warnings_of(ctx, plan)
     return texts
 end
 
-function M.run(ctx)
-    local session, err = script.new({ platform = ctx.platform, path = ctx.script, name = ctx.script_name }):evaluate()
-    if not session then
-        return report_errors(ctx, err)
-    end
-    local num_workers
-    num_workers, err = session:num_workers()
-    local plan = session.plan
-    session:close()
-    if not num_workers then
-        return report_errors(ctx, err)
-    end
+local function report(ctx, plan, num_workers)
     local warnings = warnings_of(ctx, plan)
     for _, text in ipairs(ctx.options.json and {} or warnings) do
         ctx.err(('%s: warning: %s\n'):format(format.visible(ctx.script_name), format.visible(text)))
@@ -129,6 +120,12 @@ function M.run(ctx)
         show(ctx, plan, num_workers)
     end
     return GOOD
+end
+
+function M.run(ctx)
+    once.evaluate({ platform = ctx.platform, path = ctx.script, name = ctx.script_name }, function(plan, more)
+        client.finish(ctx, plan and report(ctx, plan, more) or report_errors(ctx, more))
+    end)
 end
 
 return M

@@ -67,17 +67,22 @@ function Cluster:stop(request)
     self.agenda:post(self, 'stop', request)
 end
 
---- Sets the number of workers; only the difference is started or drained.
--- @param request {cause, signal, who} for the log, or nil
--- @return true, or nil, message, code
-function Cluster:scale(count, request)
+--- Whether this number of workers can be had. @return true, or nil, message, code
+function Cluster:can_scale(count)
     if type(count) ~= 'number' or count % 1 ~= 0 or count < 1 or count > 4096 then
         return nil, 'expected a whole number of workers from 1 to 4096, found ' .. tostring(count)
     end
     if self.state == 'stopping' or self.state == 'stopped' then
         return nil, 'the cluster is stopping'
     end
-    local ok, message, code = self.sockets:has_room(count)
+    return self.sockets:has_room(count)
+end
+
+--- Sets the number of workers; only the difference is started or drained.
+-- @param request {cause, signal, who} for the log, or nil
+-- @return true, or nil, message, code
+function Cluster:scale(count, request)
+    local ok, message, code = self:can_scale(count)
     if not ok then
         return nil, message, code
     end
@@ -205,7 +210,7 @@ local function worker_gone(self, worker)
             other:other_ran_out_of_memory()
         end
     end
-    self.launcher:hook('onWorkerExit', worker.report)
+    self.launcher.hooks:run('onWorkerExit', worker.report)
     to_restart(self, 'gone', worker)
     self.on_change()
     if self.process_count == 0 then
@@ -235,18 +240,27 @@ local function refused_at_boot(self, worker)
 end
 
 local function fork(self, slot)
-    local worker, why, where = self.launcher:launch {
+    return self.launcher:launch {
         slot = slot.number,
         generation = slot.generation,
         on = {
+            forked = function(worker)
+                self.workers[worker.id] = worker
+                self.process_count = self.process_count + 1
+                self.has_forked = true
+            end,
             ready = function(worker)
                 self.served = true
                 to_restart(self, 'ready', slot, worker)
                 to_slot(self, worker, 'ready')
-                self.launcher:hook('onWorkerReady', worker:describe())
+                self.launcher.hooks:run('onWorkerReady', worker:describe())
             end,
-            lost = function(worker, reason)
+            lost = function(worker, reason, by_script)
                 to_slot(self, worker, 'lost', reason)
+                if by_script and not self.has_forked then
+                    -- Nothing runs yet: better to say so than to wait.
+                    self.agenda:post(self, 'fatal', reason, EXIT_SCRIPT)
+                end
             end,
             replace = function(worker)
                 local place = self:slot_of(worker)
@@ -262,18 +276,10 @@ local function fork(self, slot)
                 return must_listen_at(self, worker)
             end,
             message = function(worker, message)
-                self.launcher:hook('onMessage', worker:describe(), message)
+                self.launcher.hooks:run('onMessage', worker:describe(), message)
             end,
         },
     }
-    if worker then
-        self.workers[worker.id] = worker
-        self.process_count = self.process_count + 1
-        self.has_forked = true
-    elseif where == 'script' and not self.has_forked then
-        self.agenda:post(self, 'fatal', why, EXIT_SCRIPT) -- nothing runs yet: better to say so than to wait
-    end
-    return worker, why
 end
 
 local function new_slot(self, number)
@@ -366,7 +372,7 @@ local function served_while_booting(self)
     if all_serve(self) then
         self.log:info({ workers = #self.slots }, 'Cluster ready')
         self.ready = true
-        self.launcher:hook('onReady')
+        self.launcher.hooks:run('onReady')
         return 'steady'
     end
 end
@@ -406,7 +412,7 @@ local function restart_ended(self, restart, verdict)
         if verdict.result == 'done' then
             self.sockets:restarted()
         end
-        self.launcher:hook('onRestart', verdict)
+        self.launcher.hooks:run('onRestart', verdict)
     end
 end
 

@@ -313,7 +313,7 @@ local function forget_releases(self)
             used[slot.current.generation] = true
         end
     end
-    self.launcher:forget_releases(used)
+    self.launcher.releases:forget(used)
 end
 
 local function begin(self, plan, previous)
@@ -334,7 +334,7 @@ end
 
 -- Of this restart, or of one that it superseded, and not of a rollback.
 local function is_newer(self, generation)
-    return generation > self.previous and not self.launcher:leads_back(generation, self.previous)
+    return generation > self.previous and not self.launcher.releases:leads_back(generation, self.previous)
 end
 
 -- One that was added during the restart, or has lost its worker: it would try the failed release for ever.
@@ -344,7 +344,7 @@ end
 
 local function cancel_replacements(self)
     self.on.generation(self.previous)
-    self.launcher:pin(self.previous)
+    self.launcher.releases:pin(self.previous)
     for _, slot in ipairs(self.slots()) do
         if self.walk.active[slot] or is_unserved(self, slot) then
             self.agenda:post(slot, 'cancel', self.previous)
@@ -378,7 +378,7 @@ end
 -- The slots that this restart, or one that it superseded, had replaced go back to the release that the others run.
 -- @return the next state
 local function roll_back(self)
-    local release = self.launcher:release_of(self.previous)
+    local release = self.launcher.releases:of(self.previous)
     local slots, differs = {}, false
     for _, slot in ipairs(self.slots()) do
         if is_unserved(self, slot) then -- since the abort: the verdict may have waited for an exit
@@ -393,7 +393,7 @@ local function roll_back(self)
     end
     self.total = self.walk.total
     start_walk(self, slots, self.size, true)
-    self.launcher:lead_back(self.walk.generation, self.previous)
+    self.launcher.releases:lead_back(self.walk.generation, self.previous)
     self.log:warn({ generation = self.walk.generation, slots = #slots, release = release }, 'Rolling back')
     return advance(self) or 'rolling_back'
 end

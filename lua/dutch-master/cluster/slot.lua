@@ -4,7 +4,7 @@
 -- a serving worker go only when its replacement serves, has proved itself, and its owner commits.
 --
 -- What its owner hears, by the callbacks it gave:
---   fork(slot) -> worker, or nil, why   make a worker of slot.generation
+--   fork(slot) -> worker                make a worker of slot.generation; that it could not be made comes as its loss
 --   filled(slot)                        the current worker is a new one and serves
 --   proved(slot)                        the replacement has served for soak_ms: answer with the event commit
 --   failed(slot, worker, why)           a fork failed, or a worker was lost; worker is nil when there was no process
@@ -46,12 +46,7 @@ end
 local function fork(self)
     self.forked_at = self.platform.now()
     self.forks = self.forks + 1
-    local worker, why = self.on.fork(self)
-    if worker then
-        self.incoming = worker
-    else
-        failed(self, nil, why)
-    end
+    self.incoming = self.on.fork(self)
 end
 
 local function post(self, worker, event)
@@ -104,7 +99,7 @@ end
 
 local function lost_incoming(self, worker, why)
     self.incoming = nil
-    failed(self, worker, why)
+    failed(self, worker.pid and worker or nil, why)
     return self.state
 end
 

@@ -1,14 +1,17 @@
---- worker.lua: one worker, from fork to exit.
+--- worker.lua: one worker, from the wish for it to its exit.
 --
--- The table at the end says all of it. A worker serves until it is told to leave, and leaving is always the same walk:
+-- The table at the end says all of it. While the script is asked how to make it (launcher.lua) it is preparing, and has
+-- no process. It serves until it is told to leave, and leaving is always the same walk:
 -- out of rotation (settling), asked to stop (stopping), its channel closed (disconnected), SIGTERM (terminating),
 -- SIGKILL (killing), gone (exited). It may end at any step.
 -- `exit` and `closed` come in either order and `closed` may never come, so neither waits for the other.
 --
 -- A worker knows nothing of slots and restarts, and nobody else writes its fields. What its owner must hear comes by
 -- the callbacks it was given:
+--   forked(worker)         it has a process
 --   ready(worker)          it serves
---   lost(worker, why)      it was not told to leave, and no longer serves or never will
+--   lost(worker, why, by_script)  it was not told to leave, and no longer serves or never will; without a pid it never
+--                          had a process, by_script: because beforeFork failed
 --   replace(worker, why)   it asked to be replaced, or shall be
 --   gone(worker)           its process is reaped; worker.report says how it ended
 --   must_listen_at(worker) -> where it has to listen to be ready: see listening.lua
@@ -38,15 +41,12 @@ local IN_THE_FOREGROUND = 'Let it run in the foreground (no -D, --daemon, --daem
 
 local definition
 
---- A worker that is not forked yet.
--- @param options {id, slot (its number), generation, release (where it runs), plan, kind (a row of kinds.lua),
---   platform, agenda, log, sockets, tickets, output (see log/output.lua, or nil),
---   on = {ready, lost, replace, gone, message}}
+--- A worker that is being prepared: answer with the event prepared or unprepared.
+-- @param options {id, slot (its number), generation, platform, agenda, log, sockets, tickets,
+--   output (see log/output.lua, or nil), on = {forked, ready, lost, replace, gone, message}}
 function Worker.new(options)
     local self = setmetatable(options, Worker)
     self.log = options.log:child { workerId = self.id, generation = self.generation }
-    self.forked_at = self.platform.now()
-    self.oom_kills_before = self.platform.oom_kills()
     -- Its leaving: what is known so far of why and how.
     self.leaving = {
         why = nil, -- the first reason that its owner gave, or it itself
@@ -57,7 +57,14 @@ function Worker.new(options)
         daemon = nil, -- in words, when it put itself into the background
         until_ms = nil, -- the moment at which it is killed, once it has begun
     }
+    self.agenda:start(self, definition)
     return self
+end
+
+--- What it is made from.
+-- @param made {plan, kind (a row of kinds.lua), release (where it runs)}
+function Worker:take_plan(made)
+    self.plan, self.kind, self.release = made.plan, made.kind, made.release
 end
 
 --- What hooks of the script get to see of a worker.
@@ -258,6 +265,8 @@ function Worker:spawn(fields)
     if fields.channel then
         start_conversation(self)
     end
+    self.forked_at = self.platform.now()
+    self.oom_kills_before = self.platform.oom_kills()
     local child, message, code = self.platform.spawn(fields)
     if not child then
         return nil, message, code
@@ -269,7 +278,6 @@ function Worker:spawn(fields)
     if not self.channel_open then
         self.health:ask() -- the question waits in its queue until it listens
     end
-    self.agenda:start(self, definition)
     self.log:info('Creating new worker')
     return true
 end
@@ -350,6 +358,32 @@ local function lose(self, why)
         leaving.lost = true
         self.on.lost(self, why)
     end
+end
+
+-- make(worker): forks, or says why not.
+local function prepared(self, make)
+    local forked, why = make(self)
+    if not forked then
+        self.agenda:finish(self)
+        lose(self, why)
+        return 'exited'
+    end
+    self.on.forked(self)
+    return 'starting'
+end
+
+local function unprepared(self, why, by_script)
+    self.agenda:finish(self)
+    self.leaving.lost = true
+    self.on.lost(self, why, by_script)
+    return 'exited'
+end
+
+-- There is no process; answers that still come are ignored.
+local function stop_preparing(self)
+    self.leaving.told = true
+    self.agenda:finish(self)
+    return 'exited'
 end
 
 local function became_ready(self, facts)
@@ -603,8 +637,10 @@ end
 
 definition = machine.define {
     name = 'worker',
-    initial = 'starting',
+    initial = 'preparing',
     events = {
+        'prepared', -- (make) all is known that the fork needs
+        'unprepared', -- (why, by_script) it cannot be made
         'ready', -- it listens, or said so
         'request_restart', -- it asked to be replaced
         'retire', -- a replacement is on its way
@@ -649,7 +685,28 @@ definition = machine.define {
         end,
     },
     states = {
+        preparing = { -- the script is asked; each of its answers has a deadline of its own
+            prepared = prepared,
+            unprepared = unprepared,
+            ready = bug,
+            request_restart = bug,
+            retire = bug,
+            keep = bug,
+            stop = stop_preparing,
+            kill = stop_preparing,
+            settled = bug,
+            leaving = bug,
+            closed_servers = bug,
+            closed = bug,
+            headless = bug,
+            alive = bug,
+            hung = bug,
+            deadline = bug,
+            exit = bug,
+        },
         starting = {
+            prepared = bug,
+            unprepared = bug,
             ready = became_ready,
             request_restart = ignore,
             retire = bug,
@@ -667,6 +724,8 @@ definition = machine.define {
             exit = finish,
         },
         running = {
+            prepared = bug,
+            unprepared = bug,
             ready = ignore, -- the first one counts
             request_restart = request_restart,
             retire = mark_retiring,
@@ -684,6 +743,8 @@ definition = machine.define {
             exit = exit_while_serving,
         },
         retiring = { -- serves until its replacement does
+            prepared = bug,
+            unprepared = bug,
             ready = ignore,
             request_restart = ignore,
             retire = ignore,
@@ -703,6 +764,8 @@ definition = machine.define {
             exit = exit_while_serving,
         },
         settling = { -- gets no new connections
+            prepared = bug,
+            unprepared = bug,
             ready = ignore,
             request_restart = ignore,
             retire = bug,
@@ -720,6 +783,8 @@ definition = machine.define {
             exit = finish,
         },
         stopping = { -- asked to stop
+            prepared = bug,
+            unprepared = bug,
             ready = ignore,
             request_restart = ignore,
             retire = bug,
@@ -742,6 +807,8 @@ definition = machine.define {
             exit = finish,
         },
         disconnected = { -- its channel is closed, it should be ending
+            prepared = bug,
+            unprepared = bug,
             ready = ignore,
             request_restart = ignore,
             retire = bug,
@@ -759,6 +826,8 @@ definition = machine.define {
             exit = finish,
         },
         terminating = { -- SIGTERM sent
+            prepared = bug,
+            unprepared = bug,
             ready = ignore,
             request_restart = ignore,
             retire = bug,
@@ -776,6 +845,8 @@ definition = machine.define {
             exit = finish,
         },
         headless = { -- its first process has ended, the rest of its group was asked to end
+            prepared = bug,
+            unprepared = bug,
             ready = ignore,
             request_restart = ignore,
             retire = bug,
@@ -793,6 +864,8 @@ definition = machine.define {
             exit = finish,
         },
         killing = { -- SIGKILL sent to its group
+            prepared = bug,
+            unprepared = bug,
             ready = ignore,
             request_restart = ignore,
             retire = bug,
@@ -810,6 +883,8 @@ definition = machine.define {
             exit = finish,
         },
         exited = {
+            prepared = ignore,
+            unprepared = ignore,
             ready = ignore,
             request_restart = ignore,
             retire = ignore,

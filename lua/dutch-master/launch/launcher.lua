@@ -1,33 +1,39 @@
 --- launcher.lua: how a worker is made.
 --
--- Every fork evaluates the script anew, in a state of its own, runs beforeFork there, and forks from the plan that came
--- out. The newest good evaluation is kept: its hooks are the ones that run between forks, and its plan serves on when a
--- later edit of the script is bad. Nobody else holds a session of the script.
+-- Every fork evaluates the script anew, in a process of the script (script/lane.lua), runs beforeFork there, and forks
+-- from the plan that came out. The newest good evaluation is kept: its plan serves on when a later edit of the script
+-- is bad, and its text is what hooks are called from (hooks.lua). Nothing here waits: a worker is `preparing` until
+-- the answers have come, and may be told to stop meanwhile.
 
 local compare = require 'dutch-master.script.plan_diff'
+local Hooks = require 'dutch-master.launch.hooks'
 local kinds = require 'dutch-master.launch.kinds'
 local preload = require 'dutch-master.launch.node_preload'
+local Releases = require 'dutch-master.launch.releases'
 local Worker = require 'dutch-master.cluster.worker'
 
 local Launcher = {}
 Launcher.__index = Launcher
 
--- The master is deaf while something of the script runs. When that took all its time the script is left alone for so
--- long: otherwise the forks of many slots, one after the other, would keep a stop waiting for minutes.
-local REST_MS = 1000
+-- Processes that prepare forks at the same time, when beforeFork is slow. Each costs 3 MiB while it lives.
+local FORKS_AT_ONCE = 8
 
---- @param options {platform, script (see script.lua), log, sockets, agenda, tickets, environ, cwd (where the master was
---   started, or nil), executable, preload (path of drain.cjs or nil), output (see log/output.lua, or nil)}
+--- @param options {platform, script (see session.lua), new_lane = function(most) -> Lane, log, sockets, agenda,
+--   tickets, environ, cwd (where the master was started, or nil), executable, preload (path of drain.cjs or nil),
+--   output (see log/output.lua, or nil)}
 function Launcher.new(options)
     local self = setmetatable(options, Launcher)
     self.next_id = 1
-    self.releases = {} -- generation -> {release = where its first fork ran, pinned, back_to = generation}
+    self.lane = self.new_lane(FORKS_AT_ONCE)
+    self.releases = Releases.new { platform = self.platform, log = self.log }
+    self.hooks = Hooks.new { platform = self.platform, log = self.log, script = self.script,
+        new_lane = self.new_lane }
     return self
 end
 
 --- The log, as soon as there is one.
 function Launcher:use_log(log)
-    self.log = log
+    self.log, self.releases.log, self.hooks.log = log, log, log
 end
 
 --- The book of what workers write (see log/output.lua).
@@ -39,186 +45,101 @@ function Launcher:use_sockets(sockets)
     self.sockets = sockets
 end
 
--- Takes a good session over and lets go of the last one.
+-- A good session: it is what serves from now on. Of two evaluations at the same time the later one counts.
 local function keep(self, session)
-    if self.session and self.session ~= session then
-        self.session:close()
+    if session ~= self.session and not (self.number and session.number < self.number) then
+        self.session, self.plan, self.number = session, session.plan, session.number
+        self.hooks:adopt(session)
     end
-    self.session = session
-    self.plan = session.plan
+    session:keep()
 end
 
-local function evaluate(self)
-    local session, err = self.script:evaluate()
-    if not session then
-        return nil, err
-    end
-    local count, why = session:num_workers()
-    if not count then
-        session:close()
-        return nil, why
-    end
-    return session, count
+local function evaluate(self, process, options, done)
+    self.evaluations = (self.evaluations or 0) + 1
+    options.number = options.number or self.evaluations
+    options.budget_ms = self.plan and self.plan.hook_timeout_ms
+    self.script:evaluate(process, options, done)
 end
 
---- Evaluates the script and keeps the result if it is good.
--- @param done function({plan, num_workers}), or function(nil, err {message})
+-- Evaluates the script and asks for the number of workers. done(session, count) or done(nil, err), with the process
+-- still at hand.
+local function evaluate_whole(self, done)
+    local added = self.lane:add {
+        start = function(process)
+            local function finish(...)
+                done(...)
+                self.lane:give_back(process)
+            end
+            evaluate(self, process, {}, function(session, err)
+                if not session then
+                    return finish(nil, err)
+                end
+                session:num_workers(function(count, why)
+                    finish(count and session, count or why)
+                end)
+            end)
+        end,
+        failed = function(err)
+            done(nil, self.script:failure(err))
+        end,
+    }
+    if not added then
+        done(nil, self.script:failure { kind = 'system', message = 'too many forks wait for it' })
+    end
+end
+
+--- Evaluates the script and keeps the result if it is good. Loads end in the order in which they were asked for.
+-- @param done function({plan, num_workers}) or function(nil, err {message}), later, once
 function Launcher:load(done)
-    local session, count = evaluate(self)
-    if not session then
-        return done(nil, count)
+    self.loads = self.loads or {}
+    table.insert(self.loads, done)
+    if #self.loads > 1 then
+        return
     end
-    keep(self, session)
-    done({ plan = session.plan, num_workers = count })
+    local function next_load()
+        evaluate_whole(self, function(session, count)
+            if session then
+                keep(self, session)
+            end
+            local first = table.remove(self.loads, 1)
+            if self.loads[1] then
+                next_load()
+            end
+            if session then
+                first { plan = session.plan, num_workers = count }
+            else
+                first(nil, count)
+            end
+        end)
+    end
+    next_load()
 end
 
 --- Evaluates the script without keeping the result.
--- @param done function({changes}), or function(nil, err)
+-- @param done function({changes}) or function(nil, err), later, once
 function Launcher:preview(done)
-    local session, count = evaluate(self)
-    if not session then
-        return done(nil, count)
-    end
-    local plan = session.plan
-    session:close()
-    done({ changes = compare.plans(self.plan, plan) })
-end
-
-local function note_slow(self, err)
-    if err.kind == 'budget' then
-        self.rests_until = self.platform.now() + REST_MS
-    end
-end
-
-local function rests(self)
-    return self.rests_until and self.platform.now() < self.rests_until
-end
-
---- Runs a hook of the script that nobody waits for. Its failure is a log record.
-function Launcher:hook(name, ...)
-    if not (self.session and self.plan.hooks[name]) then
-        return
-    end
-    if rests(self) then
-        return self.log:warn({ hook = name }, 'Hook skipped: the script took too long a moment ago')
-    end
-    local arguments, n = { ... }, select('#', ...)
-    -- What it asks of the cluster would otherwise happen, and close its session, while it runs.
-    self.agenda:hold(function()
-        local ok, err = self.session:call(name, unpack(arguments, 1, n))
-        if not ok then
-            note_slow(self, err)
-            self.log:error({ hook = name, traceback = err.traceback }, 'Hook failed: ' .. err.message)
+    evaluate_whole(self, function(session, count)
+        if not session then
+            return done(nil, count)
         end
+        done { changes = compare.plans(self.plan, session.plan) }
     end)
+end
+
+--- Asks the script's judge: see hooks.lua.
+-- @param new, old workers; old may be nil
+function Launcher:judge(new, old, done)
+    self.hooks:judge(new:describe(), old and old:describe(), done)
 end
 
 --- Lets go of the script.
 function Launcher:close()
-    if self.session then
-        self.session:close()
-        self.session = nil
-    end
-end
-
---- Asks the script's judge whether the canary may go on. Without a judge it may; a judge that fails says no.
--- @param new, old workers; old may be nil
--- @param done function(true), or function(false, why)
-function Launcher:judge(new, old, done)
-    if not self.plan.hooks.judge then
-        return done(true)
-    end
-    local ok, verdict, why = self.session:call('judge', new:describe(), old and old:describe())
-    if not ok then
-        return done(false, verdict.message)
-    end
-    done(verdict ~= false, why and tostring(why) or 'judge said no')
-end
-
--- ---------------------------------------------------------------------------------------------------------------------
--- Releases: the directories that generations run in
-
---- Later forks of this generation run where its first one did, wherever the script would have them by now.
-function Launcher:pin(generation)
-    local known = self.releases[generation]
-    if known then
-        known.pinned = true
-    end
-end
-
---- Where a generation runs. @return its directory, or nil when that is gone or was never known
-function Launcher:release_of(generation)
-    local known = self.releases[generation]
-    return known and known.release and self.platform.realpath(known.release) and known.release or nil
-end
-
---- Makes `generation` a way back: it runs in the release of an earlier one.
-function Launcher:lead_back(generation, to)
-    self.releases[generation] = { release = self.releases[to].release, pinned = true, back_to = to }
-end
-
---- Whether `generation` is that of a way back to the generation `to`.
-function Launcher:leads_back(generation, to)
-    local known = self.releases[generation]
-    return known ~= nil and known.back_to == to
-end
-
---- Forgets the releases of generations that nobody will ask for any more.
--- @param used set of generations
-function Launcher:forget_releases(used)
-    for generation in pairs(self.releases) do
-        if not used[generation] then
-            self.releases[generation] = nil
-        end
-    end
+    self.lane:close()
+    self.hooks:close()
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- One fork
-
--- A session for this fork: a new one, or the last good one when the script cannot be evaluated now.
-local function session_for_fork(self)
-    local session, err = self.script:evaluate()
-    if session then
-        return session
-    end
-    note_slow(self, err)
-    self.log:error({ traceback = err.traceback }, 'Script is bad, the last good one serves on: ' .. err.message)
-    return self.session
-end
-
-local function before_fork(self, session, info)
-    if not session.plan.hooks.beforeFork then
-        return true
-    end
-    local ok, verdict, reason = session:call('beforeFork', info)
-    if not ok then
-        note_slow(self, verdict)
-        return nil, verdict.message, 'script'
-    elseif verdict == false then
-        return nil, 'beforeFork said no: ' .. tostring(reason or 'no reason given')
-    end
-    return true
-end
-
--- Where this fork runs. With pinRelease, or pinned by an aborted restart, a generation stays in the directory that its
--- first fork was given, unless that is gone.
-local function place(self, session, generation)
-    local cwd = session.cwd or self.cwd
-    local known = self.releases[generation]
-    if known and (known.pinned or session.plan.pin_release) then
-        if known.release and self.platform.realpath(known.release) then
-            return known.release, known.release
-        end
-        self.log:warn({ generation = generation, release = known.release, directory = cwd },
-            'The release of this generation is gone, its worker runs where the script says')
-    end
-    local release = cwd and self.platform.realpath(cwd) or cwd
-    if not known then
-        self.releases[generation] = { release = release }
-    end
-    return cwd, release
-end
 
 local function add_identity(fields, plan)
     fields.uid, fields.gid, fields.groups = plan.uid, plan.gid, plan.groups
@@ -301,59 +222,141 @@ local function fork(self, worker, session, env, cwd)
     if not forked then
         return nil, ('%s: %s'):format(code or 'error', failure)
     end
-    return worker
+    return true
 end
 
--- @return the worker, or nil, why
-local function start(self, session, info, on)
-    local env, err = session:environment(info)
-    if not env then
-        note_slow(self, err)
-        return nil, err.message
-    end
-    local cwd, release = place(self, session, info.generation)
-    local worker = Worker.new {
-        id = info.id, slot = info.slot, generation = info.generation, release = release, on = on,
-        plan = session.plan, kind = kinds.of(session.plan), platform = self.platform, agenda = self.agenda,
-        log = self.log, sockets = self.sockets, tickets = self.tickets, output = self.output,
-    }
+-- The fork itself, when all is known that it needs. An action of the worker: it may have been told to stop.
+local function make(self, worker, session, env)
+    local plan = session.plan
+    local cwd, release = self.releases:place(worker.generation, session.cwd or self.cwd, plan.pin_release)
+    worker:take_plan { plan = plan, kind = kinds.of(plan), release = release }
     local forked, why = fork(self, worker, session, env, cwd)
     if not forked then
         worker:discard()
-        self.sockets:drop(info.id)
+        self.sockets:drop(worker.id)
+        worker.log:error({ slot = worker.slot }, 'Fork failed: ' .. why)
         return nil, why
     end
+    return true
+end
+
+-- What is done with one process for one worker, in this order. finish() gives the process back.
+-- good_one: the session whose text is to be used, or nil: that of the script as it is now
+local prepare
+function prepare(self, worker, good_one, process, finish)
+    local info = { id = worker.id, slot = worker.slot, generation = worker.generation }
+
+    local function abandon(why, by_script)
+        finish()
+        if not worker.finished then
+            worker.log:error({ slot = worker.slot }, 'Fork abandoned: ' .. why)
+        end
+        self.agenda:post(worker, 'unprepared', why, by_script)
+    end
+
+    local function ask_environment(session)
+        keep(self, session)
+        session:environment(info, function(env, err)
+            finish()
+            if not env then
+                worker.log:error({ slot = worker.slot }, 'Fork failed: ' .. err.message)
+                return self.agenda:post(worker, 'unprepared', err.message)
+            end
+            self.agenda:post(worker, 'prepared', function()
+                return make(self, worker, session, env)
+            end)
+        end)
+    end
+
+    local function ask_before_fork(session)
+        if not session.plan.hooks.beforeFork then
+            return ask_environment(session)
+        end
+        session:call('beforeFork', { info }, function(ok, verdict, reason)
+            if not ok then
+                return abandon(verdict.message, true)
+            elseif verdict == false then
+                return abandon('beforeFork said no: ' .. tostring(reason or 'no reason given'))
+            end
+            ask_environment(session)
+        end)
+    end
+
+    local function use_text(good)
+        local options = { source = good.source, repeated = true, number = good.number }
+        evaluate(self, process, options, function(session, why)
+            if not session then
+                return abandon(why.message)
+            end
+            ask_before_fork(session)
+        end)
+    end
+
+    -- The script is bad now. The last good one serves on: as this process has it, or from its text.
+    local function use_last_good(err)
+        self.log:error({ traceback = err.traceback }, 'Script is bad, the last good one serves on: ' .. err.message)
+        if process.reported then
+            finish()
+            return self:queue(worker, function(...)
+                prepare(self, worker, self.session, ...)
+            end)
+        elseif process.kept == self.session then
+            return ask_before_fork(self.session)
+        end
+        use_text(self.session)
+    end
+
+    if good_one then
+        return use_text(good_one)
+    end
+    evaluate(self, process, {}, function(session, err)
+        if worker.finished then
+            return finish()
+        elseif not session then
+            return use_last_good(err)
+        end
+        ask_before_fork(session)
+    end)
+end
+
+--- Makes a worker: evaluates the script, runs its hooks, forks. It is `preparing` until then.
+-- @param options {slot, generation, on}: see worker.lua
+-- @return the worker
+function Launcher:launch(options)
+    local id = self.next_id
+    self.next_id = id + 1
+    local worker = Worker.new {
+        id = id, slot = options.slot, generation = options.generation, on = options.on, platform = self.platform,
+        agenda = self.agenda, log = self.log, sockets = self.sockets, tickets = self.tickets, output = self.output,
+    }
+    self:queue(worker, function(process, finish)
+        prepare(self, worker, nil, process, finish)
+    end)
     return worker
 end
 
---- Makes a worker: evaluates the script, runs its hooks, forks.
--- @param options {slot, generation, on}: see worker.lua
--- @return the worker, or nil, why, 'script' when the script itself failed
-function Launcher:launch(options)
-    if rests(self) then
-        local why = 'the script took too long a moment ago'
-        self.log:error({ slot = options.slot, generation = options.generation }, 'Fork abandoned: ' .. why)
-        return nil, why
+--- Gets a process for this worker. fn(process, finish) is called later, if it still wants one.
+function Launcher:queue(worker, fn)
+    local function failed(err)
+        local why = self.script:failure(err).message
+        worker.log:error({ slot = worker.slot }, 'Fork abandoned: ' .. why)
+        self.agenda:post(worker, 'unprepared', why)
     end
-    local session = session_for_fork(self)
-    local id = self.next_id
-    self.next_id = id + 1
-    local info = { id = id, slot = options.slot, generation = options.generation }
-    local ok, why, where = before_fork(self, session, info)
-    if not ok then
-        if session ~= self.session then
-            session:close()
-        end
-        self.log:error({ slot = options.slot, generation = options.generation }, 'Fork abandoned: ' .. why)
-        return nil, why, where
+    local added = self.lane:add {
+        start = function(process)
+            local function finish()
+                self.lane:give_back(process)
+            end
+            if worker.finished then
+                return finish()
+            end
+            fn(process, finish)
+        end,
+        failed = failed,
+    }
+    if not added then
+        failed { kind = 'system', message = 'cannot be asked: too many forks wait for it' }
     end
-    keep(self, session)
-    local worker, failure = start(self, session, info, options.on)
-    if not worker then
-        self.log:error({ slot = options.slot, generation = options.generation }, 'Fork failed: ' .. failure)
-        return nil, failure
-    end
-    return worker
 end
 
 return Launcher

@@ -73,24 +73,22 @@ local function open_sink(core, target)
     return sink
 end
 
--- The user's own logger may throw: then this record, and word of it (once), go to the default target.
-local function write_custom(core, level, fields, msg)
-    local failure
-    if core.in_custom then
-        failure = 'the logger wrote to itself'
-    else
-        core.in_custom = true
-        local ok, result, problem = pcall(core.custom, level, fields, msg)
-        core.in_custom = false
-        if ok and problem == nil then return end
-        failure = tostring(ok and problem or result)
-    end
+-- What the user's own logger could not take goes to the default target, with word of it (once).
+local function write_beside(core, failure, level, fields, msg)
+    if core.closed then return end
     if not core.sink and not open_sink(core, core.default_target) then return end
-    if not core.custom_reported then
+    if failure and not core.custom_reported then
         core.custom_reported = true
         write_record(core, 'error', { error = failure }, 'The logger of the script failed, writing here instead')
     end
     write_record(core, level, fields, msg)
+end
+
+-- It runs elsewhere: whether it took the record is known later.
+local function write_custom(core, level, fields, msg)
+    core.custom(level, fields, msg, function(failure)
+        write_beside(core, failure, level, fields, msg)
+    end)
 end
 
 -- Kept as text: a thousand small tables would be four times as large.
@@ -146,6 +144,12 @@ end
 --- Writes a record at the level given by name (an unknown one is taken as info).
 function Logger:log(level, fields, msg)
     write(self, M.levels[level] and level or 'info', fields, msg)
+end
+
+--- Writes a record of the script's own logger itself: not to it again, but to the default target.
+function Logger:log_beside(level, fields, msg)
+    write_beside(self.core, nil, M.levels[level] and level or 'info', type(fields) == 'table' and fields or {},
+        tostring(msg == nil and '' or msg))
 end
 
 --- A logger that adds these fields to each of its records.
@@ -260,8 +264,9 @@ function Logger:reconfigure(options)
 end
 
 --- A logger. options: platform (sink, wall, pid, hostname, environ), name, fields (in each record),
--- level (name, default info), target (descriptor, absolute path, or function(level_name, fields, msg);
--- default 1), format ('json' | 'readable' | 'journal', default by what the target is).
+-- level (name, default info), target (descriptor, absolute path, or function(level_name, fields, msg, failed), which
+-- calls failed(why), then or later, for a record that it could not take; default 1),
+-- format ('json' | 'readable' | 'journal', default by what the target is).
 -- nil, message, code if the target cannot be opened.
 function M.new(options)
     local core, message, code = new_core(options)

@@ -1,11 +1,15 @@
---- host.lua: what the user's script may ask of the cluster while it runs. Each function is one name of the `dutch`
---- module (lua/script/dutch-master.lua); script.lua answers the others itself. Commands only queue: a hook never
---- re-enters the cluster.
+--- api.lua: what a hook of the script may ask the master while it runs, and its store. Each function is one name of
+--- the `dutch` module (lua/script/dutch-master.lua). All answers come at once. Commands (restart, scale, stop) happen
+--- when the hook has returned: a hook never re-enters the cluster.
+
+local values = require 'dutch-master.script.values'
 
 local M = {}
 
 -- Records logged before the log is open, while the script is evaluated for the first time.
 local EARLY_MAX = 1000
+-- What the store holds in all, bytes of its JSON: it crosses whole with dutch.store().
+local STORE_MAX = 512 * 1024
 
 local functions = {}
 
@@ -20,11 +24,15 @@ function functions.workers(master)
     return list
 end
 
-function functions.log(master, level, fields, message)
-    if master.log then
+function functions.log(master, process, level, fields, message)
+    if not master.log then
+        if #master.early < EARLY_MAX then
+            table.insert(master.early, { level, fields, message })
+        end
+    elseif master.launcher.hooks:is_logger(process) then
+        master.log:log_beside(level, fields, message)
+    else
         master.log:log(level, fields, message)
-    elseif #master.early < EARLY_MAX then
-        table.insert(master.early, { level, fields, message })
     end
 end
 
@@ -32,33 +40,46 @@ local function cluster_of(master)
     return master.cluster and master.cluster.state and master.cluster
 end
 
-function functions.restart(master, reason)
+local NOT_STARTED = 'the cluster has not started'
+
+function functions.restart(master, process, reason)
     local cluster = cluster_of(master)
     if not cluster then
-        return nil, 'the cluster has not started'
+        return nil, NOT_STARTED
     end
-    cluster:restart { cause = 'script', reason = reason }
+    process:later(function()
+        cluster:restart { cause = 'script', reason = reason }
+    end)
     return true
 end
 
-function functions.scale(master, count)
+function functions.scale(master, process, count)
     local cluster = cluster_of(master)
     if not cluster then
-        return nil, 'the cluster has not started'
+        return nil, NOT_STARTED
     end
-    return cluster:scale(count, { cause = 'script' })
-end
-
-function functions.stop(master, reason)
-    local cluster = cluster_of(master)
-    if not cluster then
-        return nil, 'the cluster has not started'
+    local ok, message, code = cluster:can_scale(count)
+    if not ok then
+        return nil, message, code
     end
-    cluster:stop { cause = 'script', reason = reason }
+    process:later(function()
+        cluster:scale(count, { cause = 'script' })
+    end)
     return true
 end
 
-function functions.send(master, id, message)
+function functions.stop(master, process, reason)
+    local cluster = cluster_of(master)
+    if not cluster then
+        return nil, NOT_STARTED
+    end
+    process:later(function()
+        cluster:stop { cause = 'script', reason = reason }
+    end)
+    return true
+end
+
+function functions.send(master, _, id, message)
     local worker = master.cluster and master.cluster:find(id)
     if not worker then
         return nil, ('worker %s is gone'):format(tostring(id))
@@ -66,16 +87,54 @@ function functions.send(master, id, message)
     return worker:message(message)
 end
 
---- @param master the master (init.lua)
--- @return function(name, ...) for script.lua
+-- ---------------------------------------------------------------------------------------------------------------------
+-- The store: plain values by plain keys, a copy of each. It outlives every process of the script.
+
+function functions.store_get(master, _, key)
+    return master.store[key]
+end
+
+function functions.store_all(master)
+    return master.store
+end
+
+local function size_of(key, value)
+    if value == nil then
+        return 0
+    end
+    local packed, why = values.pack(false, key, value)
+    return packed and #values.encode { packed }, why
+end
+
+function functions.store_set(master, _, key, value)
+    if key == nil or key ~= key then
+        error(('dutch.store: %s cannot be a key'):format(tostring(key)), 0)
+    end
+    local size, why = size_of(key, value)
+    if not size then
+        error(('dutch.store[%q]: %s'):format(tostring(key), why), 0)
+    end
+    local sizes = master.store_sizes
+    local all = master.store_size - (sizes[key] or 0) + size
+    if all > STORE_MAX and size > (sizes[key] or 0) then
+        error(('dutch.store[%q]: the store would hold %d KiB, at most %d are possible'):format(tostring(key),
+            math.ceil(all / 1024), STORE_MAX / 1024), 0)
+    end
+    master.store[key], sizes[key], master.store_size = value, value ~= nil and size or nil, all
+    return true
+end
+
+--- @param master the master (master.lua)
+-- @return function(name, process, ...) for process.lua: answers, or throws what the hook is to be told
 function M.new(master)
     master.early = {}
-    return function(name, ...)
+    master.store, master.store_sizes, master.store_size = {}, {}, 0
+    return function(name, process, ...)
         local fn = functions[name]
         if not fn then
             error('no such function of the master: ' .. tostring(name), 0)
         end
-        return fn(master, ...)
+        return fn(master, process, ...)
     end
 end
 

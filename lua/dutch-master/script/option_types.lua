@@ -105,7 +105,6 @@ local RESTART_REFUSED = {
     TTIN = 'it adds a worker',
     TTOU = 'it takes a worker away',
     PIPE = 'it is ignored',
-    VTALRM = 'it ends hooks that take too long',
     CONT = 'it is the answer to a stop',
     TSTP = 'it is the terminal\'s',
 }
@@ -315,10 +314,12 @@ local CONCURRENCY = 'a number of workers (1 or more), a fraction of them (more t
 local share = schema.simple('a fraction, more than 0 and at most 1', function(value)
     return schema.is_finite(value) and value > 0 and value <= 1
 end)
-local canary_record = schema.record('true, or a table with weight, soak, judge', {
+M.hook_timeout = schema.seconds(0.05)
+local canary_record = schema.record('true, or a table with weight, soak, judge, timeout', {
     weight = { type = share },
     soak = { inside = 'soak_ms', type = schema.seconds(0), default = 10000 },
     judge = { type = hook, default = false },
+    timeout = { inside = 'timeout_ms', type = M.hook_timeout },
 })
 local canary = either(canary_record.expects, {
     boolean = {
@@ -442,26 +443,36 @@ local cpus = either(CPUS, {
     },
 })
 
--- every = { 5, fn } or { { 5, fn }, { 60, other } }
-local EVERY = 'a table { seconds, function }, or a list of these'
+-- every = { 5, fn } or { { 5, fn }, { 60, other, timeout = 20 } }
+local EVERY = 'a table { seconds, function, timeout = seconds }, or a list of these'
 local interval = schema.seconds(0.01)
 local function every_entry(value, at)
-    if type(value) ~= 'table' or schema.list_length(value) ~= 2 then
-        at:fail('a table { seconds, function }', value)
+    local pair, timeout = {}, nil
+    for key, inner in pairs(type(value) == 'table' and value or {}) do
+        if key == 'timeout' then
+            timeout = inner
+        else
+            pair[key] = inner
+        end
+    end
+    if schema.list_length(pair) ~= 2 then
+        at:fail('a table { seconds, function, timeout = seconds }', value)
         return nil
     end
-    hook.check(value[2], at:key(2))
-    return { interval_ms = interval.check(value[1], at:key(1)) }
+    hook.check(pair[2], at:key(2))
+    return { interval_ms = interval.check(pair[1], at:key(1)),
+        timeout_ms = timeout ~= nil and M.hook_timeout.check(timeout, at:key 'timeout') or nil }
 end
 local every = either(EVERY, {
     table = {
         check = function(value, at)
+            if value[1] ~= nil and type(value[1]) ~= 'table' then
+                return { every_entry(value, at) }
+            end
             local count = schema.list_length(value)
             if not count or count == 0 then
                 at:fail(EVERY, value)
                 return nil
-            elseif type(value[1]) ~= 'table' then
-                return { every_entry(value, at) }
             end
             local inside = {}
             for i = 1, count do

@@ -4,7 +4,7 @@
 -- name: as the user writes it; inside: its name in the plan (snake_case, milliseconds); type: see schema.lua,
 -- option_types.lua; default: the value inside; default_text: how the documents show it; doc: one line;
 -- unit; since: first version; hook: the option is (or may be) a function of the script, which stays in the
--- script's state.
+-- script's process.
 
 local schema = require 'dutch-master.script.schema'
 local types = require 'dutch-master.script.option_types'
@@ -47,7 +47,10 @@ M.list = {
             number = types.worker_count, ['function'] = types.hook }),
         doc = 'number of workers, or a function; counts at boot, at the start of a restart and on reload' },
     { name = 'beforeFork', inside = 'before_fork', hook = true, type = types.hook, default_text = 'none',
-        doc = 'called in the master before each fork; may `dutch.chdir`, or `return false, reason` to veto' },
+        doc = 'called before each fork; may `dutch.chdir`, or `return false, reason` to veto' },
+    { name = 'hookTimeout', inside = 'hook_timeout_ms', type = types.hook_timeout, default = 5000, default_text = '5',
+        unit = 's',
+        doc = 'how long a function of the script may take; then an error is raised in it, or its process killed' },
     { name = 'workerEnvironment', inside = 'environment', hook = true, default = {}, default_text = '{}',
         type = schema.by_type('a table of strings, or a function that returns one', {
             table = types.environment, ['function'] = types.hook }),
@@ -86,7 +89,7 @@ M.list = {
     { name = 'restartConcurrency', inside = 'restart_concurrency', type = types.concurrency,
         default_text = 'all at once',
         doc = 'workers replaced at a time: a number, a fraction, "canary", or '
-            .. '{ canary = { weight, soak, judge }, after }' },
+            .. '{ canary = { weight, soak, judge, timeout }, after }' },
     { name = 'restartSoak', inside = 'restart_soak_ms', type = schema.seconds(0), default = 1000, default_text = '1',
         unit = 's', doc = 'a replacement must have served so long before its predecessor is asked to leave' },
     { name = 'restartAttempts', inside = 'restart_attempts', type = schema.integer(1, 1000), default = 3,
@@ -149,7 +152,7 @@ M.list = {
     { name = 'onRestart', inside = 'on_restart', hook = true, type = types.hook, default_text = 'none',
         doc = 'called with the verdict of each restart' },
     { name = 'every', hook = true, type = types.every, default_text = 'none',
-        doc = 'called regularly: { seconds, function }, or a list of these' },
+        doc = 'called regularly: { seconds, function }, or a list of these; `timeout` in one instead of hookTimeout' },
 }
 
 M.by_name, M.names = {}, {}

@@ -1,27 +1,28 @@
--- script.lua: the user's script, from its file to a session: one evaluation, its plan, and its hooks, ready to call.
+--- session.lua: the user's script, from its file to a session: one evaluation, its plan, and its hooks, ready to call.
 --
--- Each evaluation reads the file anew and has a Lua state of its own (core.sandbox), so that edits of the script and
--- of what it requires take effect at the next fork, and a state that went wrong is thrown away. The store outlives
--- them. Every failure comes back as { message = one line with file:line, messages = all of them, traceback =, kind = };
--- nothing here throws for what a script does.
+-- Each evaluation reads the file anew and has a Lua state of its own, so that edits of the script and of what it
+-- requires take effect at the next fork. It lives in a process of the script (process.lua), so everything is a request:
+-- `done` is called later, once, with the result or nil and { message = one line with file:line, messages = all of them,
+-- traceback =, kind = }. Nothing here throws for what a script does.
 --
--- Kinds of failure: missing, unreadable, syntax, bytecode, runtime, budget, memory, exit, start (never called),
--- options, system (no state could be made), busy (called from within a hook), closed.
+-- Kinds of failure: missing, unreadable, syntax, bytecode, runtime, budget, memory, start (never called), options,
+-- exit (os.exit), died (its process), junk (on its socket), system (no process), closed (the master ends).
 
 local plan = require 'dutch-master.script.plan'
+local values = require 'dutch-master.script.values'
 
 local M = {}
 
-local MAX_SOURCE = 4 * 1024 * 1024 -- bytes: more is not a script
-local MEMORY = 64 * 1024 * 1024 -- bytes for one state
-local BUDGET_MS = 5000 -- a hook that takes longer holds up the cluster
+local MAX_SOURCE = values.MAX -- bytes: more is not a script
+local MEMORY_MIB = 128 -- MEMORY_MAX of src/script/script_main.c
+-- For the first evaluation: what the script says of it, hookTimeout, is known only then.
+local BUDGET_MS = 5000
 
 local Script, Session = {}, {}
 Script.__index, Session.__index = Script, Session
 
---- new { platform =, path =, name =, host =, budget_ms =, memory = }
--- path: absolute. name: how messages call it, default its last part. host(name, ...): answers what scripts ask of the
--- rest of the program: log, workers, restart, scale, stop, send. What the platform knows is answered here.
+--- new { platform =, path =, name = }
+-- path: absolute. name: how messages call it, default its last part.
 function M.new(given)
     local path = given.path
     return setmetatable({
@@ -29,51 +30,38 @@ function M.new(given)
         path = path,
         name = given.name or path:match('[^/]+$') or path,
         directory = path:match('^(.*)/[^/]*$') or '.',
-        ask = given.host or function() end,
         budget_ms = given.budget_ms or BUDGET_MS,
-        memory = given.memory or MEMORY,
-        store = {},
         limits = given.platform.read_file('/proc/self/limits', 65536), -- what of the plan this user may set
+        totals = {}, -- hook -> { calls, failures, ms }
     }, Script)
 end
-
-local own = {
-    cpus = function(script)
-        return script.platform.cpus()
-    end,
-    environ = function(script)
-        return script.platform.environ()
-    end,
-    hostname = function(script)
-        return script.platform.hostname()
-    end,
-    store_get = function(script, key)
-        return script.store[key]
-    end,
-    store_set = function(script, key, value)
-        script.store[key] = value
-    end,
-    store_all = function(script)
-        return script.store
-    end,
-}
 
 local function failure(kind, message, more)
     local err = more or {}
     err.kind, err.message = kind, message
     err.messages = err.messages or { message }
-    return nil, err
+    return err
 end
 
--- The sandbox's error in the words of this script: `master.lua:14: beforeFork took longer than its budget of 5 s`.
-local function explain(script, err, what, prefix, seconds)
+local function seconds(ms)
+    return ('%g s'):format(ms / 1000)
+end
+
+-- Kinds whose message is the end of a sentence about the hook.
+local OF_THE_PROCESS = { died = true, junk = true, closed = true, system = true }
+
+--- The process's error in the words of this script: `master.lua:14: beforeFork took longer than its 5 s (hookTimeout)`.
+local function explain(script, err, what, prefix, budget_ms, option)
     local message = err.message
     if err.kind == 'budget' then
-        message = ('%s: %s took longer than its budget of %g s'):format(err.where or script.name, what, seconds)
+        message = ('%s: %s took longer than its budget of %s%s'):format(err.where or script.name, what,
+            seconds(budget_ms), option and (' (%s)'):format(option) or '')
     elseif err.kind == 'memory' then
-        message = ('%s: %s %s'):format(script.name, what, message)
-    elseif err.kind == 'busy' or err.kind == 'closed' then
-        message = ('%s: %s was not called: %s'):format(script.name, what, message)
+        message = ('%s: %s used more than its %d MiB of memory'):format(script.name, what, MEMORY_MIB)
+    elseif err.kind == 'exit' then
+        message = ('%s: %s%s'):format(err.where or script.name, prefix and prefix .. ': ' or '', message)
+    elseif OF_THE_PROCESS[err.kind] then
+        message = ('%s: %s %s'):format(err.where or script.name, what, message)
     else
         local place, rest = message:match('^([^\n]-:%d+): (.*)$')
         if not place then
@@ -87,6 +75,22 @@ local function explain(script, err, what, prefix, seconds)
     return failure(err.kind, message, { traceback = err.traceback })
 end
 
+--- An error of a process, as one of this script's evaluation.
+function Script:failure(err)
+    return explain(self, err, 'the script', nil, self.budget_ms)
+end
+
+-- Counts a call of a hook, or an evaluation.
+local function count(script, hook, process, failed)
+    local total = script.totals[hook]
+    if not total then
+        total = { calls = 0, failures = 0, ms = 0 }
+        script.totals[hook] = total
+    end
+    total.calls, total.ms = total.calls + 1, total.ms + (process.took_ms or 0)
+    total.failures = total.failures + (failed and 1 or 0)
+end
+
 local UNREADABLE = {
     ENOENT = { 'missing', 'there is no such file' },
     ENOTDIR = { 'missing', 'there is no such file' },
@@ -95,158 +99,150 @@ local UNREADABLE = {
     EFBIG = { 'unreadable', 'is too large for a script' },
 }
 
-local function read(script)
-    local source, message, code = script.platform.read_file(script.path, MAX_SOURCE)
+--- The text of the script as it is now. @return text, or nil, err
+function Script:read()
+    local source, message, code = self.platform.read_file(self.path, MAX_SOURCE)
     if source then
         return source
     end
     local known = UNREADABLE[code] or { 'unreadable', tostring(message or code) }
-    return failure(known[1], ('%s: %s'):format(script.path, known[2]))
+    return nil, failure(known[1], ('%s: %s'):format(self.path, known[2]))
 end
 
---- Reads and runs the script. Returns a session, or nil and the error.
-function Script:evaluate()
-    local source, err = read(self)
-    if not source then
-        return nil, err
-    end
-    local platform = self.platform
-    local sandbox, message = platform.sandbox {
-        memory = self.memory,
-        directory = self.directory,
-        host = function(name, ...)
-            if own[name] then
-                return own[name](self, ...)
-            end
-            return self.ask(name, ...)
-        end,
-    }
-    if not sandbox then
-        return failure('system', ('%s: cannot be evaluated: %s'):format(self.name, tostring(message)))
-    end
-    local session = setmetatable({ script = self, sandbox = sandbox, source = source }, Session)
-    local built
-    built, err = session:open()
-    if not built then
-        session:close()
-        return nil, err
-    end
-    return session
-end
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Session. Fields: plan; source; cwd: what dutch.chdir said so far, absolute, or nil.
 
--- Session ----------------------------------------------------------------------------------------------------------
--- fields: plan; cwd, what dutch.chdir said so far, absolute, or nil.
-
-local function note_directory(session)
-    local directory = session.sandbox:directory()
-    if directory and directory:sub(1, 1) ~= '/' then
+local function note_directory(session, directory)
+    if type(directory) ~= 'string' then
+        directory = nil
+    elseif directory:sub(1, 1) ~= '/' then
         local start = session.script.platform.cwd and session.script.platform.cwd()
         directory = start and start:gsub('/$', '') .. '/' .. directory or directory
     end
     session.cwd = directory
 end
 
-function Session:open()
-    local script = self.script
-    local seconds = script.budget_ms / 1000
-    local ok, err = self.sandbox:run('@' .. script.name, self.source, script.budget_ms)
-    if not ok then
-        return explain(script, err, 'the script', nil, seconds)
-    end
-    note_directory(self)
-    self.first_directory = self.sandbox:directory() or false
-    local options, file, line
-    ok, options, file, line = self.sandbox:call('options', script.budget_ms)
-    if not ok then
-        return explain(script, options, 'the script', 'start', seconds)
-    elseif not file then
-        return failure('start', script.name .. ':1: the script never calls start { ... }')
+local function build(session, answer)
+    local script = session.script
+    note_directory(session, answer.directory)
+    session.first_directory = session.cwd or false
+    local options, file, line = values.unpack(answer.results)
+    if not file then
+        return nil, failure('start', script.name .. ':1: the script never calls start { ... }')
     end
     -- The lines of keys can be found only if start was called in the script itself.
-    self.where = {
-        file = file, line = line, source = file == script.name and self.source or nil,
+    session.where = {
+        file = file, line = line, source = file == script.name and session.source or nil,
         getuser = script.platform.getuser, getgroup = script.platform.getgroup,
         uid = script.platform.uid and script.platform.uid(), limits = script.limits,
     }
-    local built, messages = plan.build(options, self.where)
+    local built, messages = plan.build(options, session.where)
     if not built then
-        return failure('options', messages[1], { messages = messages })
+        return nil, failure('options', messages[1], { messages = messages })
     end
-    self.plan = built
-    return true
+    session.plan = built
+    return session
 end
 
-local function finish(session, hook, ok, ...)
-    if not session.sandbox then
-        return failure('closed', ('%s: %s closed its own session'):format(session.script.name, hook))
+--- Evaluates the script in this process, as it is on disk or from the text of an earlier evaluation.
+-- @param options {source = text or nil, repeated = true when its records and commands were heard before,
+--   budget_ms, number = which evaluation this is} or nil
+-- @param done function(session) or function(nil, err); may come before this returns if the file cannot be read
+function Script:evaluate(process, options, done)
+    options = options or {}
+    local source, unreadable = options.source, nil
+    if not source then
+        source, unreadable = self:read()
     end
-    note_directory(session)
-    if not ok then
-        return explain(session.script, (...), hook, hook, session.script.budget_ms / 1000)
+    if not source then
+        return done(nil, unreadable)
     end
-    return true, ...
-end
-
---- Calls a hook of the script: session:call('beforeFork', worker), session:call('judge', new, old),
--- session:call('every', index). Returns true and what it returned, or nil and the error.
-function Session:call(hook, ...)
-    if not self.sandbox then
-        return failure('closed', ('%s: %s was not called: the session is closed'):format(self.script.name, hook))
-    elseif hook == 'beforeFork' then -- each fork begins anew, also when one session serves several
-        self.sandbox:directory(self.first_directory)
-    end
-    return finish(self, hook, self.sandbox:call('hook', self.script.budget_ms, hook, ...))
-end
-
---- A record for the user's own logger (plan.logger.custom).
-function Session:log(level, fields, message)
-    if not self.sandbox then
-        return failure('closed', self.script.name .. ': logger was not called: the session is closed')
-    end
-    return finish(self, 'logger', self.sandbox:call('log', self.script.budget_ms, level, fields, message))
-end
-
-local function checked(session, name, ok, value)
-    if not ok then
-        return nil, value
-    end
-    local inside, messages = plan.check(name, value, session.where)
-    if inside == nil then
-        return failure('options', messages[1], { messages = messages })
-    end
-    return inside
-end
-
---- The number of workers, asked of the script if it is a function. Returns it, or nil and the error.
-function Session:num_workers()
-    if not self.plan.hooks.numWorkers then
-        return self.plan.num_workers
-    end
-    return checked(self, 'numWorkers', self:call('numWorkers'))
-end
-
---- workerEnvironment for one worker: { NAME = value }, false takes a name away. Or nil and the error.
-function Session:environment(worker)
-    if not self.plan.hooks.workerEnvironment then
-        return self.plan.environment
-    end
-    local given, err = checked(self, 'workerEnvironment', self:call('workerEnvironment', worker))
-    if not given then
-        return nil, err
-    end
-    for name, value in pairs(self.plan.environment) do -- what a preset needs
-        if given[name] == nil then
-            given[name] = value
+    local budget_ms = options.budget_ms or self.budget_ms
+    local session = setmetatable({ script = self, process = process, source = source, state = process:new_state(),
+        number = options.number }, Session)
+    process:request('E', session.state, { source = source, name = self.name, directory = self.directory,
+        repeated = options.repeated }, 'the script', budget_ms, function(answer, why)
+        count(self, 'evaluation', process, not answer)
+        if not answer then
+            return done(nil, explain(self, why, 'the script', nil, budget_ms, options.budget_ms and 'hookTimeout'))
         end
-    end
-    return given
+        done(build(session, answer))
+    end)
 end
 
---- Gives the state back. A session may be closed more than once.
-function Session:close()
-    if self.sandbox then
-        self.sandbox:close()
-        self.sandbox = nil
+--- Calls a hook of the script: session:call('beforeFork', {worker}, done), ('judge', {new, old}), ('every', {index}),
+-- ('logger', {level, fields, message}).
+-- @param arguments a list, with its length in n where one may be nil
+-- @param done function(true, results...) or function(nil, err)
+function Session:call(hook, arguments, done, timeout)
+    local script = self.script
+    timeout = timeout or {}
+    local budget_ms, option = timeout.ms or self.plan.hook_timeout_ms or script.budget_ms, timeout.option
+        or 'hookTimeout'
+    local packed, why = values.pack(false, unpack(arguments, 1, arguments.n or #arguments))
+    local directory -- each fork begins anew, also when one session serves several
+    if hook == 'beforeFork' then
+        directory = self.first_directory
+    end
+    if not packed then
+        return done(nil, explain(script, { kind = 'runtime', message = why }, hook, hook))
+    end
+    self.process:request('C', self.state, { hook = hook, arguments = packed, directory = directory }, hook, budget_ms,
+        function(answer, err)
+        count(script, hook, self.process, not answer)
+        if not answer then
+            return done(nil, explain(script, err, hook, hook, budget_ms, option))
+        end
+        note_directory(self, answer.directory)
+        done(true, values.unpack(answer.results))
+    end)
+end
+
+local function checked(session, name, done)
+    return function(ok, value)
+        if not ok then
+            return done(nil, value)
+        end
+        local inside, messages = plan.check(name, value, session.where)
+        if inside == nil then
+            return done(nil, failure('options', messages[1], { messages = messages }))
+        end
+        done(inside)
+    end
+end
+
+--- The number of workers, asked of the script if it is a function. done(number) or done(nil, err)
+function Session:num_workers(done)
+    if not self.plan.hooks.numWorkers then
+        return done(self.plan.num_workers)
+    end
+    self:call('numWorkers', {}, checked(self, 'numWorkers', done))
+end
+
+--- workerEnvironment for one worker. done({ NAME = value, false takes a name away }) or done(nil, err)
+function Session:environment(worker, done)
+    if not self.plan.hooks.workerEnvironment then
+        return done(self.plan.environment)
+    end
+    self:call('workerEnvironment', { worker }, checked(self, 'workerEnvironment', function(given, err)
+        if not given then
+            return done(nil, err)
+        end
+        for name, value in pairs(self.plan.environment) do -- what a preset needs
+            if given[name] == nil then
+                given[name] = value
+            end
+        end
+        done(given)
+    end))
+end
+
+--- Keeps the state in its process: for hooks, and for forks while a later edit of the script is bad.
+function Session:keep()
+    if not self.kept then
+        self.kept = true
+        self.process.kept = self
+        self.process:keep(self.state)
     end
 end
 

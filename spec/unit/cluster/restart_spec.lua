@@ -45,26 +45,27 @@ local function new_world(count, plan)
     local function log(_, fields, message)
         table.insert(world.messages, message or fields)
     end
-    local launcher = { plan = plan, pinned = {} }
+    local releases = {}
+    local launcher = { plan = plan, pinned = {}, releases = releases }
     function launcher.load(_, done)
         world.answer_load = done
     end
     function launcher.judge(_, new, old, done)
         table.insert(world.questions, { new = new, old = old, done = done })
     end
-    function launcher.pin(_, generation)
+    function releases.pin(_, generation)
         launcher.pinned[generation] = true
     end
-    function launcher.release_of(_, generation)
+    function releases.of(_, generation)
         return generation == 1 and not world.old_is_gone and '/a' or nil
     end
-    function launcher.lead_back(_, generation, to)
+    function releases.lead_back(_, generation, to)
         world.backs[generation], world.release = to, '/a'
     end
-    function launcher.leads_back(_, generation, to)
+    function releases.leads_back(_, generation, to)
         return world.backs[generation] == to
     end
-    function launcher.forget_releases(_, used)
+    function releases.forget(_, used)
         world.used = used
     end
     world.restart = Restart.new {

@@ -31,11 +31,13 @@ describe('slot', function()
             end,
             on = {
                 fork = function(asking)
-                    if refuse then
-                        return nil, refuse
-                    end
                     local worker = { id = #forked + 1, generation = asking.generation, heard = {},
                         log = { info = function() end } }
+                    if refuse then
+                        agenda:post(asking, 'lost', worker, refuse)
+                        return worker
+                    end
+                    worker.pid = 100 + worker.id
                     forked[#forked + 1] = agenda:start(worker, worker_told)
                     return worker
                 end,

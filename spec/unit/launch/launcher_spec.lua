@@ -1,42 +1,102 @@
 local fake = require 'spec.support.fake_cluster'
 
-local function slow(world)
-    return function()
-        world.calls = world.calls + 1
-        world.platform.clock = world.platform.clock + 5000
-        return nil, { kind = 'budget', message = 'master.lua:1: beforeFork took longer than its budget of 5 s' }
+local function good()
+    return { ready_ms = 10, exit_ms = 5 }
+end
+
+-- A world whose script takes world.takes ms for each answer.
+local function slow(options)
+    local world
+    options.behaviour = options.behaviour or good
+    options.script_ms = function()
+        return world and world.takes or 0
     end
+    world = fake.new(options)
+    world.takes = 0
+    return world
 end
 
 describe('launcher', function()
-    it('leaves a script alone that took all its time, so that the master hears of other things', function()
-        local hooks = {}
-        local world = fake.new { hooks = hooks, plan = fake.plan { num_workers = 10, hooks = { beforeFork = true } },
-            behaviour = function() return { ready_ms = 10, exit_ms = 5 } end }
-        world.calls = 0
+    it('gives a worker at once, which is preparing until the script has answered', function()
+        local world = slow { plan = fake.plan { num_workers = 1 } }
+        world.takes = 100
         world.boot()
-        assert.is_true(world.await 'steady')
-        hooks.beforeFork = slow(world)
-        world.cluster:restart { signal = 'SIGUSR2' }
         world.platform:advance(1)
-        assert.equal(1, world.calls) -- not ten times in one turn
-        assert.is_true(world.count 'Fork abandoned: the script took too long a moment ago' >= 9)
-        world.cluster:stop { signal = 'SIGTERM' }
-        assert.is_true(world.await 'stopped')
-        assert.is_true(world.calls <= 2)
+        local slot = world.cluster.slots[1]
+        assert.equal('preparing', slot.incoming.state)
+        assert.same({ 0, 0 }, { world.cluster.process_count, world.platform.spawned })
+        world.platform:advance(250)
+        assert.same({ 1, 1 }, { world.cluster.process_count, world.platform.spawned })
+        assert.is_true(world.await 'steady')
     end)
 
-    it('runs such a script again after a rest', function()
-        local hooks = {}
-        local world = fake.new { hooks = hooks, plan = fake.plan { num_workers = 1, hooks = { beforeFork = true } },
-            behaviour = function() return { ready_ms = 10, exit_ms = 5 } end }
-        world.calls = 0
+    it('a worker that is told to stop while it is prepared just ends, and its answer comes too late', function()
+        local world = slow { plan = fake.plan { num_workers = 3 } }
         world.boot()
         assert.is_true(world.await 'steady')
-        hooks.beforeFork = slow(world)
+        world.takes = 4000
+        world.cluster:scale(5)
+        world.platform:advance(100)
+        assert.equal(2, (function()
+            local count = 0
+            for _, slot in ipairs(world.cluster.slots) do
+                count = count + (slot.incoming and slot.incoming.state == 'preparing' and 1 or 0)
+            end
+            return count
+        end)())
+        world.cluster:stop { signal = 'SIGTERM' }
+        world.platform:advance(200)
+        assert.equal('stopped', world.cluster.state)
+        assert.equal(3, world.platform.spawned)
+        world.platform:advance(20000)
+        assert.equal(3, world.platform.spawned)
+        assert.same({}, world.bugs)
+        assert.same({}, world.errors)
+    end)
+
+    it('a fork that waits for the script delays no other, no crash and no restart request', function()
+        local world = slow { plan = fake.plan { num_workers = 2, hooks = { beforeFork = true } } }
+        world.boot()
+        assert.is_true(world.await 'steady')
+        world.takes = 1000
+        world.cluster:scale(3)
+        world.platform:advance(100)
+        world.takes = 0
         world.platform:live_children()[1]:exit { code = 1 }
-        assert.is_true(world.platform:run_until(function() return world.calls == 2 end, 20000))
-        hooks.beforeFork = nil
-        assert.is_true(world.platform:run_until(function() return #world.platform:live_children() == 1 end, 20000))
+        world.platform:advance(200) -- backoff, fork, ready
+        assert.equal(2, #world.platform:live_children())
+        world.cluster:restart { signal = 'SIGUSR2' }
+        assert.equal('rolling', world.cluster.state)
+        assert.is_true(world.await('steady', 10000))
+        world.platform:advance(100)
+        assert.equal(3, #world.platform:live_children())
+        assert.same({}, world.bugs)
+    end)
+
+    it('uses the last good script when the newest is bad, from its text', function()
+        local bad
+        local world = slow { plan = fake.plan { num_workers = 1 }, evaluate = function()
+            return not bad, { kind = 'syntax', message = 'master.lua:1: oh' }
+        end }
+        world.boot()
+        assert.is_true(world.await 'steady')
+        bad = true
+        world.platform:live_children()[1]:exit { code = 1 }
+        world.platform:advance(200)
+        assert.equal(1, #world.platform:live_children())
+        assert.equal(1, world.count 'Script is bad, the last good one serves on: master.lua:1: oh')
+    end)
+
+    it('ends loads in the order in which they were asked for', function()
+        local world = slow { plan = fake.plan { num_workers = 1 } }
+        world.boot()
+        local order = {}
+        world.takes = 500
+        world.launcher:load(function() table.insert(order, 'first') end)
+        world.takes = 1
+        world.launcher:load(function() table.insert(order, 'second') end)
+        world.launcher:preview(function() table.insert(order, 'preview') end)
+        world.platform:advance(1000)
+        assert.same({ 'preview', 'first', 'second' }, order)
     end)
 end)

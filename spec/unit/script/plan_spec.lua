@@ -53,9 +53,9 @@ describe('plan', function()
     it('notes which hooks there are', function()
         local fn = function() end
         local p = build { worker = 'app.js', beforeFork = fn, numWorkers = fn, workerEnvironment = fn,
-            every = { { 5, fn }, { 0.5, fn } }, restartConcurrency = { canary = { judge = fn } } }
+            every = { { 5, fn }, { 0.5, fn, timeout = 20 } }, restartConcurrency = { canary = { judge = fn } } }
         assert.same({ beforeFork = true, numWorkers = true, workerEnvironment = true, judge = true,
-            every = { { interval_ms = 5000 }, { interval_ms = 500 } } }, p.hooks)
+            every = { { interval_ms = 5000 }, { interval_ms = 500, timeout_ms = 20000 } } }, p.hooks)
         assert.is_true(p.num_workers)
         assert.same({}, p.environment)
         assert.equal(10000, p.restart_concurrency.canary.soak_ms)

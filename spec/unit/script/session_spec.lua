@@ -1,50 +1,68 @@
 local script = require 'dutch-master.script.session'
+local values = require 'dutch-master.script.values'
 
--- A sandbox that does what it is told: run and call are functions of the spec.
+-- A process that answers as it is told: given.run for an evaluation, given.call(hook, ...) for a call, each
+-- true, results... or nil, err.
 local function fake(given)
-    local log = {}
+    local log = { kept = {} }
     local platform = {
-        cpus = function() return 4 end,
-        hostname = function() return 'host' end,
-        environ = function() return { A = 'b' } end,
         cwd = function() return '/start' end,
-        read_file = given.read_file or function(path)
+        read_file = function(path, ...)
+            if path == '/proc/self/limits' then
+                return ''
+            elseif given.read_file then
+                return given.read_file(path, ...)
+            end
             log.path = path
             return 'source'
         end,
-        sandbox = function(options)
-            if given.refuse then
-                return nil, given.refuse, 'ENOMEM'
-            end
-            log.host, log.memory, log.directory = options.host, options.memory, options.directory
-            return {
-                run = function(_, name, source, budget)
-                    log.run = { name, source, budget }
-                    if given.run then
-                        return given.run()
-                    end
-                    return true
-                end,
-                call = function(_, entry, budget, ...)
-                    log.call = { entry, budget, ... }
-                    if entry == 'options' then
-                        local file = given.file == nil and 'master.lua' or given.file
-                        return true, given.options or { worker = 'app.js' }, file, 2
-                    end
-                    return given.call(...)
-                end,
-                directory = function(_, set) log.set = set return given.directory end,
-                close = function() log.closed = (log.closed or 0) + 1 end,
-            }
-        end,
     }
-    local asked = {}
-    local subject = script.new { platform = platform, path = '/etc/app/master.lua', budget_ms = 5000,
-        host = function(...)
-            asked[#asked + 1] = { ... }
-            return 'answer'
-        end }
-    return subject, log, asked
+    local process = { took_ms = 2 }
+    function process.new_state()
+        return 7
+    end
+    function process.keep(_, state)
+        table.insert(log.kept, state)
+    end
+    local function answer(done, ok, ...)
+        if not ok then
+            return done(nil, (...))
+        end
+        done({ ok = true, directory = given.directory, results = assert(values.pack(true, ...)) })
+    end
+    function process.request(_, verb, state, message, what, budget_ms, done)
+        log.request = { verb = verb, state = state, message = message, what = what, budget_ms = budget_ms }
+        if verb == 'E' then
+            if given.run then
+                return answer(done, given.run())
+            end
+            local file = given.file == nil and 'master.lua' or given.file or nil
+            return answer(done, true, given.options or { worker = 'app.js' }, file, 2)
+        end
+        answer(done, given.call(message.hook, values.unpack(message.arguments)))
+    end
+    return script.new { platform = platform, path = '/etc/app/master.lua' }, log, process
+end
+
+-- What done() is given, at once.
+local function now(fn)
+    local got
+    fn(function(...)
+        assert(not got, 'answered twice')
+        got = { n = select('#', ...), ... }
+    end)
+    assert(got, 'not answered')
+    return unpack(got, 1, got.n)
+end
+
+local function evaluate(given, options)
+    local subject, log, process = fake(given)
+    local session, err = now(function(done) subject:evaluate(process, options, done) end)
+    return session, err, log, subject
+end
+
+local function call(session, hook, arguments, timeout)
+    return now(function(done) session:call(hook, arguments, done, timeout) end)
 end
 
 local function failing(err)
@@ -55,26 +73,32 @@ end
 
 describe('script', function()
     it('evaluates the file as it is now, under its short name, from its directory', function()
-        local subject, log = fake {}
-        local session = assert(subject:evaluate())
+        local session, _, log = evaluate {}
         assert.equal('/etc/app/master.lua', log.path)
-        assert.same({ '@master.lua', 'source', 5000 }, log.run)
-        assert.equal('/etc/app', log.directory)
+        assert.same({ verb = 'E', state = 7, what = 'the script', budget_ms = 5000,
+            message = { source = 'source', name = 'master.lua', directory = '/etc/app' } }, log.request)
         assert.equal('node', session.plan.kind)
         assert.is_nil(session.cwd)
-        session:close()
-        session:close()
-        assert.equal(1, log.closed)
+        session:keep()
+        session:keep()
+        assert.same({ 7 }, log.kept)
+        assert.equal(session, session.process.kept)
+    end)
+
+    it('evaluates the text of an earlier evaluation again', function()
+        local session, _, log = evaluate({}, { source = 'older', repeated = true, budget_ms = 70 })
+        assert.is_nil(log.path)
+        assert.same({ 'older', true, 70 },
+            { log.request.message.source, log.request.message.repeated, log.request.budget_ms })
+        assert.equal('older', session.source)
     end)
 
     it('tells apart why a file cannot be read', function()
         for code, text in pairs { ENOENT = 'there is no such file', EACCES = 'may not be read',
-            EISDIR = 'is a directory',
-            EFBIG = 'too large', EIO = 'input/output error' } do
-            local subject = fake { read_file = function()
+            EISDIR = 'is a directory', EFBIG = 'too large', EIO = 'input/output error' } do
+            local session, err = evaluate { read_file = function()
                 return nil, 'input/output error', code
             end }
-            local session, err = subject:evaluate()
             assert.is_nil(session)
             assert.truthy(err.message:find('/etc/app/master.lua: ', 1, true))
             assert.truthy(err.message:find(text, 1, true), err.message)
@@ -82,7 +106,7 @@ describe('script', function()
         end
     end)
 
-    it('reports every failure in one line with its place, and gives the state back', function()
+    it('reports every failure in one line with its place', function()
         local cases = {
             { { kind = 'syntax', message = "master.lua:3: unexpected symbol near '='" },
                 "master.lua:3: unexpected symbol near '='" },
@@ -92,148 +116,152 @@ describe('script', function()
                 'master.lua: is compiled Lua; a script must be text' },
             { { kind = 'budget', message = 'x', where = 'master.lua:7' },
                 'master.lua:7: the script took longer than its budget of 5 s' },
-            { { kind = 'memory', message = 'used more than its 64 MiB of memory' },
-                'master.lua: the script used more than its 64 MiB of memory' },
+            { { kind = 'budget', message = 'x' }, 'master.lua: the script took longer than its budget of 5 s' },
+            { { kind = 'memory', message = 'x' }, 'master.lua: the script used more than its 128 MiB of memory' },
+            { { kind = 'died', message = 'was cut short, its process died of SIGSEGV' },
+                'master.lua: the script was cut short, its process died of SIGSEGV' },
         }
         for _, case in ipairs(cases) do
-            local subject, log = fake { run = failing(case[1]) }
-            local session, err = subject:evaluate()
+            local session, err = evaluate { run = failing(case[1]) }
             assert.is_nil(session)
             assert.equal(case[2], err.message)
             assert.same({ case[2] }, err.messages)
             assert.equal(case[1].kind, err.kind)
             assert.equal(case[1].traceback, err.traceback)
-            assert.equal(1, log.closed)
         end
     end)
 
     it('wants start to be called', function()
-        local subject, log = fake { file = false }
-        local session, err = subject:evaluate()
+        local session, err = evaluate { file = false }
         assert.is_nil(session)
         assert.equal('start', err.kind)
         assert.equal('master.lua:1: the script never calls start { ... }', err.message)
-        assert.equal(1, log.closed)
     end)
 
     it('reports all errors of the options', function()
-        local subject, log = fake { options = { worker = 'x', numWorkers = 0, nice = 99 } }
-        local session, err = subject:evaluate()
+        local session, err = evaluate { options = { worker = 'x', numWorkers = 0, nice = 99 } }
         assert.is_nil(session)
         assert.equal('options', err.kind)
         assert.equal(2, #err.messages)
         assert.equal(err.messages[1], err.message)
-        assert.equal(1, log.closed)
-    end)
-
-    it('says when no state can be made', function()
-        local session, err = fake({ refuse = 'not enough memory' }):evaluate()
-        assert.is_nil(session)
-        assert.equal('system', err.kind)
-        assert.equal('master.lua: cannot be evaluated: not enough memory', err.message)
     end)
 
     it('calls hooks and names the one that failed', function()
         local answer
-        local subject, log = fake { call = function()
+        local session, _, log, subject = evaluate { call = function()
             return unpack(answer, 1, 3)
         end }
-        local session = assert(subject:evaluate())
         answer = { true, false, 'not today' }
-        assert.same({ true, false, 'not today' }, { session:call('beforeFork', { id = 1 }) })
-        assert.same({ 'hook', 5000, 'beforeFork', { id = 1 } }, log.call)
+        assert.same({ true, false, 'not today' }, { call(session, 'onReady', { { id = 1 } }) })
+        assert.same({ 'C', 7, 5000 }, { log.request.verb, log.request.state, log.request.budget_ms })
+        assert.equal('onReady', log.request.message.hook)
+        assert.same({ id = 1 }, (values.unpack(log.request.message.arguments)))
         for _, case in ipairs {
             { { kind = 'budget', where = 'master.lua:14' },
-                'master.lua:14: beforeFork took longer than its budget of 5 s' },
+                'master.lua:14: beforeFork took longer than its budget of 5 s (hookTimeout)' },
             { { kind = 'runtime', message = 'master.lua:14: boom' }, 'master.lua:14: beforeFork: boom' },
             { { kind = 'runtime', message = 'stack overflow' }, 'master.lua: beforeFork: stack overflow' },
-            { { kind = 'memory', message = 'used more than its 64 MiB of memory' },
-                'master.lua: beforeFork used more than its 64 MiB of memory' },
-            { { kind = 'busy', message = 'in a call' }, 'master.lua: beforeFork was not called: in a call' },
+            { { kind = 'memory', message = 'x' }, 'master.lua: beforeFork used more than its 128 MiB of memory' },
+            { { kind = 'died', message = 'was cut short', where = 'master.lua:9' },
+                'master.lua:9: beforeFork was cut short' },
+            { { kind = 'exit', message = 'os.exit was called', where = 'master.lua:9' },
+                'master.lua:9: beforeFork: os.exit was called' },
         } do
             answer = { nil, case[1] }
-            local ok, err = session:call('beforeFork')
+            local ok, err = call(session, 'beforeFork', {})
             assert.is_nil(ok)
             assert.equal(case[2], err.message)
             assert.equal(case[1].kind, err.kind)
         end
-        session:close()
-        local ok, err = session:call('beforeFork')
+        assert.same({ calls = 6, failures = 6, ms = 12 }, subject.totals.beforeFork)
+        assert.same({ calls = 1, failures = 0, ms = 2 }, subject.totals.onReady)
+    end)
+
+    it('gives a hook the time that it may take', function()
+        local session, _, log = evaluate { options = { worker = 'x', hookTimeout = 2 }, call = failing { kind = 'budget' } }
+        call(session, 'onReady', {})
+        assert.equal(2000, log.request.budget_ms)
+        local _, err = call(session, 'judge', { n = 2, {} }, { ms = 20000, option = 'canary.timeout' })
+        assert.equal(20000, log.request.budget_ms)
+        assert.equal('master.lua: judge took longer than its budget of 20 s (canary.timeout)', err.message)
+    end)
+
+    it('does not ask with what cannot cross', function()
+        local session, _, log = evaluate { call = error }
+        log.request = nil
+        local ok, err = call(session, 'onMessage', { { f = print } })
         assert.is_nil(ok)
-        assert.equal('closed', err.kind)
-        assert.equal('closed', select(2, session:log('info', {}, 'x')).kind)
+        assert.equal('master.lua: onMessage: value.f: a function cannot be passed', err.message)
+        assert.is_nil(log.request)
+    end)
+
+    it('begins each fork in the directory in which the evaluation ended', function()
+        local given = { directory = '/a', call = function() return true end }
+        local session, _, log = evaluate(given)
+        given.directory = '/a/b'
+        call(session, 'beforeFork', {})
+        assert.equal('/a', log.request.message.directory)
+        assert.equal('/a/b', session.cwd)
+        call(session, 'onReady', {})
+        assert.is_nil(log.request.message.directory)
+        call(session, 'beforeFork', {})
+        assert.equal('/a', log.request.message.directory)
+        given.directory = nil
+        session, _, log = evaluate(given)
+        call(session, 'beforeFork', {})
+        assert.is_false(log.request.message.directory)
     end)
 
     it('makes the directory of the fork absolute', function()
-        local given = { directory = 'releases/1' }
-        local session = assert(fake(given):evaluate())
-        assert.equal('/start/releases/1', session.cwd)
-        given.directory = '/deploys/current'
-        session = assert(fake(given):evaluate())
-        assert.equal('/deploys/current', session.cwd)
+        assert.equal('/start/releases/1', (evaluate { directory = 'releases/1' }).cwd)
+        assert.equal('/deploys/current', (evaluate { directory = '/deploys/current' }).cwd)
     end)
 
     it('checks what the functions of the script return', function()
         local fn = function() end
         local answer
-        local subject = fake { options = { worker = 'x', numWorkers = fn, workerEnvironment = fn }, call = function()
+        local session = evaluate { options = { worker = 'x', numWorkers = fn, workerEnvironment = fn }, call = function()
             return true, answer
         end }
-        local session = assert(subject:evaluate())
+        local function num_workers()
+            return now(function(done) session:num_workers(done) end)
+        end
+        local function environment()
+            return now(function(done) session:environment({ id = 1 }, done) end)
+        end
         answer = 3
-        assert.equal(3, session:num_workers())
+        assert.equal(3, num_workers())
         for _, bad in ipairs { 0, -1, 0 / 0, 1 / 0, 1.5, '4', {}, 1e6, false } do
             answer = bad
-            local count, err = session:num_workers()
+            local count, err = num_workers()
             assert.is_nil(count)
             assert.equal('options', err.kind)
             assert.truthy(err.message:find('^master.lua:%d+: numWorkers: expected an integer from 1 to 4096, found'))
         end
         answer = nil
-        assert.truthy(select(2, session:num_workers()).message:find('found nothing', 1, true))
+        assert.truthy(select(2, num_workers()).message:find('found nothing', 1, true))
         answer = { A = 1, B = false }
-        assert.same({ A = '1', B = false }, session:environment { id = 1 })
+        assert.same({ A = '1', B = false }, environment())
         answer = { ['a=b'] = 1 }
-        assert.truthy(select(2, session:environment { id = 1 }).message
+        assert.truthy(select(2, environment()).message
             :find('^master.lua:%d+: workerEnvironment%["a=b"%]: expected a name'))
     end)
 
     it('gives what is written down without asking', function()
-        local session = assert(fake({ options = { worker = 'x', numWorkers = 5, workerEnvironment = { A = 'b' } },
-            call = error }):evaluate())
-        assert.equal(5, session:num_workers())
-        assert.same({ A = 'b' }, session:environment { id = 1 })
+        local session = evaluate { options = { worker = 'x', numWorkers = 5, workerEnvironment = { A = 'b' } },
+            call = error }
+        assert.equal(5, now(function(done) session:num_workers(done) end))
+        assert.same({ A = 'b' }, now(function(done) session:environment({ id = 1 }, done) end))
     end)
 
     it('keeps the environment of a preset under that of a function', function()
         local preset = { preset = 'p', argv = { 'p' }, environment = { ['FD_{index}'] = { each = '{fd}' },
             B = { each = 'x' } } }
-        local session = assert(fake({ options = { worker = preset, listen = ':1',
+        local session = evaluate { options = { worker = preset, listen = ':1',
             workerEnvironment = function() end },
             call = function()
                 return true, { B = 'mine' }
-            end }):evaluate())
-        assert.same({ FD_1 = '3', B = 'mine' }, session:environment { id = 1 })
-    end)
-
-    it('answers what the platform knows, and asks the rest', function()
-        local subject, log, asked = fake {}
-        assert(subject:evaluate())
-        assert.equal(4, log.host 'cpus')
-        assert.equal('host', log.host 'hostname')
-        assert.same({ A = 'b' }, log.host 'environ')
-        assert.equal('answer', log.host('restart', 'why'))
-        assert.same({ { 'restart', 'why' } }, asked)
-    end)
-
-    it('keeps the store from one evaluation to the next', function()
-        local subject, log = fake {}
-        assert(subject:evaluate())
-        log.host('store_set', 'n', 1)
-        assert(subject:evaluate())
-        assert.equal(1, log.host('store_get', 'n'))
-        assert.same({ n = 1 }, log.host 'store_all')
-        log.host('store_set', 'n', nil)
-        assert.is_nil(log.host('store_get', 'n'))
+            end }
+        assert.same({ FD_1 = '3', B = 'mine' }, now(function(done) session:environment({ id = 1 }, done) end))
     end)
 end)

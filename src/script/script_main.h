@@ -1,0 +1,6 @@
+/* script/script_main.h: `dutch-master --script-process`, the process that evaluates the user's
+ * script and runs its hooks. Its only partner is the master, on descriptor 3. */
+#pragma once
+
+/* Takes main's own argc and argv: argv[1] is "--script-process". Ends with the socket. */
+int dm_script_main(int argc, char **argv);
