@@ -64,7 +64,7 @@ local function unknown_verb(ctx, word)
     return usage_error(ctx, ('unknown verb "%s"%s'):format(word, hint))
 end
 
---- A script is told from a mistyped verb by its looks, or by being there.
+--- A script differs from a mistyped verb by its looks, or by being there.
 local function looks_like_script(ctx, word)
     return arguments.is_like_script(word) or ctx.platform.stat(word) ~= nil
 end

@@ -188,7 +188,7 @@ describe('a worker that is asked for a page', function()
                 script = script(port, case.options .. "ready = { http = '/health' }"),
             }
             m:await 'Cluster ready'
-            local said = m:records 'Worker cannot be asked alone, it is ready by the rule of its kind'
+            local said = m:records 'HTTP readiness check impossible, using the default rule'
             assert.same({ 2, 40, 'all workers have one socket at 127.0.0.1:' .. port }, { #said, said[1].level, said[1].reason })
             m:finish()
         end

@@ -27,7 +27,7 @@ enum {
     AFTER_STALL_MS = 100,        /* to read what came before the deadline */
     CONNECT_MS = 5000,           /* patience with a server whose backlog is full */
     HALF_CLOSED_CHECK_MS = 1000, /* a peer that only listens cannot be watched, so it is asked */
-    HALF_CLOSED_MS = 60000,      /* and forgotten when nothing was said for so long */
+    HALF_CLOSED_MS = 60000,      /* and forgotten when nothing was said for this long */
 };
 
 struct dm_stream {

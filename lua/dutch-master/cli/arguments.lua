@@ -13,7 +13,7 @@ local suggest = require 'dutch-master.suggest'
 
 local M = {}
 
---- Of a number in an option. In seconds that is a year, which no timer of ours overflows by.
+--- The largest number that an option accepts: a year in seconds, well below any timer's range.
 local MOST = 366 * 86400
 
 local HELP = { long = 'help', short = 'h', doc = 'this text' }

@@ -29,7 +29,7 @@ local M = {
 local DEFAULT_LINES = 100
 --- Pause after an answer: a flood is fetched a few times a second, not a line at a time.
 local PAUSE_MS = 50
---- The question waits in the master for so long at most; then it is asked again.
+--- The question waits in the master for at most this long; then it is asked again.
 local WAIT_MS = 366 * 86400 * 1000
 
 local UNITS = { s = 1, m = 60, h = 3600, d = 86400 }

@@ -156,7 +156,7 @@ local function can_be_asked(self)
     local target, why, code = self.sockets:probe_target(self.id, self.rule.port)
     if code == 'ENOTSUP' then
         self.log:warn({ reason = why, watchdog = self.watchdog_ms and false or nil },
-            'Worker cannot be asked alone, it is ready by the rule of its kind')
+            'HTTP readiness check impossible, using the default rule')
         self.rule = self.fallback
     elseif not target then
         self.words = why

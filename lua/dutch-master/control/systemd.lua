@@ -1,14 +1,14 @@
 --- What the master tells the service manager that started it (sd_notify(3)), as its cluster changes.
 -- READY means that the workers serve, not that the master runs. Each RELOADING is closed by a READY, whatever
 -- became of the roll: there is no message for "reload failed", so the verdict is in STATUS. STOPPING is final.
--- Without NOTIFY_SOCKET all of this is nothing.
+-- Without NOTIFY_SOCKET nothing is sent.
 
 local Systemd = {}
 Systemd.__index = Systemd
 
 --- While the cluster boots, rolls or stops, the manager's time limit is pushed ahead of us, as long as the workers are
 -- within their own deadlines: what makes no step for longer, the manager may end. How often, and how far, in ms. The
--- second is three times the first, so that a lost datagram is no end.
+-- second is three times the first, so that one lost datagram does no harm.
 local EXTEND_EVERY, EXTEND_BY = 5000, 15000
 --- A manager that is busy has a full queue, of ten datagrams by the kernel's default: what it must know waits, in ms
 --- until it is tried again, and at most so many.
@@ -77,7 +77,7 @@ function Systemd:repeated(text)
     end
 end
 
---- A READY that was lost would be waited for, in vain: what is told of the cluster arrives, and in order.
+--- What is reported of the cluster arrives, and in order: systemd would wait in vain for a READY that was lost.
 function Systemd:send(lines)
     table.insert(self.unsent, table.concat(lines, '\n'))
     if self.unsent[2] == nil then

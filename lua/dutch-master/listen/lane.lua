@@ -20,7 +20,7 @@ local QUARANTINE_MS = 5000
 local FIRST_PROBATION_MS, LAST_PROBATION_MS = 1000, 30000
 -- A busy lane is steered around so long: most requests are shorter, and its share of what comes meanwhile is small.
 local BUSY_MS = 20
--- Who has just had no room for a connection is given none for so long.
+-- How long a worker that has just had no room for a connection is given none.
 local FULL_MS = 100
 
 --- @param options {platform, log, socket = the core's lane, address = text, may_block (users choose how they accept),

@@ -99,7 +99,7 @@ function Buckets:leave(owner, want)
     end
 end
 
---- The owner of each bucket. Who is away is stood in for, without losing what is theirs.
+--- The owner of each bucket. While a worker is away others take its buckets; it gets them back.
 -- @param present list of owners that can serve, in a stable order
 function Buckets:owners_of(present)
     local here, list = {}, {}

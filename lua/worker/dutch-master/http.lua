@@ -18,7 +18,7 @@ local worker = require 'dutch-master.worker'
 local M = {}
 
 -- A connection that has just answered, or has just come, is likely to send a request at any
--- moment: to close it then would lose that request. One that is quiet for so long is closed.
+-- moment: to close it then would lose that request. One that is quiet for this long is closed.
 local LINGER_S = 1
 -- For a request's header fields, from their first byte on.
 local HEADER_S = 10

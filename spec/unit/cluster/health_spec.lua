@@ -246,7 +246,7 @@ describe('health', function()
     it('goes by the other rule where others have the socket', function()
         target, target_code = nil, 'ENOTSUP'
         asked()
-        assert.same({ { 'Worker cannot be asked alone, it is ready by the rule of its kind', 'it does not listen' } },
+        assert.same({ { 'HTTP readiness check impossible, using the default rule', 'it does not listen' } },
             records)
         health:listens { stream = true, port = 80, text = ':80' }
         assert.same({ 'ready :80' }, happened())

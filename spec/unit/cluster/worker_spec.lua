@@ -184,7 +184,7 @@ describe('worker', function()
                         worker.conversation.on_listening { stream = true, port = 80, text = '127.0.0.1:80' }
                     end
                 end
-                assert.equal(2, world.count 'Worker cannot be asked alone, it is ready by the rule of its kind')
+                assert.equal(2, world.count 'HTTP readiness check impossible, using the default rule')
                 world.platform:advance(1000)
                 assert.equal('steady', world.cluster.state)
                 assert.equal(0, #world.platform.dials)
