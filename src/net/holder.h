@@ -1,5 +1,5 @@
-/* holder.h: finds the process that holds an address which we were refused. It reads all of /proc, so
- * it is for an error message only. */
+/* holder.h: finds the process that holds an address which we were refused. It reads all of /proc,
+ * so it is for an error message only. */
 #pragma once
 
 #include "net/address.h"

@@ -1,7 +1,8 @@
-/* watch.h: wakes the master up when one of a set of sockets is readable (a connection waits) or was shut down.
- * With it the master can sleep while nothing happens, and stopped it costs the connections nothing.
- * The descriptors stay the caller's, who keeps them open until dm_watch_stop. They are not touched:
- * uv_poll would make them non-blocking, which a worker that shares one may not want. */
+/* watch.h: wakes the master up when one of a set of sockets is readable (a connection waits) or was
+ * shut down. With it the master can sleep while nothing happens, and stopped it costs the
+ * connections nothing. The descriptors stay the caller's, who keeps them open until dm_watch_stop.
+ * They are not touched: uv_poll would make them non-blocking, which a worker that shares one may
+ * not want. */
 #pragma once
 
 #include <stddef.h>
