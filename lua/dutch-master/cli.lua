@@ -69,12 +69,28 @@ local function looks_like_script(ctx, word)
     return arguments.is_like_script(word) or ctx.platform.stat(word) ~= nil
 end
 
+-- What is named behind --watch, or else the directory of the script. -> list, or nil, message
+local function watched_paths(ctx, argv, first)
+    local paths = {}
+    for i = first or 1, first and #argv or 0 do
+        local path, message = arguments.absolute(ctx.platform, argv[i])
+        if not path or not ctx.platform.stat(path) then
+            return nil, ('--watch: %s: %s'):format(argv[i], message or 'no such file or directory')
+        end
+        paths[#paths + 1] = path
+    end
+    if first and not paths[1] then
+        paths[1] = ctx.script:match '^(.*)/[^/]*$'
+    end
+    return paths
+end
+
 local function run_master(ctx, argv, first)
     local second = argv[first + 1]
     if second and is_verb(second) then
         local told = ('the verb comes first: dutch-master %s %s'):format(second, argv[first])
         return usage_error(ctx, told, M.verb(second))
-    elseif second then
+    elseif second and second ~= '--watch' then
         return usage_error(ctx, ('unexpected "%s" after the script'):format(second))
     end
     local path, message = arguments.absolute(ctx.platform, argv[first])
@@ -89,7 +105,16 @@ local function run_master(ctx, argv, first)
         ctx.err(('dutch-master: %s\n'):format(why))
         return SCRIPT
     end
-    return require('dutch-master.master').run { script = path, argv = argv }
+    ctx.script = path
+    local watched, told = watched_paths(ctx, argv, second and first + 2 or nil)
+    if not watched then
+        return usage_error(ctx, told)
+    end
+    local code = require('dutch-master.master').run { script = path, argv = argv }
+    if code == nil and watched[1] then
+        require('dutch-master.cli.changes_watch').start(ctx, watched)
+    end
+    return code
 end
 
 local function run_verb(ctx, name, argv, first)

@@ -24,7 +24,8 @@ describe('what cmake installs', function()
         assert.same({
             './bin/dutch-master', './lib/systemd/system/dutch-master@.service',
             './lib/systemd/system/dutch-master@.socket', './share/bash-completion/completions/dutch-master',
-            './share/dutch-master/drain.cjs', './share/dutch-master/metrics.cjs',
+            './share/dutch-master/drain.cjs', './share/dutch-master/luals/dutch-master.lua',
+            './share/dutch-master/metrics.cjs',
             './share/fish/vendor_completions.d/dutch-master.fish', './share/man/man1/dutch-master.1',
             './share/man/man5/dutch-master.lua.5', './share/man/man7/dutch-master-from.7',
             './share/zsh/site-functions/_dutch-master',

@@ -5,9 +5,12 @@ local arguments = require 'dutch-master.cli.arguments'
 local M = {
     name = 'completion',
     takes_script = false,
-    summary = 'print the completion script for bash, zsh or fish',
-    description = 'Prints a completion script for a shell.',
-    argument = { name = 'bash|zsh|fish', pattern = '^%a+$', required = true, expects = 'bash, zsh or fish' },
+    summary = 'print the completion script for bash, zsh or fish; or luals: types for editors',
+    description = 'Prints a completion script for a shell. luals: what a script may say, as annotations for the Lua\n'
+        .. 'language server (workspace.library in .luarc.json); installed in share/dutch-master/luals.',
+    argument = {
+        name = 'bash|zsh|fish|luals', pattern = '^%a+$', required = true, expects = 'bash, zsh or fish, or luals',
+    },
     examples = {
         'dutch-master completion bash > /etc/bash_completion.d/dutch-master',
         'dutch-master completion zsh > "${fpath[1]}/_dutch-master"',
@@ -40,7 +43,7 @@ function shells.bash()
     for i, verb in ipairs(verbs()) do
         names[i] = verb.name
         cases[i] = ("        %s) words='%s' ;;"):format(verb.name,
-            verb.name == 'completion' and 'bash zsh fish --help' or option_words(verb))
+            verb.name == 'completion' and 'bash zsh fish luals --help' or option_words(verb))
     end
     return ([[
 # bash completion for dutch-master
@@ -103,7 +106,7 @@ function shells.zsh()
                 option.value and (':' .. option.value .. ':') or ''))
         end
         if verb.name == 'completion' then
-            specs[#specs + 1] = quoted('1:shell:(bash zsh fish)')
+            specs[#specs + 1] = quoted('1:shell:(bash zsh fish luals)')
         else
             specs[#specs + 1] = quoted '*:script:_files -g "*.lua(-.)"'
         end
@@ -143,14 +146,20 @@ function shells.fish()
                 option.value and ' -x' or '', quoted(option.doc))
         end
     end
-    lines[#lines + 1] = "complete -c dutch-master -f -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'"
+    lines[#lines + 1] = "complete -c dutch-master -f -n '__fish_seen_subcommand_from completion' "
+        .. "-a 'bash zsh fish luals'"
     return table.concat(lines, '\n') .. '\n'
+end
+
+--- Not for a shell: what a script may say, for the language server of an editor.
+function shells.luals()
+    return require('dutch-master.cli.annotations').render()
 end
 
 function M.run(ctx)
     local shell = shells[ctx.argument]
     if not shell then
-        return ctx.usage(('expected bash, zsh or fish, found "%s"'):format(ctx.argument))
+        return ctx.usage(('expected bash, zsh or fish, or luals, found "%s"'):format(ctx.argument))
     end
     ctx.out((shell()))
     return 0

@@ -53,7 +53,7 @@ function M.verb(verb)
 end
 
 local HEAD = [[
-dutch-master master.lua                run a cluster, in the foreground
+dutch-master master.lua                run a cluster, in the foreground; --watch [PATH ...]: restart on changes
 dutch-master VERB [master.lua] [...]   ask the one that runs (default: ./master.lua)
 
 ]]

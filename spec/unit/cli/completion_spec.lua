@@ -60,7 +60,7 @@ describe('completion', function()
         assert.same({ 'master.lua' }, complete 'mas')
         assert.same({ '--timeout' }, complete('restart', '--t'))
         assert.same({ 'master.lua' }, complete('restart', 'm'))
-        assert.same({ '--help', 'bash', 'fish', 'zsh' }, complete('completion', ''))
+        assert.same({ '--help', 'bash', 'fish', 'luals', 'zsh' }, complete('completion', ''))
         assert.same({}, complete('unknown', 'm'))
         local all = complete ''
         for _, verb in ipairs(cli.verbs) do
