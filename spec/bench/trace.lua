@@ -88,7 +88,7 @@ file:close()
 local m = master.start {
     script = "require('dutch-master').start { worker = 'app.lua', numWorkers = 1, restartSoak = 0.05 }",
     files = { ['app.lua'] = "require('dutch-master.worker').ready()" },
-    env = { DUTCH_MASTER_LUA = dir, TRACE = dir .. '/trace' },
+    env = { DUTCH_MASTER_LUA = dir, TRACE = dir .. '/trace', NOTIFY_SOCKET = '@dm-trace-' .. uv.os_getpid() },
 }
 m:await 'Cluster ready'
 m:signal 'SIGUSR2'
