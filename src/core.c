@@ -18,10 +18,6 @@ static void ignore_signal(struct dm_signals *signals, int number, pid_t sender, 
 
 int dm_core_init(struct dm_core *core, uv_loop_t *loop) {
     *core = (struct dm_core){.loop = loop};
-    /* Whoever started us may have blocked anything. */
-    sigset_t none;
-    sigemptyset(&none);
-    pthread_sigmask(SIG_SETMASK, &none, NULL);
     dm_spawn_raise_descriptors();
     dm_signals_init(&core->signals, core, ignore_signal);
     dm_timers_init(&core->timers, loop);

@@ -30,11 +30,14 @@ int main(int argc, char **argv) {
     struct dm_core core;
     int code = EXIT_PANIC;
 
+    dm_signals_hold();
     open_standard_fds();
     signal(SIGPIPE, SIG_IGN);
     if (argc > 1 && strcmp(argv[1], "--lua-worker") == 0) {
+        dm_signals_release();
         return dm_lua_worker_main(argc, argv);
     } else if (argc > 1 && strcmp(argv[1], "--script-process") == 0) {
+        dm_signals_release();
         return dm_script_main(argc, argv);
     }
     signal(SIGXFSZ, SIG_IGN); /* a log file at its size limit is an error of write(), not our end */

@@ -118,6 +118,7 @@ local function run_master(ctx, argv, first)
 end
 
 local function run_verb(ctx, name, argv, first)
+    ctx.platform.no_signals()
     local verb = M.verb(name)
     local parsed, message = arguments.parse(verb, argv, first)
     if not parsed then

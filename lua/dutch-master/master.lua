@@ -55,7 +55,7 @@ function Master:evaluate()
     self.launcher = Launcher.new {
         platform = self.platform, script = self.script, agenda = self.agenda, log = self.log,
         tickets = conversation.tickets(), environ = self.platform.environ(), cwd = self.platform.cwd(),
-        executable = self.platform.executable(), preload = self.platform.preload and self.platform.preload(),
+        executable = self.platform.image(), preload = self.platform.preload and self.platform.preload(),
         new_lane = function(most)
             return Lane.new { platform = self.platform, agenda = self.agenda, most = most,
                 process = { script = self.path, ask = ask } }

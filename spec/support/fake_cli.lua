@@ -43,6 +43,8 @@ function M.new(world)
     function p.write_stderr(text)
         self.err[#self.err + 1] = text
     end
+    function p.no_signals()
+    end
     function p.isatty()
         return world.tty or false
     end

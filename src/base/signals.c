@@ -24,11 +24,36 @@ static void on_readable(uv_poll_t *poll, int status, int events) {
     }
 }
 
+/* What asks a process for something, as far as it would end it by default. */
+static void held_signals(sigset_t *set) {
+    static const int numbers[] = {SIGHUP,  SIGUSR1,   SIGUSR2, SIGTTIN,
+                                  SIGTTOU, SIGVTALRM, SIGALRM, SIGIO};
+    sigemptyset(set);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        sigaddset(set, numbers[i]);
+    }
+    for (int n = SIGRTMIN; n <= SIGRTMAX; n++) {
+        sigaddset(set, n);
+    }
+}
+
+void dm_signals_hold(void) {
+    sigset_t set;
+    held_signals(&set);
+    pthread_sigmask(SIG_SETMASK, &set, NULL); /* whoever started us may have blocked others */
+}
+
+void dm_signals_release(void) {
+    sigset_t none;
+    sigemptyset(&none);
+    pthread_sigmask(SIG_SETMASK, &none, NULL);
+}
+
 void dm_signals_init(struct dm_signals *signals, void *data,
                      void (*on_signal)(struct dm_signals *signals, int number, pid_t sender,
                                        uid_t sender_uid)) {
     *signals = (struct dm_signals){.fd = -1, .on_signal = on_signal, .data = data};
-    sigemptyset(&signals->set);
+    held_signals(&signals->set); /* dropped by dm_signals_set where nobody wants them */
 }
 
 int dm_signals_set(struct dm_signals *signals, uv_loop_t *loop, const sigset_t *set) {

@@ -7,6 +7,12 @@
 #include <stdint.h>
 #include <uv.h>
 
+/* From the first instruction of main() until dm_signals_set: whatever would end the program and
+ * asks a master for something else waits. TERM, INT and QUIT end it as long as there is nothing to
+ * undo. dm_signals_release is for programs that are no master. */
+void dm_signals_hold(void);
+void dm_signals_release(void);
+
 struct dm_signals {
     uv_poll_t poll;
     int fd; /* -1 before the first dm_signals_set */

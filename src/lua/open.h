@@ -8,11 +8,11 @@
 
 /* clang-format off */
 #define DM_LUA_FUNCTIONS(F) \
-    /* process.c  */ F(stop) F(on_error) F(signals) F(signal_number) F(signal_name) F(on_orphan) F(adopted) F(kill_adopted) \
+    /* process.c  */ F(stop) F(on_error) F(signals) F(no_signals) F(signal_number) F(signal_name) F(on_orphan) F(adopted) F(kill_adopted) \
     /* child.c    */ F(spawn) F(children) \
     /* call.c     */ F(held) \
     /* timer.c    */ F(timer) F(now) F(wall) \
-    /* sysinfo.c  */ F(getuser) F(getgroup) F(pid) F(uid) F(hostname) F(environ) F(cwd) F(cpus) F(executable) F(proc_stat) F(idle) \
+    /* sysinfo.c  */ F(getuser) F(getgroup) F(pid) F(uid) F(hostname) F(environ) F(cwd) F(cpus) F(executable) F(image) F(proc_stat) F(idle) \
     /* files.c    */ F(open_append) F(reopen_append) F(realpath) F(stat) F(lstat) F(access) F(read_file) F(runtime_dir) F(private_dir) F(lock) F(pid_file) \
     /* sink.c     */ F(sink) \
     /* notify.c   */ F(notify_socket) F(sd_notify) F(sd_notify_set) \

@@ -90,6 +90,13 @@ int core_signals(lua_State *L) {
     return 1;
 }
 
+/* no_signals(): this program is no master, nothing is asked of it by a signal. */
+int core_no_signals(lua_State *L) {
+    (void)L;
+    dm_signals_release();
+    return 0;
+}
+
 int core_signal_number(lua_State *L) {
     const int number = dm_signal_number(luaL_checkstring(L, 1));
     if (number > 0) {

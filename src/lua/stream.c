@@ -138,6 +138,16 @@ static int l_conn_pid(lua_State *L) {
     return 1;
 }
 
+/* hold(1) before, hold(-1) after what the client must not be sent away from. */
+static int l_conn_hold(lua_State *L) {
+    struct l_conn *c = check_conn(L);
+    if (c->stream == NULL) {
+        return dm_lua_closed(L);
+    }
+    dm_stream_hold(c->stream, luaL_checkint(L, 2) > 0 ? 1 : -1);
+    return dm_lua_result(L, 0, NULL);
+}
+
 static int keep_callback(lua_State *L, const struct l_conn *c, int *ref) {
     if (c->stream == NULL) {
         return dm_lua_closed(L);
@@ -219,13 +229,10 @@ static int l_server_close(lua_State *L) {
 }
 
 static const luaL_Reg conn_methods[] = {
-    {"write", l_conn_write},
-    {"uid", l_conn_uid},
-    {"pid", l_conn_pid},
-    {"on_line", l_conn_on_line},
-    {"on_close", l_conn_on_close},
-    {"close", l_conn_close},
-    {NULL, NULL},
+    {"write", l_conn_write},     {"uid", l_conn_uid},
+    {"pid", l_conn_pid},         {"hold", l_conn_hold},
+    {"on_line", l_conn_on_line}, {"on_close", l_conn_on_close},
+    {"close", l_conn_close},     {NULL, NULL},
 };
 
 static const luaL_Reg server_methods[] = {{"close", l_server_close}, {NULL, NULL}};

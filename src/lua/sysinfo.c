@@ -159,6 +159,11 @@ int core_idle(lua_State *L) {
     return 1;
 }
 
+int core_image(lua_State *L) {
+    lua_pushstring(L, dm_image());
+    return 1;
+}
+
 int core_proc_stat(lua_State *L) {
     struct dm_proc_stat stat;
     if (!dm_proc_stat((pid_t)luaL_checkinteger(L, 1), &stat)) {

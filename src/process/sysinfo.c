@@ -149,6 +149,15 @@ void dm_executable(char *path, size_t size) {
     snprintf(path, size, "/proc/self/exe");
 }
 
+const char *dm_image(void) {
+    static char path[PATH_MAX];
+    if (access("/proc/self/exe", X_OK) == 0) {
+        return "/proc/self/exe";
+    }
+    dm_executable(path, sizeof path);
+    return path;
+}
+
 /* -- other processes ----------------------------------------------------------------------------
  */
 

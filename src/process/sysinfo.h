@@ -15,6 +15,8 @@ int dm_cwd(char *path, size_t size);
 
 /* This program's file if it still is this program, else /proc/self/exe, which always is. */
 void dm_executable(char *path, size_t size);
+/* By which a child execs the program that runs, whatever lies at its path by now. */
+const char *dm_image(void);
 
 struct dm_proc_stat {
     uint64_t rss_kb, cpu_ms, starttime; /* starttime: clock ticks since boot, tells a pid reused */

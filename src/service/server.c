@@ -52,13 +52,15 @@ static void on_gone(void *owner, struct dm_stream *client) {
     }
 }
 
-/* The client that can best be done without: first those that never asked, then by idleness. An
- * administrator has asked before CLIENTS others can be accepted, so a crowd does not push him out.
- */
+/* The client that can best be done without: first those that never asked, then by idleness. Those
+ * that wait for what a restart comes to are not among them. NULL: there is none. */
 static struct dm_stream *choose_victim(const struct dm_server *server) {
     struct dm_stream *victim = NULL;
     for (size_t i = 0; i < server->count; i++) {
         struct dm_stream *client = server->clients[i];
+        if (dm_stream_is_held(client)) {
+            continue;
+        }
         if (victim == NULL || dm_stream_has_asked(client) < dm_stream_has_asked(victim) ||
             (dm_stream_has_asked(client) == dm_stream_has_asked(victim) &&
              dm_stream_last_active(client) < dm_stream_last_active(victim))) {
@@ -68,14 +70,16 @@ static struct dm_stream *choose_victim(const struct dm_server *server) {
     return victim;
 }
 
-static void make_room(struct dm_server *server) {
+static bool make_room(struct dm_server *server) {
     if (server->count < CLIENTS) {
-        return;
+        return true;
     }
     struct dm_stream *victim = choose_victim(server);
-    if (!dm_stream_has_asked(victim) || server->count == CLIENTS + RESERVED) {
+    const bool is_full = server->count == CLIENTS + RESERVED;
+    if (victim != NULL && (is_full || !dm_stream_has_asked(victim))) {
         dm_stream_drop(victim, "too many clients");
     }
+    return victim != NULL || !is_full;
 }
 
 static void admit(struct dm_server *server, int fd) {
@@ -87,7 +91,11 @@ static void admit(struct dm_server *server, int fd) {
         close(fd);
         return;
     }
-    make_room(server);
+    if (!make_room(server)) {
+        dm_stream_complain(fd, "EBUSY", "too many clients, and all wait for an answer");
+        close(fd);
+        return;
+    }
     if (server->closed) {
         close(fd);
         return;

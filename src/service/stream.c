@@ -40,6 +40,7 @@ struct dm_stream {
     bool dead;
     bool half_closed;    /* the peer will say no more, but may listen */
     bool asked;          /* a line has come */
+    int held;            /* answers that it waits for */
     const char *failure; /* to be reported from the loop */
     struct dm_lines lines;
     char reason[64];
@@ -442,6 +443,14 @@ pid_t dm_stream_pid(const struct dm_stream *s) {
 
 bool dm_stream_has_asked(const struct dm_stream *s) {
     return s->asked;
+}
+
+bool dm_stream_is_held(const struct dm_stream *s) {
+    return s->held > 0;
+}
+
+void dm_stream_hold(struct dm_stream *s, int by) {
+    s->held += by;
 }
 
 uint64_t dm_stream_last_active(const struct dm_stream *s) {

@@ -51,6 +51,9 @@ uid_t dm_stream_uid(const struct dm_stream *stream);
 pid_t dm_stream_pid(const struct dm_stream *stream);
 /* Whether a line has come; when something was last received or sent (ms of the loop). */
 bool dm_stream_has_asked(const struct dm_stream *stream);
+/* Whether its owner waits for an answer that must not be lost: see dm_stream_hold. */
+bool dm_stream_is_held(const struct dm_stream *stream);
+void dm_stream_hold(struct dm_stream *stream, int by); /* +1, -1 */
 uint64_t dm_stream_last_active(const struct dm_stream *stream);
 
 /* Tells a peer on a bare descriptor why it is dropped. code and message: plain ASCII. */

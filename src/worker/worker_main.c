@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 
 #if defined(__SANITIZE_ADDRESS__)
 #define DM_LEAK_CHECK 1
@@ -169,6 +170,7 @@ int dm_lua_worker_main(int argc, char **argv) {
         fputs("usage: dutch-master --lua-worker SCRIPT [ARGS...]\n", stderr);
         return EXIT_USAGE;
     }
+    prctl(PR_SET_NAME, "dutch-master"); /* it was exec'ed as /proc/self/exe */
     /* Otherwise what is printed stays in the worker until 4 KiB have come together. */
     setvbuf(stdout, NULL, _IOLBF, 0);
 #ifdef DM_LEAK_CHECK

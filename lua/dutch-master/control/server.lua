@@ -38,9 +38,9 @@ local EMPTY_LIST = '\0[]'
 M.EMPTY_LIST = EMPTY_LIST
 
 local function encode(message)
-    local text, reason = json.encode(message)
-    if not text then
-        return nil, reason
+    local ok, text, reason = pcall(json.encode, message) -- it throws at some values, and returns nil at others
+    if not ok or not text then
+        return nil, ok and reason or text
     end
     -- cjson also writes "/" as "\/": correct, but nobody wants to read paths so.
     return (text:gsub('"\\u0000%[%]"', '[]'):gsub('\\(.)', UNESCAPE))
@@ -160,9 +160,18 @@ function Answer:send(message)
     message.v, message.id = M.VERSION, self.id
     local text, reason = encode(message)
     if not text then
-        text = encode { v = M.VERSION, id = self.id, ok = false, error = { message = reason, code = 'EJSON' } }
+        text = encode { v = M.VERSION, id = self.id, ok = false,
+            error = { message = tostring(reason), code = 'EJSON' } }
     end
     self.client.conn:write(text .. '\n')
+end
+
+--- Whoever waits for what a restart or a stop comes to is not sent away for a newcomer's sake.
+function Answer:hold()
+    if not self.held then
+        self.held = true
+        self.client.conn:hold(1)
+    end
 end
 
 function Answer:event(name, fields)
@@ -178,6 +187,9 @@ function Answer:done(fields)
     end
     self.over = true
     self.client.open = self.client.open - 1
+    if self.held and not self.client.gone then
+        self.client.conn:hold(-1)
+    end
     fields = fields or {}
     fields.ok = fields.ok ~= false
     self:send(fields)
@@ -214,6 +226,7 @@ function verbs.restart(control, request, answer)
     local wait = request.wait == true
     local who = answer:who() -- before the answer: then the client goes
     if wait then
+        answer:hold()
         answer:event('accepted', {})
     else
         answer:done {}
@@ -241,10 +254,12 @@ local function answer_changes(answer)
 end
 
 function verbs.reload(control, _, answer)
+    answer:hold()
     control.cluster:reload(answer:who(), answer_changes(answer))
 end
 
 function verbs.plan(control, _, answer)
+    answer:hold()
     control.cluster:preview(answer_changes(answer))
 end
 
@@ -252,6 +267,7 @@ function verbs.stop(control, request, answer)
     local wait = request.wait == true
     local who = answer:who() -- before the answer: then the client goes
     if wait then
+        answer:hold()
         answer:event('accepted', {})
     else
         answer:done {}
@@ -357,17 +373,37 @@ local function hang_up(client)
     forget(client)
 end
 
-local function handle(control, client, line)
-    local request = json.decode(line)
-    local answer = setmetatable({ client = client, platform = control.platform, over = false }, Answer)
-    client.open = client.open + 1
+-- What JSON can write back as it came. An id that it cannot is no id: no answer could name it.
+local function is_id(id)
+    if type(id) == 'number' then
+        return id == id and math.abs(id) <= 2 ^ 53
+    end
+    return type(id) == 'string' and #id <= 64
+end
+
+-- The same for every number that a request brings, however deep: nan and the infinities are nobody's.
+local function has_odd_number(value)
+    if type(value) == 'table' then
+        for key, item in pairs(value) do
+            if has_odd_number(key) or has_odd_number(item) then
+                return true
+            end
+        end
+    end
+    return type(value) == 'number' and (value ~= value or math.abs(value) == math.huge)
+end
+
+local function perform(control, client, answer, request)
     if type(request) ~= 'table' then
         answer:fail('not a JSON object', 'EJSON')
         return hang_up(client)
     end
-    local id = request.id
-    if type(id) == 'number' or (type(id) == 'string' and #id <= 64) then
-        answer.id = id
+    if request.id ~= nil and request.id ~= cjson.null and not is_id(request.id) then
+        return answer:fail('id: expected a string of at most 64 bytes, or a number that JSON can write back', 'EINVAL')
+    end
+    answer.id = is_id(request.id) and request.id or nil
+    if has_odd_number(request) then
+        return answer:fail('a number in the request is none that JSON can write back', 'EINVAL')
     end
     if request.v ~= M.VERSION then
         return answer:fail(('this master speaks version %d'):format(M.VERSION), 'EVERSION')
@@ -376,15 +412,25 @@ local function handle(control, client, line)
     if not verb then
         return answer:fail('unknown verb, there are: ' .. table.concat(VERBS, ', '), 'ENOVERB')
     end
-    local ok, message = pcall(verb, control, request, answer)
+    verb(control, request, answer)
+end
+
+-- Whatever a request makes of its verb, the next one is handled, and this one is answered.
+local function handle(control, client, line)
+    local request = json.decode(line)
+    local answer = setmetatable({ client = client, platform = control.platform, over = false }, Answer)
+    client.open = client.open + 1
+    local ok, message = pcall(perform, control, client, answer, request)
     if not ok then
-        control.log:error({ verb = request.verb, err = tostring(message) }, 'Control request failed')
+        local verb = type(request) == 'table' and tostring(request.verb) or nil
+        control.log:error({ verb = verb, err = tostring(message) }, 'Control request failed')
         answer:fail(message, 'EINTERNAL')
     end
 end
 
 --- Handles what waits, a few requests a turn, the clients one after the other.
 local function take_turn(control)
+    control.timer:start(0) -- first: nothing that a request does may keep the next turn from coming
     control.handled = 0
     while control.handled < PER_TURN and control.waiting[1] do
         local client = table.remove(control.waiting, 1)
@@ -398,8 +444,8 @@ local function take_turn(control)
             end
         end
     end
-    if control.waiting[1] or control.handled > 0 then
-        control.timer:start(0)
+    if control.timer and not control.waiting[1] and control.handled == 0 then
+        control.timer:stop()
     end
 end
 

@@ -40,7 +40,9 @@ local function fake_platform()
             start = function()
                 p.tick = fn
             end,
-            stop = function() end,
+            stop = function()
+                p.tick = nil
+            end,
             close = function()
                 p.closed_timer = true
             end,
@@ -128,6 +130,10 @@ describe('control', function()
         end
         function conn.on_close(_, fn)
             conn.gone = fn
+        end
+        conn.held = 0
+        function conn.hold(_, by)
+            conn.held = conn.held + by
         end
         function conn.pid()
             return 4242
@@ -367,6 +373,58 @@ describe('control', function()
     end)
 
     describe('a flood', function()
+        it('whose id or numbers JSON cannot write back are refused, and hurt no other', function()
+            open()
+            local bad, good = connect(), connect()
+            local requests = { '{"v":1,"id":1e999,"verb":"ping"}', '{"v":1,"id":nan,"verb":"ping"}',
+                '{"v":1,"id":-1e999,"verb":"pong"}', '{"v":1,"id":1,"verb":"scale","workers":1e999}',
+                '{"v":1,"id":1e300,"verb":"ping"}', '{"v":1,"id":{},"verb":"ping"}', '{"v":1,"verb":"why","worker":1e999}' }
+            for _ = 1, 6 do
+                bad.line '{"v":1,"id":1,"verb":"ping"}'
+            end
+            for _, line in ipairs(requests) do
+                bad.line(line)
+            end
+            good.line '{"v":1,"id":"me","verb":"ping"}'
+            while platform.turn() do end
+            assert.equal(6 + #requests, #bad.answers)
+            for i = 7, #bad.answers do
+                assert.is_false(bad.answers[i].ok)
+            end
+            assert.same({ v = 1, id = 'me', ok = true }, good.answers[1])
+        end)
+
+        it('of which one throws does not keep the next from its turn', function()
+            open()
+            local conn = connect()
+            conn.fails = true
+            local write = conn.write
+            function conn.write(...)
+                if conn.fails then
+                    error 'the pipe is odd'
+                end
+                return write(...)
+            end
+            for _ = 1, 10 do
+                pcall(conn.line, '{"v":1,"id":1,"verb":"ping"}')
+            end
+            pcall(platform.turn)
+            conn.fails = false
+            while platform.turn() do end
+            assert.is_true(#conn.answers >= 1)
+        end)
+
+        it('holds its client until it is answered, if it waits for a verdict', function()
+            open()
+            local conn = connect()
+            conn.line '{"v":1,"id":1,"verb":"restart","wait":true}'
+            assert.equal(1, conn.held)
+            conn.line '{"v":1,"id":2,"verb":"ping"}'
+            assert.equal(1, conn.held)
+            cluster.restarts[#cluster.restarts].on_verdict { result = 'done' }
+            assert.equal(0, conn.held)
+        end)
+
         it('waits: a few requests a turn, the clients one after the other', function()
             open()
             local loud, quiet = connect(), connect()
