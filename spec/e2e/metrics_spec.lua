@@ -35,7 +35,7 @@ describe('metrics', function()
         local port = http.free_port()
         local m = master.start {
             script = ([[require('dutch-master').start { worker = 'app.lua', numWorkers = 2, metrics = true,
-                workerEnvironment = { LISTEN = '127.0.0.1:%d' } }]]):format(port),
+                beforeFork = function() end, workerEnvironment = { LISTEN = '127.0.0.1:%d' } }]]):format(port),
             files = { ['app.lua'] = apps.http },
         }
         m:await 'Cluster ready'
@@ -59,6 +59,8 @@ describe('metrics', function()
         assert.is_true(value(text, 'restart_duration_seconds_sum') > 0.9)
         assert.is_true(value(text, 'resident_memory_bytes') > 1e6)
         assert.is_true(value(text, 'callbacks_total') > 10)
+        assert.equal(5, value(text, 'hook_duration_seconds_count', 'beforeFork'))
+        assert.equal(0, value(text, 'connections_lost_total'))
         text = run(m)
         assert.matches('\n# TYPE dutch_master_restarts counter\n', text)
         assert.matches('\n# EOF\n$', text)

@@ -29,8 +29,23 @@ function M.usage(verb)
         .. '       dutch-master VERB [master.lua] [options]     (dutch-master --help lists the verbs)'
 end
 
+-- A text of several lines, set anew for a terminal of 80 columns.
+local WIDTH = 79
+local function wrap(text)
+    local lines, line = {}, ''
+    for word in text:gmatch '%S+' do
+        if line ~= '' and #line + 1 + #word > WIDTH then
+            lines[#lines + 1], line = line, word
+        else
+            line = line == '' and word or line .. ' ' .. word
+        end
+    end
+    lines[#lines + 1] = line
+    return table.concat(lines, '\n')
+end
+
 function M.verb(verb)
-    local lines = { synopsis(verb), '', verb.description or verb.summary, '', 'Options:' }
+    local lines = { wrap(synopsis(verb)), '', wrap(verb.description or verb.summary), '', 'Options:' }
     for _, option in ipairs(arguments.options(verb)) do
         local name = (option.short and '-' .. option.short .. ', ' or '    ') .. '--' .. option.long
         if option.value then

@@ -25,6 +25,7 @@ M.FAMILIES = {
     { 'restart_in_progress', 'gauge', 'Whether a restart is going on.' },
     { 'connections_rescued', 'counter', 'Waiting connections that were handed to another worker.' },
     { 'connections_lost', 'counter', 'Waiting connections that nobody could be given.' },
+    { 'connections_unserved', 'gauge', 'Connections that wait where nobody serves.' },
     { 'callbacks', 'counter', 'Events that the master has handled.' },
     { 'callback_duration_seconds', 'counter', 'Time that handling them took.' },
     { 'callback_duration_max_seconds', 'gauge', 'The longest of the last minute or two: how late anything can be.' },
@@ -172,6 +173,7 @@ local function add_totals(add, base, s)
     add('restart_in_progress', base, s.roll and 1 or 0)
     add('connections_rescued', base, sockets.rescued, '_total')
     add('connections_lost', base, sockets.lost, '_total')
+    add('connections_unserved', base, s.unserved)
     for _, hook in sorted(s.hooks) do
         add('hook_duration_seconds', with(base, 'hook', hook), seconds(s.hooks[hook].ms), '_sum')
         add('hook_duration_seconds', with(base, 'hook', hook), s.hooks[hook].calls, '_count')

@@ -104,6 +104,7 @@ function M.full(cluster)
         generation = cluster.generation, wanted = cluster.wanted, uptime_ms = now - cluster.started_at,
         rss_kb = own.rss_kb, cpu_ms = own.cpu_ms, workers = workers, slots = of_slots(cluster),
         totals = cluster.totals:snapshot(), sockets = queues.totals, unserved = queues.unserved, held = held(platform),
+        hooks = cluster.launcher and cluster.launcher.hooks and cluster.launcher.hooks.totals,
         last_verdict = cluster.last_verdict, last_request = cluster.last_request, balance = queues.balance,
         roll = roll and { generation = roll.generation, total = roll.total, done = roll.done,
             back = roll.back, elapsed_ms = now - roll.started_at } or nil,

@@ -17,7 +17,7 @@ local function status()
     return {
         script = '/srv/"a"\\b\n/master.lua', version = '1', pid = 1, state = 'steady', generation = 3, wanted = 1,
         uptime_ms = 1500, rss_kb = 4, cpu_ms = 20, totals = Totals.new():snapshot(), log_lost = 0,
-        sockets = { rescued = 2, lost = 0 }, held = { calls = 5, seconds = 0.25, longest = 0.125 },
+        sockets = { rescued = 2, lost = 0 }, unserved = 1, held = { calls = 5, seconds = 0.25, longest = 0.125 },
         hooks = { beforeFork = { calls = 2, failures = 1, ms = 30 } }, output = { lines = 7 },
         workers = { { id = 9, slot = 1, generation = 3, state = 'running', uptime_ms = 500, rss_kb = 2, cpu_ms = 10,
             queue = 1, steered = true, measured = measured.read { answers = { 0, 5 }, buckets = { 5 } } } },

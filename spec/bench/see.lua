@@ -1,0 +1,123 @@
+--- What it costs to look: usage: build/dm-spec spec/bench/see.lua [SECONDS of each measurement = 5]
+-- list with 10 masters, a scrape of a master with 100 workers, 1,000 scrapes, the page in Chromium, and metrics = true
+-- against none on a Node worker, in turns.
+
+local uv = require 'luv'
+local cjson = require 'cjson'
+local cli = require 'spec.support.cli'
+local http = require 'spec.support.http'
+local master = require 'spec.support.master'
+local versions = require 'spec.support.node_versions'
+
+io.stdout:setvbuf 'line'
+
+local SECONDS = tonumber(arg[1]) or 5
+local NODE = versions.binary '22'
+
+local function median(list)
+    table.sort(list)
+    return list[math.ceil(#list / 2)], list[#list]
+end
+
+local function timed(rounds, fn)
+    local times = {}
+    for i = 1, rounds do
+        local begun = uv.hrtime()
+        fn()
+        times[i] = (uv.hrtime() - begun) / 1e6
+    end
+    return median(times)
+end
+
+local function rss(pid)
+    return tonumber(io.open(('/proc/%d/status'):format(pid)):read '*a':match 'VmRSS:%s+(%d+)') / 1024
+end
+
+local function start(workers, dir)
+    local m = master.start {
+        script = ([[require('dutch-master').start { worker = { 'sleep', '100000' }, numWorkers = %d,
+            ready = { alive = 0.01 } }]]):format(workers),
+        env = dir and { DUTCH_MASTER_RUNTIME_DIR = dir },
+    }
+    m:await('Cluster ready', { timeout = 60000 })
+    return m
+end
+
+do
+    local dir, masters = master.temp_dir(), {}
+    for i = 1, 10 do
+        masters[i] = start(2, dir)
+    end
+    local middle, worst = timed(50, function()
+        assert(cli.run(nil, { 'list' }, { env = { DUTCH_MASTER_RUNTIME_DIR = dir } }).code == 0)
+    end)
+    print(('list with 10 masters: median %.1f ms, worst %.1f ms of 50'):format(middle, worst))
+    for _, m in ipairs(masters) do
+        m:finish()
+    end
+end
+
+do
+    local m = start(100)
+    local port = http.free_port()
+    local middle, worst = timed(50, function()
+        assert(cli.run(m, { 'metrics' }).code == 0)
+    end)
+    print(('metrics with 100 workers, the whole command: median %.1f ms, worst %.1f ms of 50'):format(middle, worst))
+    local web = cli.start(m, { 'web', '--listen', '127.0.0.1:' .. port })
+    web:await_output 'http://'
+    repeat
+        local _, text = http.get { port = port, path = '/metrics' }
+    until text and text:find 'workers_serving{[^}]*} 100'
+    local before_master, before_web = rss(m.pid), rss(web.pid)
+    middle, worst = timed(1000, function()
+        http.get { port = port, path = '/metrics' }
+    end)
+    print(('a scrape of /metrics with 100 workers: median %.1f ms, worst %.1f ms of 1000'):format(middle, worst))
+    print(('memory before and after 1,000 scrapes: master %.1f and %.1f MiB, web %.1f and %.1f MiB'):format(before_master,
+        rss(m.pid), before_web, rss(web.pid)))
+    if NODE then
+        m:rewrite('steps.json', cjson.encode {
+            { wait = "document.querySelectorAll('#workers tr').length === 100" },
+            { url = ('http://127.0.0.1:%d/'):format(port) },
+            { wait = "document.querySelectorAll('#workers tr').length === 100" },
+            { eval = "performance.getEntriesByName('first-contentful-paint')[0].startTime" },
+        })
+        local paint = {}
+        for i = 1, 5 do
+            local c = cli.run(m, { '-c', ("exec '%s' '%s/spec/support/nodejs/browser.cjs' http://127.0.0.1:%d/ <steps.json")
+                :format(NODE, uv.cwd(), port) }, { program = 'sh' })
+            assert(c.code == 0, c.err)
+            paint[i] = cjson.decode(c.out).results[1]
+        end
+        local first, last = median(paint)
+        print(('first paint of the page with 100 workers: median %.0f ms, worst %.0f ms of 5'):format(first, last))
+    end
+    web:kill 'sigterm'
+    web:wait()
+    m:finish()
+end
+
+if NODE then
+    local rates = { [true] = {}, [false] = {} }
+    for _ = 1, 5 do
+        for _, on in ipairs { true, false } do
+            local port = http.free_port()
+            local m = master.start {
+                script = ([[require('dutch-master').start { worker = 'app.js', numWorkers = 1, interpreter = '%s',
+                    metrics = %s }]]):format(NODE, tostring(on)),
+                files = { ['app.js'] = ("require('http').createServer((q, r) => r.end('hello')).listen(%d)"):format(port) },
+            }
+            m:await('Cluster ready', { timeout = 20000 })
+            local pipe = io.popen(('wrk -t1 -c16 -d%ds http://127.0.0.1:%d/ 2>&1'):format(SECONDS, port))
+            local rate = tonumber(pipe:read '*a':match 'Requests/sec:%s*([%d.]+)')
+            pipe:close()
+            table.insert(rates[on], rate)
+            m:finish()
+        end
+    end
+    local with, without = median(rates[true]), median(rates[false])
+    print(('metrics = true on a Node worker: %.0f requests/s with, %.0f without, ratio %.3f'):format(with, without,
+        with / without))
+end
+master.cleanup()
