@@ -111,7 +111,7 @@ local function start_conversation(self)
         end,
         query = function(request, reply)
             request.as = rights_of(self.plan, self.platform)
-            self.sockets:query(self.id, request, reply)
+            self.sockets:query(self.id, request, reply, self.generation)
         end,
         spare_fd = function()
             return self.sockets:spare_datagram()

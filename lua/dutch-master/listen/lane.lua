@@ -20,6 +20,8 @@ local QUARANTINE_MS = 5000
 local FIRST_PROBATION_MS, LAST_PROBATION_MS = 1000, 30000
 -- A busy lane is steered around so long: most requests are shorter, and its share of what comes meanwhile is small.
 local BUSY_MS = 20
+-- A worker that was seen so often to sleep while somebody waited for it does not hear.
+local DEAF = 2
 -- How long a worker that has just had no room for a connection is given none.
 local FULL_MS = 100
 
@@ -209,7 +211,10 @@ function Lane:glance(now, depth, idle)
     self.seen = depth
     if depth > 0 and before > 0 and depth >= before then
         self.since = self.since or now
-        self.deaf = self.deaf or not was_busy and idle() == true
+        if not was_busy then
+            -- Asleep although it waited, and waits: more than once, for the worker may have taken it just before.
+            self.deaf = idle() == true and self:waiting() >= depth and (self.deaf or 0) + 1 or self.deaf
+        end
         self.busy_until = now + BUSY_MS
     else
         if depth < before then -- its worker took some
@@ -221,7 +226,7 @@ function Lane:glance(now, depth, idle)
 end
 
 local function resume(self)
-    self.stalled, self.since, self.emptied = nil, nil, nil
+    self.stalled, self.since, self.emptied, self.deaf = nil, nil, nil, nil
     self.log:info(culprit(self), 'Worker takes connections again')
     return true
 end
@@ -253,7 +258,7 @@ end
 -- its worker must have been seen to sleep in its event loop, and never while connections waited; where that cannot be
 -- seen (asleep is nil), it is enough that it is in rotation again.
 local function is_well(self, taken, asleep)
-    if self.depth > 0 or taken > 0 or self.deaf then
+    if self.depth > 0 or taken > 0 or (self.deaf or 0) >= DEAF then
         return false
     end
     return not self.since or asleep == true or asleep == nil and not self.busy_until

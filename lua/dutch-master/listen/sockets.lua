@@ -115,7 +115,8 @@ end
 --- A worker asks for a socket while it runs. It is bound once for all workers that ask for the same.
 -- @param request a socket as protocol.decode describes it: name, text, type, stream, port, backlog, dual, ...
 -- @param reply function(fd) or function(nil, code, message); the descriptor stays ours
-function Sockets:query(id, request, reply)
+-- @param generation its
+function Sockets:query(id, request, reply, generation)
     local worker = worker_of(self, id)
     if worker.state == 'leaving' then
         return -- as Node's own primary: who is told to go gets no answer
@@ -123,7 +124,7 @@ function Sockets:query(id, request, reply)
     local rotation, message, code = self.directory:open(id, request)
     local fd
     if rotation then
-        fd, message, code = rotation:assign(id, request, worker.generation)
+        fd, message, code = rotation:assign(id, request, generation)
     end
     if not fd then
         if request.as and (code == 'EACCES' or code == 'EPERM') then
@@ -152,7 +153,7 @@ end
 -- @param generation its, non_blocking: it expects them so
 -- @return list of descriptors, list of {name, address = text}; or nil, message, code
 function Sockets:take(id, generation, non_blocking)
-    worker_of(self, id).generation = generation
+    worker_of(self, id)
     local fds, names = {}, {}
     for i, rotation in ipairs(self.directory.plan) do
         local fd, message, code = rotation:assign(id, nil, generation, not non_blocking)

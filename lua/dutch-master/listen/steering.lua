@@ -9,7 +9,7 @@ Steering.__index = Steering
 
 -- DM_STEERING_PROBES: so many rules the kernel program has room for.
 local MAX_PROBES = 64
-local REBALANCE_MS = 10
+local REBALANCE_MS, REBALANCE_BUSY_MS = 10, 200
 -- Thousandths of its time that a worker works: from here on its connections are taken for short ones.
 local MUCH_WORK = 200
 
@@ -20,7 +20,7 @@ function Steering.new(options)
         platform = options.platform, log = options.log, listener = options.listener, address = options.address,
         lanes = options.lanes,
         force = options.balance, -- what is in force: steered, sticky, queue, or hash where the kernel refused
-        balance = options.balance,
+        balance = options.balance, rebalance_ms = REBALANCE_MS,
         buckets = options.balance == 'sticky' and Buckets.new(options.want) or nil,
         probes = {}, -- worker id -> { port, lane, accepted, disturbed }
     }, Steering)
@@ -77,23 +77,22 @@ end
 -- Long-lived connections are to be spread evenly: who holds more than the others gets fewer of the new ones. Of workers
 -- that work much of their time, what they hold comes and goes while they tell it: there it says little.
 local function shares(list)
-    local least, sum, work, known = math.huge, 0, 0, 0
+    local sum, work, known = 0, 0, 0
     local held = {}
     for i, lane in ipairs(list) do
         local count, busy = lane:held()
-        if count then
-            held[i] = count
-            least, sum, work, known = math.min(least, count), sum + count, work + busy, known + 1
-        end
+        held[i] = count or 0 -- who has said nothing so far has had none
+        sum, work, known = sum + held[i], work + (busy or 0), known + (count and 1 or 0)
     end
-    local result = {}
+    local least = #held > 0 and math.min(unpack(held)) or 0
+    local result, long_lived = {}, known == 0 or work / known < MUCH_WORK
     for i in ipairs(list) do
-        local more = held[i] and held[i] - least or 0
-        local strength = known > 0 and work / known < MUCH_WORK and 3 or 1
-        local scale = strength == 1 and math.max(sum / math.max(known, 1), 1) or 1
-        result[i] = known > 1 and (1 + more / scale) ^ -strength or 1
+        local more = held[i] - least
+        local strength = long_lived and 4 or 1
+        local scale = strength == 1 and math.max(sum / #list, 1) or 1
+        result[i] = known > 0 and (1 + more / scale) ^ -strength or 1
     end
-    return result
+    return result, long_lived
 end
 
 local function probe_rules(self)
@@ -108,7 +107,8 @@ end
 function Steering:apply()
     local list = candidates(self.lanes)
     local chosen, entries, options = {}, {}, { probes = probe_rules(self) }
-    local share = shares(list)
+    local share, long_lived = shares(list)
+    self.rebalance_ms = long_lived and REBALANCE_MS or REBALANCE_BUSY_MS
     for i, lane in ipairs(list) do
         chosen[lane] = true
         entries[i] = { lane = lane.socket, weight = (lane.weight > 0 and lane.weight or 1) * share[i] }
@@ -136,7 +136,7 @@ end
 
 --- What was left to do.
 function Steering:settle()
-    if self.unbalanced and self.platform.now() - (self.applied_at or 0) >= REBALANCE_MS then
+    if self.unbalanced and self.platform.now() - (self.applied_at or 0) >= self.rebalance_ms then
         self.unbalanced = false
         self:apply()
     end

@@ -273,12 +273,16 @@ describe('a rotation', function()
             end
             return list
         end
+        rotation:load(1, 1, 0)
+        platform:advance(10)
+        rotation:glance(platform.now())
+        assert.same({ 0.063, 1, 1 }, weights()) -- the others have said nothing: they have none
         for id, held in ipairs { 3, 4, 5 } do
             rotation:load(id, held, 10)
         end
         platform:advance(10)
         rotation:glance(platform.now())
-        assert.same({ 1, 0.125, 0.037 }, weights())
+        assert.same({ 1, 0.063, 0.012 }, weights())
         for id, held in ipairs { 3, 4, 5 } do
             rotation:load(id, held, 800)
         end
@@ -405,5 +409,166 @@ describe('a rotation', function()
         assert.is_nil(rotation:tick(platform.now()))
         rotation:wants(1)
         assert.equal('unsettled', rotation:tick(platform.now()))
+    end)
+
+    -- Random comings and goings of workers and clients. No connection is without an owner, and a lane is steered around
+    -- only while another can take. DM_SEED repeats a run.
+    describe('in random walks', function()
+        local SEED = tonumber(os.getenv 'DM_SEED') or os.time()
+
+        local function walk(seed, balance)
+            local state = seed % 2147483647
+            local function random(n)
+                state = state * 48271 % 2147483647
+                return state % n + 1
+            end
+            local in_flight, workers, next_id, clients = {}, {}, 1, {}
+            network.resets = true
+            new { balance = balance, want = 3, lost_after_ms = 3000, idle = function()
+                return ({ true, false, nil })[random(3)]
+            end, give = function(fd, done)
+                if random(8) == 1 then
+                    return nil
+                end
+                in_flight[#in_flight + 1] = { fd = fd, done = done }
+                return true
+            end }
+            local listener = network.open[':80']
+
+            local function pick()
+                local ids = {}
+                for id in pairs(workers) do
+                    ids[#ids + 1] = id
+                end
+                table.sort(ids)
+                return #ids > 0 and ids[random(#ids)] or nil
+            end
+
+            local function answer()
+                local entry = table.remove(in_flight, random(#in_flight))
+                local kind = random(6)
+                entry.done(kind > 2, kind == 1)
+                if kind > 2 then
+                    clients[entry.fd] = nil
+                end
+            end
+
+            local actions = {
+                function() -- a worker comes
+                    if #listener.all < 20 then
+                        rotation:assign(next_id, random(4) > 1 and { name = ':80' } or nil, math.floor(next_id / 3), true)
+                        workers[next_id] = 'starting'
+                        next_id = next_id + 1
+                    end
+                end,
+                function()
+                    local id = pick()
+                    if id and workers[id] == 'starting' then
+                        rotation:join(id)
+                        workers[id] = 'live'
+                    end
+                end,
+                function()
+                    local id = pick()
+                    if id and random(3) == 1 then
+                        rotation:leave(id)
+                        workers[id] = 'leaving'
+                    elseif id and random(3) == 1 then
+                        rotation:drop(id)
+                        workers[id] = nil
+                    end
+                end,
+                function() -- a client comes
+                    local entry = listener.steered[random(math.max(#listener.steered, 1))]
+                    local lane = entry and entry.lane or listener.all[1]
+                    network.next_fd = network.next_fd + 1
+                    network.live_fds[network.next_fd], clients[network.next_fd] = true, true
+                    table.insert(lane.waiting, network.next_fd)
+                end,
+                function() -- a worker accepts
+                    local id = pick()
+                    local lane = id and rotation.users[id]
+                    local fd = lane and table.remove(lane.socket.waiting, 1)
+                    if fd then
+                        network.live_fds[fd], clients[fd] = nil, nil
+                    end
+                end,
+                function()
+                    if #in_flight > 0 then
+                        answer()
+                    end
+                end,
+            }
+
+            local function check()
+                local owned, live, steered_live = {}, 0, 0
+                for _, lane in ipairs(listener.all) do
+                    for _, fd in ipairs(lane.waiting) do
+                        owned[fd] = true
+                    end
+                end
+                for _, entry in ipairs(in_flight) do
+                    owned[entry.fd] = true
+                end
+                for _, fd in ipairs(rotation.rescue.homeless) do
+                    owned[fd] = true
+                end
+                local missing = 0
+                for fd in pairs(clients) do
+                    if not owned[fd] then
+                        missing = missing + 1
+                    end
+                end
+                local _, _, lost = rotation:count()
+                local refused = 0
+                for _, record in ipairs(records) do
+                    refused = refused + (record.message:find 'no worker takes it' and 1 or 0)
+                end
+                assert.equal(lost + refused, missing, 'connections without an owner; seed ' .. seed)
+                for _, lane in ipairs(rotation.lanes) do
+                    live = live + (lane.state == 'live' and 1 or 0)
+                    steered_live = steered_live + (lane.state == 'live' and lane.steered and 1 or 0)
+                end
+                assert.is_true(live == 0 or steered_live > 0, 'nobody live is steered to; seed ' .. seed)
+                assert.is_true(#listener.steered > 0, 'nobody is steered to; seed ' .. seed)
+            end
+
+            for _ = 1, 300 do
+                actions[random(#actions)]()
+                platform:advance(random(10))
+                if random(3) > 1 then
+                    rotation:glance(platform.now())
+                end
+                if random(5) == 1 then
+                    rotation:tick(platform.now())
+                end
+                check()
+            end
+            -- Whoever is left waits for somebody: a worker that serves gets all of it.
+            while #in_flight > 0 do
+                local entry = table.remove(in_flight)
+                entry.done(true)
+                clients[entry.fd] = nil
+            end
+            for _, lane in ipairs(listener.all) do
+                for _, fd in ipairs(lane.waiting) do
+                    network.live_fds[fd] = nil
+                end
+                lane.waiting = {}
+            end
+        end
+
+        for _, balance in ipairs { 'steered', 'queue' } do
+            it(('keeps its promises: %s, from seed %d'):format(balance, SEED), function()
+                for i = 1, 40 do
+                    if i > 1 then
+                        rotation:close()
+                        records = {}
+                        network.closed = {}
+                    end
+                    walk(SEED + i, balance)
+                end
+            end)
+        end
     end)
 end)

@@ -1,0 +1,244 @@
+--- Who waits for a busy worker: quick and slow requests in one process, at half of the capacity, a connection each.
+--   build/dm-spec spec/bench/tails/tails.lua [VERSION of Node = 22] [SECONDS of each measurement = 6] [ROUNDS = 3]
+-- What is measured is waiting: latency since a request was due (a late generator hides nothing) less what the request
+-- itself took. All subjects in one run on one machine, in turns; the median of the rounds counts. Ratios to one shared
+-- socket (p90) and to Node's round robin (p99), the CPU of the master under many short connections, its wake-ups while
+-- nothing happens.
+
+local uv = require 'luv'
+local http = require 'spec.support.http'
+local master = require 'spec.support.master'
+local versions = require 'spec.support.node_versions'
+local wait = require 'spec.support.wait'
+
+io.stdout:setvbuf 'line'
+
+local VERSION = arg and arg[1] or '22'
+local SECONDS = tonumber(arg and arg[2]) or 6
+local ROUNDS = tonumber(arg and arg[3]) or 3
+local NODE = assert(versions.binary(VERSION), 'Node ' .. VERSION .. ' is not installed: spec/support/install-node')
+local HERE = 'spec/bench/tails/'
+local RATE_OF_A_WORKER = 62.5 -- requests a second: half of what 0.95 * 2 ms + 0.05 * 100 ms allow, and a little more
+
+local function read(name)
+    local file = assert(io.open(HERE .. name))
+    local text = file:read '*a'
+    file:close()
+    return text
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Subjects: each starts, and returns a function that stops it, and its master.
+
+local function ours(kind, balance)
+    return function(port, count)
+        local m = master.start {
+            script = ([[require('dutch-master').start { worker = 'app.%s', numWorkers = %d, balance = '%s', %s
+                workerEnvironment = { PORT = '%d' } }]]):format(kind, count, balance,
+                kind == 'cjs' and ("interpreter = { '%s' },"):format(NODE) or '', port),
+            files = { ['app.cjs'] = read 'app.cjs', ['app.lua'] = read 'app.lua' },
+        }
+        m:await('Cluster ready', { timeout = 60000 })
+        return function()
+            m:finish()
+        end, m
+    end
+end
+
+local function round_robin(port, count)
+    local ready, ended = false, false
+    local out = uv.new_pipe(false)
+    local env = { 'PORT=' .. port, 'N=' .. count, 'PATH=' .. os.getenv 'PATH' }
+    local process = assert(uv.spawn(NODE, { args = { HERE .. 'round_robin.cjs' }, env = env, stdio = { nil, out, 2 } },
+        function()
+            ended = true
+        end))
+    out:read_start(function(_, data)
+        ready = ready or data ~= nil and data:find 'READY' ~= nil
+    end)
+    wait.wait_until(function()
+        return ready
+    end, { what = "Node's cluster", timeout = 60000 })
+    return function()
+        process:kill 'sigterm'
+        wait.wait_until(function()
+            return ended
+        end, { what = 'its end' })
+        process:close()
+        out:close()
+    end
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Load
+
+-- Requests come at random moments, `rate` a second on average. -> sorted list of waiting times in ms, failures
+local function measure(port, rate, seconds, random)
+    local waited, failed, open = {}, 0, 0
+    local text = http.request_text({ port = port, path = '/' }, false)
+    local start = uv.hrtime() / 1e6
+    local due, last = start, start + seconds * 1000
+
+    local function request(at)
+        open = open + 1
+        local parser = http.parser()
+        local function finish(outcome, handle)
+            if not parser then
+                return
+            end
+            open = open - 1
+            if outcome == 'done' then
+                waited[#waited + 1] = uv.hrtime() / 1e6 - at - tonumber(parser.body)
+            else
+                failed = failed + 1
+            end
+            parser = nil
+            if handle and not handle:is_closing() then
+                handle:close()
+            end
+        end
+        http.connect({ port = port }, function(err, handle)
+            if err then
+                return finish('refused', handle)
+            end
+            handle:write(text)
+            handle:read_start(function(read_error, data)
+                local outcome = parser and (data and parser:feed(data) or not data and (read_error or parser:finish()))
+                if outcome then
+                    finish(outcome, handle)
+                end
+            end)
+        end)
+    end
+
+    local timer = uv.new_timer()
+    timer:start(0, 1, function()
+        local now = uv.hrtime() / 1e6
+        while due <= now and due < last do
+            request(due)
+            due = due - math.log(1 - random()) * 1000 / rate
+        end
+        if due >= last then
+            timer:stop()
+        end
+    end)
+    wait.wait_until(function()
+        return due >= last and open == 0
+    end, { what = 'the last answers', timeout = seconds * 1000 + 60000 })
+    timer:close()
+    table.sort(waited)
+    return waited, failed
+end
+
+local function percentile(list, share)
+    return list[math.min(#list, math.floor(share * #list) + 1)] or 0 / 0
+end
+
+local function median(list)
+    table.sort(list)
+    return list[math.ceil(#list / 2)]
+end
+
+local SUBJECTS = {
+    { name = 'steered', start = ours('cjs', 'steered') },
+    { name = 'queue', start = ours('cjs', 'queue') },
+    { name = 'shared', start = ours('cjs', 'shared') },
+    { name = 'round robin', start = round_robin },
+    { name = 'Lua, steered', start = ours('lua', 'steered') },
+    { name = 'Lua, shared', start = ours('lua', 'shared') },
+}
+
+local function compare(count)
+    local results, rate = {}, count * RATE_OF_A_WORKER
+    print(('%d workers, %g requests a second: waiting in ms'):format(count, rate))
+    for round = 1, ROUNDS do
+        for _, subject in ipairs(SUBJECTS) do
+            math.randomseed(round)
+            local port = http.free_port()
+            local stop = subject.start(port, count)
+            measure(port, rate, 1, math.random) -- to warm up
+            local waited, failed = measure(port, rate, SECONDS, math.random)
+            stop()
+            assert(failed == 0, ('%s: %d failed'):format(subject.name, failed))
+            local result = results[subject.name] or { p50 = {}, p90 = {}, p99 = {} }
+            results[subject.name] = result
+            for name, share in pairs { p50 = 0.5, p90 = 0.9, p99 = 0.99 } do
+                table.insert(result[name], percentile(waited, share))
+            end
+        end
+    end
+    for _, subject in ipairs(SUBJECTS) do
+        local result = results[subject.name]
+        result.p50, result.p90, result.p99 = median(result.p50), median(result.p90), median(result.p99)
+        print(('  %-14s p50 %6.1f  p90 %6.1f  p99 %6.1f'):format(subject.name, result.p50, result.p90, result.p99))
+    end
+    local function ratio(what, one, other, key)
+        print(('  %-46s %.2f'):format(what, results[one][key] / results[other][key]))
+    end
+    ratio('p90 steered / shared (aim: 2.5 at most)', 'steered', 'shared', 'p90')
+    ratio('p99 steered / round robin (aim: 1.1 at most)', 'steered', 'round robin', 'p99')
+    ratio('p90 queue / shared', 'queue', 'shared', 'p90')
+    ratio('p90 Lua, steered / shared (aim: 2.5 at most)', 'Lua, steered', 'Lua, shared', 'p90')
+    ratio('p99 Lua, steered / round robin (aim: 1.1 at most)', 'Lua, steered', 'round robin', 'p99')
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- What it costs the master
+
+local TICKS_A_SECOND = 100 -- USER_HZ
+
+local function cpu_ms(pid)
+    local file = assert(io.open(('/proc/%d/stat'):format(pid)))
+    local text = file:read('*a'):match '%) (.*)'
+    file:close()
+    local fields = {}
+    for field in text:gmatch '%S+' do
+        fields[#fields + 1] = field
+    end
+    return (tonumber(fields[12]) + tonumber(fields[13])) * 1000 / TICKS_A_SECOND
+end
+
+local function switches(pid)
+    local file = assert(io.open(('/proc/%d/status'):format(pid)))
+    local text = file:read '*a'
+    file:close()
+    return tonumber(text:match 'voluntary_ctxt_switches:%s*(%d+)')
+end
+
+local function pause(ms)
+    local timer, over = uv.new_timer(), false
+    timer:start(ms, 0, function()
+        over = true
+    end)
+    wait.wait_until(function()
+        return over
+    end, { timeout = ms + 10000 })
+    timer:close()
+end
+
+local function costs()
+    local port = http.free_port()
+    local m = master.start {
+        script = ([[require('dutch-master').start { worker = 'app.lua', numWorkers = 4,
+            workerEnvironment = { PORT = '%d' } }]]):format(port),
+        files = { ['app.lua'] = (read 'app.lua':gsub("uv%['sleep'%]%(ms%)", '')) },
+    }
+    m:await('Cluster ready', { timeout = 60000 })
+    local before = cpu_ms(m.pid)
+    local begun = uv.hrtime()
+    local waited = measure(port, 5000, SECONDS, math.random)
+    local seconds = (uv.hrtime() - begun) / 1e9
+    print(('master under %.0f connections a second: %.1f %% of a core (aim: 3 at most)'):format(#waited / seconds,
+        (cpu_ms(m.pid) - before) / seconds / 10))
+    pause(8000) -- until all is quiet
+    local woken = switches(m.pid)
+    pause(10000)
+    print(('wake-ups of the master while nothing happens: %.1f a second (aim: 2 at most)'):format(
+        (switches(m.pid) - woken) / 10))
+    m:finish()
+end
+
+for _, count in ipairs { 8, 4, 2 } do
+    compare(count)
+end
+costs()
