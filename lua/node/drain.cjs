@@ -27,6 +27,7 @@ const IDLE_MS = 1000; // nothing arrived for so long: a client that wanted to se
 const PARTIAL_MS = 2000; // so long to complete a request line and headers that have begun
 const GOAWAY_MS = 500; // between the notice to an http2 client and the end of new streams; many round trips
 const REPORT_MS = 20; // between two reports of how many connections there are
+const WINDOW_MS = 500; // shorter ones say little: one request fills them
 const TERM_DUE_MS = 5000; // the master sends SIGTERM when the channel closes: it comes within milliseconds, or not at all
 const EMPTY_MS = 1000; // a loop that nothing but a clean-up holds ends within this
 
@@ -60,7 +61,9 @@ function onLookup(name, fn) {
 
 let reported = 0;
 let reportedAt = -REPORT_MS;
-let utilization = performance.eventLoopUtilization();
+let share = 0; // of its time that it works, in the last whole window
+let utilization = null; // at the window's begin
+let windowAt = 0;
 let pending = false;
 
 function report() {
@@ -73,15 +76,22 @@ function report() {
   if (held === reported || !process.connected || draining) return;
   reported = held;
   reportedAt = performance.now();
-  const now = performance.eventLoopUtilization();
-  const { utilization: share } = performance.eventLoopUtilization(now, utilization);
-  utilization = now;
+  if (reportedAt - windowAt >= WINDOW_MS) {
+    const now = performance.eventLoopUtilization();
+    share = performance.eventLoopUtilization(now, utilization).utilization;
+    utilization = now;
+    windowAt = reportedAt;
+  }
   process.send({ cmd: 'NODE_DUTCH_LOAD', held, busy: Math.round(share * 1000) || 0 }, () => {});
 }
 
 function connectionsChange() {
   if (pending) return;
   pending = true;
+  if (!utilization) {
+    utilization = performance.eventLoopUtilization(); // not counting its start
+    windowAt = performance.now();
+  }
   const wait = reportedAt + REPORT_MS - performance.now();
   if (wait <= 0) setImmediate(report).unref();
   else setTimeout(report, wait).unref();
