@@ -66,12 +66,13 @@ do
     print(('metrics with 100 workers, the whole command: median %.1f ms, worst %.1f ms of 50'):format(middle, worst))
     local web = cli.start(m, { 'web', '--listen', '127.0.0.1:' .. port })
     web:await_output 'http://'
+    local text
     repeat
-        local _, text = http.get { port = port, path = '/metrics' }
+        text = select(2, http.get { port = port, path = '/metrics', name = 'localhost' })
     until text and text:find 'workers_serving{[^}]*} 100'
     local before_master, before_web = rss(m.pid), rss(web.pid)
     middle, worst = timed(1000, function()
-        http.get { port = port, path = '/metrics' }
+        http.get { port = port, path = '/metrics', name = 'localhost' }
     end)
     print(('a scrape of /metrics with 100 workers: median %.1f ms, worst %.1f ms of 1000'):format(middle, worst))
     print(('memory before and after 1,000 scrapes: master %.1f and %.1f MiB, web %.1f and %.1f MiB'):format(before_master,

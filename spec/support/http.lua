@@ -120,7 +120,7 @@ end
 --- The text of a request.
 function M.request_text(target, keep_alive)
     local path = target.path and target.path ~= '' and target.path or '/'
-    return ('%s %s HTTP/1.1\r\nHost: spec\r\n%s%s\r\n%s'):format(target.method or 'GET', path,
+    return ('%s %s HTTP/1.1\r\nHost: %s\r\n%s%s\r\n%s'):format(target.method or 'GET', path, target.name or 'spec',
         keep_alive and '' or 'Connection: close\r\n',
         target.body and ('Content-Length: %d\r\n'):format(#target.body) or '', target.body or '')
 end
