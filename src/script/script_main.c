@@ -21,6 +21,7 @@
 #include <fcntl.h>
 #include <lauxlib.h>
 #include <luajit.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -47,6 +48,7 @@ enum {
      * of luv's threads, 8 MiB each. */
     MEMORY_MAX = 128 << 20,
     LINE_MAX_BYTES = 16 << 20, /* the master's: it sends less */
+    QUIET_MS = 2,              /* nothing came for so long: the master has no hurry */
 };
 
 struct state {
@@ -55,10 +57,9 @@ struct state {
     int entries; /* reference to the table of entry points */
 };
 
-static struct state kept, fresh;
-static int home = -1; /* the directory that the master was started in */
+static struct state kept, fresh, spare; /* spare: made ahead, in a quiet moment */
+static int home = -1;                   /* the directory that the master was started in */
 static pid_t self;
-static struct rlimit usual_memory;
 
 static struct {
     char *bytes;
@@ -111,9 +112,11 @@ static void make_room(void) {
 
 /* The next line, without its end; valid until the next call. */
 static const char *read_line(size_t *length) {
-    memmove(input.bytes, input.bytes + input.taken, input.length - input.taken);
-    input.length -= input.taken;
-    input.taken = 0;
+    if (input.taken > 0) {
+        memmove(input.bytes, input.bytes + input.taken, input.length - input.taken);
+        input.length -= input.taken;
+        input.taken = 0;
+    }
     for (size_t from = 0;;) {
         char *end =
             input.length > from ? memchr(input.bytes + from, '\n', input.length - from) : NULL;
@@ -226,18 +229,39 @@ static int open_state(lua_State *L) {
     return 0;
 }
 
-static const char *open_fresh(long number) {
-    close_state(&fresh);
-    fresh.number = number;
+/* NULL, or why there is none. */
+static const char *make_state(struct state *state) {
     /* Root, or a set-uid binary, takes no path from whoever called it. */
-    fresh.L = dm_lua_state_new(geteuid() != 0 && getauxval(AT_SECURE) == 0);
-    if (!fresh.L) {
+    state->L = dm_lua_state_new(geteuid() != 0 && getauxval(AT_SECURE) == 0);
+    if (!state->L) {
         return "not enough memory";
     }
-    if (lua_cpcall(fresh.L, open_state, &fresh) != 0) {
-        return lua_type(fresh.L, -1) == LUA_TSTRING ? lua_tostring(fresh.L, -1) : "failed";
+    if (lua_cpcall(state->L, open_state, state) != 0) {
+        return lua_type(state->L, -1) == LUA_TSTRING ? lua_tostring(state->L, -1) : "failed";
     }
     return NULL;
+}
+
+static const char *open_fresh(long number) {
+    const char *failure = NULL;
+    close_state(&fresh);
+    if (spare.L) {
+        fresh = spare;
+        spare.L = NULL;
+    } else {
+        failure = make_state(&fresh);
+    }
+    fresh.number = number;
+    return failure;
+}
+
+/* Most of what a fork waits for is the making of a state. */
+static void make_spare(void) {
+    struct pollfd socket = {.fd = SOCKET, .events = POLLIN};
+    if (!spare.L && input.length == input.taken && poll(&socket, 1, QUIET_MS) == 0 &&
+        make_state(&spare) != NULL) {
+        close_state(&spare);
+    }
 }
 
 /* -- requests -----------------------------------------------------------------------------------
@@ -322,6 +346,12 @@ static void keep(long number) {
 /* -- the process --------------------------------------------------------------------------------
  */
 
+#ifdef DM_NO_MEMORY_LIMIT /* a sanitizer's shadow is larger */
+static void limit_memory(void) {
+}
+#else
+static struct rlimit usual_memory;
+
 /* What a hook starts by fork() has the memory that the master's children have. */
 static void on_fork(void) {
     setrlimit(RLIMIT_DATA, &usual_memory);
@@ -329,15 +359,14 @@ static void on_fork(void) {
 
 static void limit_memory(void) {
     getrlimit(RLIMIT_DATA, &usual_memory);
-#ifndef DM_NO_MEMORY_LIMIT /* its shadow is larger */
     struct rlimit limit = usual_memory;
     if (limit.rlim_cur > MEMORY_MAX) {
         limit.rlim_cur = MEMORY_MAX;
         setrlimit(RLIMIT_DATA, &limit);
         pthread_atfork(NULL, NULL, on_fork);
     }
-#endif
 }
+#endif
 
 static void set_up(void) {
     self = getpid();
@@ -356,6 +385,7 @@ int dm_script_main(int argc, char **argv) {
     set_up();
     for (;;) {
         size_t length;
+        make_spare();
         const char *line = read_line(&length);
         char *rest = NULL;
         const long number = length > 0 ? strtol(line + 1, &rest, 10) : 0;

@@ -36,8 +36,10 @@ describe('a script', function()
     end)
 
     after_each(function()
-        world.close()
-        world = nil
+        if world then
+            world.close()
+            world = nil
+        end
         os.execute('rm -rf ' .. scratch)
     end)
 
