@@ -17,14 +17,19 @@ local machine = require 'dutch-master.machine'
 local Output = require 'dutch-master.log.output'
 local options = require 'dutch-master.script.options'
 local Recycle = require 'dutch-master.cluster.recycle'
+local rehearsal = require 'dutch-master.launch.rehearsal'
 local Script = require 'dutch-master.script.session'
 local Sockets = require 'dutch-master.listen.sockets'
 local systemd = require 'dutch-master.control.systemd'
+local text = require 'dutch-master.log.text'
 
 local M = {}
 
 -- What is kept of the workers' output if the script does not say: it comes through the master in any case.
 local KEEP_STDERR = 256 * 1024
+
+-- Bytes of a worker's stderr that are repeated when the boot has failed.
+local LAST_WORDS = 2000
 
 local EXIT_FAILED, EXIT_INTERNAL, EXIT_SYSTEM, EXIT_SCRIPT = 1, 70, 71, 78
 -- A stop waits for no hook: those of the last workers, and the last records of the script's own logger, get so long.
@@ -80,6 +85,14 @@ function Master:evaluate()
     end)
 end
 
+--- What this user may not set for the workers is known before anything is forked.
+function Master:rehearse()
+    local may, message = rehearsal.check(self.platform, self.loaded.plan)
+    if not may then
+        return self:refuse(EXIT_SCRIPT, message)
+    end
+end
+
 --- One master for a script.
 function Master:claim()
     self:listen_to_signals(self.launcher.plan.restart_signal)
@@ -106,8 +119,8 @@ function Master:open_log()
         self.log:log(record[1], record[2], record[3])
     end
     self.early = {}
-    self.platform.on_error(function(what, text)
-        self.log:error({ what = what, traceback = text }, 'Internal error')
+    self.platform.on_error(function(what, traceback)
+        self.log:error({ what = what, traceback = traceback }, 'Internal error')
     end)
 end
 
@@ -156,6 +169,9 @@ function Master:assemble()
     self.cluster = Cluster.new {
         platform = self.platform, agenda = self.agenda, log = self.log, launcher = self.launcher, script = self.path,
         sockets = self.sockets,
+        may = function(plan)
+            return rehearsal.check(self.platform, plan)
+        end,
         on_adopt = function(plan)
             self:adopt(plan)
         end,
@@ -166,6 +182,7 @@ function Master:assemble()
             self:announce()
             self.launcher.hooks:settle(LAST_HOOKS_MS, function()
                 self.platform.kill_adopted() -- what workers left in sessions of their own
+                self:say_failure()
                 self:close()
                 self.platform.stop(code)
             end)
@@ -287,6 +304,26 @@ function Master:refuse(code, message)
     return code
 end
 
+--- Why the cluster ended by itself, with the last words of the workers: their stderr may have gone elsewhere.
+function Master:say_failure()
+    local failure = self.cluster.failure
+    if not failure then
+        return
+    end
+    local lines = { 'dutch-master: ' .. text.printable(failure) }
+    for i = #self.cluster.reports, 1, -1 do
+        local report = self.cluster.reports[i]
+        if report.stderr and report.stderr:find '%S' then
+            lines[#lines + 1] = ('the last words of worker %d (pid %d):'):format(report.worker, report.pid)
+            for line in report.stderr:sub(-LAST_WORDS):gmatch '[^\n]+' do
+                lines[#lines + 1] = text.printable(line, true)
+            end
+            break
+        end
+    end
+    self.platform.write_stderr(table.concat(lines, '\n') .. '\n')
+end
+
 --- Lets go of everything, in reverse order.
 function Master:close()
     self.closed = true
@@ -348,7 +385,8 @@ end
 
 --- What follows when the script is there. @return an exit code if it could not start, or nil
 function Master:start()
-    local code = self:claim() or self:open_log() or self:bind() or self:write_pid_file() or self:assemble()
+    local code = self:rehearse() or self:claim() or self:open_log() or self:bind() or self:write_pid_file()
+        or self:assemble()
     if code then
         return code
     end

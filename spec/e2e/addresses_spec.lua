@@ -77,7 +77,8 @@ local function refused(options, code)
 end
 
 local function plan(fields)
-    return { script = ([[require('dutch-master').start { worker = { 'sleep', '1000' }, %s }]]):format(fields) }
+    local text = "require('dutch-master').start { worker = { 'sleep', '1000' }, ready = { alive = 0.1 }, %s }"
+    return { script = text:format(fields) }
 end
 
 describe('addresses', function()

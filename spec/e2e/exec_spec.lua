@@ -40,7 +40,7 @@ for s in sockets.values():
         s.setblocking(s.family != socket.AF_UNIX)
         threading.Thread(target=serve, args=(s,), daemon=True).start()
 n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-n.connect('\0' + os.environ['NOTIFY_SOCKET'][1:])
+n.connect(os.environ['NOTIFY_SOCKET'])
 n.send(b'STATUS=serving\nREADY=1')
 udp = sockets.get('dns')
 while udp:
@@ -102,7 +102,7 @@ describe('sockets of the master', function()
         local m = master.start {
             script = ([[require('dutch-master').start { worker = { 'sh', '-c', 'test -e go && exec python3 server.py' },
                 numWorkers = 1, ready = 'notify', listen = { web = '127.0.0.1:%d' },
-                backoff = { first = 0.05, max = 0.05 } }]]):format(port),
+                restartAttempts = 1000, backoff = { first = 0.05, max = 0.05 } }]]):format(port),
             files = { ['server.py'] = PYTHON },
         }
         m:await('Worker exited', { count = 2 })
@@ -138,7 +138,7 @@ describe('readiness of an exec worker', function()
     it('is being alive for so long, which one that ends before is not', function()
         local m = master.start {
             script = [[require('dutch-master').start { worker = { './app.sh' }, numWorkers = 1, ready = { alive = 0.4 },
-                backoff = { first = 0.02, max = 0.02 } }]],
+                restartAttempts = 1000, backoff = { first = 0.02, max = 0.02 } }]],
             files = { ['app.sh'] = '#!/bin/sh\nsleep 0.1\nexit 0\n' },
         }
         m:await('Worker exited', { count = 3 })
@@ -161,7 +161,7 @@ describe('readiness of an exec worker', function()
             files = { ['app.py'] = [[
 import os, socket, signal
 n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-n.connect('\0' + os.environ['NOTIFY_SOCKET'][1:])
+n.connect(os.environ['NOTIFY_SOCKET'])
 for text in b'', b'\0', b'READY=10', b'READY=1x', b'xREADY=1', b'READY =1', b'READY=0', b'\xff' * 1000, b'A=B\n' * 5000, \
         b'READY=1\0x':
     n.send(text)

@@ -84,7 +84,7 @@ describe('a worker', function()
         assert.same({ 'yes', nil, 'a=b c', '1', '1', '1', tostring(m.pid) }, { report.env.KEPT, report.env.DROPPED,
             report.env.MINE, report.env.DUTCH_MASTER_WORKER, report.env.DUTCH_MASTER_SLOT,
             report.env.DUTCH_MASTER_GENERATION, report.env.DUTCH_MASTER_PID })
-        assert.matches('^@', report.env.NOTIFY_SOCKET)
+        assert.matches('^/.*/notify%-%x+$', report.env.NOTIFY_SOCKET)
         assert.not_equal('@nobody-is-there', report.env.NOTIFY_SOCKET)
         m:finish()
     end)

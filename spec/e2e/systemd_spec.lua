@@ -188,7 +188,8 @@ describe('under systemd', function()
 
     it('never claims to be ready without workers', function()
         local m = start {
-            script = "require('dutch-master').start { worker = 'app.lua', backoff = { first = 0.05, max = 0.1 } }",
+            script = "require('dutch-master').start { worker = 'app.lua', backoff = { first = 0.05, max = 0.1 }, "
+                .. 'restartAttempts = 1000 }',
             files = { ['app.lua'] = 'os.exit(1)' },
         }
         m:await('Worker exited', { count = 6 })

@@ -15,7 +15,7 @@ assert int(os.environ['WATCHDOG_PID']) == os.getpid(), 'WATCHDOG_PID is not mine
 every = int(os.environ['WATCHDOG_USEC']) / 1e6 / 4
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-n.connect('\0' + os.environ['NOTIFY_SOCKET'][1:])
+n.connect(os.environ['NOTIFY_SOCKET'])
 n.send(b'READY=1')
 hang = 'hang' + os.environ['DUTCH_MASTER_WORKER']
 while not os.path.exists(hang):

@@ -87,6 +87,10 @@ local function new_sockets(platform, settle_ms)
         end
         return sockets.target
     end
+    -- Of kind exec: where it must accept.
+    function sockets.doors()
+        return sockets.doors_list or {}
+    end
     sockets.weights = {}
     function sockets:weigh(id, weight)
         self.weights[id] = weight
@@ -247,6 +251,9 @@ function M.new(options)
     }
     world.cluster = Cluster.new {
         platform = platform, agenda = world.agenda, log = world.log, launcher = world.launcher, sockets = world.sockets,
+        may = function()
+            return true
+        end,
         on_adopt = function() end,
         on_change = function() end,
         on_exit = function(code)

@@ -52,7 +52,7 @@ function Platform.new(options)
     self.null_fd = function()
         return 0
     end
-    -- Connections of the master, the newest last: {address, text, open, on_data, on_end}.
+    -- Connections of the master, the newest last: {address, text, open, on_data, on_end, is_accepted}.
     self.dials = {}
     self.dial = function(address, callbacks)
         local dial = { address = address, open = true, on_data = callbacks.on_data, on_end = callbacks.on_end }
@@ -62,6 +62,9 @@ function Platform.new(options)
         function dial.start(_, text)
             dial.text = text
             return true
+        end
+        function dial.accepted()
+            return dial.is_accepted -- nil: the kernel does not say
         end
         function dial.close()
             assert(dial.open, 'closed twice')

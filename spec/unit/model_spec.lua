@@ -215,6 +215,11 @@ local function walk(seed)
         holds(world, #world.errors == 0, world.errors[1] or '')
         holds(world, #world.bugs == 0, 'cannot happen, happened: ' .. tostring(world.bugs[1]))
     end
+    if world.cluster.failure then -- the boot has failed
+        world.platform:advance(36000)
+        holds(world, world.code == 1 and #world.platform:live_children() == 0, 'a boot that fails leaves nothing')
+        return world
+    end
     -- Left in peace with good workers, it settles: everyone serves, and whoever was told to leave has left.
     world.tame = true
     world.platform:advance(peace_ms(world))

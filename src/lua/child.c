@@ -437,6 +437,27 @@ int core_spawn(lua_State *L) {
     return 1;
 }
 
+/* rehearse{as spawn} -> true | nil, failed {step, code, path, message}. Waits for about a
+ * millisecond. */
+int core_rehearse(lua_State *L) {
+    struct dm_child_options options = {.fd_count = 0};
+    struct dm_spawn_error failure;
+    parse_options(L, &options);
+    const int rc = dm_spawn_rehearse(&options.spawn, &failure);
+    if (rc != 0 || failure.step == DM_STEP_NONE) {
+        lua_pushboolean(L, true); /* without a process nothing is known */
+        return 1;
+    }
+    const struct dm_status status = {
+        .failed = failure.step,
+        .error = failure.error,
+        .path = failure.path[0] ? failure.path : NULL,
+    };
+    lua_pushnil(L);
+    push_failure(L, &status);
+    return 2;
+}
+
 static struct proxy *check_proxy(lua_State *L) {
     return luaL_checkudata(L, 1, CHILD);
 }

@@ -1,6 +1,7 @@
 /* lua/dial.c: core.dial(address, { on_data = fn(data), on_end = fn(message, code) }) -> d, bound;
- * d:port() d:start(text) d:close(). address: text, as core.address reads it. on_end comes once,
- * without arguments if the other end has closed. An open one is kept alive by the registry. */
+ * d:port() d:start(text, finish) d:accepted() d:close(). address: text, as core.address reads it.
+ * on_end comes once, without arguments if the other end has closed. An open one is kept alive by
+ * the registry. */
 #include "net/dial.h"
 #include "base/errors.h"
 #include "lua/call.h"
@@ -83,11 +84,31 @@ static int l_start(lua_State *L) {
     if (d->dial == NULL) {
         return dm_lua_closed(L);
     }
-    const int error = dm_dial_start(d->dial, text, size);
+    const int error = dm_dial_start(d->dial, text, size, lua_toboolean(L, 3));
     if (error) {
         return dm_lua_fail(L, error, NULL);
     }
     lua_pushboolean(L, 1);
+    return 1;
+}
+
+/* -> true, false, or nil where it cannot be told */
+static int l_accepted(lua_State *L) {
+    const struct core_dial *d = luaL_checkudata(L, 1, DIAL);
+    if (d->dial == NULL) {
+        return dm_lua_closed(L);
+    }
+    switch (dm_dial_accepted(d->dial)) {
+    case DM_ACCEPTED:
+        lua_pushboolean(L, true);
+        break;
+    case DM_ACCEPTED_NOT_YET:
+        lua_pushboolean(L, false);
+        break;
+    case DM_ACCEPTED_UNKNOWN:
+        lua_pushnil(L);
+        break;
+    }
     return 1;
 }
 
@@ -103,8 +124,11 @@ static int l_close(lua_State *L) {
     return 0;
 }
 
-static const luaL_Reg methods[] = {
-    {"port", l_port}, {"start", l_start}, {"close", l_close}, {NULL, NULL}};
+static const luaL_Reg methods[] = {{"port", l_port},
+                                   {"start", l_start},
+                                   {"accepted", l_accepted},
+                                   {"close", l_close},
+                                   {NULL, NULL}};
 
 void dm_lua_open_dial(lua_State *L) {
     dm_lua_new_type(L, DIAL, methods, l_close);

@@ -9,7 +9,7 @@
 /* clang-format off */
 #define DM_LUA_FUNCTIONS(F) \
     /* process.c  */ F(stop) F(on_error) F(signals) F(no_signals) F(signal_number) F(signal_name) F(on_orphan) F(adopted) F(kill_adopted) \
-    /* child.c    */ F(spawn) F(children) \
+    /* child.c    */ F(spawn) F(rehearse) F(children) \
     /* call.c     */ F(held) \
     /* timer.c    */ F(timer) F(now) F(wall) \
     /* sysinfo.c  */ F(getuser) F(getgroup) F(pid) F(uid) F(hostname) F(environ) F(cwd) F(cpus) F(executable) F(image) F(proc_stat) F(idle) \

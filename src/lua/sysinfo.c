@@ -59,13 +59,15 @@ int core_getuser(lua_State *L) {
     if (!found) {
         return rc != 0 ? dm_lua_fail(L, -rc, "getuser") : no_such(L, "user", 1);
     }
-    lua_createtable(L, 0, 5);
+    lua_createtable(L, 0, 6);
     dm_lua_set_number(L, "uid", entry.pw_uid);
     dm_lua_set_number(L, "gid", entry.pw_gid);
     lua_pushstring(L, entry.pw_name);
     lua_setfield(L, -2, "name");
     lua_pushstring(L, entry.pw_dir);
     lua_setfield(L, -2, "dir");
+    lua_pushstring(L, entry.pw_shell && *entry.pw_shell ? entry.pw_shell : "/bin/sh");
+    lua_setfield(L, -2, "shell");
     set_groups(L, &entry);
     return 1;
 }

@@ -3,6 +3,8 @@
  */
 #include "net/dial.h"
 
+#include "net/diag.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +19,7 @@ struct dm_dial {
     struct dm_address to;
     char *text; /* [sent, size) is still to be sent */
     size_t sent, size;
-    bool connected;
+    bool connected, finish;
     struct dm_dial_events events;
     void *ctx;
 };
@@ -73,7 +75,7 @@ int dm_dial_port(const struct dm_dial *self) {
     return self->port;
 }
 
-int dm_dial_start(struct dm_dial *self, const char *text, size_t size) {
+int dm_dial_start(struct dm_dial *self, const char *text, size_t size, bool finish) {
     if (self->text) {
         return -EISCONN;
     }
@@ -83,10 +85,19 @@ int dm_dial_start(struct dm_dial *self, const char *text, size_t size) {
     }
     memcpy(self->text, text, size);
     self->size = size;
+    self->finish = finish;
     if (connect(self->fd, &self->to.u.any, self->to.length) != 0 && errno != EINPROGRESS) {
         return -errno;
     }
     return uv_poll_start(&self->poll, UV_WRITABLE, on_poll);
+}
+
+enum dm_accepted dm_dial_accepted(const struct dm_dial *self) {
+    struct dm_address here;
+    if (!self->connected || dm_address_of(self->fd, &here) != 0) {
+        return DM_ACCEPTED_UNKNOWN;
+    }
+    return dm_diag_accepted(&self->to, &here);
 }
 
 static void end(struct dm_dial *self, int error) {
@@ -102,6 +113,9 @@ static int send_rest(struct dm_dial *self) {
             return errno == EAGAIN ? 0 : -errno;
         }
         self->sent += n > 0 ? (size_t)n : 0;
+    }
+    if (self->finish && shutdown(self->fd, SHUT_WR) != 0) {
+        return -errno;
     }
     return uv_poll_start(&self->poll, UV_READABLE, on_poll);
 }
@@ -136,11 +150,12 @@ static void on_poll(uv_poll_t *poll, int status, int events) {
     struct dm_dial *self = (struct dm_dial *)poll;
     (void)events;
     int error = 0;
+    bool fresh = false;
     if (!self->connected) {
         error = connect_error(self);
-        self->connected = !error;
+        self->connected = fresh = !error;
     }
-    if (!error && status == 0 && self->sent < self->size) {
+    if (!error && status == 0 && (fresh || self->sent < self->size)) {
         error = send_rest(self);
     } else if (!error) {
         receive(self, status);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "net/address.h"
+#include "net/diag.h"
 
 #include <stddef.h>
 #include <uv.h>
@@ -24,6 +25,10 @@ struct dm_dial_events {
 int dm_dial_open(uv_loop_t *loop, const struct dm_address *to, const struct dm_dial_events *events,
                  void *ctx, struct dm_dial **dial);
 int dm_dial_port(const struct dm_dial *dial);
-/* Connects and says `text`; once. If it fails at once, there are no events. */
-int dm_dial_start(struct dm_dial *dial, const char *text, size_t size);
+/* Connects and says `text`; once. If it fails at once, there are no events. With `finish` it says
+ * that nothing more will come: whoever accepts it finds its end and closes, and a listener that
+ * waits for data (TCP_DEFER_ACCEPT) lets it in. */
+int dm_dial_start(struct dm_dial *dial, const char *text, size_t size, bool finish);
+/* Whether a process of the other side has it by now. */
+enum dm_accepted dm_dial_accepted(const struct dm_dial *dial);
 void dm_dial_close(struct dm_dial *dial);

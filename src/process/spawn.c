@@ -2,11 +2,14 @@
  * any lock taken: no malloc, no stdio, nothing but system calls on what was prepared. */
 #include "process/spawn.h"
 
+#include "process/reaper.h"
+
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/close_range.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -25,6 +28,9 @@ enum { CLOEXEC_LOOP_MAX = 65536 };
 
 /* glibc's NSIG leaves out its own two; the kernel's size of a signal set, in bytes. */
 enum { SIGNALS = 64, KERNEL_SIGSET = 8 };
+
+/* ms. It takes one; a machine that is out of breath is not waited for. */
+enum { REHEARSAL_MS = 2000 };
 
 static const char *const step_names[] = {
     [DM_STEP_NONE] = "none",
@@ -66,6 +72,15 @@ int dm_limit_resource(const char *name) {
         }
     }
     return -1;
+}
+
+static const char *limit_name(int resource) {
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        if (limits[i].resource == resource) {
+            return limits[i].name;
+        }
+    }
+    return NULL;
 }
 
 /* -- in the child -------------------------------------------------------------------------------
@@ -137,11 +152,12 @@ int dm_spawn_restore_descriptors(void) {
     return descriptors_raised ? setrlimit(RLIMIT_NOFILE, &descriptors_before) : 0;
 }
 
-static int set_limits(const struct dm_spawn *s) {
+static int set_limits(const struct dm_spawn *s, const char **name) {
     if (dm_spawn_restore_descriptors() != 0) {
         return -1;
     }
     for (size_t i = 0; i < s->limit_count; i++) {
+        *name = limit_name(s->limits[i].resource);
         if (setrlimit((__rlimit_resource_t)s->limits[i].resource, &s->limits[i].value) != 0) {
             return -1;
         }
@@ -297,7 +313,8 @@ static _Noreturn void child(const struct dm_spawn *s, int error_fd, pid_t master
     }
     STEP(DM_STEP_NICE, s->has_nice && setpriority(PRIO_PROCESS, 0, s->nice), NULL)
     STEP(DM_STEP_AFFINITY, s->cpus && sched_setaffinity(0, sizeof *s->cpus, s->cpus), NULL)
-    STEP(DM_STEP_LIMITS, set_limits(s), NULL)
+    const char *limit = NULL;
+    STEP(DM_STEP_LIMITS, set_limits(s, &limit), limit)
     STEP(DM_STEP_GROUPS, set_groups(s), NULL)
     STEP(DM_STEP_GID, s->has_gid && set_gid(s->gid), NULL)
     STEP(DM_STEP_UID, s->has_uid && set_uid(s->uid), NULL)
@@ -307,6 +324,9 @@ static _Noreturn void child(const struct dm_spawn *s, int error_fd, pid_t master
         if (getppid() != master) {
             _exit(127);
         }
+    }
+    if (s->rehearse) {
+        _exit(0);
     }
     STEP(DM_STEP_CHDIR, s->cwd && chdir(s->cwd), s->cwd)
     STEP(DM_STEP_SCRIPT, s->must_read && check_script(s->must_read), s->must_read)
@@ -371,6 +391,29 @@ int dm_spawn(const struct dm_spawn *spawn, pid_t *pid, int *pidfd, int *error_fd
     /* In both processes, so that it is true at once for whoever comes first. */
     setpgid(*pid, *pid);
     *error_fd = error_pipe[0];
+    return 0;
+}
+
+int dm_spawn_rehearse(const struct dm_spawn *spawn, struct dm_spawn_error *failure) {
+    struct dm_spawn rehearsal = *spawn;
+    int fds[] = {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}, pidfd, error_fd;
+    pid_t pid;
+    rehearsal.rehearse = true;
+    rehearsal.die_with_master = false;
+    rehearsal.fds = fds;
+    rehearsal.fd_count = 3;
+    *failure = (struct dm_spawn_error){.step = DM_STEP_NONE};
+    const int rc = dm_spawn(&rehearsal, &pid, &pidfd, &error_fd);
+    if (rc != 0) {
+        return rc;
+    }
+    struct pollfd outcome = {.fd = error_fd, .events = POLLIN};
+    poll(&outcome, 1, REHEARSAL_MS);
+    if (read(error_fd, failure, sizeof *failure) != (ssize_t)sizeof *failure) {
+        failure->step = DM_STEP_NONE;
+    }
+    close(error_fd);
+    dm_reaper_abandon(pid, pidfd);
     return 0;
 }
 

@@ -50,6 +50,7 @@ struct dm_spawn {
     mode_t umask;
     int nice;
     bool has_uid, has_gid, has_groups, has_umask, has_nice, die_with_master;
+    bool rehearse; /* end before chdir and exec */
 };
 
 /* What comes through the error pipe. At most PIPE_BUF, so that it comes whole. */
@@ -67,6 +68,11 @@ int dm_spawn_restore_descriptors(void);
 /* 0 or a negative errno. *error_fd is non-blocking: a record if a step failed, EOF once the program
  * runs or the process is dead. */
 int dm_spawn(const struct dm_spawn *spawn, pid_t *pid, int *pidfd, int *error_fd);
+
+/* Tries in a process that ends then whether the user, limits and the rest may be set by us. 0 or a
+ * negative errno if there was no process; failure->step is DM_STEP_NONE if they may. Waits for it.
+ */
+int dm_spawn_rehearse(const struct dm_spawn *spawn, struct dm_spawn_error *failure);
 
 /* Has the process, which may be a zombie, replaced its image? */
 bool dm_spawn_has_execed(pid_t pid);

@@ -111,10 +111,14 @@ pid_t dm_parse_pid(const char *text) {
     return end == text || pid <= 0 || pid > INT_MAX ? 0 : (pid_t)pid;
 }
 
-int dm_private_dir(const char *path, const char **why) {
+/* `closed`: the bits of its mode that must not be set. */
+static int own_dir(const char *path, mode_t mode, mode_t closed, const char **why) {
     *why = NULL;
-    if (mkdir(path, 0700) < 0 && errno != EEXIST) {
-        return -errno;
+    const mode_t mask = umask(0);
+    const int made = mkdir(path, mode) < 0 && errno != EEXIST ? -errno : 0;
+    umask(mask);
+    if (made != 0) {
+        return made;
     }
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0) {
@@ -134,31 +138,44 @@ int dm_private_dir(const char *path, const char **why) {
         *why = "the directory belongs to another user: remove it, or set DUTCH_MASTER_RUNTIME_DIR";
         return -EPERM;
     }
-    if ((st.st_mode & 077) != 0) {
-        *why = "the directory is open to other users: set its mode to 0700";
+    if ((st.st_mode & closed) != 0) {
+        *why = closed == 077 ? "the directory is open to other users: set its mode to 0700"
+                             : "other users can write to the directory: set its mode to 0711";
         return -EPERM;
     }
     return 0;
 }
 
-int dm_runtime_dir(char *path, size_t size, const char **why) {
-    *why = NULL;
+int dm_private_dir(const char *path, const char **why) {
+    return own_dir(path, 0700, 077, why);
+}
+
+static int runtime_path(char *path, size_t size, const char *suffix) {
     const char *own = getenv("DUTCH_MASTER_RUNTIME_DIR");
     const char *xdg = getenv("XDG_RUNTIME_DIR");
     int n;
     if (own != NULL && own[0] == '/') {
-        n = snprintf(path, size, "%s", own);
+        n = snprintf(path, size, "%s%s", own, suffix);
     } else if (geteuid() == 0) {
-        n = snprintf(path, size, "/run/dutch-master");
+        n = snprintf(path, size, "/run/dutch-master%s", suffix);
     } else if (xdg != NULL && xdg[0] == '/') {
-        n = snprintf(path, size, "%s/dutch-master", xdg);
+        n = snprintf(path, size, "%s/dutch-master%s", xdg, suffix);
     } else {
-        n = snprintf(path, size, "/tmp/dutch-master-%u", (unsigned)geteuid());
+        n = snprintf(path, size, "/tmp/dutch-master-%u%s", (unsigned)geteuid(), suffix);
     }
-    if (n < 0 || (size_t)n >= size) {
-        return -ENAMETOOLONG;
-    }
-    return dm_private_dir(path, why);
+    return n < 0 || (size_t)n >= size ? -ENAMETOOLONG : 0;
+}
+
+int dm_runtime_dir(char *path, size_t size, const char **why) {
+    *why = NULL;
+    const int err = runtime_path(path, size, "");
+    return err != 0 ? err : dm_private_dir(path, why);
+}
+
+int dm_workers_dir(char *path, size_t size, const char **why) {
+    *why = NULL;
+    const int err = runtime_path(path, size, "-workers");
+    return err != 0 ? err : own_dir(path, 0711, 022, why);
 }
 
 /* Opens the directory that holds path and points *base at the last part of it. */

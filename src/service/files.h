@@ -26,6 +26,8 @@ int dm_private_dir(const char *path, const char **why);
 
 /* The private directory for locks and control sockets, made if it is missing. */
 int dm_runtime_dir(char *path, size_t size, const char **why);
+/* The same for what workers of other users must reach: they can neither list nor change it. */
+int dm_workers_dir(char *path, size_t size, const char **why);
 
 /* Writes our pid to the file, replacing at most a regular file of our own. */
 int dm_pid_file_open(const char *path, struct dm_pid_file **file, const char **why);

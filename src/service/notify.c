@@ -1,21 +1,25 @@
 /* notify.c: the receiving end of sd_notify, with the rules of systemd's own.
  *
- * Whoever can reach the socket is untrusted: an abstract name has no permissions. Credentials come
+ * Whoever can reach the socket is untrusted. Credentials come
  * from the kernel; every descriptor sent along is closed, on every path (a sender of BARRIER=1
  * waits for just that); whatever is wrong with a datagram, the next one is read (CVE-2016-7796 was
  * a watcher that stopped at an empty one).
  */
 #include "service/notify.h"
 
+#include "service/files.h"
+
 #include "base/fdpass.h"
 #include "base/timer.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -36,8 +40,14 @@ struct dm_notify {
     uint64_t refused;
     uint64_t reported;
     uint64_t reported_at;
-    char name[sizeof "@dutch-master/" + 32];
+    char name[sizeof((struct sockaddr_un *)0)->sun_path];
 };
+
+static const char PREFIX[] = "/notify-";
+
+/* Entries looked at for sockets of masters that were killed. */
+#define SWEEP_MAX 4096
+static bool swept;
 
 /* --- text --- */
 
@@ -209,7 +219,78 @@ static void on_readable(uv_poll_t *poll, int status, int events) {
 
 /* --- life --- */
 
-static int bind_random(struct dm_notify *n) {
+/* Removes what masters that were killed have left: sockets that nobody reads. */
+static void sweep(const char *directory) {
+    DIR *dir = opendir(directory);
+    const int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    for (int i = 0; dir != NULL && fd >= 0 && i < SWEEP_MAX; i++) {
+        const struct dirent *entry = readdir(dir);
+        if (entry == NULL) {
+            break;
+        }
+        struct sockaddr_un addr = {.sun_family = AF_UNIX};
+        const int n =
+            snprintf(addr.sun_path, sizeof addr.sun_path, "%s/%s", directory, entry->d_name);
+        if (strncmp(entry->d_name, PREFIX + 1, sizeof PREFIX - 2) == 0 && n > 0 &&
+            (size_t)n < sizeof addr.sun_path &&
+            connect(fd, (struct sockaddr *)&addr, sizeof addr) < 0 && errno == ECONNREFUSED) {
+            unlink(addr.sun_path);
+        }
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    if (dir != NULL) {
+        closedir(dir);
+    }
+}
+
+/* A path, as systemd's own: some clients know nothing else. */
+static int make_path(struct dm_notify *n) {
+    unsigned char random[12];
+    const char *why;
+    if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random) {
+        return -EIO;
+    }
+    /* Workers of our own user reach what is ours alone. */
+    const int err = n->uid == geteuid() ? dm_runtime_dir(n->name, sizeof n->name, &why)
+                                        : dm_workers_dir(n->name, sizeof n->name, &why);
+    if (err != 0) {
+        return err;
+    }
+    size_t at = strlen(n->name);
+    if (at + sizeof PREFIX + 2 * sizeof random > sizeof n->name) {
+        return -ENAMETOOLONG;
+    }
+    if (!swept) {
+        swept = true;
+        sweep(n->name);
+    }
+    memcpy(n->name + at, PREFIX, sizeof PREFIX);
+    at += sizeof PREFIX - 1;
+    for (size_t i = 0; i < sizeof random; i++) {
+        at += (size_t)snprintf(n->name + at, sizeof n->name - at, "%02x", random[i]);
+    }
+    return 0;
+}
+
+/* Nobody but us can write to the directory: what is there now is what we have bound. */
+static int bind_path(struct dm_notify *n) {
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    memcpy(addr.sun_path, n->name, strlen(n->name));
+    const mode_t mask = umask(0177);
+    int err = bind(n->fd, (struct sockaddr *)&addr, sizeof addr) < 0 ? -errno : 0;
+    umask(mask);
+    if (err == 0 && n->uid != geteuid() && lchown(n->name, n->uid, (gid_t)-1) < 0) {
+        err = -errno;
+        unlink(n->name);
+    }
+    return err;
+}
+
+/* Where no directory can be had: an abstract name, which has no permissions, but nobody can guess.
+ */
+static int bind_abstract(struct dm_notify *n) {
     unsigned char random[16];
     if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random) {
         return -EIO;
@@ -221,7 +302,7 @@ static int bind_random(struct dm_notify *n) {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
     memcpy(addr.sun_path, n->name, (size_t)at);
     addr.sun_path[0] = '\0';
-    socklen_t len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + (size_t)at);
+    const socklen_t len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + (size_t)at);
     return bind(n->fd, (struct sockaddr *)&addr, len) < 0 ? -errno : 0;
 }
 
@@ -234,7 +315,24 @@ static int open_socket(struct dm_notify *n) {
     if (setsockopt(n->fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof on) < 0) {
         return -errno;
     }
-    return bind_random(n);
+    /* Twice: another master may have removed the directory, which was empty, in between. */
+    int err = -ENOENT;
+    for (int i = 0; i < 2 && err == -ENOENT; i++) {
+        err = make_path(n);
+        err = err == 0 ? bind_path(n) : err;
+    }
+    return err == 0 ? 0 : bind_abstract(n);
+}
+
+static void remove_path(struct dm_notify *n) {
+    if (n->name[0] != '/') {
+        return;
+    }
+    unlink(n->name);
+    if (n->uid != geteuid()) { /* the last one takes the directory with it */
+        *strrchr(n->name, '/') = '\0';
+        rmdir(n->name);
+    }
 }
 
 static void on_closed(uv_handle_t *handle) {
@@ -250,6 +348,7 @@ int dm_notify_open(uv_loop_t *loop, uid_t uid, const struct dm_notify_events *ev
         return -ENOMEM;
     }
     n->uid = uid;
+    n->fd = -1;
     n->events = *events;
     n->ctx = ctx;
     int err = open_socket(n);
@@ -259,6 +358,7 @@ int dm_notify_open(uv_loop_t *loop, uid_t uid, const struct dm_notify_events *ev
     if (err != 0) {
         if (n->fd >= 0) {
             close(n->fd);
+            remove_path(n);
         }
         free(n);
         return err;
@@ -282,5 +382,6 @@ void dm_notify_close(struct dm_notify *n) {
         return;
     }
     n->closed = true;
+    remove_path(n);
     uv_close((uv_handle_t *)&n->poll, on_closed);
 }

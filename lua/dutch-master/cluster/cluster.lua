@@ -22,6 +22,8 @@ local SAME_STOP_MS = 200
 -- `why` looks back this far.
 local EXITS_KEPT = 100
 
+-- No worker was ever ready.
+local EXIT_FAILED = 1
 -- sysexits.h: a script that cannot be used.
 local EXIT_SCRIPT = 78
 local EXIT_SYSTEM = 71
@@ -29,6 +31,7 @@ local EXIT_SYSTEM = 71
 local definition
 
 --- @param options {platform, agenda, log, launcher (see launcher.lua), sockets, on_exit = function(code),
+--   may = function(plan) -> true, or nil, message: whether this user may give the workers what it asks for,
 --   on_adopt = function(plan), on_change = function(): something is different now that is no transition}
 function Cluster.new(options)
     local self = setmetatable(options, Cluster)
@@ -316,6 +319,11 @@ local function new_slot(self, number)
                         wait = slot.wait_ms / 1000 }, 'Waiting before the next fork')
                 end
                 to_restart(self, 'failed', slot, worker, why)
+                if worker and self.state == 'booting' and not self.served
+                    and slot.failures >= self.launcher.plan.restart_attempts then
+                    self.agenda:post(self, 'fatal', ('Boot failed: worker of slot %d failed %d times, and none was'
+                        .. ' ever ready: %s'):format(slot.number, slot.failures, why), EXIT_FAILED)
+                end
             end,
         },
     }
@@ -342,7 +350,10 @@ end
 -- @return true, or nil, message when an address, or so many workers, could not be had (nothing has changed then)
 function Cluster:adopt(loaded)
     local count = loaded.num_workers ~= self.configured and loaded.num_workers or self.wanted
-    local ok, message = self.sockets:update(loaded.plan.listen or {}, count)
+    local ok, message = self.may(loaded.plan)
+    if ok then
+        ok, message = self.sockets:update(loaded.plan.listen or {}, count)
+    end
     if not ok then
         return nil, message
     end
@@ -530,7 +541,7 @@ end
 
 local function fatal(self, message, code)
     self.log:fatal({ code = code }, message)
-    self.exit_code = code
+    self.exit_code, self.failure = code, message
     return begin_stop(self, { cause = 'error' })
 end
 

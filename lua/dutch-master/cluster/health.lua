@@ -8,6 +8,11 @@
 -- reaches nobody else. Any answer in HTTP is a sign of life: 503 is no hang. There is one question at a
 -- time. It waits in the worker's queue until it is accepted: a slow starter finds one there, not one for each attempt.
 -- Otherwise a sign of life is WATCHDOG=1. The watchdog starts with the first one.
+--
+-- Where sockets were given to it (kind exec), a worker is ready when it accepts connections at all of them, and with
+-- `ready = 'notify'` when it has said READY=1 as well: see acceptance.lua.
+
+local Acceptance = require 'dutch-master.cluster.acceptance'
 
 local listening = require 'dutch-master.cluster.listening'
 
@@ -20,6 +25,10 @@ local READ_MAX = 65536
 local BUSY_MS = 20
 -- A worker that listens on a path or for datagrams may still come to a TCP port: for so long it is waited for.
 local ELSEWHERE_MS = 1000
+
+local NOBODY_ACCEPTS = 'The worker was given this address as an open socket. Check that it uses it (by LISTEN_FDS, by'
+    .. ' {fd} in its arguments, or by a preset), and that a shell before it starts it by exec. If it is not meant to'
+    .. ' accept there, say what makes it ready: ready = { port = n }, or ready = { alive = 1 }'
 
 --- @param options {platform, sockets, id (the worker's), log, rule (what shows that it is ready), fallback (the rule
 --   where it cannot be asked alone), watchdog_ms or nil, on = {ready, alive, hung},
@@ -171,6 +180,42 @@ local function is_awaited(self)
     return self.state == 'starting' or self.state == 'asking'
 end
 
+-- Which of the sockets that it was given must be seen to be accepted from.
+local function doors(self)
+    local rule = self.rule.type
+    if not self.was_given or rule ~= 'auto' and rule ~= 'notify' and rule ~= 'port' then
+        return {}
+    end
+    return self.sockets:doors(self.id, self.rule.port)
+end
+
+local function ready_if_all_came(self)
+    if not self.acceptance:words() and (self.rule.type ~= 'notify' or self.said_ready) then
+        self.on.ready { address = self.acceptance.doors[1].address.text }
+    end
+end
+
+local function await_acceptance(self)
+    local list = doors(self)
+    if #list > 0 then
+        self.acceptance = Acceptance.new {
+            platform = self.platform, id = self.id, doors = list,
+            on_done = function()
+                ready_if_all_came(self)
+            end,
+        }
+    end
+end
+
+--- It was forked with the sockets of the plan.
+function Health:given()
+    self.was_given = true
+    self:ask()
+    if self.state == 'starting' then
+        await_acceptance(self)
+    end
+end
+
 --- Asks for the page from now on, if that is the rule and a socket is there at which it can be asked alone.
 function Health:ask()
     if not is_awaited(self) or not can_be_asked(self) or self.state == 'asking' then
@@ -246,7 +291,12 @@ end
 function Health:notified(fields)
     local rule = self.rule.type
     if fields.READY == '1' and (rule == 'notify' or rule == 'auto') then
-        self.on.ready {}
+        self.said_ready = true
+        if self.acceptance then
+            ready_if_all_came(self)
+        else
+            self.on.ready {}
+        end
     end
     if fields.WATCHDOG == '1' and rule ~= 'http' then
         note_alive(self)
@@ -261,7 +311,19 @@ end
 --- How long it must have lived to count as ready, in ms; nil where its rule is another one.
 function Health:alive_ms()
     local rule = self.rule
-    return (rule.type == 'alive' or rule.type == 'auto') and rule.alive_ms or nil
+    return not self.acceptance and (rule.type == 'alive' or rule.type == 'auto') and rule.alive_ms or nil
+end
+
+--- Why it is not ready yet, in words or nil, and what to do about it, or nil.
+function Health:missing()
+    local acceptance = self.acceptance
+    local words = acceptance and acceptance:words()
+    if words then
+        return words, NOBODY_ACCEPTS
+    elseif self.rule.type == 'notify' and not self.said_ready then
+        return acceptance and 'it accepts connections, but has not said READY=1' or 'it has not said READY=1'
+    end
+    return self.words
 end
 
 --- It serves: it is asked on only if there is a watchdog, and so often that one question may get lost. One that is to
@@ -292,6 +354,9 @@ end
 function Health:close()
     self.state = 'quiet'
     hang_up(self)
+    if self.acceptance then
+        self.acceptance:close()
+    end
     if self.rotation then
         self.rotation:unprobe(self.id)
         self.rotation = nil

@@ -23,7 +23,7 @@ function M.summary(cluster)
     end
     return {
         state = cluster.state, generation = cluster.generation, wanted = cluster.wanted, serving = serving,
-        processes = cluster.process_count, last_verdict = cluster.last_verdict,
+        failure = cluster.failure, processes = cluster.process_count, last_verdict = cluster.last_verdict,
         roll = cluster.restarting and cluster.restarting:progress() or nil, restarts = cluster.newest,
         patience_ms = patience(cluster),
     }

@@ -276,7 +276,7 @@ function Worker:spawn(fields)
     self.log = self.log:child { workerPid = self.pid }
     self.health = new_health(self)
     if not self.channel_open then
-        self.health:ask() -- the question waits in its queue until it listens
+        self.health:given() -- what is asked waits in its queue until it listens
     end
     self.log:info('Creating new worker')
     return true
@@ -493,10 +493,11 @@ local function start_deadline(self)
     if self.health:alive_ms() then
         return became_ready(self, {})
     end
+    local missing, hint = self.health:missing()
+    local seconds, asked = self.plan.ready_timeout_ms / 1000, missing and ': ' .. missing
     self.health:close()
-    local seconds, asked = self.plan.ready_timeout_ms / 1000, self.health.words and ': ' .. self.health.words
-    self.leaving.late = ('was not ready within %g s'):format(seconds) .. (asked or '')
-    self.log:warn({ readyTimeout = seconds, listening = self.listening },
+    self.leaving.late = ('was not ready within %g s'):format(seconds) .. (asked or '') .. (hint and '. ' .. hint or '')
+    self.log:warn({ readyTimeout = seconds, listening = self.listening, hint = hint },
         'Worker was not ready in time' .. (asked or suspicion(self)))
     lose(self, 'was not ready in time' .. (asked or ''))
     self.leaving.until_ms = self.platform.now() + math.min(self.plan.kill_timeout_ms, self.plan.stop_timeout_ms)

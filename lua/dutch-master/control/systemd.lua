@@ -123,7 +123,9 @@ end
 function Systemd.status(state)
     local text
     local count = ('%d of %d workers'):format(serving(state), state.wanted)
-    if state.state == 'booting' then
+    if state.failure then
+        text = state.failure
+    elseif state.state == 'booting' then
         text = 'starting, ' .. count .. ' ready'
     elseif state.state == 'stopping' then
         local left = state.processes or #(state.workers or {})

@@ -7,7 +7,8 @@
 --   master_pid               of this master
 --   cwd                      directory of the fork, absolute, or nil to stay
 --   environ                  the master's own environment, {NAME = value}
---   environment              workerEnvironment of this fork, {NAME = value}; false removes a name
+--   environment              workerEnvironment of this fork, {NAME = value}; false removes a name, one of ours too
+--   account                  {name, dir, shell} of the user that the worker becomes, or nil to stay who we are
 --   executable               this binary, for Lua workers
 --   preload                  path of drain.cjs, or nil to go without
 --   metrics_preload          path of metrics.cjs, likewise
@@ -48,6 +49,10 @@ function M.environment(context)
     for _, name in ipairs(MASTERS_OWN) do
         env[name] = nil
     end
+    local account = context.account
+    if account then
+        env.HOME, env.USER, env.LOGNAME, env.SHELL = account.dir, account.name, account.name, account.shell
+    end
     for name, value in pairs(context.environment or {}) do
         if type(name) ~= 'string' or name == '' or name:find('[=%z]') then
             return nil, ('workerEnvironment: %q cannot be the name of a variable'):format(tostring(name))
@@ -73,6 +78,15 @@ function M.environment(context)
     return env
 end
 
+-- What the script does not want, whoever has set it.
+local function take_away(env, environment)
+    for name, value in pairs(environment or {}) do
+        if value == false then
+            env[name] = nil
+        end
+    end
+end
+
 --- 'NAME=value' strings in a stable order.
 function M.flatten(env)
     local names, list = {}, {}
@@ -86,7 +100,10 @@ function M.flatten(env)
     return list
 end
 
-local function finish(fields, env)
+local function finish(fields, env, context)
+    take_away(env, context.environment)
+    fields.listen_pid = fields.listen_pid and (context.environment or {}).LISTEN_PID ~= false
+    fields.watchdog_pid = fields.watchdog_pid and (context.environment or {}).WATCHDOG_PID ~= false
     fields.search_path = env.PATH or DEFAULT_PATH
     fields.env = M.flatten(env)
     return fields
@@ -164,7 +181,8 @@ local function spawn_node(plan, context)
     -- Node finds 'server' as server.js or server/index.js: only a name with an ending is certainly a file.
     local must_read = basename(plan.worker):find('%.[%w]+$') and plan.worker or nil
     local passes = context.passed ~= nil and #context.passed > 0
-    return finish({ file = argv[1], argv = argv, channel = true, must_read = must_read, listen_pid = passes }, env)
+    return finish({ file = argv[1], argv = argv, channel = true, must_read = must_read, listen_pid = passes }, env,
+        context)
 end
 
 local function spawn_lua(plan, context)
@@ -180,7 +198,8 @@ local function spawn_lua(plan, context)
         argv = append(append(append({}, plan.interpreter), { plan.worker }), plan.args)
         file = argv[1]
     end
-    return finish({ file = file, argv = argv, channel = true, must_read = plan.worker, listen_pid = false }, env)
+    return finish({ file = file, argv = argv, channel = true, must_read = plan.worker, listen_pid = false }, env,
+        context)
 end
 
 -- php-fpm compares with what it makes of its `listen`: a path without a prefix, an address of IPv6 without brackets,
@@ -273,7 +292,7 @@ local function spawn_exec(plan, context)
     -- sd_watchdog_enabled(3); one that is asked need not say it. The child itself adds WATCHDOG_PID.
     fields.watchdog_pid = plan.watchdog_ms ~= nil and (plan.ready or {}).type ~= 'http'
     env.WATCHDOG_USEC = fields.watchdog_pid and ('%d'):format(plan.watchdog_ms * 1000) or nil
-    return finish(fields, env)
+    return finish(fields, env, context)
 end
 
 -- legend: has_channel  a socketpair speaking the protocol of conversation.lua

@@ -9,6 +9,7 @@ local compare = require 'dutch-master.script.plan_diff'
 local Hooks = require 'dutch-master.launch.hooks'
 local kinds = require 'dutch-master.launch.kinds'
 local preload = require 'dutch-master.launch.node_preload'
+local rehearsal = require 'dutch-master.launch.rehearsal'
 local Releases = require 'dutch-master.launch.releases'
 local Worker = require 'dutch-master.cluster.worker'
 
@@ -142,9 +143,9 @@ end
 -- One fork
 
 local function add_identity(fields, plan)
-    fields.uid, fields.gid, fields.groups = plan.uid, plan.gid, plan.groups
-    fields.umask, fields.limits, fields.nice, fields.cpus = plan.umask, plan.limits, plan.nice, plan.cpus
-    fields.die_with_master = plan.die_with_master
+    for name, value in pairs(rehearsal.fields(plan)) do
+        fields[name] = value
+    end
 end
 
 -- Where its output goes. stderr is copied through the master, so that its end can be shown when it dies.
@@ -184,7 +185,7 @@ local function fields_of(self, worker, session, env, cwd)
             and preload_for(self, plan, self.preload, 'keep-alive draining is off') or nil,
         metrics_preload = plan.metrics and self.preload and preload_for(self, plan,
             self.preload:match '^(.*/)' .. 'metrics.cjs', 'metrics are off') or nil,
-        master_pid = self.platform.pid(),
+        master_pid = self.platform.pid(), account = plan.account,
     }
     local fds
     if not kind.has_channel then

@@ -55,7 +55,7 @@ function M.gunicorn(given)
     local argv = workers({ option(given, 'gunicorn', 'command', 'string', 'gunicorn') }, '--workers', given.workers)
     append(argv, option(given, 'gunicorn', 'args', 'table', {}))
     append(argv, { option(given, 'gunicorn', 'app', 'string') })
-    return { preset = 'gunicorn', argv = argv, sockets = 'listen_fds', ready = { alive = 1 }, stopSignal = 'SIGTERM' }
+    return { preset = 'gunicorn', argv = argv, sockets = 'listen_fds', stopSignal = 'SIGTERM' }
 end
 
 --- uvicorn { app, workers }: takes one socket.
@@ -65,7 +65,7 @@ function M.uvicorn(given)
     workers(argv, '--workers', given.workers)
     append(argv, option(given, 'uvicorn', 'args', 'table', {}))
     append(argv, { option(given, 'uvicorn', 'app', 'string') })
-    return { preset = 'uvicorn', argv = argv, sockets = 'argv', at_most = 1, ready = { alive = 1 },
+    return { preset = 'uvicorn', argv = argv, sockets = 'argv', at_most = 1,
         stopSignal = 'SIGTERM' }
 end
 
@@ -76,7 +76,7 @@ function M.hypercorn(given)
     workers(argv, '--workers', given.workers)
     append(argv, option(given, 'hypercorn', 'args', 'table', {}))
     append(argv, { option(given, 'hypercorn', 'app', 'string') })
-    return { preset = 'hypercorn', argv = argv, sockets = 'argv', ready = { alive = 1 }, stopSignal = 'SIGTERM' }
+    return { preset = 'hypercorn', argv = argv, sockets = 'argv', stopSignal = 'SIGTERM' }
 end
 
 --- puma { app = 'config.ru', workers }: leaves by the very SIGTERM it was sent. Says READY=1 only where the gem
@@ -97,7 +97,7 @@ function M.unicorn(given)
     append(argv, option(given, 'unicorn', 'args', 'table', {}))
     append(argv, { option(given, 'unicorn', 'app', 'string', 'config.ru') })
     return { preset = 'unicorn', argv = argv, sockets = 'unicorn',
-        ready = { alive = 1 }, stopSignal = 'SIGQUIT' }
+        stopSignal = 'SIGQUIT' }
 end
 
 --- nginx { config }: sockets are matched to the `listen` lines of its configuration by address.
@@ -107,7 +107,7 @@ function M.nginx(given)
         option(given, 'nginx', 'config', 'string'), '-g', 'daemon off;' }
     append(argv, option(given, 'nginx', 'args', 'table', {}))
     return { preset = 'nginx', argv = argv, sockets = 'nginx',
-        ready = { alive = 1 }, stopSignal = 'SIGQUIT' }
+        stopSignal = 'SIGQUIT' }
 end
 
 --- haproxy { config }: `bind fd@${DUTCH_FD_1}` in its configuration.

@@ -337,6 +337,19 @@ function Sockets:probe_target(id, port)
     return nil, port and ('it does not listen on port %d'):format(port) or 'it does not listen on a TCP port', 'ENOENT'
 end
 
+--- The TCP sockets of the plan that a worker has (those with this port, if one is said), as far as a connection can be
+-- made that reaches its lane.
+-- @return list of rotations
+function Sockets:doors(id, port)
+    local list = {}
+    for _, rotation in ipairs(self.directory.plan) do
+        if is_target(rotation, id, port) and select(2, rotation:has(id)) then
+            list[#list + 1] = rotation
+        end
+    end
+    return list
+end
+
 --- A worker's share of new connections, as a ratio to the others' 1: for canaries and ramps.
 function Sockets:weigh(id, weight)
     assert(type(weight) == 'number' and weight >= 0 and weight < math.huge, 'weight: expected a number from 0')

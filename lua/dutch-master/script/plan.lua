@@ -15,9 +15,19 @@ local M = {}
 local NODE_SUFFIXES = { js = true, mjs = true, cjs = true, ts = true, mts = true, cts = true }
 
 -- What can be seen of a worker differs by kind: an exec worker has no channel.
-local READY_OF_CHANNEL = { listening = true, message = true, port = true, path = true }
+local READY_OF_CHANNEL = { listening = true, message = true, path = true }
 
 local STOP_SIGNAL = 'SIGTERM'
+
+local function has_tcp_port(listen, port)
+    for _, entry in ipairs(listen) do
+        local found = not entry.text:find '^udp:' and not entry.text:find '^unix:' and entry.text:match ':(%d+)$'
+        if found and (port == nil or tonumber(found) == port) then
+            return true
+        end
+    end
+    return false
+end
 
 local function kind_of(worker)
     if type(worker) == 'table' then
@@ -83,6 +93,7 @@ local function resolve_account(plan, where, at)
         local account, message = where.getuser(plan.user)
         if account then
             plan.uid, plan.gid, plan.groups = account.uid, account.gid, account.groups
+            plan.account = { name = account.name, dir = account.dir, shell = account.shell }
         else
             at:key('user'):say(message or ('no such user: ' .. tostring(plan.user)))
         end
@@ -174,23 +185,15 @@ local function complete(plan, raw, at)
     end
     if exec and READY_OF_CHANNEL[plan.ready.type] then
         at:key('ready'):say(('a worker of kind "exec" has no channel: expected "notify", { alive = '
-            .. 'seconds } or { http = "/path" }, found %s'):format(schema.describe(plan.ready.type)))
+            .. 'seconds }, { port = n } or { http = "/path" }, found %s'):format(schema.describe(plan.ready.type)))
+    elseif exec and plan.ready.type == 'port' and not has_tcp_port(plan.listen, plan.ready.port) then
+        at:key('ready'):say(('no TCP address in listen has the port %d'):format(plan.ready.port))
     elseif not exec and #plan.listen > 0 then
         at:key('listen'):say(('a worker of kind "%s" names its addresses itself, when it listens'):format(plan.kind))
     end
 end
 
 local HOOK_TABLES = { every = true }
-
-local function has_tcp_port(listen, port)
-    for _, entry in ipairs(listen) do
-        local found = not entry.text:find '^udp:' and not entry.text:find '^unix:' and entry.text:match ':(%d+)$'
-        if found and (port == nil or tonumber(found) == port) then
-            return true
-        end
-    end
-    return false
-end
 
 -- A worker is asked by way of the lane that it alone has. Where a kernel without steering leaves it none, that is seen
 -- when it is forked.

@@ -158,4 +158,31 @@ describe('dial', function()
             core.dial('127.0.0.1:1', {})
         end)
     end)
+
+    for _, text in ipairs { '127.0.0.1:0', '[::1]:0', ':0' } do
+        it('knows whether somebody has accepted it, at ' .. text, function()
+            open(text)
+            local d = dial()
+            assert(d.dial:start('', true))
+            run_until(function() return lanes[1]:queue() == 1 end)
+            run_until(function() return d.dial:accepted() ~= nil end)
+            assert.is_false(d.dial:accepted())
+            assert.equal(0, d.ends)
+            local fd = accept(lanes[1])
+            assert.is_true(d.dial:accepted())
+            assert.equal('', sys.read(fd, 10)) -- whoever reads first finds its end
+            core.close_fd(fd)
+            run_until(function() return d.ends == 1 end)
+            assert.is_nil(d.message)
+        end)
+    end
+
+    it('is let in by a listener that waits for data', function()
+        open '127.0.0.1:0'
+        assert(net.set_option(lanes[1]:fd(), 6, 9, 30)) -- TCP_DEFER_ACCEPT, s
+        local d = dial()
+        assert(d.dial:start('', true))
+        core.close_fd(accept(lanes[1]))
+        run_until(function() return d.ends == 1 end)
+    end)
 end)

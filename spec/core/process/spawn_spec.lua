@@ -349,6 +349,25 @@ describe('spawn', function()
         end
     end)
 
+    it('tries beforehand whether user, limits and the rest may be set, and leaves nothing', function()
+        local function try(fields)
+            fields.file, fields.argv = 'no such program', { 'x' }
+            local ok, failed = core.rehearse(fields)
+            return ok or ('%s %s %s'):format(failed.step, failed.path or '-', failed.code)
+        end
+        assert.is_true(try {})
+        assert.is_true(try { umask = 0, limits = { { name = 'core', soft = 0, hard = 0 } } })
+        assert.equal('affinity - EINVAL', try { cpus = { 1000 } })
+        assert.equal('limits nofile EINVAL', try { limits = { { name = 'nofile', soft = 10, hard = 5 } } })
+        if unistd.geteuid() ~= 0 then
+            assert.equal('uid - EPERM', try { uid = 0, gid = unistd.getgid() })
+        else
+            assert.is_true(try { uid = 65534, gid = 65534, groups = { 65534 } })
+            assert.equal(0, unistd.geteuid())
+        end
+        assert.are.equal(0, core.children())
+    end)
+
     it('kills a child and its whole group with its master only if asked', function()
         local output = p.output_of { p.runner, 'spec/support/spawn_orphans.lua' }
         local pids = { output:match '^(%d+) (%d+) (%d+) (%d+)\n$' }

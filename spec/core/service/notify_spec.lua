@@ -39,7 +39,7 @@ describe('notify', function()
     local function address()
         local name = notify:name()
         local addr = ffi.new('struct dm_notify_address', { family = 1 })
-        ffi.copy(addr.path, '\0' .. name:sub(2), #name)
+        ffi.copy(addr.path, name:gsub('^@', '\0'), #name)
         return addr, 2 + #name
     end
 
@@ -76,12 +76,36 @@ describe('notify', function()
         return ('NOTIFY_SOCKET=%s %s'):format(notify:name(), command)
     end
 
-    it('has an abstract name nobody can guess', function()
+    it('has a path in a directory of its own, as systemd gives, which goes with it', function()
         local other = assert(core.notify_socket({}, print))
-        assert.truthy(notify:name():find('^@dutch%-master/%x+$'))
-        assert.equal(#'@dutch-master/' + 32, #notify:name())
-        assert.are_not.equal(notify:name(), other:name())
+        local path = other:name()
+        assert.truthy(path:find('^/.*/notify%-%x+$'))
+        assert.equal((core.runtime_dir()), (path:match '^(.*)/'))
+        assert.are_not.equal(notify:name(), path)
+        assert.equal(tonumber('600', 8), bit.band(core.stat(path).mode, tonumber('777', 8)))
         other:close()
+        assert.is_nil(core.stat(path))
+    end)
+
+    it('of another user can be reached by that one alone, in a directory that nobody can list or change', function()
+        if sys.C.geteuid() ~= 0 then
+            pending('needs root to become another user')
+            return
+        end
+        local other = assert(core.notify_socket({ uid = 54321 }, print))
+        local path, dir = other:name(), other:name():match '^(.*)/'
+        assert.equal(54321, core.stat(path).uid)
+        assert.equal(0, core.stat(dir).uid)
+        assert.equal(tonumber('711', 8), bit.band(core.stat(dir).mode, tonumber('777', 8)))
+        local function as(uid, command)
+            return os.execute(('setpriv --reuid %d --clear-groups %s >/dev/null 2>&1'):format(uid, command)) == 0
+        end
+        assert.is_true(as(54321, 'test -w ' .. path))
+        assert.is_false(as(54322, 'test -w ' .. path))
+        assert.is_false(as(54321, 'ls ' .. dir))
+        assert.is_false(as(54321, 'rm -f ' .. path))
+        other:close()
+        assert.is_nil(core.stat(dir))
     end)
 
     it('reads fields: the first of a key counts, keys are upper case', function()
@@ -201,16 +225,19 @@ describe('notify', function()
             pending('needs root to become another user')
             return
         end
-        os.execute(shell 'setpriv --reuid 54321 --clear-groups systemd-notify --ready 2>/dev/null &')
+        notify:close()
+        notify = assert(core.notify_socket({ uid = 54321, on_refused = function(reason, count)
+            refused[#refused + 1] = { reason, count }
+        end }, function(fields)
+            seen[#seen + 1] = fields
+        end))
+        assert.equal(0, sys.C.chmod(notify:name(), tonumber('777', 8))) -- as if it had been passed on
+        os.execute(shell 'setpriv --reuid 54322 --clear-groups systemd-notify --ready 2>/dev/null &')
         sys.await(function()
             return refused[1]
         end)
         assert.same({ 'sent by another user', 1 }, refused[1])
         assert.equal(0, #seen)
-        notify:close()
-        notify = assert(core.notify_socket({ uid = 54321 }, function(fields)
-            seen[#seen + 1] = fields
-        end))
         os.execute(shell 'setpriv --reuid 54321 --clear-groups systemd-notify --ready 2>/dev/null &')
         sys.await(function()
             return seen[1]

@@ -57,6 +57,35 @@ describe('cluster', function()
         assert.equal(0, world.asked_script)
     end)
 
+    it('gives up a boot in which a slot fails restartAttempts times and nothing was ever ready', function()
+        local world = fake.new { behaviour = function()
+            return { crash_ms = 5, code = 3 }
+        end }
+        world.boot()
+        assert.is_true(world.await('stopped'))
+        assert.equal(1, world.code)
+        assert.matches('^Boot failed: worker of slot %d failed 3 times, and none was ever ready: exited with code 3$',
+            world.messages('fatal')[1])
+        assert.equal(world.messages('fatal')[1], world.cluster:summary().failure)
+        world.platform:advance(1000)
+        assert.equal(0, world.platform:armed())
+    end)
+
+    it('goes on trying where something was ready once, or somebody stops it first', function()
+        local forks = 0
+        local world = fake.new { behaviour = function()
+            forks = forks + 1
+            return forks == 1 and good() or { crash_ms = 5, code = 3 }
+        end }
+        world.boot()
+        world.platform:advance(10000)
+        assert.equal('booting', world.cluster.state)
+        assert.is_true(forks > 5)
+        world.cluster:stop { signal = 'SIGTERM' }
+        assert.is_true(world.await('stopped'))
+        assert.equal(0, world.code)
+    end)
+
     it('gives each worker the stopTimeout it was forked with', function()
         local world = booted { plan = fake.plan { stop_timeout_ms = 30000 }, behaviour = function()
             return { ready_ms = 10, exit_ms = 20000 }

@@ -2,7 +2,7 @@ local Health = require 'dutch-master.cluster.health'
 local Platform = require 'spec.support.fake_platform'
 
 describe('health', function()
-    local platform, health, events, records, dials, rotation, target, target_code
+    local platform, health, events, records, dials, rotation, target, target_code, doors
 
     -- events: 'alive', 'ready ADDRESS', 'hung WHY' in their order
     local has, must = {}, {}
@@ -33,6 +33,8 @@ describe('health', function()
                     return target
                 end
                 return nil, 'it does not listen', target_code or 'ENOENT'
+            end, doors = function(_, _, port)
+                return not port and doors or { doors[port] }
             end },
             on = {
                 ready = function(facts)
@@ -67,7 +69,7 @@ describe('health', function()
 
     before_each(function()
         platform = Platform.new()
-        events, records, dials, target_code = {}, {}, {}, nil
+        events, records, dials, target_code, doors = {}, {}, {}, nil, {}
         function platform.dial(address, callbacks)
             local dial = { address = address, callbacks = callbacks, open = true }
             function dial.port()
@@ -79,6 +81,9 @@ describe('health', function()
                     return nil, 'connection refused', 'ECONNREFUSED'
                 end
                 return true
+            end
+            function dial.accepted()
+                return false
             end
             function dial.close()
                 assert(dial.open, 'closed twice')
@@ -386,5 +391,87 @@ describe('health', function()
         health:notified { WATCHDOG = 'trigger' }
         assert.same({}, happened()) -- nobody asked for a watchdog
         assert.is_nil(health:patience())
+    end)
+
+    describe('of a worker that was given sockets', function()
+        local function door(text)
+            local function yes()
+                return true
+            end
+            return { address = { text = text }, probe = yes, probed = yes, unprobe = yes, waiting = function()
+                return 1
+            end }
+        end
+
+        local function accept()
+            platform:advance(0)
+            dials[#dials].callbacks.on_end()
+        end
+
+        local function given(rule)
+            doors = { door '1', door '2' }
+            new(rule):given()
+            return health
+        end
+
+        it('is good when it accepts at all of them, and READY=1 does not hasten that', function()
+            given { type = 'auto', alive_ms = 1000 }
+            assert.is_nil(health:alive_ms())
+            health:notified { READY = '1' }
+            assert.same({}, happened())
+            accept()
+            assert.same({}, happened())
+            assert.equal('nobody accepted a connection at 2', (health:missing()))
+            accept()
+            assert.same({ 'ready 1' }, happened())
+        end)
+
+        it('needs READY=1 as well where that is the rule, in either order', function()
+            for _, first in ipairs { 'said', 'accepted' } do
+                given { type = 'notify' }
+                for _, what in ipairs(first == 'said' and { 'said', 'accepted' } or { 'accepted', 'said' }) do
+                    assert.same({}, happened(), first)
+                    if what == 'said' then
+                        health:notified { READY = '1' }
+                    else
+                        accept()
+                        accept()
+                    end
+                end
+                assert.same({ 'ready 1' }, happened())
+                assert.is_nil((health:missing()))
+                health:close()
+            end
+        end)
+
+        it('says which of the two is missing', function()
+            given { type = 'notify' }
+            assert.equal('nobody accepted a connection at 1', (health:missing()))
+            accept()
+            accept()
+            assert.equal('it accepts connections, but has not said READY=1', (health:missing()))
+            health:close()
+            doors = {}
+            assert.equal('it has not said READY=1', (new({ type = 'notify' }):missing()))
+        end)
+
+        it('is asked at one port only, if that is named; and not at all where it is to be believed', function()
+            given { type = 'port', port = 2 }
+            accept()
+            assert.same({ 'ready 2' }, happened())
+            health:close()
+            given { type = 'alive', alive_ms = 300 }
+            platform:advance(1000)
+            assert.equal(300, health:alive_ms())
+            assert.equal(1, #dials)
+        end)
+
+        it('leaves nothing behind when it is given up', function()
+            given { type = 'auto', alive_ms = 1000 }
+            platform:advance(0)
+            health:close()
+            assert.is_false(dials[1].open)
+            assert.equal(0, platform:armed())
+        end)
     end)
 end)

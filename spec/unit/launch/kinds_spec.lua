@@ -72,6 +72,25 @@ describe('the environment of a fork', function()
         }, env)
     end)
 
+    it('has the home, name and shell of another user, unless the script says otherwise', function()
+        local account = { name = 'www-data', dir = '/var/www', shell = '/usr/sbin/nologin' }
+        local env = kinds.environment(context { account = account })
+        assert.same({ '/var/www', 'www-data', 'www-data', '/usr/sbin/nologin' },
+            { env.HOME, env.USER, env.LOGNAME, env.SHELL })
+        env = kinds.environment(context { account = account, environment = { HOME = '/srv', SHELL = false } })
+        assert.same({ '/srv', 'www-data' }, { env.HOME, env.USER, env.SHELL })
+    end)
+
+    it('has nothing that the script takes away, whoever has set it', function()
+        local fields = kinds.rows.exec.spawn({ argv = { 'x' } }, context {
+            notify_name = '/run/notify', listen = { { name = 'web', address = ':80' } },
+            environment = { NOTIFY_SOCKET = false, LISTEN_FDNAMES = false, LISTEN_PID = false },
+        })
+        local env = env_of(fields)
+        assert.same({ '1' }, { env.LISTEN_FDS, env.LISTEN_FDNAMES, env.NOTIFY_SOCKET })
+        assert.is_false(fields.listen_pid)
+    end)
+
     it('takes workerEnvironment over the master\'s, ours over both', function()
         local env = kinds.environment(context {
             environment = {

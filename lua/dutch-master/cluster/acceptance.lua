@@ -1,0 +1,126 @@
+--- acceptance.lua: whether a starting worker accepts connections from the sockets that it was given. READY=1 does not
+-- say that (gunicorn sends it before the app is loaded), and being alive does not either.
+--
+-- The master connects to each address, through the public port, in a way that reaches the worker's lane alone. The
+-- connection says nothing and is finished at once: whoever accepts it finds its end and closes it, which is no request.
+-- It waits in the lane's queue until then: one connection, not one for each look.
+
+local Acceptance = {}
+Acceptance.__index = Acceptance
+
+-- How often it is looked whether a process has the connection, ms: mostly its end comes first.
+local LOOK_MS = 25
+-- Until the next try, where one could not be made, ms.
+local RETRY_MS = 100
+-- When too many other workers are being asked, ms.
+local BUSY_MS = 20
+
+--- @param options {platform, id (the worker's), doors (rotations, see sockets.lua), on_done = function()}
+function Acceptance.new(options)
+    local self = setmetatable(options, Acceptance)
+    self.at = 1 -- the door at which it knocks
+    self.why = nil -- what came of the last try, if that was not what is waited for
+    self.timer = self.platform.timer(function()
+        self:look()
+    end)
+    self.timer:start(0)
+    return self
+end
+
+local function hang_up(self)
+    if self.dial then
+        self.dial:close()
+        self.dial = nil
+    end
+end
+
+local function again(self, why, after_ms)
+    hang_up(self) -- before its rule is gone: nothing of it may reach another worker
+    self.doors[self.at]:unprobe(self.id)
+    self.why = why
+    self.timer:start(after_ms)
+end
+
+local function accepted(self)
+    local door = self.doors[self.at]
+    hang_up(self)
+    if not door:probed(self.id) then
+        return again(self, 'it may have been accepted by another worker', RETRY_MS)
+    end
+    self.at, self.why = self.at + 1, nil
+    if not self.doors[self.at] then
+        self:close()
+        return self.on_done()
+    end
+    self.timer:start(0)
+end
+
+local function knock(self)
+    local door = self.doors[self.at]
+    local dial, message = self.platform.dial(door.address.text, {
+        on_data = function()
+            accepted(self)
+        end,
+        on_end = function(reason)
+            if reason then
+                return again(self, reason, RETRY_MS)
+            end
+            accepted(self)
+        end,
+    })
+    if not dial then
+        self.why = message
+        return self.timer:start(RETRY_MS)
+    end
+    self.dial, self.looks = dial, 0
+    local ok, why, code = door:probe(self.id, dial:port())
+    if ok then
+        ok, why = dial:start('', true)
+    end
+    if not ok then
+        return again(self, why, code == 'EAGAIN' and BUSY_MS or RETRY_MS)
+    end
+    self.timer:start(LOOK_MS)
+end
+
+-- Where the kernel does not say whose the connection is, an empty queue says that it is somebody's.
+local function is_accepted(self)
+    local is = self.dial:accepted()
+    self.looks = self.looks + 1
+    return is or is == nil and self.looks > 2 and self.doors[self.at]:waiting(self.id) == 0
+end
+
+--- The timer's: knocks, or looks what has become of that.
+function Acceptance:look()
+    if not self.dial then
+        knock(self)
+    elseif is_accepted(self) then
+        accepted(self)
+    else
+        self.timer:start(LOOK_MS)
+    end
+end
+
+--- What is waited for, in words; nil when nothing is.
+function Acceptance:words()
+    local door = self.doors[self.at]
+    if not door then
+        return nil
+    end
+    local why = self.why and ' (' .. self.why .. ')' or ''
+    return ('nobody accepted a connection at %s%s'):format(door.address.text, why)
+end
+
+--- Nothing is asked any more.
+function Acceptance:close()
+    hang_up(self)
+    if self.timer then
+        if self.doors[self.at] then
+            self.doors[self.at]:unprobe(self.id)
+        end
+        self.timer:close()
+        self.timer = nil
+    end
+end
+
+return Acceptance

@@ -1,0 +1,163 @@
+-- Ready means that it serves: a worker that was given sockets is ready when it accepts from them, whatever it says.
+
+local http = require 'spec.support.http'
+local load = require 'spec.support.load'
+local master = require 'spec.support.master'
+
+-- By its release, which is the content of the file `mode`: what it does before it accepts, and instead.
+local SERVER = [[
+import os, signal, socket, sys, threading
+mode = open('mode').read().strip()
+def say(text):
+    n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    path = os.environ['NOTIFY_SOCKET']
+    n.connect('\0' + path[1:] if path[0] == '@' else path)
+    n.send(text)
+def rest(s):
+    threading.Event().wait(s)
+def serve(s, how='http'):
+    s.setblocking(True)
+    while True:
+        c, _ = s.accept()
+        busy.add(c)
+        if how == 'http':
+            data = c.recv(65536)
+            if data:
+                c.sendall(b'HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\n' + mode[:4].encode())
+            else:
+                pass # a connection that says nothing is no request
+        elif how == 'greets':
+            c.sendall(b'220 hello\r\n')
+            c.recv(65536)
+        elif how == 'keeps':
+            kept.append(c)
+        c.close() if how != 'keeps' else None
+        busy.discard(c)
+        leave()
+kept, busy, asked = [], set(), []
+def leave(*signal):
+    asked.extend(signal)
+    if asked and not busy:
+        os._exit(0)
+signal.signal(signal.SIGTERM, leave)
+s = socket.socket(fileno=3)
+second = socket.socket(fileno=4) if os.environ.get('LISTEN_FDS') == '2' else None
+if mode == 'slow':
+    say(b'READY=1')
+    rest(1.2)
+elif mode == 'fail':
+    say(b'READY=1')
+    rest(0.6)
+    print('cannot import app', file=sys.stderr, flush=True)
+    os._exit(3)
+elif mode == 'elsewhere':
+    say(b'READY=1')
+    other = socket.socket()
+    other.bind(('127.0.0.1', 0))
+    other.listen()
+    serve(other)
+elif mode == 'silent':
+    rest(1000)
+elif mode == 'defer':
+    s.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
+if second and mode != 'drops':
+    threading.Thread(target=serve, args=(second,), daemon=True).start()
+if mode == 'good' or mode == 'slow':
+    say(b'READY=1')
+serve(s, mode if mode in ('greets', 'keeps') else 'http')
+]]
+
+local function start(mode, options, listeners, attempts)
+    local port = http.free_port()
+    local addresses = ("'127.0.0.1:%d'"):format(port)
+    for _ = 2, listeners or 1 do
+        addresses = addresses .. (", '127.0.0.1:%d'"):format(http.free_port())
+    end
+    local text = ([[require('dutch-master').start { worker = { 'python3', 'server.py' }, numWorkers = 2,
+        listen = { %s }, restartAttempts = %d, restartSoak = 0.2, backoff = { first = 0.05, max = 0.05 }, %s }]])
+        :format(addresses, attempts or 1, options or '')
+    local m = master.start { script = text, files = { ['server.py'] = SERVER, mode = mode } }
+    m.text = text
+    return m, port
+end
+
+local function roll(m, mode, port)
+    m:rewrite('mode', mode)
+    local l = load.start { port = port, clients = 4, slow_ms = 900 }
+    local before = m:mark()
+    m:signal 'SIGUSR2'
+    local record = m:await(function(r)
+        return r.msg == 'Restart complete' or r.msg:find '^Restart aborted'
+    end, { timeout = 20000, after = before })
+    local counts = l:stop()
+    assert.equal(0, counts.failed, counts.text)
+    return record.msg:match '^Restart (%l+)', l
+end
+
+describe('a worker with sockets', function()
+    after_each(master.cleanup)
+
+    it('takes no connection before it accepts, whatever it has said: a slow good release', function()
+        local m, port = start 'good'
+        m:await 'Cluster ready'
+        local record, l = roll(m, 'slow', port)
+        assert.equal('complete', record)
+        assert.equal(0, #l.slow, 'a request waited for the import of a release')
+        m:finish()
+    end)
+
+    it('that fails after READY=1 never takes traffic', function()
+        local m, port = start 'good'
+        m:await 'Cluster ready'
+        local record = roll(m, 'fail', port)
+        assert.equal('aborted', record)
+        local status, body = http.get { port = port }
+        assert.same({ 200, 'good' }, { status, body })
+        m:finish()
+    end)
+
+    it('that accepts elsewhere is not ready, and is told what to do', function()
+        local m, port = start('good', 'readyTimeout = 6')
+        m:await 'Cluster ready'
+        assert.equal('aborted', (roll(m, 'elsewhere', port)))
+        local record = m:await(function(r)
+            return r.msg == ('Worker was not ready in time: nobody accepted a connection at 127.0.0.1:%d'):format(port)
+        end)
+        assert.matches('ready = { port = n }', record.hint, 1, true)
+        m:finish()
+    end)
+
+    it('must accept at each of them, or at the port that `ready` names', function()
+        local m, port = start('good', 'readyTimeout = 6', 2)
+        m:await 'Cluster ready'
+        assert.equal('aborted', (roll(m, 'drops', port)))
+        m:rewrite('master.lua', (m.text:gsub('readyTimeout = 6', ('ready = { port = %d }'):format(port))))
+        assert.equal('complete', (roll(m, 'drops', port)), m:dump())
+        m:finish()
+    end)
+
+    for _, mode in ipairs { 'defer', 'greets', 'keeps' } do
+        it('is seen to accept whichever way it does: ' .. mode, function()
+            local m = start(mode, 'readyTimeout = 20')
+            m:await 'Cluster ready'
+            m:finish()
+        end)
+    end
+
+    it('with ready = "notify" must do both', function()
+        local m = start('defer', "ready = 'notify', readyTimeout = 4", 1, 10)
+        m:await 'Worker was not ready in time: it accepts connections, but has not said READY=1'
+        m:rewrite('mode', 'good')
+        m:await 'Cluster ready'
+        m:finish()
+    end)
+
+    it('whose boot fails ends the master, with the last words of the worker', function()
+        local m = start('fail', "workerOutput = '/dev/null'")
+        m:exit()
+        m:finish { code = 1 }
+        assert.matches('Boot failed: worker of slot %d failed 1 times, and none was ever ready: exited with code 3',
+            m.stderr)
+        assert.matches('the last words of worker %d+ %(pid %d+%):\ncannot import app', m.stderr)
+    end)
+end)
