@@ -76,4 +76,21 @@ describe('examples', function()
         end
         m:finish()
     end)
+
+    it('without lua-http say which package is missing', function()
+        local m = master.start {
+            script = [[require('dutch-master').start { worker = 'app.lua', numWorkers = 1,
+                workerEnvironment = { LUA_PATH = '/nowhere/?.lua', LUA_CPATH = '/nowhere/?.so' } }]],
+            files = { ['app.lua'] = "require('dutch-master.http').serve(1, function() end)" },
+        }
+        local exited = m:await 'Worker exited'
+        assert.equal(1, exited.code)
+        master.wait_until(function()
+            return m.stderr:find('needs lua-http (on Debian: apt-get install lua-http)', 1, true)
+        end, { what = 'the name of the package' })
+        assert.is_nil(m.stderr:find('no field package.preload', 1, true))
+        m:signal 'SIGTERM'
+        m:exit()
+        m:finish { code = m.ended.code }
+    end)
 end)

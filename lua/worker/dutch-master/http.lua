@@ -6,10 +6,20 @@
 --         response:send('Hello ' .. request.path .. '\n')
 --     end)
 
-local cqueues = require 'cqueues'
-local socket = require 'cqueues.socket'
-local http_server = require 'http.server'
-local new_headers = require('http.headers').new
+-- What is not in the binary: its absence is no reason for a list of twenty paths.
+local function installed(name)
+    local ok, module = pcall(require, name)
+    if not ok and tostring(module):find(("module '%s' not found"):format(name), 1, true) then
+        error(("dutch-master.http needs lua-http (on Debian: apt-get install lua-http): there is no module '%s'")
+            :format(name), 0)
+    end
+    return ok and module or error(module, 0)
+end
+
+local cqueues = installed 'cqueues'
+local socket = installed 'cqueues.socket'
+local http_server = installed 'http.server'
+local new_headers = installed('http.headers').new
 
 local descriptors = require 'dutch-master.descriptors'
 local metrics = require 'dutch-master.metrics'
