@@ -89,8 +89,7 @@ describe('examples', function()
             return m.stderr:find('needs lua-http (on Debian: apt-get install lua-http)', 1, true)
         end, { what = 'the name of the package' })
         assert.is_nil(m.stderr:find('no field package.preload', 1, true))
-        m:signal 'SIGTERM'
-        m:exit()
-        m:finish { code = m.ended.code }
+        pcall(m.signal, m, 'SIGTERM') -- a boot in which nothing is ever ready may have ended by itself
+        m:finish { code = m:exit().code }
     end)
 end)
