@@ -161,6 +161,15 @@ function Master:write_pid_file()
         if not file then
             return self:refuse(EXIT_SYSTEM, 'pidFile: ' .. message)
         end
+        self.pid_file, self.pid_path = file, path
+    end
+end
+
+-- Made again, when somebody has removed it.
+function Master:keep_pid_file()
+    local file = self.pid_file and not self.platform.stat(self.pid_path) and self.platform.pid_file(self.pid_path)
+    if file then
+        self.pid_file:close()
         self.pid_file = file
     end
 end
@@ -191,7 +200,10 @@ function Master:assemble()
     self.recycle = Recycle.new { platform = self.platform, log = self.log, cluster = self.cluster }
     self.systemd = systemd.new { platform = self.platform, log = self.log }
     self.control = control.new { platform = self.platform, cluster = self.cluster, log = self.log,
-        output = self.output, claim = self.claim_held }
+        output = self.output, claim = self.claim_held,
+        also = function()
+            self:keep_pid_file()
+        end }
     local ok, message = self.control:open()
     if not ok then
         return self:refuse(EXIT_SYSTEM, 'control socket: ' .. message)

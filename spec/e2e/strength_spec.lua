@@ -87,6 +87,26 @@ describe('the master', function()
         m:finish()
     end)
 
+    it('makes its files again when its directory is emptied, and stays the only master of its script', function()
+        local pid_file = master.temp_dir() .. '/pid'
+        local m = start(("pidFile = '%s',"):format(pid_file))
+        local path = socket_of(m)
+        for _, remove in ipairs { 'rm -f %s/run/*', 'rm -rf %s/run' } do
+            assert(os.execute(remove:format(m.dir)) == 0)
+            os.remove(pid_file)
+            local second = cli.start(m, { m.script }):wait() -- it leaves nothing of its own there
+            assert.equal(1, second.code, second.err)
+            assert.matches('is running already: held by process ' .. m.pid, second.err, 1, true)
+            wait.wait_until(function()
+                return uv.fs_stat(path) and uv.fs_stat((path:gsub('sock$', 'lock'))) and uv.fs_stat(pid_file)
+            end, { what = 'its files' })
+            assert.equal(0, cli.run(m, { 'status' }).code)
+            assert.equal(tostring(m.pid), io.open(pid_file):read '*l')
+        end
+        assert.equal(0, cli.run(m, { 'restart', '--wait' }).code)
+        m:finish()
+    end)
+
     it('runs its own image when the file of its program is replaced or gone', function()
         local dir = master.temp_dir()
         local binary = dir .. '/dutch-master'

@@ -1,6 +1,8 @@
 /* lua/files.c: core.realpath, stat, lstat, access, read_file, runtime_dir, private_dir; the objects
  * core.lock(path) and core.pid_file(path), both with close(). */
 #include "service/files.h"
+#include "base/claim.h"
+#include "base/errors.h"
 #include "lua/open.h"
 #include "lua/support.h"
 #include "service/lock.h"
@@ -13,6 +15,7 @@
 #include <unistd.h>
 
 #define LOCK "dutch-master.lock"
+#define CLAIM "dutch-master.claim"
 #define PID_FILE "dutch-master.pid_file"
 
 int core_realpath(lua_State *L) {
@@ -150,6 +153,33 @@ static int l_lock_close(lua_State *L) {
     return 0;
 }
 
+/* claim(name): held by one process of this user at a time, see base/claim.h. */
+int core_claim(lua_State *L) {
+    const char *name = luaL_checkstring(L, 1);
+    pid_t holder;
+    int *fd = lua_newuserdata(L, sizeof *fd);
+    *fd = -1;
+    luaL_getmetatable(L, CLAIM);
+    lua_setmetatable(L, -2);
+    const int error = dm_claim(name, fd, &holder);
+    if (error == 0 || (error == -EAGAIN && holder == 0)) {
+        return 1;
+    }
+    lua_pushnil(L);
+    lua_pushfstring(L, "held by process %d", (int)holder);
+    lua_pushstring(L, dm_error_name(error));
+    return 3;
+}
+
+static int l_claim_close(lua_State *L) {
+    int *fd = luaL_checkudata(L, 1, CLAIM);
+    if (*fd >= 0) {
+        close(*fd);
+    }
+    *fd = -1;
+    return 0;
+}
+
 int core_pid_file(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
     void **object = push_object(L, PID_FILE);
@@ -201,9 +231,11 @@ int core_open_append(lua_State *L) {
 }
 
 static const luaL_Reg lock_methods[] = {{"close", l_lock_close}, {NULL, NULL}};
+static const luaL_Reg claim_methods[] = {{"close", l_claim_close}, {NULL, NULL}};
 static const luaL_Reg pid_file_methods[] = {{"close", l_pid_file_close}, {NULL, NULL}};
 
 void dm_lua_open_files(lua_State *L) {
     dm_lua_new_type(L, LOCK, lock_methods, l_lock_close);
+    dm_lua_new_type(L, CLAIM, claim_methods, l_claim_close);
     dm_lua_new_type(L, PID_FILE, pid_file_methods, l_pid_file_close);
 }

@@ -26,6 +26,10 @@ json.encode_sparse_array(true)
 local PER_TURN = 4
 --- Requests of one client that wait for their turn, or for their answer.
 local MAX_WAITING = 256
+--- How often the master looks whether its files are there still.
+local LOOK_MS = 2000
+--- Sockets kept open for the clients they have: two that have names, and some whose names were removed.
+local MAX_SERVERS = 6
 --- sun_path has 108 bytes, one for the NUL.
 local MAX_PATH = 107
 --- Records kept by the log for `events`.
@@ -91,6 +95,39 @@ Claim.__index = Claim
 
 function Claim:release()
     self.lock:close()
+    if self.name then
+        self.name:close()
+    end
+end
+
+--- The files may have been removed, with their directory or without (a cleaner of /tmp, a logout): they are made again.
+-- Nobody else can be the master meanwhile, for the name of the script's file is held as well.
+-- @return the paths of sockets that are gone
+function Claim:look(platform)
+    if not platform.stat(self.lock_path) then
+        platform.runtime_dir() -- made again, if it is that
+        local lock = platform.lock(self.lock_path)
+        if lock then
+            self.lock:close()
+            self.lock = lock
+        end
+    end
+    local gone = {}
+    for _, path in ipairs(self.paths) do
+        if not platform.stat(path) then
+            gone[#gone + 1] = path
+        end
+    end
+    return gone
+end
+
+-- By the file and not by its path: whatever becomes of the directory in which the lock is.
+local function claim_name(platform, script)
+    local file = platform.stat(script)
+    if not file then
+        return nil
+    end
+    return platform.claim(('script/%.0f-%.0f'):format(file.dev, file.ino))
 end
 
 --- Takes the place of the one master of `script`. -> claim | nil, message, code; EAGAIN: another one has it.
@@ -107,13 +144,24 @@ function M.claim(world)
     elseif not usual then
         return nil, message, code
     end
-    local lock
+    local lock, lock_path
     if usual then
-        lock, message, code = platform.lock((usual:gsub('%.sock$', '.lock')))
+        lock_path = usual:gsub('%.sock$', '.lock')
+        lock, message, code = platform.lock(lock_path)
     end
     if not lock and code ~= 'EAGAIN' and chosen then
         usual = nil
-        lock, message, code = platform.lock(chosen .. '.lock')
+        lock_path = chosen .. '.lock'
+        lock, message, code = platform.lock(lock_path)
+    end
+    local name
+    if lock then
+        local why, kind
+        name, why, kind = claim_name(platform, script)
+        if kind == 'EAGAIN' then
+            lock:close()
+            lock, message, code = nil, why, kind
+        end
     end
     if not lock then
         if code == 'EAGAIN' then
@@ -128,13 +176,13 @@ function M.claim(world)
     if usual and usual ~= chosen then
         paths[#paths + 1] = usual
     end
-    return setmetatable({ lock = lock, paths = paths, path = paths[1] }, Claim)
+    return setmetatable({ lock = lock, lock_path = lock_path, name = name, paths = paths, path = paths[1] }, Claim)
 end
 
 local Control = {}
 Control.__index = Control
 
---- { platform, cluster, log, output, claim }
+--- { platform, cluster, log, output, claim, also = what else is looked after, or nil }
 function M.new(world)
     return setmetatable({
         platform = world.platform,
@@ -142,6 +190,7 @@ function M.new(world)
         log = world.log,
         output = world.output,
         claim = world.claim,
+        also = world.also,
         servers = {},
         waiting = {},
         handled = 0,
@@ -481,23 +530,57 @@ local function on_client(control, conn)
     end)
 end
 
+local function serve(control, path)
+    local server, message, code = control.platform.serve(path, {
+        on_client = function(conn)
+            on_client(control, conn)
+        end,
+    })
+    if not server then
+        return nil, message, code
+    end
+    control.servers[#control.servers + 1] = server
+    return true
+end
+
+--- Whether the sockets are where verbs look for them. One that is made again takes new clients; those of the one that
+-- has lost its name stay with it, for they may wait for a verdict.
+local function look(control)
+    control.looking:start(LOOK_MS)
+    if control.also then
+        control.also()
+    end
+    for _, path in ipairs(control.claim:look(control.platform)) do
+        local ok, message = serve(control, path)
+        if ok then
+            control.log:warn({ path = path }, 'Control socket had been removed, made again')
+        elseif control.complaint ~= message then
+            control.log:error({ path = path, reason = message },
+                'Control socket has been removed and cannot be made again')
+        end
+        control.complaint = message
+    end
+    while #control.servers > MAX_SERVERS do
+        table.remove(control.servers, 1):close()
+    end
+end
+
 --- -> true | nil, message, code
 function Control:open()
     self.timer = self.platform.timer(function()
         take_turn(self)
     end)
+    self.looking = self.platform.timer(function()
+        look(self)
+    end)
     for _, path in ipairs(self.claim.paths) do
-        local server, message, code = self.platform.serve(path, {
-            on_client = function(conn)
-                on_client(self, conn)
-            end,
-        })
-        if not server then
+        local ok, message, code = serve(self, path)
+        if not ok then
             self:close()
             return nil, message, code
         end
-        self.servers[#self.servers + 1] = server
     end
+    self.looking:start(LOOK_MS)
     return true
 end
 
@@ -508,7 +591,8 @@ function Control:close()
     self.servers = {}
     if self.timer then
         self.timer:close()
-        self.timer = nil
+        self.looking:close()
+        self.timer, self.looking = nil, nil
     end
 end
 

@@ -12,6 +12,22 @@ local function fake_platform()
         end
         return p.dir
     end
+    function p.stat(path)
+        if path == SCRIPT then
+            return { dev = 1, ino = 2 }
+        end
+        return p.taken[path] and {} or p.servers[path] and {} or nil
+    end
+    function p.claim(name)
+        assert(name == 'script/1-2', name)
+        if p.claimed then
+            return nil, 'held by process 78', 'EAGAIN'
+        end
+        p.claimed = true
+        return { close = function()
+            p.claimed = false
+        end }
+    end
     function p.who(pid, uid)
         return { pid = pid, uid = uid, command = 'dutch-master' }
     end
@@ -19,10 +35,14 @@ local function fake_platform()
         if p.taken[path] then
             return nil, 'held by process 77', 'EAGAIN'
         end
-        p.taken[path] = true
-        return { close = function()
-            p.taken[path] = nil
-        end }
+        local lock = {}
+        function lock.close()
+            if p.taken[path] == lock then -- another file by now is not removed
+                p.taken[path] = nil
+            end
+        end
+        p.taken[path] = lock
+        return lock
     end
     function p.serve(path, options)
         if p.refuse == path then
@@ -37,8 +57,12 @@ local function fake_platform()
     function p.timer(fn)
         p.tick = nil
         return {
-            start = function()
-                p.tick = fn
+            start = function(_, ms)
+                if ms == 0 then
+                    p.tick = fn
+                else
+                    p.look = fn
+                end
             end,
             stop = function()
                 p.tick = nil
@@ -111,6 +135,7 @@ describe('control', function()
                 self.subscribers[fn] = nil
             end
         end
+        function log.warn() end
         function log:error(fields)
             self.errors[#self.errors + 1] = fields
         end
@@ -201,7 +226,7 @@ describe('control', function()
             platform.dir = nil
             assert.is_nil(control.claim { platform = platform, script = SCRIPT })
             open { control_socket = '/run/app.sock' }
-            assert.is_true(platform.taken['/run/app.sock.lock'])
+            assert.truthy(platform.taken['/run/app.sock.lock'])
             assert.truthy(platform.servers['/run/app.sock'])
         end)
     end)
@@ -373,6 +398,20 @@ describe('control', function()
     end)
 
     describe('a flood', function()
+        it('finds the socket again when it and the lock have been removed', function()
+            open()
+            local path = control.path_for(SCRIPT, nil, platform)
+            local before = platform.servers[path]
+            platform.servers[path], platform.taken = nil, {}
+            local message, code = select(2, control.claim { platform = platform, script = SCRIPT, plan = {} })
+            assert.equal('EAGAIN', code)
+            assert.truthy(message:find('is running already: held by process 78', 1, true), message)
+            platform.look()
+            assert.is_not_nil(platform.servers[path])
+            assert.are_not.equal(before, platform.servers[path])
+            assert.is_not_nil(platform.taken[(path:gsub('%.sock$', '.lock'))])
+        end)
+
         it('whose id or numbers JSON cannot write back are refused, and hurt no other', function()
             open()
             local bad, good = connect(), connect()
