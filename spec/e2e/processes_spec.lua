@@ -173,7 +173,13 @@ describe('what a worker leaves behind', function()
             local count, children = 0, 0
             local scan = uv.fs_scandir '/proc'
             for name in function() return uv.fs_scandir_next(scan) end do
-                if name:match '^%d+$' and status_of(name, 'PPid') == tostring(m.pid) then
+                local file = io.open(('/proc/%s/cmdline'):format(name))
+                local words = file and file:read '*a' or ''
+                if file then
+                    file:close()
+                end
+                if name:match '^%d+$' and status_of(name, 'PPid') == tostring(m.pid)
+                    and not words:find('--script-process', 1, true) then
                     children = children + 1
                     count = count + (is_alive(name) and 0 or 1)
                 end

@@ -298,6 +298,17 @@ static int build(const struct dm_listener *self, const struct dm_lane *without,
     return dm_steering_build(&steering, code);
 }
 
+/* The program is the group's: any member takes it, but one whose worker has locked its filters. */
+static int attach(const struct dm_listener *self, const struct sock_filter *code, int length) {
+    int error = -EPERM;
+    for (size_t i = 0; i < self->members && error == -EPERM; i++) {
+        if (dm_lane_listens(self->lanes[i]) == 1) {
+            error = dm_steering_attach(self->lanes[i]->fd, code, length);
+        }
+    }
+    return error;
+}
+
 static int apply(struct dm_listener *self, const struct dm_lane *without) {
     struct sock_filter code[DM_STEERING_INSTRUCTIONS];
     const struct dm_lane *member = listening_lane(self);
@@ -307,7 +318,7 @@ static int apply(struct dm_listener *self, const struct dm_lane *without) {
     }
     int rc = build(self, without, code);
     if (rc > 0) {
-        rc = dm_steering_attach(member->fd, code, rc);
+        rc = attach(self, code, rc);
     }
     if (rc == 0) {
         self->in_force = self->steer.buckets ? DM_STICKY : DM_STEERED;

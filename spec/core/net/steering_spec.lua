@@ -344,6 +344,16 @@ describe('steering (seed ' .. seed .. ')', function()
         assert.is_true(got[1] > 0 and got[2] > 0)
     end)
 
+    it('goes through another member when a worker has locked the filters of its lane', function()
+        open '127.0.0.1:0'
+        local lanes = { listener:lane(), listener:lane() }
+        assert.equal('steered', listener:steer { { lane = lanes[1] }, { lane = lanes[2] } })
+        assert.is_true(net.set_option(lanes[1]:fd(), 1, 44, 1)) -- SO_LOCK_FILTER
+        assert.equal('steered', (listener:steer { { lane = lanes[2] } }))
+        assert.is_true(net.set_option(lanes[2]:fd(), 1, 44, 1))
+        assert.equal('EPERM', select(3, listener:steer { { lane = lanes[1] } })) -- all of them: it is said
+    end)
+
     it('refuses weights that are none, and foreign lanes', function()
         open '127.0.0.1:0'
         local lane = listener:lane()
