@@ -114,16 +114,10 @@ describe('the master', function()
         local m = start(nil, { binary = binary })
         for _, replace in ipairs { 'cp /bin/false %s.new && mv %s.new %s', 'rm %s' } do
             assert(os.execute((replace:gsub('%%s', binary))) == 0)
-            local pid = m:workers()[1]
+            local mark, pid = m:mark(), m:workers()[1]
             assert(uv.kill(pid, 'sigkill'))
-            wait.wait_until(function()
-                local workers = m:workers()
-                return #workers == 1 and workers[1] ~= pid
-            end, { what = 'another worker' })
-            local now = m:workers()[1]
-            wait.wait_until(function()
-                return io.open(('/proc/%d/comm'):format(now)):read '*l' == 'dutch-master'
-            end, { what = 'a readable name' })
+            local now = m:await({ msg = 'Worker listening' }, { after = mark }).workerPid
+            assert.equal('dutch-master', io.open(('/proc/%d/comm'):format(now)):read '*l')
             assert.equal(uv.fs_readlink(('/proc/%d/exe'):format(m.pid)), uv.fs_readlink(('/proc/%d/exe'):format(now)))
         end
         m:finish()
