@@ -26,6 +26,8 @@ const SWEEP_MS = 100;
 const IDLE_MS = 1000; // nothing arrived for so long: a client that wanted to send has sent
 const PARTIAL_MS = 2000; // so long to complete a request line and headers that have begun
 const GOAWAY_MS = 500; // between the notice to an http2 client and the end of new streams; many round trips
+const READ_MS = 150; // between a connection's acceptance and the reading of its request, and plenty
+const MAJOR = parseInt(process.versions.node, 10);
 const REPORT_MS = 20; // between two reports of how many connections there are
 const WINDOW_MS = 500; // shorter ones say little: one request fills them
 const TERM_DUE_MS = 5000; // the master sends SIGTERM when the channel closes: it comes within milliseconds, or not at all
@@ -140,9 +142,25 @@ function watchHandle(server) {
 
 const known = new WeakSet(); // servers that have our listeners
 
+const patient = new WeakSet(); // servers whose idle connections end a moment later than asked
+
+// Node 26 takes a connection whose first request it has not read yet for an idle one. An app that closes its server would
+// reset it, so that is done when what was accepted is read. A server that is closed accepts no more.
+function closeIdleLater(server) {
+  const close = server.closeIdleConnections;
+  if (MAJOR < 26 || typeof close !== 'function' || Object.hasOwnProperty.call(server, 'closeIdleConnections')) return;
+  patient.add(server);
+  Object.defineProperty(server, 'closeIdleConnections', {
+    value() { setTimeout(() => close.call(server), READ_MS); },
+    configurable: true,
+    writable: true,
+  });
+}
+
 function watchSessions(server) {
   if (known.has(server)) return;
   known.add(server);
+  closeIdleLater(server);
   if (typeof server.setSecureContext === 'function') {
     server.prependListener('secureConnection', (socket) => {
       if (socket && socket._parent) tlsOf.set(socket._parent, socket);
@@ -211,7 +229,8 @@ function closeAfterAnswers() {
 // Node 19 and later end all idle connections the moment a server closes, 26 also those that have not sent anything
 // yet: requests on their way are lost. The sweep ends them when nothing has come for a moment.
 function keepIdleForNow(server) {
-  if (typeof server.closeIdleConnections === 'function' && !Object.hasOwnProperty.call(server, 'closeIdleConnections')) {
+  const own = Object.hasOwnProperty.call(server, 'closeIdleConnections');
+  if (typeof server.closeIdleConnections === 'function' && (!own || patient.has(server))) {
     Object.defineProperty(server, 'closeIdleConnections', { value() {}, configurable: true, writable: true });
   }
 }

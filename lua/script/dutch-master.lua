@@ -280,8 +280,15 @@ setmetatable(dutch, {
 
 local Worker = {}
 Worker.__index = Worker
+local relay -- loaded when the first message passes: most scripts see none
+
 function Worker:send(message)
-    return host('send', self.id, message)
+    relay = relay or core.relay()
+    local text, why = relay.encode(message)
+    if not text then
+        fail('worker:send: ' .. why)
+    end
+    return host('send', self.id, text)
 end
 
 local snapshot = dutch.workers
@@ -416,11 +423,21 @@ function entries.evaluate(json)
     return line
 end
 
+-- A message comes as it was written.
+local function read_message(worker, text)
+    relay = relay or core.relay()
+    local _, message = relay.decode(text)
+    return worker, message
+end
+
 --- Calls a hook. -> the line that answers
 function entries.call(json)
     local request = decode(json)
     if request.directory ~= nil then
         set_directory(request.directory)
+    end
+    if request.hook == 'onMessage' then
+        return answer(false, guard(call_hook, request.hook, read_message(unpack_values(request.arguments))))
     end
     return answer(false, guard(call_hook, request.hook, unpack_values(request.arguments)))
 end

@@ -149,6 +149,32 @@ describe('what a Node worker says', function()
         m:finish { code = 0 }
     end, TWO)
 
+    versions.it('is passed on as it was written', function(_, binary)
+        local m = app.start { binary = binary, workers = 2, app = app.http .. [==[
+            const sent = { a: [], o: {}, n: null, list: [1, null, 3], big: 9007199254740991, small: 0.1, e: 1e21, deep: [[[]]],
+                text: '\u0000x\u2028', nested: { rooms: [], except: [], flags: {} }, keys: { 1: 'a', 2: 'b' }, yes: true }
+            const sorted = (value) => (value && typeof value === 'object' && !Array.isArray(value)
+                ? Object.fromEntries(Object.keys(value).sort().map((key) => [key, sorted(value[key])]))
+                : Array.isArray(value) ? value.map(sorted) : value)
+            process.on('message', (message) => {
+                if (message.relay) console.log(JSON.stringify(sorted(message.relay)) === JSON.stringify(sorted(sent))
+                    ? 'relayed: the same' : 'relayed: ' + JSON.stringify(message.relay))
+            })
+            if (process.env.DUTCH_MASTER_SLOT === '1') process.on('SIGWINCH', () => process.send({ relay: sent }))
+        ]==], plan = [[
+            onMessage = function(worker, message)
+                for _, other in ipairs(dutch.workers()) do
+                    if other.id ~= worker.id then other:send(message) end
+                end
+            end,
+        ]] }
+        uv.kill(m:records({ msg = 'Worker listening', workerId = 1 })[1].workerPid, 'sigwinch')
+        m:await_output '^relayed: '
+        local said = table.concat(m.output, '\n')
+        assert(said:find('relayed: the same', 1, true), said)
+        m:finish { code = 0 }
+    end, TWO)
+
     versions.it('has nothing of ours in it: stack traces, processes that it forks', function(_, binary)
         local m, port = app.start { binary = binary, workers = 1, app = [[
             const fs = require('fs')

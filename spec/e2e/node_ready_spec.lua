@@ -134,6 +134,24 @@ describe('a Node worker', function()
         m:finish {}
     end, ONE)
 
+    versions.it('that speaks TLS is asked so; one that is asked by http is told what it looks like', function(_, binary)
+        local keys = uv.cwd() .. '/spec/support/nodejs/'
+        local source = ([[
+            const fs = require('fs')
+            const options = { key: fs.readFileSync('%skey.pem'), cert: fs.readFileSync('%scert.pem') }
+            require('https').createServer(options, (request, response) => response.end('ok')).listen(Number(process.env.PORT))
+        ]]):format(keys, keys)
+        local m = app.start { binary = binary, workers = 1, app = source, plan = 'ready = { tls = true },' }
+        app.roll(m)
+        m:finish { code = 0 }
+        m = app.start { binary = binary, workers = 1, app = source, ready = false,
+            plan = "ready = { http = '/', interval = 0.1 }, readyTimeout = 4, stopTimeout = 2, killTimeout = 1," }
+        m:await(function(record)
+            return record.msg:find 'It looks like a server of HTTPS: write ready = { tls = true }$'
+        end)
+        m:finish {}
+    end, TWO)
+
     versions.it('hears that the master holds the address, in another form, for the workers before it', function(_, binary)
         local m, port = app.start { binary = binary, plan = 'restartAttempts = 1,', app = [[
             require('http').createServer((request, response) => response.end('ok')).listen(Number(process.env.PORT), '0.0.0.0')

@@ -61,8 +61,9 @@ describe('a Node worker', function()
         ]] }
         local body
         m:wait_until(function() -- the first connection starts it
-            _, body = http.get { port = port }
-            return body
+            local status
+            status, body = http.get { port = port }
+            return status == 200
         end, 'an answer')
         assert.equal('1 true web true', body)
         m:await 'Cluster ready'

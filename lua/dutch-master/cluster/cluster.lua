@@ -278,8 +278,8 @@ local function fork(self, slot)
             must_listen_at = function(worker)
                 return must_listen_at(self, worker)
             end,
-            message = function(worker, message)
-                self.launcher.hooks:run('onMessage', worker:describe(), message)
+            message = function(worker, _, text)
+                self.launcher.hooks:run('onMessage', worker:describe(), text)
             end,
         },
     }

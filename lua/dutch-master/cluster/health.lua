@@ -15,6 +15,7 @@
 local Acceptance = require 'dutch-master.cluster.acceptance'
 
 local listening = require 'dutch-master.cluster.listening'
+local tls = require 'dutch-master.cluster.tls'
 
 local Health = {}
 Health.__index = Health
@@ -23,6 +24,9 @@ Health.__index = Health
 local READ_MAX = 65536
 -- When too many other workers are being asked.
 local BUSY_MS = 20
+
+local CLOSED = 'GET %s: the connection was closed without an answer'
+local LOOKS_LIKE_TLS = CLOSED .. '. It looks like a server of HTTPS: write ready = { tls = true }'
 -- A worker that listens on a path or for datagrams may still come to a TCP port: for so long it is waited for.
 local ELSEWHERE_MS = 1000
 
@@ -44,6 +48,8 @@ function Health.new(options)
     self.words = nil -- what came of asking it last
     self.status = nil -- its own words, by STATUS=
     self.alive_at = nil -- its last sign of life
+    self.greets = self.rule.tls == true -- it is asked by a greeting in TLS
+    self.looks_like_tls = nil -- not known yet
     return self
 end
 
@@ -59,6 +65,11 @@ end
 local function request(self, address)
     return ('GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: dutch-master\r\nConnection: close\r\n\r\n'):format(
         self.rule.path, self.rule.host or host_of(address))
+end
+
+-- In words, what is asked.
+local function question(self)
+    return self.rule.tls and 'TLS' or 'GET ' .. self.rule.path
 end
 
 local function hang_up(self)
@@ -85,7 +96,7 @@ local function conclude(self, words, status)
     local rotation = self.rotation
     hang_up(self) -- before its rule is gone: nothing of it may reach another worker
     if status and not rotation:probed(self.id) then
-        words, status = ('GET %s may have been answered by another worker'):format(self.rule.path), nil
+        words, status = question(self) .. ' may have been answered by another worker', nil
     elseif rotation then
         rotation:unprobe(self.id)
     end
@@ -101,8 +112,24 @@ local function conclude(self, words, status)
     end
 end
 
+-- A greeting is answered in TLS, by whatever: a server that refuses it is one of TLS too.
+local function read_tls(self)
+    local kind = tls.answer(self.seen)
+    if not self.rule.tls then
+        self.greets, self.looks_like_tls = false, kind ~= nil
+        conclude(self, kind and LOOKS_LIKE_TLS:format(self.rule.path) or CLOSED:format(self.rule.path))
+    elseif kind then
+        conclude(self, 'TLS: ' .. kind, kind == 'answered' and 200 or 500)
+    else
+        conclude(self, 'TLS: the greeting was not answered in TLS')
+    end
+end
+
 local function read(self, data)
     self.seen = self.seen .. data
+    if self.greets then
+        return read_tls(self)
+    end
     local line = self.seen:match '^([^\r\n]*)\r?\n'
     if not line and #self.seen <= READ_MAX then
         return
@@ -115,6 +142,20 @@ local function read(self, data)
     end
 end
 
+-- Who closes without a word in HTTP may speak TLS: it is greeted so, once.
+local function ended(self, reason)
+    local words = ('%s: %s'):format(question(self), reason or 'the connection was closed without an answer')
+    if self.looks_like_tls then
+        words = LOOKS_LIKE_TLS:format(self.rule.path)
+    elseif not self.rule.tls then
+        self.greets = not self.greets and not reason and self.seen == '' and self.looks_like_tls == nil
+        if not self.greets then
+            self.looks_like_tls = false
+        end
+    end
+    conclude(self, words)
+end
+
 local function ask_once(self)
     local rotation, why = self.sockets:probe_target(self.id, self.rule.port)
     if not rotation then
@@ -125,8 +166,7 @@ local function ask_once(self)
             read(self, data)
         end,
         on_end = function(reason)
-            conclude(self, ('GET %s: %s'):format(self.rule.path,
-                reason or 'the connection was closed without an answer'))
+            ended(self, reason)
         end,
     })
     if not dial then
@@ -139,7 +179,7 @@ local function ask_once(self)
         return self.timer:start(BUSY_MS)
     elseif ok then
         self.rotation = rotation
-        ok, no = dial:start(request(self, rotation.address.text))
+        ok, no = dial:start(self.greets and tls.HELLO or request(self, rotation.address.text))
     end
     if not ok then
         return conclude(self, no)
@@ -151,10 +191,10 @@ end
 local function overdue(self)
     local seconds = self.rule.timeout_ms / 1000
     if self.rotation:waiting(self.id) == 0 then
-        return conclude(self, ('GET %s: no answer in %g s'):format(self.rule.path, seconds))
+        return conclude(self, ('%s: no answer in %g s'):format(question(self), seconds))
     end
     self.timer:start(self.rule.timeout_ms)
-    note_result(self, ('GET %s: nobody accepted in %g s'):format(self.rule.path, seconds))
+    note_result(self, ('%s: nobody accepted in %g s'):format(question(self), seconds))
 end
 
 -- Where others have the same socket, one of them might answer: there the other rule must do.

@@ -79,12 +79,12 @@ function functions.stop(master, process, reason)
     return true
 end
 
-function functions.send(master, _, id, message)
+function functions.send(master, _, id, text)
     local worker = master.cluster and master.cluster:find(id)
     if not worker then
         return nil, ('worker %s is gone'):format(tostring(id))
     end
-    return worker:message(message)
+    return worker:message_text(text)
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------

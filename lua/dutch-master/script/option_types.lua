@@ -245,7 +245,7 @@ local listen = either(ADDRESS .. ', or a table of these', {
 })
 
 local READY = 'one of "listening", "message", "notify", { alive = seconds }, { port = n }, { path = "/socket" }, '
-    .. '{ http = "/path" }, or { message = "text" }'
+    .. '{ http = "/path" }, { tls = true }, or { message = "text" }'
 local READY_WORDS = { 'listening', 'message', 'notify' }
 local READY_FIELDS = {
     alive = { inside = 'alive_ms', type = schema.seconds(0) },
@@ -253,7 +253,7 @@ local READY_FIELDS = {
     path = { inside = 'path', type = schema.absolute_path },
     message = { inside = 'message', type = schema.text },
 }
-local READY_NAMES = { 'alive', 'http', 'message', 'path', 'port' }
+local READY_NAMES = { 'alive', 'http', 'message', 'path', 'port', 'tls' }
 
 -- What goes into a request line, or a header: nothing that would end either.
 local function one_word(expects, first)
@@ -266,6 +266,15 @@ local ready_http = schema.record(READY_HTTP, {
     http = { inside = 'path', type = one_word('a path such as "/health"', '/'), required = true },
     port = { type = schema.integer(1, 65535) },
     host = { type = one_word('the name of a host', '[\33-\126]') },
+    interval = { inside = 'interval_ms', type = schema.seconds(0.01), default = 500 },
+    timeout = { inside = 'timeout_ms', type = schema.seconds(0.01), default = 1000 },
+})
+
+local ready_tls = schema.record('a table with tls, port, interval, timeout', {
+    tls = { type = schema.simple('true', function(value)
+        return value == true
+    end), required = true },
+    port = { type = schema.integer(1, 65535) },
     interval = { inside = 'interval_ms', type = schema.seconds(0.01), default = 500 },
     timeout = { inside = 'timeout_ms', type = schema.seconds(0.01), default = 1000 },
 })
@@ -286,6 +295,11 @@ local ready = either(READY, {
             if value.http ~= nil then
                 local inside = ready_http.check(value, at)
                 inside.type = 'http'
+                return inside
+            end
+            if value.tls ~= nil then
+                local inside = ready_tls.check(value, at)
+                inside.type, inside.path = 'http', '/'
                 return inside
             end
             local name, given = next(value)

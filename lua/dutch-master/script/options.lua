@@ -73,7 +73,8 @@ M.list = {
         doc = 'no new connections for a worker whose queue has not moved for this long' },
     { name = 'ready', type = types.ready, default = { type = 'auto' }, default_text = 'by kind',
         doc = 'what makes a worker ready: "listening", "message", "notify", { alive = s }, { port = n }, '
-            .. '{ path = p }, { message = "text" }, { http = "/path", port, host, interval, timeout }' },
+            .. '{ path = p }, { message = "text" }, { http = "/path", port, host, interval, timeout }, '
+            .. '{ tls = true, port, interval, timeout }' },
     { name = 'readyTimeout', inside = 'ready_timeout_ms', type = schema.seconds(0.01), default = 60000,
         default_text = '60', unit = 's',
         doc = 'a worker that is not ready within this time is killed and counts as failed' },

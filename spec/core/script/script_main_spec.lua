@@ -207,9 +207,9 @@ dutch.start {
   end,
   every = { { 1, function() return dutch.hostname(), dutch.environ 'PATH', dutch.store() end }, { 2, print } },
 }]])
-        assert.same({ true }, { session:call('onMessage', { id = 7 }, { text = 'hi' }) })
+        assert.same({ true }, { session:call('onMessage', { id = 7 }, '{"text":"hi"}') })
         assert.same({
-            { 'send', 7, { got = 'hi' } },
+            { 'send', 7, '{"got":"hi"}' },
             { 'restart', 'asked' },
             { 'scale', 3 },
             { 'stop' },

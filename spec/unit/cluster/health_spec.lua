@@ -187,6 +187,38 @@ describe('health', function()
         assert.same({}, happened())
     end)
 
+    it('tells a server of TLS from one that says nothing', function()
+        asked { path = '/x' }
+        dials[#dials].callbacks.on_end() -- as Node's https does with a plain request
+        platform:advance(500)
+        dials[#dials].callbacks.on_data '\x16\3\3\0\x7a...'
+        local words = 'GET /x: the connection was closed without an answer. It looks like a server of HTTPS: write'
+            .. ' ready = { tls = true }'
+        assert.equal(words, health.words)
+        platform:advance(500)
+        dials[#dials].callbacks.on_end()
+        assert.equal(words, health.words)
+        assert.same({}, happened())
+        health:close()
+    end)
+
+    it('goes by an answer in TLS where that is the rule', function()
+        asked { tls = true }
+        dials[#dials].callbacks.on_data '\x15\3\3\0\2\2\x28'
+        assert.equal('TLS: refused', health.words)
+        assert.same({ 'alive' }, happened())
+        platform:advance(500)
+        dials[#dials].callbacks.on_end()
+        assert.equal('TLS: the connection was closed without an answer', health.words)
+        platform:advance(500)
+        dials[#dials].callbacks.on_data 'HTTP/1.1 200 OK\r\n'
+        assert.equal('TLS: the greeting was not answered in TLS', health.words)
+        platform:advance(500)
+        dials[#dials].callbacks.on_data '\x16\3\3\0\x7a...'
+        assert.same({ 'alive', 'ready 127.0.0.1:80' }, happened())
+        health:close()
+    end)
+
     it('waits as long as nobody accepts, and gives up who accepts and is silent', function()
         asked()
         rotation.queue = 1

@@ -36,6 +36,7 @@ local cases = {
     backlog = { good = { 1, 511 }, bad = { 0, -1, 1.5, NAN, INF, '511', {}, 1e6 } },
     stallTimeout = { good = { 1, 0.5 }, bad = { 0, -1, NAN, INF, '1', {} } },
     ready = { good = { 'listening', 'message', 'notify', { alive = 0 }, { port = 80 }, { path = '/x' },
+        { tls = true }, { tls = true, port = 443, interval = 1, timeout = 2 },
         { message = 'up' }, { http = '/' },
         { http = '/health?deep=1', port = 80, host = 'example.org:80', interval = 0.1, timeout = 5 } },
         bad = { { http = '' }, { http = 'health' }, { http = '/a b' }, { http = '/\r\n' }, { http = 1 },
