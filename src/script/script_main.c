@@ -167,12 +167,21 @@ static int l_chdir(lua_State *L) {
     return 1;
 }
 
-static int l_presets(lua_State *L) {
-    if (dm_lua_load_embedded(L, "dutch-master/launch/presets") != 0) {
+static int load_ours(lua_State *L, const char *path) {
+    if (dm_lua_load_embedded(L, path) != 0) {
         return lua_error(L);
     }
     lua_call(L, 0, 1);
     return 1;
+}
+
+static int l_presets(lua_State *L) {
+    return load_ours(L, "dutch-master/launch/presets");
+}
+
+/* relay() -> the module that keeps a message as it was written */
+static int l_relay(lua_State *L) {
+    return load_ours(L, "dutch-master/channel/relay");
 }
 
 static const luaL_Reg primitives[] = {
@@ -181,6 +190,7 @@ static const luaL_Reg primitives[] = {
     {"chdir", l_chdir},
     {"guard", dm_guard_call},
     {"where", dm_guard_where},
+    {"relay", l_relay},
     {"cpus", core_cpus},
     {"hostname", core_hostname},
     {"environ", core_environ},
