@@ -323,8 +323,10 @@ function Master:say_failure()
         return
     end
     local lines = { 'dutch-master: ' .. text.printable(failure) }
-    for i = #self.cluster.reports, 1, -1 do
-        local report = self.cluster.reports[i]
+    local reports = { unpack(self.cluster.reports) }
+    reports[#reports + 1] = self.cluster.failed_report -- by which the boot has failed: first
+    for i = #reports, 1, -1 do
+        local report = reports[i]
         if report.stderr and report.stderr:find '%S' then
             lines[#lines + 1] = ('the last words of worker %d (pid %d):'):format(report.worker, report.pid)
             for line in report.stderr:sub(-LAST_WORDS):gmatch '[^\n]+' do

@@ -156,7 +156,7 @@ describe('a worker with sockets', function()
         local m = start('fail', "workerOutput = '/dev/null'")
         m:exit()
         m:finish { code = 1 }
-        assert.matches('Boot failed: worker of slot %d failed 1 times, and none was ever ready: exited with code 3',
+        assert.matches('Boot failed: worker of slot %d failed 1 time, and none was ever ready: exited with code 3',
             m.stderr)
         assert.matches('the last words of worker %d+ %(pid %d+%):\ncannot import app', m.stderr)
     end)

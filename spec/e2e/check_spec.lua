@@ -123,7 +123,7 @@ describe('the command line', function()
             local c = run(unpack(words))
             assert.equal(2, c.code, table.concat(words, ' '))
             assert.equal('', c.out)
-            assert.matches(words[1] == 'completion' and 'expected bash, zsh or fish' or '\nusage: dutch%-master', c.err)
+            assert.matches(words[1] == 'completion' and 'expected bash, zsh, fish or luals' or '\nusage: dutch%-master', c.err)
         end
     end)
 
@@ -141,7 +141,7 @@ describe('the command line', function()
     end)
 
     it('has help, a version and completions', function()
-        assert.matches('^dutch%-master %d+%.%d+%.%d+\n$', run('--version').out)
+        assert.matches('^dutch%-master %d+%.%d+%.%d+ %([^\n]+%)\n$', run('--version').out)
         assert.matches('\n  restart ', run('--help').out)
         assert.matches('^dutch%-master restart ', run('restart', '--help').out)
         assert.matches('complete %-F', run('completion', 'bash').out)

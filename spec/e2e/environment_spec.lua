@@ -189,9 +189,9 @@ describe('an address that cannot be had', function()
 
     it('wanted by a Lua worker ends the start as well, and aborts a restart', function()
         local port, other = http.free_port(), http.free_port()
-        local function script_for(number)
+        local function script_for(number, more)
             return script(([[numWorkers = 1, workerEnvironment = { LISTEN = '127.0.0.1:%d' }, restartAttempts = 2,
-                restartSoak = 0, backoff = { first = 0.05, max = 0.1 },]]):format(number))
+                restartSoak = 0, backoff = { first = 0.05, max = 0.1 }, %s]]):format(number, more or ''))
         end
         local taken = uv.new_tcp()
         assert(taken:bind('127.0.0.1', port))
@@ -215,8 +215,16 @@ describe('an address that cannot be had', function()
         local mark = m:mark()
         taken:close()
         uv.run 'nowait'
+        -- The release moves to another port. That is a mistake, unless it says so.
+        m:rewrite('master.lua', script_for(port, 'restartAttempts = 1, readyTimeout = 1,'))
         m:signal 'SIGUSR2'
-        m:await('Restart complete', { after = mark })
+        local moved = m:await('Restart aborted, the old workers stay', { after = mark })
+        assert.matches(('it does not listen on 127.0.0.1:%d, where the workers before it do. If that is meant, say'
+            .. ' which address counts: ready = { port = %d }'):format(other, port), moved.reason, 1, true)
+        assert.equal(200, (http.get { port = other }))
+        m:rewrite('master.lua', script_for(port, ('ready = { port = %d },'):format(port)))
+        m:signal 'SIGUSR2'
+        m:await('Restart complete', { after = moved })
         assert.equal(200, (http.get { port = port }))
         m:finish()
     end)

@@ -1,4 +1,4 @@
--- Node workers that cannot start: each reason told apart, in words.
+-- Node workers that cannot start: each reason told apart, in words. The boot fails by it: the words are on stderr too.
 local master = require 'spec.support.master'
 local versions = require 'spec.support.node_versions'
 
@@ -20,6 +20,17 @@ local function only(binary)
     return ("{ '%s' }"):format(binary)
 end
 
+-- The boot has failed, with this reason (a pattern) in the log and on stderr.
+local function failed(m, reason)
+    m:exit()
+    local fatal = m:records { level = 60 }
+    assert.equal(1, #fatal, m:dump())
+    for _, text in ipairs { fatal[1].msg, m.stderr } do
+        assert.matches('Boot failed: worker of slot 1 failed 1 time, and none was ever ready: ' .. reason, text)
+    end
+    m:finish { code = 1 }
+end
+
 describe('a cluster of a Node app that cannot start', function()
     after_each(master.cleanup)
     it('says that there is no node', function()
@@ -30,7 +41,7 @@ describe('a cluster of a Node app that cannot start', function()
         assert.equal('exec', record.step)
         assert.equal('ENOENT', record.code)
         assert.matches('node', record.msg)
-        m:finish()
+        failed(m, 'could not be started: node: not found in PATH %(/nowhere:/usr/none%)')
     end)
 
     versions.it('says that the script is missing, or unreadable as a file', function(_, binary)
@@ -41,7 +52,7 @@ describe('a cluster of a Node app that cannot start', function()
             local record = m:await(function(each) return each.msg:find 'could not be started' end)
             assert.equal('script', record.step)
             assert.matches(worker:match '%a+%.js', record.msg)
-            m:finish()
+            failed(m, 'could not be started: the worker: ' .. worker:match '%a+%.js')
         end
     end)
 
@@ -54,7 +65,7 @@ describe('a cluster of a Node app that cannot start', function()
             return each.level >= 40 and each.msg:find('/no/such/release', 1, true)
         end)
         assert.is_truthy(record)
-        m:finish()
+        failed(m, 'could not be started: its directory: /no/such/release')
     end)
 
     versions.it('does not take "online" for readiness of an app with a syntax error', function(_, binary)
@@ -65,7 +76,8 @@ describe('a cluster of a Node app that cannot start', function()
         assert.equal(1, exited.code)
         assert.equal(0, #m:records 'Worker listening')
         assert.equal(0, #m:records 'Cluster ready')
-        m:finish()
+        failed(m, 'exited with code 1')
+        assert.matches('the last words of worker 1 %(pid %d+%):\n.*SyntaxError', m.stderr)
     end)
 
     versions.it('suspects a launcher when an app never asks for its socket', function(_, binary)
@@ -75,7 +87,7 @@ describe('a cluster of a Node app that cannot start', function()
         }, plan = { worker = "'launcher.js'", interpreter = only(binary) } }
         local record = m:await(function(each) return each.msg:find 'was not ready in time' end)
         assert.matches('launcher', record.msg)
-        m:finish()
+        failed(m, 'was not ready within 5 s')
     end, { at_once = #versions.all })
 
     -- A launcher that is Node itself takes the channel away from the app, which then binds its port by itself.
@@ -99,6 +111,6 @@ describe('a cluster of a Node app that cannot start', function()
         assert.matches('it never asked for a socket', record.msg)
         assert.matches('npm start', record.msg)
         assert.equal(0, #m:records 'Worker listening')
-        m:finish()
+        failed(m, 'was not ready within 6 s')
     end)
 end)

@@ -84,7 +84,7 @@ describe('top', function()
         -- In 80 columns a release is still known by its name, and no line is longer than the screen.
         tmux 'resize-window -t top -x 80 -y 24'
         await '\nSLOT +ID +PID +STATE +GEN +UP +CPU%% +RSS +Q +RST +RELEASE\n'
-        await '…[^\n]-pec%-%w+/app\n'
+        await '[/…][^\n]-pec%-%w+/app\n'
         tmux 'resize-window -t top -x 200 -y 50'
         await('\nSLOT +WORKER [^\n]* RESTARTS +RELEASE\n[^\n]+  ' .. m.app:gsub('%-', '%%-') .. '\n')
         tmux 'send-keys -t top q'

@@ -57,7 +57,9 @@ describe('wrong usage', function()
             refused(nil, { verb, '--frobnicate' }, verb .. ': unknown option "--frobnicate"')
             refused(nil, { verb, '-Z' }, verb .. ': unknown option "-Z"')
             refused(nil, { verb, '--help=yes' }, verb .. ': --help takes no value')
-            refused(nil, { verb, 'a.lua', 'b.lua', 'c.lua' }, verb .. ': ')
+            if verb ~= 'web' then -- it takes as many scripts as there are
+                refused(nil, { verb, 'a.lua', 'b.lua', 'c.lua' }, verb .. ': ')
+            end
             -- Neither a file nor the name of one.
             refused(nil, { verb, 'frobnicate' }, verb .. ': ' .. (verb == 'list' and 'unexpected' or 'expected '))
             refused(nil, { verb, '' }, verb .. ': ')
@@ -74,7 +76,7 @@ describe('wrong usage', function()
                     if option.short then
                         refused(nil, { verb, '-' .. option.short }, message)
                     end
-                    if option.value ~= 'PATH' then
+                    if option.value ~= 'PATH' and option.value ~= 'FILE' then
                         for _, bad in ipairs { 'x', '', '-1', 'nan', 'inf', '1e300' } do
                             refused(nil, { verb, '--' .. option.long, bad }, ('found "%s"'):format(bad))
                         end
@@ -116,7 +118,7 @@ describe('wrong usage', function()
         { { 'why', '1', '2' }, 'expected a script, found "2"' },
         { { 'events', '--last', '1.5' }, 'expected an integer, found "1.5"' },
         { { 'top', '--interval', '0' }, 'expected a number of at least 0.1, found "0"' },
-        { { 'completion', 'tcsh' }, 'expected bash, zsh or fish, found "tcsh"' },
+        { { 'completion', 'tcsh' }, 'expected bash, zsh, fish or luals, found "tcsh"' },
         { { 'completion', 'bash', 'zsh' }, 'unexpected "zsh"' },
     } do
         it('is refused: dutch-master ' .. table.concat(case[1], ' '), function()

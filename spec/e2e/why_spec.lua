@@ -10,7 +10,7 @@ local wait = require 'spec.support.wait'
 local function start(app, more)
     local m = master.start {
         script = ([[require('dutch-master').start { worker = 'app.lua', numWorkers = 1, stopTimeout = %g,
-            killTimeout = %g, backoff = { first = 0.05, max = 0.1 }, %s }]]):format(wait.scale, 0.3 * wait.scale,
+            killTimeout = %g, backoff = { first = 0.05, max = 0.1 }, restartAttempts = 1000, %s }]]):format(wait.scale, 0.3 * wait.scale,
             more or ''),
         files = { ['app.lua'] = app },
     }

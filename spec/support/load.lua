@@ -19,12 +19,13 @@ M.__index = M
 
 local OUTCOMES = { 'ok', 'bad', 'reset', 'refused', 'empty', 'timeout' }
 local MAX_BODIES, MAX_KEPT = 1000, 10000
+local running = {} -- every load that was not stopped
 
 --- load.start { port= | socket=, clients=8, mode='close'|'keepalive', rate= (requests a second, all
 --- clients together), source= (the clients' address), path=, timeout= (ms), expect= (pattern of the body),
 --- slow_ms=, protocol= (http.lua, or fastcgi.lua) } starts at once.
 function M.start(options)
-    local self = setmetatable({ options = options, running = true, active = 0, waiting = {} }, M)
+    local self = setmetatable({ options = options, running = true, active = 0, waiting = {}, clients = {} }, M)
     self.counts = { total = 0, stale = 0, max_ms = 0 }
     for _, outcome in ipairs(OUTCOMES) do
         self.counts[outcome] = 0
@@ -40,6 +41,7 @@ function M.start(options)
     self.protocol = options.protocol or http
     self.text = self.protocol.request_text(self.target, self.keep_alive)
     self.timeout_ms = math.ceil((options.timeout or 10000) * wait.scale)
+    running[self] = true
     local clients = options.clients or 8
     uv.update_time()
     self.pause_ms = options.rate and math.ceil(clients * 1000 / options.rate) or 0
@@ -51,6 +53,7 @@ end
 
 function M:new_client()
     local client = { timer = uv.new_timer() }
+    self.clients[#self.clients + 1] = client
     self.waiting[client] = true
     client.timer:start(self.pause_ms > 0 and math.random(0, self.pause_ms) or 0, 0, function()
         self:request(client)
@@ -84,7 +87,7 @@ function M:request(client, again)
     client.reused, client.port = false, nil
     local handle
     handle = http.connect(self.target, function(err, connection)
-        if client.handle and client.handle ~= connection then
+        if client.abandoned or client.handle and client.handle ~= connection then
             return
         end
         client.handle = connection
@@ -195,6 +198,7 @@ function M:stop()
         return self.active == 0
     end, { what = 'the last requests', timeout = self.timeout_ms + 1000 })
     wait.turn()
+    running[self] = nil
     local counts, parts = self.counts, {}
     counts.failed = counts.total - counts.ok
     for _, name in ipairs { 'total', 'failed', 'ok', 'bad', 'reset', 'refused', 'empty', 'timeout', 'stale' } do
@@ -205,6 +209,22 @@ function M:stop()
     end
     counts.text = table.concat(parts, ', ') .. (', slowest %d ms'):format(counts.max_ms)
     return counts
+end
+
+--- Ends the loads that a failed spec has left behind. A connect that is under way when the interpreter ends is called
+-- back after its timer is gone, of which luv dies.
+function M.cleanup()
+    for self in pairs(running) do
+        for _, client in ipairs(self.clients) do
+            client.abandoned = true
+            drop(client)
+            if not client.timer:is_closing() then
+                client.timer:close()
+            end
+        end
+    end
+    running = {}
+    wait.turn()
 end
 
 return M

@@ -13,6 +13,7 @@
 
 local uv = require 'luv'
 local cjson = require 'cjson'
+local load = require 'spec.support.load'
 local wait = require 'spec.support.wait'
 
 local M = {}
@@ -579,8 +580,9 @@ function Master:finish(options)
     end
 end
 
---- For after_each: ends and removes what is left of masters that were not finished.
+--- For after_each: ends and removes what is left of loads and masters that were not finished.
 function M.cleanup()
+    load.cleanup()
     for self in pairs(running) do
         dispose(self)
     end

@@ -10,8 +10,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define LOCK "dutch-master.lock"
@@ -43,10 +45,28 @@ static int push_stat(lua_State *L, const struct stat *st) {
     return 1;
 }
 
+/* When the file was made, where its file system keeps that: with dev and ino it names one file for
+ * ever, while ino alone is given to another when the file is gone. */
+static void set_birth(lua_State *L, const char *path) {
+    struct statx stx;
+    char text[48];
+    if (statx(AT_FDCWD, path, 0, STATX_BTIME, &stx) == 0 && (stx.stx_mask & STATX_BTIME) != 0) {
+        (void)snprintf(text, sizeof text, "%lld.%09u", (long long)stx.stx_btime.tv_sec,
+                       (unsigned)stx.stx_btime.tv_nsec);
+        lua_pushstring(L, text);
+        lua_setfield(L, -2, "born");
+    }
+}
+
 int core_stat(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
     struct stat st;
-    return stat(path, &st) < 0 ? dm_lua_fail(L, -errno, path) : push_stat(L, &st);
+    if (stat(path, &st) < 0) {
+        return dm_lua_fail(L, -errno, path);
+    }
+    push_stat(L, &st);
+    set_birth(L, path);
+    return 1;
 }
 
 int core_lstat(lua_State *L) {

@@ -159,7 +159,7 @@ end
 function M.run(ctx)
     local shell = shells[ctx.argument]
     if not shell then
-        return ctx.usage(('expected bash, zsh or fish, or luals, found "%s"'):format(ctx.argument))
+        return ctx.usage(('expected bash, zsh, fish or luals, found "%s"'):format(ctx.argument))
     end
     ctx.out((shell()))
     return 0

@@ -4,6 +4,7 @@
 -- changes the number, and the slots find the shortest way from what is to what is wanted. Stop beats everything.
 
 local compare = require 'dutch-master.script.plan_diff'
+local exit_report = require 'dutch-master.cluster.exit_report'
 local listening = require 'dutch-master.cluster.listening'
 local machine = require 'dutch-master.machine'
 local Restart = require 'dutch-master.cluster.restart'
@@ -235,9 +236,33 @@ local function must_listen_at(self, worker)
     return state ~= 'rolling_back' and state ~= 'giving_up' and listening.common(lists) or {}
 end
 
+-- Why the cluster ends by itself.
+local function say_failure(self, message, code, fields)
+    fields = fields or {}
+    fields.code = code
+    self.log:fatal(fields, message)
+    self.exit_code, self.failure, self.unsaid = code, message, nil
+end
+
+-- A socket that it was refused keeps it from listening: that is behind its end.
+local function was_refused(worker)
+    return worker.refused and not worker.listening
+end
+
+-- The boot has failed by this worker. How that ended is the reason, so it is said at its end.
+local function say_boot_failure(self, worker)
+    local report = worker.report or {}
+    if was_refused(worker) then
+        return say_failure(self, worker.refused, EXIT_SYSTEM)
+    end
+    say_failure(self, ('%s: %s'):format(self.unsaid.message, report.message or self.unsaid.why), EXIT_FAILED, {
+        slot = worker.slot, failedWorkerId = worker.id, stderr = report.stderr })
+    self.failed_report = worker.report
+end
+
 -- One that was refused its socket has ended, and nobody was ever ready: another try would end the same way.
 local function refused_at_boot(self, worker)
-    if worker.refused and not worker.listening and not worker.leaving.told and not self.served then
+    if was_refused(worker) and not worker.leaving.told and not self.served then
         self.agenda:post(self, 'fatal', worker.refused, EXIT_SYSTEM)
     end
 end
@@ -272,7 +297,11 @@ local function fork(self, slot)
                 end
             end,
             gone = function(worker)
-                refused_at_boot(self, worker)
+                if self.unsaid and self.unsaid.worker == worker then
+                    say_boot_failure(self, worker)
+                else
+                    refused_at_boot(self, worker)
+                end
                 worker_gone(self, worker)
             end,
             must_listen_at = function(worker)
@@ -321,8 +350,8 @@ local function new_slot(self, number)
                 to_restart(self, 'failed', slot, worker, why)
                 if worker and self.state == 'booting' and not self.served
                     and slot.failures >= self.launcher.plan.restart_attempts then
-                    self.agenda:post(self, 'fatal', ('Boot failed: worker of slot %d failed %d times, and none was'
-                        .. ' ever ready: %s'):format(slot.number, slot.failures, why), EXIT_FAILED)
+                    self.agenda:post(self, 'fatal', ('Boot failed: worker of slot %d failed %s, and none was ever'
+                        .. ' ready'):format(slot.number, exit_report.times(slot.failures)), EXIT_FAILED, worker, why)
                 end
             end,
         },
@@ -501,6 +530,9 @@ local function stop_at_once(self, request)
 end
 
 local function finish(self, code)
+    if self.unsaid then -- its worker is still there
+        say_boot_failure(self, self.unsaid.worker)
+    end
     for _, request in ipairs(self.stop_requests) do
         if request.on_stopped then
             request.on_stopped(code)
@@ -539,9 +571,15 @@ local function to_rolling()
     return 'rolling'
 end
 
-local function fatal(self, message, code)
-    self.log:fatal({ code = code }, message)
-    self.exit_code, self.failure = code, message
+local function fatal(self, message, code, worker, why)
+    if worker then
+        self.exit_code, self.unsaid = code, { worker = worker, message = message, why = why }
+        if worker.report then
+            say_boot_failure(self, worker)
+        end
+    else
+        say_failure(self, message, code)
+    end
     return begin_stop(self, { cause = 'error' })
 end
 
@@ -562,7 +600,7 @@ definition = machine.define {
         'rolled', -- the restart has its verdict, and no other one took its place
         'scale', -- (count, request)
         'stop', -- (request)
-        'fatal', -- (message, exit code) it cannot go on
+        'fatal', -- (message, exit code, worker or nil, why) it cannot go on, because of this worker
         'emptied', -- no process is left
         'deadline',
     },

@@ -27,6 +27,11 @@ local function not_found(path, search_path)
     return ('the program: %s: no such file or directory'):format(path)
 end
 
+--- "1 time", "3 times".
+function M.times(count)
+    return ('%d time%s'):format(count, count == 1 and '' or 's')
+end
+
 --- The reason of a start that failed, in words: "its directory: /deploys/x: no such file or directory".
 -- @param failed {step, code, path, message = 'step: ...'} of core.spawn's status
 -- @param search_path where a program without a slash was looked for, if that is known

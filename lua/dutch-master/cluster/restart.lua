@@ -26,6 +26,7 @@
 --   slots anybody serves.
 
 local Comparison = require 'dutch-master.cluster.comparison'
+local exit_report = require 'dutch-master.cluster.exit_report'
 local machine = require 'dutch-master.machine'
 
 local Restart = {}
@@ -226,12 +227,14 @@ local function words_of(verdict)
     return verdict.done > 0 and 'Restart aborted, two releases serve' or 'Restart aborted, the old workers stay'
 end
 
+local SUPERSEDED = 'Restart superseded by a later one'
+
 local function log_verdict(self, verdict)
     local fields = { generation = verdict.generation, duration = verdict.duration_ms / 1000 }
     if verdict.result == 'done' then
         return self.log:info(fields, 'Restart complete')
     elseif verdict.result == 'superseded' then
-        return self.log:info(fields, 'Restart superseded by a later one')
+        return self.log:info(fields, SUPERSEDED)
     elseif verdict.result == 'stopped' then
         return
     end
@@ -370,8 +373,8 @@ end
 -- Complete when the failed worker has ended.
 local function complete(self, cause)
     cause.failure = cause.rejected and rejection_of(self, cause) or failure_of(cause.slot, cause.worker, cause.why)
-    cause.message = cause.message or ('replacement of slot %d failed %d times: %s'):format(cause.slot.number,
-        self.walk.attempts, cause.failure.message or 'unknown')
+    cause.message = cause.message or ('replacement of slot %d failed %s: %s'):format(cause.slot.number,
+        exit_report.times(self.walk.attempts), cause.failure.message or 'unknown')
     return cause
 end
 
@@ -553,6 +556,7 @@ definition = machine.define {
             loaded = loaded,
             begin = begin,
             superseded = function(self)
+                self.log:info({}, SUPERSEDED) -- it has no generation yet
                 return refused(self, 'superseded', 'a later restart was requested')
             end,
             stopped = function(self)

@@ -27,7 +27,7 @@ local PER_TURN = 4
 --- Requests of one client that wait for their turn, or for their answer.
 local MAX_WAITING = 256
 --- How often the master looks whether its files are there still.
-local LOOK_MS = 2000
+local LOOK_MS = 3000
 --- Sockets kept open for the clients they have: two that have names, and some whose names were removed.
 local MAX_SERVERS = 6
 --- sun_path has 108 bytes, one for the NUL.
@@ -121,13 +121,14 @@ function Claim:look(platform)
     return gone
 end
 
--- By the file and not by its path: whatever becomes of the directory in which the lock is.
+-- By the file and not by its path: whatever becomes of the directory in which the lock is. Its birth too: when the
+-- script is replaced, as an edit does it, another file may get its inode while this master runs.
 local function claim_name(platform, script)
     local file = platform.stat(script)
     if not file then
         return nil
     end
-    return platform.claim(('script/%.0f-%.0f'):format(file.dev, file.ino))
+    return platform.claim(('script/%.0f-%.0f-%s'):format(file.dev, file.ino, file.born or hash(script)))
 end
 
 --- Takes the place of the one master of `script`. -> claim | nil, message, code; EAGAIN: another one has it.

@@ -112,7 +112,7 @@ end
 -- All is quiet: no ticks until the kernel reports something. @return how long at most, or nil
 local function rest(self)
     local fds, longest = self.watched()
-    self.resting = fds ~= nil and watch(self, fds)
+    self.resting = fds ~= nil and (#fds == 0 or watch(self, fds)) -- without a lane nothing can happen
     return self.resting and longest or nil
 end
 

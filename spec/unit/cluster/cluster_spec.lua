@@ -71,6 +71,24 @@ describe('cluster', function()
         assert.equal(0, world.platform:armed())
     end)
 
+    it('says why a boot has failed at the end of the worker that failed, and forks no more meanwhile', function()
+        local forks = 0
+        local world = fake.new { plan = fake.plan { num_workers = 1, restart_attempts = 1 }, behaviour = function()
+            forks = forks + 1
+            return { ready_ms = 1e9, exit_ms = 400 }
+        end }
+        world.boot()
+        assert.is_true(world.await('stopping'))
+        assert.same({}, world.messages('fatal'))
+        assert.is_true(world.await('stopped'))
+        assert.same({ 1, 1, 1 }, { world.code, forks, #world.messages('fatal') })
+        assert.matches('^Boot failed: worker of slot 1 failed 1 time, and none was ever ready: was not ready within 60 s$',
+            world.messages('fatal')[1])
+        assert.equal(world.cluster.reports[1], world.cluster.failed_report)
+        world.platform:advance(1000)
+        assert.equal(0, world.platform:armed())
+    end)
+
     it('goes on trying where something was ready once, or somebody stops it first', function()
         local forks = 0
         local world = fake.new { behaviour = function()

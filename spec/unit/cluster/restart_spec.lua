@@ -285,7 +285,7 @@ describe('restart', function()
             world.post('gone', {})
             worker.report = { code = 3, message = 'exited with code 3', stderr = 'oh' }
             world.post('gone', worker)
-            assert.same({ 'aborted', 0, 1, 'replacement of slot 1 failed 1 times: exited with code 3' }, verdict(world))
+            assert.same({ 'aborted', 0, 1, 'replacement of slot 1 failed 1 time: exited with code 3' }, verdict(world))
             assert.same({ 3, 'oh', 'disconnected while starting' },
                 { world.verdict.failure.code, world.verdict.failure.stderr, world.verdict.failure.reason })
         end)
@@ -321,7 +321,7 @@ describe('restart', function()
             world.fail(world.slots[3])
         end
 
-        local FAILED = 'replacement of slot 3 failed 1 times: exited with code 7'
+        local FAILED = 'replacement of slot 3 failed 1 time: exited with code 7'
 
         it('rolls them back, one batch after the other', function()
             halfway()
@@ -350,7 +350,7 @@ describe('restart', function()
             worker.report = { message = 'exited with code 9', code = 9 }
             world.post('gone', worker)
             assert.same({ 'aborted', 2, 4, FAILED .. '; the rollback was cut short: '
-                .. 'replacement of slot 1 failed 1 times: exited with code 9' }, verdict(world))
+                .. 'replacement of slot 1 failed 1 time: exited with code 9' }, verdict(world))
             assert.equal(7, world.verdict.failure.code) -- of what began it
         end)
 

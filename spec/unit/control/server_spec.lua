@@ -5,7 +5,7 @@ local SCRIPT = '/srv/app/master.lua'
 
 -- A platform whose sockets are tables, and whose turns of the loop are counted by hand.
 local function fake_platform()
-    local p = { servers = {}, locks = {}, taken = {}, dir = '/run/dm' }
+    local p = { servers = {}, locks = {}, taken = {}, claims = {}, dir = '/run/dm', born = '5.000000001' }
     function p.runtime_dir()
         if not p.dir then
             return nil, 'read-only', 'EROFS'
@@ -14,18 +14,18 @@ local function fake_platform()
     end
     function p.stat(path)
         if path == SCRIPT then
-            return { dev = 1, ino = 2 }
+            return { dev = 1, ino = 2, born = p.born }
         end
         return p.taken[path] and {} or p.servers[path] and {} or nil
     end
     function p.claim(name)
-        assert(name == 'script/1-2', name)
-        if p.claimed then
+        assert(name:find '^script/1%-2%-', name)
+        if p.claims[name] then
             return nil, 'held by process 78', 'EAGAIN'
         end
-        p.claimed = true
+        p.claims[name] = true
         return { close = function()
-            p.claimed = false
+            p.claims[name] = nil
         end }
     end
     function p.who(pid, uid)
@@ -395,6 +395,17 @@ describe('control', function()
             assert.equal('EINTERNAL', conn.ask({ verb = 'why' }).error.code)
             assert.equal('why', log.errors[1].verb)
         end)
+    end)
+
+    it('is not refused for a file that had the inode of its script before, nor where births are not kept', function()
+        open()
+        platform.taken = {} -- as for a script at another path
+        local function claim()
+            return control.claim { platform = platform, script = SCRIPT, plan = {} }
+        end
+        assert.is_nil(claim())
+        platform.born = '6.000000001'
+        assert.is_truthy(claim()).release(claim())
     end)
 
     describe('a flood', function()
