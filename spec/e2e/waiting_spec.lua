@@ -71,6 +71,7 @@ describe('connections that wait behind busy workers', function()
             end
             return math.max(0, unpack(queues)) >= 4
         end, 'a queue')
+        l:no_more()
         act()
         local counts = l:stop()
         assert.equal(0, counts.failed, counts.text .. m:dump())

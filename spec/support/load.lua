@@ -185,15 +185,20 @@ function M:await(total, options)
     end, { what = ('%d requests'):format(total), timeout = options and options.timeout or 30000 })
 end
 
---- Starts no more requests, waits for those that run, and returns the counts: a table with the
---- outcomes above, total, stale, max_ms, failed (all that are not ok) and text (all of it, to print).
-function M:stop()
+--- Starts no more requests.
+function M:no_more()
     self.running = false
     for client in pairs(self.waiting) do
         drop(client)
         client.timer:close()
     end
     self.waiting = {}
+end
+
+--- Starts no more requests, waits for those that run, and returns the counts: a table with the
+--- outcomes above, total, stale, max_ms, failed (all that are not ok) and text (all of it, to print).
+function M:stop()
+    self:no_more()
     wait.wait_until(function()
         return self.active == 0
     end, { what = 'the last requests', timeout = self.timeout_ms + 1000 })
