@@ -91,7 +91,7 @@ describe('the command line', function()
             { { 'scale' }, 'a number of workers' },
             { { 'scale', 'master.lua' }, 'is missing' },
             { { 'scale', 'master.lua', 'many' }, 'found "many"' },
-            { { 'completion', 'tcsh' }, 'bash, zsh or fish' },
+            { { 'completion', 'tcsh' }, 'bash, zsh, fish or luals' },
             { { 'completion' }, 'is missing' },
             { { 'master.lua', '--now' }, 'unexpected "%-%-now"' },
             { { '--' }, 'which script' },

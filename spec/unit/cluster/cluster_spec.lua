@@ -75,7 +75,7 @@ describe('cluster', function()
         local forks = 0
         local world = fake.new { plan = fake.plan { num_workers = 1, restart_attempts = 1 }, behaviour = function()
             forks = forks + 1
-            return { ready_ms = 1e9, exit_ms = 400 }
+            return { exit_ms = 400 }
         end }
         world.boot()
         assert.is_true(world.await('stopping'))
