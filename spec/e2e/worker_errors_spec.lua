@@ -24,8 +24,8 @@ local CASES = {
         { ['app.lua'] = apps.idle }, 'chdir', 'ENOENT', 'its directory: [^:]*/no/such/release' },
     { 'a file for a directory', "worker = 'app.lua', beforeFork = function() dutch.chdir '/etc/passwd' end",
         { ['app.lua'] = apps.idle }, 'chdir', 'ENOTDIR', 'its directory: [^:]*/etc/passwd' },
-    { 'too large an environment', "worker = 'app.lua', workerEnvironment = { V = ('x'):rep(200000) }", { ['app.lua'] = apps.idle }, 'exec', 'E2BIG',
-        'the program: .*argument list too long' },
+    { 'too large an environment', "worker = 'app.lua', workerEnvironment = { V = ('x'):rep(200000) }",
+        { ['app.lua'] = apps.idle }, 'exec', 'E2BIG', 'the program: .*argument list too long' },
 }
 
 local function start(case)
