@@ -76,6 +76,9 @@ end
 local function positional(verb, parsed, word)
     local argument = verb.argument
     if verb.takes_scripts then
+        if not M.is_like_script(word) then
+            return nil, ('expected a script, found "%s"'):format(word)
+        end
         parsed.words[#parsed.words + 1] = word
     elseif argument and not parsed.argument and word:find(argument.pattern) then
         if argument.valid and not argument.valid(word) then

@@ -32,6 +32,8 @@ local KILL_AGAIN_MS = 1000
 -- A worker that was not told to leave and whose channel has closed ends by itself in this time, or is terminated: what
 -- it ends with tells more than our SIGTERM would.
 local DISCONNECTED_MS = 1000
+-- One that was never ready is about to say why, which Node takes a while for on a busy machine.
+local STARTED_IN_VAIN_MS = 5000
 -- How much of stopTimeout may pass before a worker is asked to leave, because connections wait for it: the rest is for
 -- what it is doing then.
 local EMPTYING_SHARE = 2 / 3
@@ -520,7 +522,7 @@ local function closed_while_starting(self)
         self.log:warn('Worker disconnected unexpectedly while starting')
     end
     lose(self, 'disconnected while starting')
-    self.leaving.until_ms = self.platform.now() + DISCONNECTED_MS + self.plan.kill_timeout_ms
+    self.leaving.until_ms = self.platform.now() + STARTED_IN_VAIN_MS + self.plan.kill_timeout_ms
     return 'disconnected'
 end
 
@@ -677,7 +679,8 @@ definition = machine.define {
             return math.max(remaining(self) - self.plan.kill_timeout_ms, 0)
         end,
         disconnected = function(self)
-            return self.leaving.until_ms and math.min(DISCONNECTED_MS, remaining(self)) or DISCONNECTED_MS
+            local patience = self.ready_at and DISCONNECTED_MS or STARTED_IN_VAIN_MS
+            return self.leaving.until_ms and math.min(patience, remaining(self)) or patience
         end,
         terminating = remaining,
         headless = remaining,
