@@ -1,20 +1,13 @@
-/* capture.c: see capture.h. The target is shared with others and may be anything (terminal, pipe,
- * file), so it is neither polled by libuv, which would make it non-blocking for all of them, nor
- * written to without asking. The answer is worth little: a terminal takes less than it promised,
- * and what a pipe had room for another may have filled by then. Both are opened again,
- * non-blocking. */
+/* capture.c: see capture.h. */
 #include "process/capture.h"
 
-#include "service/files.h"
+#include "base/outqueue.h"
+#include "service/target.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 enum {
@@ -34,12 +27,10 @@ struct dm_capture {
     void *ctx;
     char *ring;
     size_t ring_size, ring_start, ring_length;
-    char *pending;
-    size_t pending_start, pending_end, pending_size;
+    struct dm_outqueue pending;
     uint64_t lost;
-    int fd, target; /* fd is -1 at its end, target -1 once it failed */
-    bool own_target;
-    bool nowait; /* the target can refuse instead of blocking */
+    int fd;                  /* -1 at its end */
+    struct dm_target target; /* its fd is -1 once it failed */
     bool in_lost_line;
 };
 
@@ -123,92 +114,42 @@ static size_t next_piece(const char *data, size_t size, bool last) {
     return size >= PIPE_BUF || last ? most : 0;
 }
 
-/* Bytes written, 0 for none at the moment, or a negative errno. */
-static ssize_t write_piece(struct dm_capture *c, const char *data, size_t size) {
-    struct pollfd target = {.fd = c->target, .events = POLLOUT};
-    if (poll(&target, 1, 0) <= 0 || !(target.revents & (POLLOUT | POLLERR | POLLHUP | POLLNVAL))) {
-        return 0;
-    }
-    struct iovec iov = {.iov_base = (void *)(uintptr_t)data, .iov_len = size};
-    ssize_t n = c->nowait ? pwritev2(c->target, &iov, 1, -1, RWF_NOWAIT) : -1;
-    if (n < 0 && (!c->nowait || errno == EOPNOTSUPP)) {
-        c->nowait = false;
-        n = write(c->target, data, size);
-    }
-    if (n >= 0) {
-        return n;
-    }
-    return errno == EAGAIN || errno == EINTR ? 0 : -errno;
-}
-
-static void close_own_target(struct dm_capture *c) {
-    if (c->own_target) {
-        close(c->target);
-        c->own_target = false;
-        c->target = -1;
-    }
-}
-
 static void flush(struct dm_capture *c, bool last) {
-    while (c->pending_start < c->pending_end && c->target >= 0) {
-        const char *data = c->pending + c->pending_start;
-        const size_t piece = next_piece(data, c->pending_end - c->pending_start, last || c->fd < 0);
-        const ssize_t n = piece > 0 ? write_piece(c, data, piece) : 0;
+    while (dm_outqueue_size(&c->pending) > 0 && c->target.fd >= 0) {
+        const char *data = dm_outqueue_data(&c->pending);
+        const size_t piece = next_piece(data, dm_outqueue_size(&c->pending), last || c->fd < 0);
+        if (piece == 0) {
+            break;
+        }
+        const ssize_t n = dm_target_write(&c->target, data, piece);
         if (n == -ENOSPC || n == -EIO || n == -EDQUOT) {
             c->lost += piece; /* may pass */
-            c->pending_start += piece;
-        } else if (n < 0) {
-            close_own_target(c);
-            c->target = -1;
-        } else if (n == 0) {
-            if (piece > 0 && !last) {
+            dm_outqueue_take(&c->pending, piece);
+        } else if (n == -EAGAIN) {
+            if (!last) {
                 dm_timer_start(&c->retry, RETRY_MS);
             }
             break;
+        } else if (n < 0) {
+            dm_target_close(&c->target);
         } else {
-            c->pending_start += (size_t)n;
+            dm_outqueue_take(&c->pending, (size_t)n);
         }
     }
-    if (c->target < 0 || last) {
-        c->lost += c->pending_end - c->pending_start;
-        c->pending_start = c->pending_end;
+    if (c->target.fd < 0 || last) {
+        c->lost += dm_outqueue_size(&c->pending);
+        dm_outqueue_clear(&c->pending);
     }
-    if (c->pending_start == c->pending_end) {
-        free(c->pending);
-        c->pending = NULL;
-        c->pending_start = c->pending_end = c->pending_size = 0;
-    }
-}
-
-static bool make_room(struct dm_capture *c, size_t size) {
-    const size_t kept = c->pending_end - c->pending_start;
-    if (kept + size > PENDING_MAX) {
-        return false;
-    }
-    if (c->pending_start > 0) {
-        memmove(c->pending, c->pending + c->pending_start, kept);
-        c->pending_start = 0;
-        c->pending_end = kept;
-    }
-    if (kept + size > c->pending_size) {
-        char *pending = realloc(c->pending, kept + size);
-        if (!pending) {
-            return false;
-        }
-        c->pending = pending;
-        c->pending_size = kept + size;
-    }
-    return true;
 }
 
 /* What is lost is lost by lines, so that no two halves make up a line that nobody wrote. */
 static void lose(struct dm_capture *c, const char *data, size_t size) {
-    const size_t kept = c->pending_end - c->pending_start;
-    const char *start = kept > 0 ? c->pending + c->pending_start : NULL;
+    const size_t kept = dm_outqueue_size(&c->pending);
+    const char *start = dm_outqueue_data(&c->pending);
     const char *newline = start ? memrchr(start, '\n', kept) : NULL;
     const size_t whole = newline ? (size_t)(newline - start) + 1 : 0;
     c->lost += kept - whole + size;
-    c->pending_end = c->pending_start + whole;
+    dm_outqueue_cut(&c->pending, whole);
     c->in_lost_line = data[size - 1] != '\n';
 }
 
@@ -228,12 +169,10 @@ static void take(struct dm_capture *c, const char *data, size_t size) {
     if (size == 0) {
         return;
     }
-    if (c->target < 0 || !make_room(c, size)) {
+    if (c->target.fd < 0 || dm_outqueue_add(&c->pending, data, size) != 0) {
         lose(c, data, size);
         return;
     }
-    memcpy(c->pending + c->pending_end, data, size);
-    c->pending_end += size;
     if (dm_list_empty(&c->retry.link)) {
         flush(c, false);
     }
@@ -292,7 +231,7 @@ static void on_handle_closed(uv_handle_t *handle) {
     void (*on_freed)(void *) = c->on_freed;
     void *ctx = c->ctx;
     free(c->ring);
-    free(c->pending);
+    dm_outqueue_clear(&c->pending);
     free(c);
     on_freed(ctx);
 }
@@ -302,23 +241,13 @@ void dm_capture_close(struct dm_capture *c) {
     if (c->fd >= 0) {
         end(c);
     }
-    close_own_target(c);
+    dm_target_close(&c->target);
     uv_close((uv_handle_t *)&c->poll, on_handle_closed);
 }
 
 void dm_capture_listen(struct dm_capture *c,
                        void (*on_data)(void *, const struct dm_capture *, const char *, size_t)) {
     c->on_data = on_data;
-}
-
-static void choose_way(struct dm_capture *c, int target) {
-    struct stat st = {0};
-    fstat(target, &st);
-    const bool fifo = S_ISFIFO(st.st_mode);
-    const int own = fifo || isatty(target) == 1 ? dm_open_again(target) : -1;
-    c->own_target = own >= 0;
-    c->target = c->own_target ? own : target;
-    c->nowait = !c->own_target && (fifo || S_ISSOCK(st.st_mode));
 }
 
 struct dm_capture *dm_capture_open(uv_loop_t *loop, struct dm_timers *timers, int fd, int target,
@@ -332,7 +261,10 @@ struct dm_capture *dm_capture_open(uv_loop_t *loop, struct dm_timers *timers, in
     c->on_freed = on_freed;
     c->ctx = ctx;
     c->fd = fd;
-    choose_way(c, target);
+    dm_outqueue_init(&c->pending, PENDING_MAX);
+    if (dm_target_open(&c->target, target) != 0) {
+        c->target.fd = -1;
+    }
     dm_timer_init(&c->retry, timers, on_retry);
     uv_poll_start(&c->poll, UV_READABLE, on_readable);
     return c;

@@ -4,6 +4,7 @@
 
 #include "base/errors.h"
 #include "base/fdpass.h"
+#include "base/outqueue.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -21,11 +22,12 @@ enum {
     TICK_READS = 64,           /* the same for a flood of tiny pieces, each with descriptors */
 };
 
-struct line {
-    struct line *next;
-    size_t length, sent;
-    int fd; /* -1, or a duplicate that goes with the first byte */
-    char bytes[];
+/* A descriptor that waits for the line it goes with. */
+struct passed {
+    struct passed *next;
+    uint64_t at; /* the line's first byte, counted from the first that ever waited */
+    size_t length;
+    int fd; /* a duplicate */
 };
 
 struct dm_channel {
@@ -34,8 +36,10 @@ struct dm_channel {
     const struct dm_channel_events *events;
     void *ctx;
     struct dm_lines lines;
-    struct line *first, **last;
-    size_t queued, queued_fds;
+    struct dm_outqueue queue;
+    uint64_t taken; /* bytes that have left the queue */
+    struct passed *first, **last;
+    size_t passed_count;
     int fd;       /* -1 once closed */
     int received; /* with the line at hand, or one whose end has not come; -1 for none */
     bool paused, unwritable, had_fd;
@@ -47,7 +51,8 @@ static char scratch[TICK_BYTES];
 static void on_poll(uv_poll_t *poll, int status, int events);
 
 static void watch(struct dm_channel *channel) {
-    const int events = (channel->paused ? 0 : UV_READABLE) | (channel->first ? UV_WRITABLE : 0);
+    const int events = (channel->paused ? 0 : UV_READABLE) |
+                       (dm_outqueue_size(&channel->queue) > 0 ? UV_WRITABLE : 0);
     if (channel->fd < 0) {
         return;
     }
@@ -58,23 +63,22 @@ static void watch(struct dm_channel *channel) {
     }
 }
 
-static void close_own_fd(struct dm_channel *channel, struct line *line) {
-    if (line->fd >= 0) {
-        close(line->fd);
-        line->fd = -1;
-        channel->queued_fds--;
-    }
-}
-
-static void drop_first(struct dm_channel *channel) {
-    struct line *line = channel->first;
-    channel->first = line->next;
+static void drop_first_passed(struct dm_channel *channel) {
+    struct passed *passed = channel->first;
+    channel->first = passed->next;
     if (!channel->first) {
         channel->last = &channel->first;
     }
-    channel->queued -= line->length;
-    close_own_fd(channel, line);
-    free(line);
+    channel->passed_count--;
+    close(passed->fd);
+    free(passed);
+}
+
+static void drop_queue(struct dm_channel *channel) {
+    dm_outqueue_clear(&channel->queue);
+    while (channel->first) {
+        drop_first_passed(channel);
+    }
 }
 
 static void on_handle_closed(uv_handle_t *handle) {
@@ -97,9 +101,7 @@ void dm_channel_close(struct dm_channel *channel) {
     if (channel->fd < 0) {
         return;
     }
-    while (channel->first) {
-        drop_first(channel);
-    }
+    drop_queue(channel);
     drop_received(channel);
     uv_poll_stop(&channel->poll);
     close(channel->fd);
@@ -127,54 +129,20 @@ static bool on_line(void *ctx, const char *bytes, size_t length) {
     return channel->fd >= 0;
 }
 
-/* The first is for the line it came with. Nobody sends more than one with a line: the others are
- * closed, kept open they would be a leak. */
-static bool keep_received(struct dm_channel *channel, struct msghdr *message) {
-    bool any = false;
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
-        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) {
-            continue;
-        }
-        const size_t n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        for (size_t i = 0; i < n; i++) {
-            int fd;
-            memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
-            if (channel->received < 0) {
-                channel->received = fd;
-            } else {
-                close(fd);
-            }
-            any = true;
-        }
-    }
-    return any;
-}
-
-/* Bytes received; 0 at the end; or a negative errno. */
+/* Bytes received; 0 at the end; or a negative errno. The first descriptor is for the line it came
+ * with. Nobody sends more than one with a line: the others are closed. */
 static ssize_t receive(struct dm_channel *channel) {
-    union {
-        struct cmsghdr align;
-        char bytes[CMSG_SPACE(DM_FDPASS_MAX * sizeof(int))];
-    } control;
-    struct iovec iov = {.iov_base = scratch, .iov_len = sizeof scratch};
-    struct msghdr message = {
-        .msg_iov = &iov,
-        .msg_iovlen = 1,
-        .msg_control = &control,
-        .msg_controllen = sizeof control,
-    };
-    ssize_t n;
-    do {
-        n = recvmsg(channel->fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-    } while (n < 0 && errno == EINTR);
-    if (n < 0) {
-        return -errno;
+    int fds[DM_FDPASS_MAX];
+    size_t count;
+    const ssize_t n = dm_fdpass_receive(channel->fd, scratch, sizeof scratch, fds, &count);
+    const size_t kept = channel->received < 0 && count > 0;
+    if (kept) {
+        channel->received = fds[0];
     }
+    dm_fdpass_close(fds + kept, count - kept);
     /* The kernel ends a read behind the piece that carried descriptors, not before it: the line
      * they came with is among those of this read. */
-    if (keep_received(channel, &message)) {
-        channel->had_fd = true;
-    }
+    channel->had_fd = channel->had_fd || count > 0;
     return n;
 }
 
@@ -229,69 +197,81 @@ static ssize_t transmit(int socket, struct iovec *iov, size_t iov_count, int fd)
     return n == -EAGAIN || n == -ENOBUFS ? 0 : n;
 }
 
+/* A descriptor goes with its line alone: the kernel ends a read behind the piece it came with. */
 static void flush(struct dm_channel *channel) {
-    while (channel->first) {
-        struct line *line = channel->first;
-        struct iovec iov = {.iov_base = line->bytes + line->sent,
-                            .iov_len = line->length - line->sent};
-        const ssize_t n = transmit(channel->fd, &iov, 1, line->fd);
+    while (dm_outqueue_size(&channel->queue) > 0) {
+        struct passed *passed = channel->first;
+        const bool turn = passed && passed->at == channel->taken;
+        struct iovec iov = {
+            .iov_base = (void *)(uintptr_t)dm_outqueue_data(&channel->queue),
+            .iov_len = turn     ? passed->length
+                       : passed ? (size_t)(passed->at - channel->taken)
+                                : dm_outqueue_size(&channel->queue),
+        };
+        const ssize_t n = transmit(channel->fd, &iov, 1, turn ? passed->fd : -1);
         if (n < 0) {
             /* Nobody reads any more; what was sent to us may still be read. */
             channel->unwritable = true;
-            while (channel->first) {
-                drop_first(channel);
-            }
+            drop_queue(channel);
             return;
         }
         if (n == 0) {
             return;
         }
-        close_own_fd(channel, line);
-        line->sent += (size_t)n;
-        if (line->sent == line->length) {
-            drop_first(channel);
+        if (turn) {
+            drop_first_passed(channel);
         }
+        channel->taken += (uint64_t)n;
+        dm_outqueue_take(&channel->queue, (size_t)n);
     }
 }
 
-/* The rest of a line, from its byte `sent` on. */
-static int enqueue(struct dm_channel *channel, const char *bytes, size_t length, size_t sent,
-                   int fd) {
-    int own = -1;
-    if (fd >= 0) {
-        own = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-        if (own < 0) {
-            return -errno;
-        }
-    }
-    struct line *line = malloc(sizeof *line + length + 1);
-    if (!line) {
-        if (own >= 0) {
-            close(own);
-        }
+static int enqueue_fd(struct dm_channel *channel, uint64_t at, size_t length, int fd) {
+    struct passed *passed = malloc(sizeof *passed);
+    if (!passed) {
         return UV_ENOMEM;
     }
-    *line = (struct line){.length = length + 1, .sent = sent, .fd = own};
-    memcpy(line->bytes, bytes, length);
-    line->bytes[length] = '\n';
-    *channel->last = line;
-    channel->last = &line->next;
-    channel->queued += line->length;
-    channel->queued_fds += own >= 0;
-    watch(channel);
+    *passed = (struct passed){.at = at, .length = length, .fd = fcntl(fd, F_DUPFD_CLOEXEC, 3)};
+    if (passed->fd < 0) {
+        const int rc = -errno;
+        free(passed);
+        return rc;
+    }
+    *channel->last = passed;
+    channel->last = &passed->next;
+    channel->passed_count++;
     return 0;
+}
+
+/* The rest of a line, from its byte `sent` on: all of it or nothing. */
+static int enqueue(struct dm_channel *channel, const char *bytes, size_t length, size_t sent,
+                   int fd) {
+    const size_t before = dm_outqueue_size(&channel->queue);
+    int rc = dm_outqueue_add(&channel->queue, bytes + sent, length - sent);
+    if (rc == 0) {
+        rc = dm_outqueue_add(&channel->queue, "\n", 1);
+    }
+    if (rc == 0 && fd >= 0) {
+        rc = enqueue_fd(channel, channel->taken + before, length + 1, fd);
+    }
+    if (rc != 0) {
+        dm_outqueue_cut(&channel->queue, before);
+    }
+    watch(channel);
+    return rc;
 }
 
 int dm_channel_send(struct dm_channel *channel, const char *bytes, size_t length, int fd) {
     if (channel->fd < 0 || channel->unwritable) {
         return UV_EPIPE;
     }
-    if (length >= QUEUE_MAX_BYTES || channel->queued + length + 1 > QUEUE_MAX_BYTES ||
-        (fd >= 0 && channel->queued_fds == QUEUE_MAX_FDS)) {
+    const size_t waiting = dm_outqueue_size(&channel->queue);
+    if (length >= QUEUE_MAX_BYTES || waiting + length + 1 > QUEUE_MAX_BYTES ||
+        (fd >= 0 && channel->passed_count == QUEUE_MAX_FDS)) {
         return UV_ENOBUFS;
     }
     size_t sent = 0;
-    if (!channel->first) {
+    if (waiting == 0) {
         struct iovec iov[2] = {{.iov_base = (void *)(uintptr_t)bytes, .iov_len = length},
                                {.iov_base = (char[]){'\n'}, .iov_len = 1}};
         const ssize_t n = transmit(channel->fd, iov, 2, fd);
@@ -347,6 +327,7 @@ struct dm_channel *dm_channel_open(uv_loop_t *loop, struct dm_timers *timers, in
     channel->fd = fd;
     channel->received = -1;
     channel->last = &channel->first;
+    dm_outqueue_init(&channel->queue, QUEUE_MAX_BYTES);
     dm_lines_init(&channel->lines, LINE_MAX_BYTES);
     channel->lines.skips_long = true;
     watch(channel);

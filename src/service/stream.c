@@ -7,6 +7,7 @@
 #include "service/stream.h"
 
 #include "base/lines.h"
+#include "base/outqueue.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -45,8 +46,7 @@ struct dm_stream {
     struct dm_lines lines;
     char reason[64];
     uint64_t last_active;
-    char *out; /* [head, end) waits to be sent */
-    size_t head, end, cap;
+    struct dm_outqueue out;
     struct dm_stream_options options;
     struct dm_stream_events events;
     void *ctx;
@@ -56,7 +56,7 @@ static void on_poll(uv_poll_t *poll, int status, int events);
 static void on_timer(uv_timer_t *timer);
 
 static bool is_pending(const struct dm_stream *s) {
-    return s->head < s->end;
+    return dm_outqueue_size(&s->out) > 0;
 }
 
 /* --- ending --- */
@@ -67,7 +67,7 @@ static void on_handle_closed(uv_handle_t *handle) {
         return;
     }
     dm_lines_deinit(&s->lines);
-    free(s->out);
+    dm_outqueue_clear(&s->out);
     free(s);
 }
 
@@ -140,52 +140,23 @@ static ssize_t send_some(const struct dm_stream *s, const char *data, size_t len
     return (ssize_t)done;
 }
 
-static void forget_queue(struct dm_stream *s) {
-    free(s->out);
-    s->out = NULL;
-    s->head = s->end = s->cap = 0;
-}
-
 /* If the peer has closed, what it said before that is still to be read: only the queue goes. */
 static void flush_queue(struct dm_stream *s) {
-    ssize_t n = send_some(s, s->out + s->head, s->end - s->head);
+    ssize_t n = send_some(s, dm_outqueue_data(&s->out), dm_outqueue_size(&s->out));
     if (n > 0) {
-        s->head += (size_t)n;
+        dm_outqueue_take(&s->out, (size_t)n);
         s->last_active = uv_now(s->loop);
     }
-    if (n < 0 || !is_pending(s)) {
-        forget_queue(s);
+    if (n < 0) {
+        dm_outqueue_clear(&s->out);
     }
-}
-
-static int enqueue(struct dm_stream *s, const char *data, size_t len) {
-    size_t used = s->end - s->head;
-    if (s->end + len > s->cap) {
-        if (used > 0) {
-            memmove(s->out, s->out + s->head, used);
-        }
-        s->head = 0;
-        s->end = used;
-    }
-    if (used + len > s->cap) {
-        size_t cap = used + len < 2 * s->cap ? 2 * s->cap : used + len;
-        char *grown = realloc(s->out, cap);
-        if (grown == NULL) {
-            return -ENOMEM;
-        }
-        s->out = grown;
-        s->cap = cap;
-    }
-    memcpy(s->out + s->end, data, len);
-    s->end += len;
-    return 0;
 }
 
 int dm_stream_write(struct dm_stream *s, const char *data, size_t len) {
     if (s->dead || s->failure != NULL) {
         return -EPIPE;
     }
-    size_t queued = s->end - s->head;
+    size_t queued = dm_outqueue_size(&s->out);
     if (len > WRITE_MAX || (queued > 0 && queued + len > QUEUE_MAX)) {
         fail_soon(s, "does not read its answers");
         return -ENOBUFS;
@@ -200,7 +171,7 @@ int dm_stream_write(struct dm_stream *s, const char *data, size_t len) {
     if ((size_t)n == len) {
         return 0;
     }
-    int err = enqueue(s, data + n, len - (size_t)n);
+    int err = dm_outqueue_add(&s->out, data + n, len - (size_t)n);
     if (err != 0) {
         fail_soon(s, "out of memory");
         return err;
@@ -356,6 +327,7 @@ int dm_stream_open(uv_loop_t *loop, int fd, const struct dm_stream_options *opti
     s->options = *options;
     s->last_active = uv_now(loop);
     dm_lines_init(&s->lines, options->line_max);
+    dm_outqueue_init(&s->out, WRITE_MAX);
     socklen_t len = sizeof s->peer;
     int err = getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &s->peer, &len) < 0 ? -errno : 0;
     if (err == 0) {
