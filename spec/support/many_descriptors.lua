@@ -6,10 +6,10 @@ local loop = require 'spec.loop'
 
 local taken = {}
 for i = 1, 200 do
-    taken[i] = assert(core.dup_fd(0))
+    taken[i] = assert(loop.dup_fd(0))
 end
 assert(#taken == 200)
-local out = assert(core.dup_fd(1))
+local out = assert(loop.dup_fd(1))
 
 local function run(fields)
     local ended

@@ -2,6 +2,7 @@
 
 local cjson = require('cjson').new()
 local core = require 'dutch-master.core'
+local loop = require 'spec.loop'
 local conversation = require 'dutch-master.channel.conversation'
 local p = require 'spec.support.process'
 
@@ -170,7 +171,7 @@ function M.cleanup()
     end
     started = {}
     p.await(function()
-        return core.children() == 0
+        return loop.children() == 0
     end, 10000, 'the children to be gone')
 end
 

@@ -1,14 +1,19 @@
 /* runner.c: dm-spec FILE [ARGS...] runs a Lua file with the core linked in, so that sanitizers and
  * valgrind see one executable: dm-spec /usr/bin/busted --run=core. Lua comes from the source tree,
- * the working directory must be its top. Adds require 'spec.loop', the core's loop in single steps.
+ * the working directory must be its top. Adds require 'spec.loop': the core's loop in single steps,
+ * and what only specs ask of the core.
  */
 #include "core.h"
+#include "lua/call.h"
 #include "lua/embedded.h"
 #include "lua/open.h"
 #include "lua/state.h"
 #include "lua/support.h"
 #include "script/script_main.h"
+#include "service/files.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <lauxlib.h>
 #include <luajit.h>
 #include <signal.h>
@@ -83,10 +88,80 @@ static int l_traceback(lua_State *L) {
     return 1;
 }
 
+/* children(): processes that were started and have not been reported. */
+static int l_children(lua_State *L) {
+    lua_pushinteger(L, core.reaper.count);
+    return 1;
+}
+
+/* adopted(): the pids of children that nobody here started. */
+static int l_adopted(lua_State *L) {
+    static pid_t pids[4096];
+    const size_t max = sizeof pids / sizeof *pids, n = dm_reaper_adopted(&core.reaper, pids, max);
+    lua_newtable(L);
+    for (size_t i = 0; i < n && i < max; i++) {
+        lua_pushinteger(L, pids[i]);
+        lua_rawseti(L, -2, (int)i + 1);
+    }
+    return 1;
+}
+
+static int orphan_ref = LUA_NOREF;
+
+static void on_orphan(struct dm_reaper *reaper, pid_t pid, const struct dm_exit *exit) {
+    lua_State *L = reaper->orphan_data;
+    if (!core.silent) {
+        lua_rawgeti(L, LUA_REGISTRYINDEX, orphan_ref);
+        lua_pushinteger(L, pid);
+        dm_lua_push_exit(L, exit);
+        dm_lua_call(L, 2, 0, "on_orphan");
+    }
+}
+
+/* on_orphan(function(pid, status) or nil) */
+static int l_on_orphan(lua_State *L) {
+    dm_lua_keep(L, 1, &orphan_ref);
+    core.reaper.orphan_data = dm_lua_main(L);
+    core.reaper.on_orphan = orphan_ref == LUA_NOREF ? NULL : on_orphan;
+    return 0;
+}
+
+static int l_signal_number(lua_State *L) {
+    const int number = dm_signal_number(luaL_checkstring(L, 1));
+    lua_pushinteger(L, number);
+    return number > 0;
+}
+
+static int l_signal_name(lua_State *L) {
+    char buffer[16];
+    lua_pushstring(L, dm_signal_name(luaL_checkint(L, 1), buffer));
+    return 1;
+}
+
+static int l_private_dir(lua_State *L) {
+    const char *path = luaL_checkstring(L, 1), *why;
+    const int error = dm_private_dir(path, &why);
+    lua_pushboolean(L, 1);
+    return error ? dm_lua_fail_why(L, error, path, why) : 1;
+}
+
+static int l_dup_fd(lua_State *L) {
+    const int fd = fcntl(luaL_checkint(L, 1), F_DUPFD_CLOEXEC, 3);
+    lua_pushinteger(L, fd);
+    return fd < 0 ? dm_lua_fail(L, -errno, "dup") : 1;
+}
+
 static int luaopen_spec_loop(lua_State *L) {
     static const luaL_Reg functions[] = {{"run_once", l_run_once},
                                          {"close", l_close},
                                          {"lend_sigchld", l_lend_sigchld},
+                                         {"children", l_children},
+                                         {"adopted", l_adopted},
+                                         {"on_orphan", l_on_orphan},
+                                         {"signal_number", l_signal_number},
+                                         {"signal_name", l_signal_name},
+                                         {"private_dir", l_private_dir},
+                                         {"dup_fd", l_dup_fd},
                                          {NULL, NULL}};
     lua_newtable(L);
     luaL_register(L, NULL, functions);

@@ -1,6 +1,7 @@
 -- Scripts in real processes, from core's loop: what is asked is waited for.
 
 local core = require 'dutch-master.core'
+local loop = require 'spec.loop'
 local Lane = require 'dutch-master.script.lane'
 local machine = require 'dutch-master.machine'
 local p = require 'spec.support.process'
@@ -101,7 +102,7 @@ function M.world(options)
     --- Ends what was started, and says so.
     function world.close()
         world.lane:close()
-        p.await(function() return core.children() == 0 end, 5000, 'the end of the processes')
+        p.await(function() return loop.children() == 0 end, 5000, 'the end of the processes')
         p.step()
         assert(not world.errors[1], world.errors[1])
     end

@@ -9,4 +9,4 @@ local opts = { file = '/bin/true', argv = { 'true' }, channel = true, capture_st
 print(core.spawn(opts))
 loop.close()
 local _, after = p.descriptors()
-print(core.children(), after - before)
+print(loop.children(), after - before)

@@ -467,11 +467,6 @@ static int l_pid(lua_State *L) {
     return 1;
 }
 
-static int l_alive(lua_State *L) {
-    lua_pushboolean(L, check_proxy(L)->child != NULL);
-    return 1;
-}
-
 static int l_signal(lua_State *L) {
     struct proxy *proxy = check_proxy(L);
     const int number = dm_lua_check_signal(L, 2);
@@ -552,20 +547,8 @@ static int l_tail(lua_State *L) {
     return 1;
 }
 
-static int l_tostring(lua_State *L) {
-    const struct proxy *proxy = check_proxy(L);
-    lua_pushfstring(L, "child %d%s", (int)proxy->pid, proxy->child ? "" : " (exited)");
-    return 1;
-}
-
-int core_children(lua_State *L) {
-    lua_pushinteger(L, dm_lua_core(L)->reaper.count);
-    return 1;
-}
-
 static const luaL_Reg methods[] = {
     {"pid", l_pid},
-    {"alive", l_alive},
     {"signal", l_signal},
     {"signal_group", l_signal_group},
     {"send", l_send},
@@ -574,7 +557,6 @@ static const luaL_Reg methods[] = {
     {"close_channel", l_close_channel},
     {"pause_reading", l_pause_reading},
     {"tail", l_tail},
-    {"__tostring", l_tostring},
     {NULL, NULL},
 };
 

@@ -1,4 +1,4 @@
-/* lua/files.c: core.realpath, stat, lstat, access, read_file, runtime_dir, private_dir; the objects
+/* lua/files.c: core.realpath, stat, access, read_file, runtime_dir; the objects
  * core.lock(path) and core.pid_file(path), both with close(). */
 #include "service/files.h"
 #include "base/claim.h"
@@ -69,12 +69,6 @@ int core_stat(lua_State *L) {
     return 1;
 }
 
-int core_lstat(lua_State *L) {
-    const char *path = luaL_checkstring(L, 1);
-    struct stat st;
-    return lstat(path, &st) < 0 ? dm_lua_fail(L, -errno, path) : push_stat(L, &st);
-}
-
 int core_access(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
     const char *mode = luaL_optstring(L, 2, "");
@@ -113,17 +107,6 @@ int core_runtime_dir(lua_State *L) {
         return dm_lua_fail_why(L, err, path, why);
     }
     lua_pushstring(L, path);
-    return 1;
-}
-
-int core_private_dir(lua_State *L) {
-    const char *path = luaL_checkstring(L, 1);
-    const char *why;
-    int err = dm_private_dir(path, &why);
-    if (err != 0) {
-        return dm_lua_fail_why(L, err, path, why);
-    }
-    lua_pushboolean(L, 1);
     return 1;
 }
 

@@ -8,18 +8,18 @@
 
 /* clang-format off */
 #define DM_LUA_FUNCTIONS(F) \
-    /* process.c  */ F(stop) F(on_error) F(signals) F(no_signals) F(signal_number) F(signal_name) F(on_orphan) F(adopted) F(kill_adopted) \
-    /* child.c    */ F(spawn) F(rehearse) F(children) \
+    /* process.c  */ F(stop) F(on_error) F(signals) F(no_signals) F(kill_adopted) \
+    /* child.c    */ F(spawn) F(rehearse) \
     /* call.c     */ F(held) \
     /* timer.c    */ F(timer) F(now) F(wall) \
     /* sysinfo.c  */ F(getuser) F(getgroup) F(pid) F(uid) F(hostname) F(environ) F(cwd) F(cpus) F(executable) F(image) F(proc_stat) F(idle) \
-    /* files.c    */ F(open_append) F(reopen_append) F(realpath) F(stat) F(lstat) F(access) F(read_file) F(runtime_dir) F(private_dir) F(lock) F(claim) F(pid_file) \
+    /* files.c    */ F(open_append) F(reopen_append) F(realpath) F(stat) F(access) F(read_file) F(runtime_dir) F(lock) F(claim) F(pid_file) \
     /* sink.c     */ F(sink) \
     /* notify.c   */ F(notify_socket) F(sd_notify) F(sd_notify_set) \
     /* stream.c   */ F(serve) F(connect) \
     /* dial.c     */ F(dial) \
     /* terminal.c */ F(isatty) F(tty_size) F(write_stdout) F(write_stderr) F(tty_raw) F(read_tty) \
-    /* socket.c   */ F(address) F(listen) F(bucket) F(close_fd) F(dup_fd) F(inherited) F(quiet_ms) \
+    /* socket.c   */ F(address) F(listen) F(bucket) F(close_fd) F(inherited) F(quiet_ms) \
     /* watch.c    */ F(watch)
 
 #define DM_LUA_TYPES(T) \

@@ -12,10 +12,7 @@
  */
 enum { KILL_ADOPTED_MS = 2000 };
 
-/* Pids of adopted orphans that one call can report. */
-enum { ADOPTED_MAX = 4096 };
-
-static const char signal_key, orphan_key;
+static const char signal_key;
 
 static void set_callback(lua_State *L, const char *key, int index) {
     lua_pushlightuserdata(L, (void *)(uintptr_t)key);
@@ -97,63 +94,8 @@ int core_no_signals(lua_State *L) {
     return 0;
 }
 
-int core_signal_number(lua_State *L) {
-    const int number = dm_signal_number(luaL_checkstring(L, 1));
-    if (number > 0) {
-        lua_pushinteger(L, number);
-    } else {
-        lua_pushnil(L);
-    }
-    return 1;
-}
-
-int core_signal_name(lua_State *L) {
-    char buffer[16];
-    lua_pushstring(L, dm_signal_name(luaL_checkint(L, 1), buffer));
-    return 1;
-}
-
 /* -- orphans ------------------------------------------------------------------------------------
  */
-
-static void on_orphan(struct dm_reaper *reaper, pid_t pid, const struct dm_exit *exit) {
-    const struct dm_core *core = dm_container(reaper, struct dm_core, reaper);
-    lua_State *L = reaper->orphan_data;
-    if (!core->silent && push_callback(L, &orphan_key)) {
-        lua_pushinteger(L, pid);
-        dm_lua_push_exit(L, exit);
-        dm_lua_call(L, 2, 0, "on_orphan");
-    }
-}
-
-int core_on_orphan(lua_State *L) {
-    if (!lua_isnoneornil(L, 1)) {
-        luaL_checktype(L, 1, LUA_TFUNCTION);
-    }
-    lua_settop(L, 1);
-    struct dm_core *core = dm_lua_core(L);
-    core->reaper.orphan_data = dm_lua_main(L);
-    core->reaper.on_orphan = on_orphan;
-    set_callback(L, &orphan_key, 1);
-    return 0;
-}
-
-static size_t adopted(lua_State *L, pid_t **pids) {
-    *pids = lua_newuserdata(L, ADOPTED_MAX * sizeof **pids);
-    const size_t n = dm_reaper_adopted(&dm_lua_core(L)->reaper, *pids, ADOPTED_MAX);
-    return n < ADOPTED_MAX ? n : ADOPTED_MAX;
-}
-
-int core_adopted(lua_State *L) {
-    pid_t *pids;
-    const size_t n = adopted(L, &pids);
-    lua_createtable(L, (int)n, 0);
-    for (size_t i = 0; i < n; i++) {
-        lua_pushinteger(L, pids[i]);
-        lua_rawseti(L, -2, (int)i + 1);
-    }
-    return 1;
-}
 
 /* -> how many got it */
 int core_kill_adopted(lua_State *L) {

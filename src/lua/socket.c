@@ -11,7 +11,6 @@
 #include "net/repair.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <lauxlib.h>
 #include <math.h>
 #include <netinet/tcp.h>
@@ -599,15 +598,6 @@ int core_close_fd(lua_State *L) {
         return dm_lua_fail(L, -errno, "close");
     }
     lua_pushboolean(L, 1);
-    return 1;
-}
-
-int core_dup_fd(lua_State *L) {
-    const int fd = fcntl(luaL_checkint(L, 1), F_DUPFD_CLOEXEC, 3);
-    if (fd < 0) {
-        return dm_lua_fail(L, -errno, "dup");
-    }
-    lua_pushinteger(L, fd);
     return 1;
 }
 

@@ -1,4 +1,5 @@
 local core = require 'dutch-master.core'
+local loop = require 'spec.loop'
 local signal = require 'posix.signal'
 local unistd = require 'posix.unistd'
 local p = require 'spec.support.process'
@@ -56,19 +57,19 @@ describe('signals', function()
     end)
 
     it('have names and numbers', function()
-        assert.are.equal(15, core.signal_number 'SIGTERM')
-        assert.are.equal(15, core.signal_number 'TERM')
-        assert.are.equal('SIGKILL', core.signal_name(9))
+        assert.are.equal(15, loop.signal_number 'SIGTERM')
+        assert.are.equal(15, loop.signal_number 'TERM')
+        assert.are.equal('SIGKILL', loop.signal_name(9))
         for number = 1, 31 do
-            assert.are.equal(number, core.signal_number(core.signal_name(number)))
+            assert.are.equal(number, loop.signal_number(loop.signal_name(number)))
         end
-        assert.are.equal(core.signal_number 'SIGRTMIN' + 3, core.signal_number 'SIGRTMIN+3')
-        assert.are.equal('SIGRTMIN+3', core.signal_name(core.signal_number 'SIGRTMIN+3'))
+        assert.are.equal(loop.signal_number 'SIGRTMIN' + 3, loop.signal_number 'SIGRTMIN+3')
+        assert.are.equal('SIGRTMIN+3', loop.signal_name(loop.signal_number 'SIGRTMIN+3'))
         for _, name in ipairs { '', 'SIG', 'SIGFOO', 'term', 'RTMIN+99', 'RTMIN+', 'RTMIN-1', '15' } do
-            assert.is_nil(core.signal_number(name), name)
+            assert.is_nil(loop.signal_number(name), name)
         end
         for _, number in ipairs { 0, -1, 65, 1000 } do
-            assert.is_nil(core.signal_name(number))
+            assert.is_nil(loop.signal_name(number))
         end
     end)
 

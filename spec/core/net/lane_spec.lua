@@ -1,4 +1,5 @@
 local core = require 'dutch-master.core'
+local loop = require 'spec.loop'
 local net = require 'spec.support.net'
 
 -- What dm-spec is run by, for specs that need a process of their own.
@@ -116,7 +117,7 @@ describe('a lane', function()
     it('is not lost by the master if a worker holds and closes it', function()
         local listener = core.listen(core.address '127.0.0.1:0', { reuseport = true })
         local lane = listener:lane()
-        local copy = core.dup_fd(lane:fd())
+        local copy = loop.dup_fd(lane:fd())
         local client = net.connect('127.0.0.1', listener:address().port)
         core.close_fd(copy)
         assert.same({ 1, 511 }, { lane:queue() })
@@ -130,7 +131,7 @@ describe('a lane', function()
                 core.close_fd(wrong)
             end)
         end
-        assert.equal('EBADF', select(3, core.dup_fd(1000)))
+        assert.equal('EBADF', select(3, loop.dup_fd(1000)))
         assert.equal('EBADF', select(3, core.close_fd(1000)))
     end)
 end)

@@ -1,4 +1,5 @@
 local core = require 'dutch-master.core'
+local loop = require 'spec.loop'
 local lfs = require 'lfs'
 local net = require 'spec.support.net'
 
@@ -264,7 +265,7 @@ describe('core.listen', function()
 
     it('takes over a socket from outside and never shuts it down', function()
         local fd = net.bind('127.0.0.1', port)
-        local copy = core.dup_fd(fd)
+        local copy = loop.dup_fd(fd)
         local listener = core.listen(core.address(here), { fd = fd, reuseport = true })
         assert.is_true(listener:shared())
         local lane = listener:lane()

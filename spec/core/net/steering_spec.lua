@@ -1,4 +1,5 @@
 local core = require 'dutch-master.core'
+local loop = require 'spec.loop'
 local net = require 'spec.support.net'
 
 -- DM_SPEC_SEED repeats a run.
@@ -195,7 +196,7 @@ describe('steering (seed ' .. seed .. ')', function()
     it('removes a lane for all that hold it', function()
         local port = open '127.0.0.1:0'
         local a, b, c = listener:lane(), listener:lane(), listener:lane()
-        local copy = core.dup_fd(a:fd())
+        local copy = loop.dup_fd(a:fd())
         listener:steer { { lane = b }, { lane = c } }
         assert.is_true(a:close())
         assert_order({ b, c }, '127.0.0.1', port)

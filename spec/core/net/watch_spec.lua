@@ -55,7 +55,7 @@ describe('core.watch', function()
         watch:start { lane:fd() }
         turn()
         assert.equal(0, woken)
-        local copy = core.dup_fd(lane:fd())
+        local copy = loop.dup_fd(lane:fd())
         net.C.shutdown(copy, 2)
         sys.await(function() return woken == 1 end)
         core.close_fd(copy)
@@ -67,7 +67,7 @@ describe('core.watch', function()
 
     it('hears nothing more once it is closed, though others hold the socket', function()
         watch:start { lane:fd() }
-        local copy = core.dup_fd(lane:fd())
+        local copy = loop.dup_fd(lane:fd())
         watch:close()
         watch:close()
         net.abort(connect())

@@ -1,4 +1,5 @@
 local core = require 'dutch-master.core'
+local loop = require 'spec.loop'
 local stat = require 'posix.sys.stat'
 local unistd = require 'posix.unistd'
 local fcntl = require 'posix.fcntl'
@@ -159,7 +160,7 @@ describe('spawn', function()
         } do
             assert.has_error(function() core.spawn(opts) end)
         end
-        assert.are.equal(0, core.children())
+        assert.are.equal(0, loop.children())
     end)
 
     it('tells a child that was killed before exec from one whose program ran', function()
@@ -365,7 +366,7 @@ describe('spawn', function()
             assert.is_true(try { uid = 65534, gid = 65534, groups = { 65534 } })
             assert.equal(0, unistd.geteuid())
         end
-        assert.are.equal(0, core.children())
+        assert.are.equal(0, loop.children())
     end)
 
     it('kills a child and its whole group with its master only if asked', function()
@@ -377,7 +378,7 @@ describe('spawn', function()
         end
         assert.is_table(core.proc_stat(tonumber(pids[4])))
         -- The watcher has gone as well.
-        assert.are.same({ tonumber(pids[4]) }, core.adopted())
+        assert.are.same({ tonumber(pids[4]) }, loop.adopted())
         core.kill_adopted()
     end)
 end)
