@@ -145,6 +145,15 @@ function Master:bind()
         idle = function(worker_id)
             return self.cluster:is_asleep(worker_id)
         end,
+        worker_of = function(group)
+            return self.cluster:worker_of(group)
+        end,
+        holds = function(worker_id, fd)
+            return self.cluster:holds(worker_id, fd)
+        end,
+        deserted = function(worker_id)
+            self.cluster:deserted(worker_id)
+        end,
     }
     self.launcher:use_sockets(self.sockets)
     local ok, message, errno = self.sockets:open(plan.listen)

@@ -54,7 +54,7 @@ end
 
 local function new_listener(network, address, options)
     local reuseport = options.reuseport and not options.fd and address.type ~= 'dgram' and not address.path
-    local listener = { all = {}, steered = {}, options = options, real = address }
+    local listener = { all = {}, others = {}, steered = {}, options = options, real = address }
     function listener.address()
         return listener.real
     end
@@ -79,6 +79,9 @@ local function new_listener(network, address, options)
             end
         end
         return queued
+    end
+    function listener.strangers()
+        return listener.others, #listener.others
     end
     function listener.steer(_, list, steering)
         listener.steered, listener.sticky = list, steering and steering.sticky
@@ -113,10 +116,11 @@ local function new_listener(network, address, options)
 end
 
 --- @return the network: open (text -> listener), closed (texts, in order), taken (text -> true: EADDRINUSE),
---  steering_fails, watching_fails, wake(lane), live_fds, quiet_ms (how long every client has been silent)
+--  steering_fails, watching_fails, wake(lane), live_fds, quiet_ms (how long every client has been silent),
+--  groups (a stranger's inode -> its process group); of a listener, others (inodes of strangers)
 function M.add(platform)
     local network = { open = {}, closed = {}, taken = {}, live_fds = {}, next_fd = 100, next_port = 40000,
-        watched = {},
+        watched = {}, groups = {},
         quiet_ms = 5000 }
     function platform.address(text)
         local host, port = text:match '^([^:]*):(%d+)$'
@@ -174,6 +178,13 @@ function M.add(platform)
     end
     function platform.migrates()
         return network.migrates or false
+    end
+    function platform.holders(inodes)
+        local list = {}
+        for i, inode in ipairs(inodes) do
+            list[i] = { pid = 7000 + inode, group = network.groups[inode] or 0, name = 'nginx' }
+        end
+        return list
     end
     function platform.quiet_ms()
         return network.quiet_ms

@@ -19,7 +19,7 @@
     /* stream.c   */ F(serve) F(connect) \
     /* dial.c     */ F(dial) \
     /* terminal.c */ F(isatty) F(tty_size) F(write_stdout) F(write_stderr) F(tty_raw) F(read_tty) \
-    /* socket.c   */ F(address) F(listen) F(bucket) F(close_fd) F(inherited) F(quiet_ms) \
+    /* socket.c   */ F(address) F(listen) F(bucket) F(close_fd) F(inherited) F(quiet_ms) F(holders) F(group_has) \
     /* watch.c    */ F(watch)
 
 #define DM_LUA_TYPES(T) \

@@ -15,6 +15,7 @@
 #include <math.h>
 #include <netinet/tcp.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define LISTENER "dutch-master.listener"
@@ -37,11 +38,11 @@ static int fail_at(lua_State *L, int error, const char *where) {
 
 /* Who holds the address is what everybody asks next. */
 static int fail_in_use(lua_State *L, const struct dm_address *address, const char *where) {
-    pid_t pid;
-    char name[DM_HOLDER_NAME];
+    struct dm_holder holder;
     fail_at(L, -EADDRINUSE, where);
-    if (dm_holder_find(address, &pid, name)) {
-        lua_pushfstring(L, "%s (held by process %d, %s)", lua_tostring(L, -2), (int)pid, name);
+    if (dm_holder_find(address, &holder)) {
+        lua_pushfstring(L, "%s (held by process %d, %s)", lua_tostring(L, -2), (int)holder.pid,
+                        holder.name);
         lua_replace(L, -3);
     }
     return 3;
@@ -439,6 +440,28 @@ static int l_listener_queued(lua_State *L) {
     return any;
 }
 
+/* strangers(): inodes of sockets in its group that are not its own, the first of them; how many
+ * there are. Steering goes round them from now on. */
+static int l_listener_strangers(lua_State *L) {
+    struct dm_listener *listener = to_listener(L, 1);
+    if (!listener) {
+        return dm_lua_closed(L);
+    }
+    const int error = dm_listener_census(listener);
+    if (error) {
+        return dm_lua_fail(L, error, NULL);
+    }
+    const struct dm_strangers *found = &listener->strangers;
+    const size_t named = found->count < DM_STRANGERS ? found->count : DM_STRANGERS;
+    lua_createtable(L, (int)named, 0);
+    for (size_t i = 0; i < named; i++) {
+        lua_pushnumber(L, (lua_Number)found->inodes[i]);
+        lua_rawseti(L, -2, (int)i + 1);
+    }
+    lua_pushinteger(L, (lua_Integer)found->count);
+    return 2;
+}
+
 static int l_listener_close(lua_State *L) {
     struct proxy *proxy = luaL_checkudata(L, 1, LISTENER);
     if (!proxy->open) {
@@ -613,6 +636,50 @@ int core_quiet_ms(lua_State *L) {
     return 1;
 }
 
+/* holders(inodes): the processes that have one of these sockets: { pid, name, group }, the first
+ * ones. Reads all of /proc. */
+int core_holders(lua_State *L) {
+    enum { ROOM = 16 };
+    struct dm_holder list[ROOM];
+    unsigned long inodes[DM_STRANGERS];
+    size_t count = 0;
+    luaL_checktype(L, 1, LUA_TTABLE);
+    for (; count < lua_objlen(L, 1) && count < DM_STRANGERS; count++) {
+        lua_rawgeti(L, 1, (int)count + 1);
+        inodes[count] = (unsigned long)luaL_checknumber(L, -1);
+        lua_pop(L, 1);
+    }
+    count = dm_holder_list(inodes, count, list, ROOM);
+    lua_createtable(L, (int)count, 0);
+    for (size_t i = 0; i < count; i++) {
+        lua_createtable(L, 0, 3);
+        lua_pushinteger(L, list[i].pid);
+        lua_setfield(L, -2, "pid");
+        lua_pushinteger(L, list[i].group);
+        lua_setfield(L, -2, "group");
+        dm_lua_set_string(L, "name", list[i].name);
+        lua_rawseti(L, -2, (int)i + 1);
+    }
+    return 1;
+}
+
+/* group_has(group, fd): whether some process of a group has the socket that is our `fd`; nil where
+ * that cannot be seen. Reads all of /proc. */
+int core_group_has(lua_State *L) {
+    struct stat found;
+    const pid_t group = (pid_t)luaL_checkinteger(L, 1);
+    if (fstat(luaL_checkint(L, 2), &found) != 0) {
+        return dm_lua_fail(L, -errno, NULL);
+    }
+    const int has = dm_holder_group_has(group, (unsigned long)found.st_ino);
+    if (has < 0) {
+        lua_pushnil(L);
+    } else {
+        lua_pushboolean(L, has);
+    }
+    return 1;
+}
+
 static void push_name(lua_State *L, const char **names) {
     if (!*names) {
         lua_pushliteral(L, "unknown");
@@ -651,10 +718,9 @@ int core_inherited(lua_State *L) {
 /* ---- registration ---- */
 
 static const luaL_Reg listener_methods[] = {
-    {"address", l_listener_address}, {"shared", l_listener_shared},
-    {"lane", l_listener_lane},       {"lanes", l_listener_lanes},
-    {"queued", l_listener_queued},   {"steer", l_listener_steer},
-    {"close", l_listener_close},     {NULL, NULL},
+    {"address", l_listener_address},     {"shared", l_listener_shared}, {"lane", l_listener_lane},
+    {"lanes", l_listener_lanes},         {"queued", l_listener_queued}, {"steer", l_listener_steer},
+    {"strangers", l_listener_strangers}, {"close", l_listener_close},   {NULL, NULL},
 };
 
 static const luaL_Reg lane_methods[] = {

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -25,6 +26,18 @@ enum {
 
 static int announce(const struct dm_lane *lane, int size) {
     return setsockopt(lane->fd, IPPROTO_TCP, TCP_MAXSEG, &size, sizeof size) == 0 ? 0 : -errno;
+}
+
+/* Meanwhile a client that has sent nothing yet is not let in: a connection of ours, which is reset,
+ * never comes into a queue. What was in force is given back. */
+static int defer(const struct dm_lane *lane, int seconds) {
+    int before = 0;
+    socklen_t size = sizeof before;
+    if (getsockopt(lane->fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, &before, &size) != 0) {
+        before = 0;
+    }
+    setsockopt(lane->fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof seconds);
+    return before;
 }
 
 /* A client socket with a port; the port, or a negative error. */
@@ -62,20 +75,34 @@ static int connect_and_ask(int fd, const struct dm_address *to) {
     return (int)info.tcpi_snd_mss;
 }
 
+/* Meanwhile connections of others go where they went before, as far as that is known. */
+static size_t usual_targets(const struct dm_listener *listener, struct dm_target *targets) {
+    const struct dm_steer *steer = &listener->steer;
+    for (size_t i = 0; i < steer->count; i++) {
+        targets[i] = (struct dm_target){(uint32_t)steer->lanes[i].lane->index, 1};
+    }
+    if (steer->count) {
+        return steer->count;
+    }
+    for (size_t i = 0; i < listener->members; i++) {
+        targets[i] = (struct dm_target){(uint32_t)i, 1};
+    }
+    return listener->members;
+}
+
 static int attach(const struct dm_listener *listener, uint16_t port, size_t index) {
     struct sock_filter code[DM_STEERING_INSTRUCTIONS];
-    struct dm_target all[DM_STEERING_LANES];
+    struct dm_target targets[DM_STEERING_LANES];
     const struct dm_probe probe = {port, (uint32_t)index};
-    const struct dm_steering steering = {
-        .targets = all, .count = listener->members, .probes = &probe, .probe_count = 1};
-    for (size_t i = 0; i < listener->members; i++) {
-        all[i] = (struct dm_target){(uint32_t)i, 1};
-    }
+    const struct dm_steering steering = {.targets = targets,
+                                         .count = usual_targets(listener, targets),
+                                         .probes = &probe,
+                                         .probe_count = 1};
     const int length = dm_steering_build(&steering, code);
     return length < 0 ? length : dm_steering_attach(listener->lanes[0]->fd, code, length);
 }
 
-/* Which of lanes[] has the index. */
+/* Which of lanes[] has the index: `members` for one that is a stranger's. */
 static int lane_at(const struct dm_listener *listener, size_t index) {
     struct dm_address to = listener->address;
     dm_address_from_here(&to);
@@ -91,43 +118,66 @@ static int lane_at(const struct dm_listener *listener, size_t index) {
         close(fd);
     }
     if (rc < 0) {
-        return rc;
+        return rc == -ETIMEDOUT && listener->strangers.count > 0 ? (int)listener->members : rc;
     }
     const int lane = (rc - SIZE_BASE + SIZE_STEP - 1) / SIZE_STEP;
-    return lane >= 0 && (size_t)lane < listener->members ? lane : -EPROTO;
+    if (lane >= 0 && (size_t)lane < listener->members) {
+        return lane;
+    }
+    return listener->strangers.count > 0 ? (int)listener->members : -EPROTO;
 }
 
-static int learn(struct dm_listener *listener, struct dm_lane **order) {
-    for (size_t i = 0; i < listener->members; i++) {
+static bool is_known(struct dm_lane *const *order, size_t count, const struct dm_lane *lane) {
+    for (size_t i = 0; i < count; i++) {
+        if (order[i] == lane) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Members in the kernel's order, and the index of each. */
+static int learn(const struct dm_listener *listener, struct dm_lane **order, size_t *indexes) {
+    const size_t all = listener->members + listener->strangers.count;
+    size_t known = 0;
+    for (size_t i = 0; i < all && known < listener->members; i++) {
         const int lane = lane_at(listener, i);
         if (lane < 0) {
             return lane;
         }
-        for (size_t j = 0; j < i; j++) {
-            if (order[j] == listener->lanes[lane]) {
-                return -EPROTO;
-            }
+        if ((size_t)lane == listener->members) {
+            continue;
         }
-        order[i] = listener->lanes[lane];
+        if (is_known(order, known, listener->lanes[lane])) {
+            return -EPROTO;
+        }
+        indexes[known] = i;
+        order[known++] = listener->lanes[lane];
     }
-    return 0;
+    return known == listener->members ? 0 : -EPROTO;
 }
 
 int dm_group_order_learn(struct dm_listener *listener) {
     struct dm_lane *order[DM_STEERING_LANES];
+    size_t indexes[DM_STEERING_LANES];
+    int deferred[DM_STEERING_LANES];
     int error = 0;
-    for (size_t i = 0; i < listener->members && !error; i++) {
-        error = announce(listener->lanes[i], SIZE_BASE + SIZE_STEP * (int)i);
+    for (size_t i = 0; i < listener->members; i++) {
+        const int step = announce(listener->lanes[i], SIZE_BASE + SIZE_STEP * (int)i);
+        error = error ? error : step;
+        deferred[i] = defer(listener->lanes[i], 1);
     }
     if (!error) {
-        error = learn(listener, order);
+        error = learn(listener, order, indexes);
     }
     for (size_t i = 0; i < listener->members; i++) {
         announce(listener->lanes[i], 0);
+        defer(listener->lanes[i], deferred[i]);
     }
     for (size_t i = 0; i < listener->members && !error; i++) {
         listener->lanes[i] = order[i];
-        order[i]->index = i;
+        order[i]->place = i;
+        order[i]->index = indexes[i];
     }
     return error;
 }

@@ -73,7 +73,8 @@ static bool is_one_of(const struct inodes *found, const char *link) {
     return false;
 }
 
-static bool holds(int proc, const char *pid, const struct inodes *found) {
+/* 1, 0, or -1: its descriptors cannot be seen. */
+static int holds(int proc, const char *pid, const struct inodes *found) {
     char path[NAME_MAX + 8], link[64];
     bool result = false;
     snprintf(path, sizeof path, "%s/fd", pid);
@@ -83,7 +84,7 @@ static bool holds(int proc, const char *pid, const struct inodes *found) {
         if (fd >= 0) {
             close(fd);
         }
-        return false;
+        return -1;
     }
     for (struct dirent *entry = readdir(dir); entry && !result; entry = readdir(dir)) {
         const ssize_t length = readlinkat(fd, entry->d_name, link, sizeof link - 1);
@@ -113,7 +114,26 @@ static void read_name(int proc, const char *pid, char name[DM_HOLDER_NAME]) {
     }
 }
 
-bool dm_holder_find(const struct dm_address *address, pid_t *pid, char name[DM_HOLDER_NAME]) {
+static size_t find_all(const struct inodes *found, struct dm_holder *list, size_t room) {
+    size_t count = 0;
+    DIR *dir = found->count > 0 ? opendir("/proc") : NULL;
+    if (!dir) {
+        return 0;
+    }
+    for (struct dirent *entry = readdir(dir); entry && count < room; entry = readdir(dir)) {
+        if (isdigit((unsigned char)entry->d_name[0]) &&
+            holds(dirfd(dir), entry->d_name, found) == 1) {
+            struct dm_holder *holder = &list[count++];
+            holder->pid = (pid_t)strtol(entry->d_name, NULL, 10);
+            holder->group = getpgid(holder->pid);
+            read_name(dirfd(dir), entry->d_name, holder->name);
+        }
+    }
+    closedir(dir);
+    return count;
+}
+
+bool dm_holder_find(const struct dm_address *address, struct dm_holder *holder) {
     struct inodes found = {.count = 0};
     if (dm_address_is_unix(address)) {
         char host[DM_ADDRESS_TEXT];
@@ -125,17 +145,36 @@ bool dm_holder_find(const struct dm_address *address, pid_t *pid, char name[DM_H
         read_port_table(tcp ? "/proc/net/tcp" : "/proc/net/udp", port, tcp, &found);
         read_port_table(tcp ? "/proc/net/tcp6" : "/proc/net/udp6", port, tcp, &found);
     }
-    DIR *dir = found.count > 0 ? opendir("/proc") : NULL;
-    if (!dir) {
-        return false;
+    return find_all(&found, holder, 1) == 1;
+}
+
+size_t dm_holder_list(const unsigned long *inodes, size_t count, struct dm_holder *list,
+                      size_t room) {
+    struct inodes found = {.count = 0};
+    for (size_t i = 0; i < count; i++) {
+        add(&found, inodes[i]);
     }
-    *pid = 0;
-    for (struct dirent *entry = readdir(dir); entry && *pid == 0; entry = readdir(dir)) {
-        if (isdigit((unsigned char)entry->d_name[0]) && holds(dirfd(dir), entry->d_name, &found)) {
-            *pid = (pid_t)strtol(entry->d_name, NULL, 10);
-            read_name(dirfd(dir), entry->d_name, name);
+    return find_all(&found, list, room);
+}
+
+int dm_holder_group_has(pid_t group, unsigned long inode) {
+    const struct inodes wanted = {.list = {inode}, .count = 1};
+    int result = -1;
+    DIR *dir = opendir("/proc");
+    if (!dir) {
+        return -1;
+    }
+    for (struct dirent *entry = readdir(dir); entry && result != 1; entry = readdir(dir)) {
+        if (isdigit((unsigned char)entry->d_name[0]) &&
+            getpgid((pid_t)strtol(entry->d_name, NULL, 10)) == group) {
+            const int has = holds(dirfd(dir), entry->d_name, &wanted);
+            if (has < 0) {
+                result = -1; /* this one may be it */
+                break;
+            }
+            result = has;
         }
     }
     closedir(dir);
-    return *pid != 0;
+    return result;
 }

@@ -1,5 +1,5 @@
-/* holder.h: finds the process that holds an address which we were refused. It reads all of /proc,
- * so it is for an error message only. */
+/* holder.h: finds the processes that hold sockets, by reading all of /proc: for messages, and for
+ * what is looked at seldom. One may hold what we may not see. */
 #pragma once
 
 #include "net/address.h"
@@ -8,5 +8,17 @@
 
 enum { DM_HOLDER_NAME = 32 };
 
-/* The first process found that has a socket bound there; it may be one we may not see. */
-bool dm_holder_find(const struct dm_address *address, pid_t *pid, char name[DM_HOLDER_NAME]);
+struct dm_holder {
+    pid_t pid, group;
+    char name[DM_HOLDER_NAME];
+};
+
+/* The first process found that has a socket bound there. */
+bool dm_holder_find(const struct dm_address *address, struct dm_holder *holder);
+
+/* Processes that have one of these sockets, at most `room` of them; how many there are. */
+size_t dm_holder_list(const unsigned long *inodes, size_t count, struct dm_holder *list,
+                      size_t room);
+
+/* Whether some process of a group has the socket: 1, 0, or -1: nothing of the group can be seen. */
+int dm_holder_group_has(pid_t group, unsigned long inode);

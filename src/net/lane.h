@@ -14,9 +14,11 @@ struct dm_lane {
     struct dm_listener *listener; /* whose it is; not used here */
     bool tcp, shared;             /* as the listener is */
     int fd;
-    size_t index;   /* in listener->lanes and, with SO_REUSEPORT, in the kernel's group */
-    uint32_t limit; /* of the accept queue, as the kernel made it from the backlog */
-    void *handle;   /* whatever stands for this lane outside; not used here */
+    size_t place; /* in listener->lanes */
+    size_t index; /* with SO_REUSEPORT, in the kernel's group: the same, but where strangers are */
+    uint32_t limit;      /* of the accept queue, as the kernel made it from the backlog */
+    unsigned long inode; /* as /proc names it */
+    void *handle;        /* whatever stands for this lane outside; not used here */
 };
 
 int dm_lane_listens(const struct dm_lane *lane);

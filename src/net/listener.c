@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -147,9 +148,9 @@ static int grow(struct dm_listener *self) {
     return 0;
 }
 
-static void place(struct dm_listener *self, struct dm_lane *lane, size_t index) {
-    lane->index = index;
-    self->lanes[index] = lane;
+static void place(struct dm_listener *self, struct dm_lane *lane, size_t at) {
+    lane->place = lane->index = at;
+    self->lanes[at] = lane;
 }
 
 /* Last in the group, before those outside it. */
@@ -168,7 +169,7 @@ static void append_outsider(struct dm_listener *self, struct dm_lane *lane) {
 /* As the kernel does when a member leaves: the last one moves to its place. */
 static void take_out(struct dm_lane *lane) {
     struct dm_listener *self = lane->listener;
-    size_t hole = lane->index;
+    size_t hole = lane->place;
     if (hole < self->members) {
         self->members--;
         place(self, self->lanes[self->members], hole);
@@ -197,6 +198,11 @@ static int start_listening(struct dm_lane *lane) {
     return 0;
 }
 
+static unsigned long inode_of(int fd) {
+    struct stat found;
+    return fstat(fd, &found) == 0 ? (unsigned long)found.st_ino : 0;
+}
+
 /* Takes `fd`, also if it fails. */
 static int adopt(struct dm_listener *self, int fd, struct dm_lane **out) {
     struct dm_lane *lane = calloc(1, sizeof *lane);
@@ -213,10 +219,18 @@ static int adopt(struct dm_listener *self, int fd, struct dm_lane **out) {
         close(fd);
         return error;
     }
+    lane->inode = inode_of(fd);
     append_member(self, lane);
     close_guard(self);
     *out = lane;
     return 0;
+}
+
+/* A lane has come or gone: behind or before others' sockets, which nobody can tell. */
+static void learn_among_strangers(struct dm_listener *self) {
+    if (self->strangers.count > 0) {
+        self->uncertain = dm_group_order_learn(self) != 0;
+    }
 }
 
 int dm_listener_lane(struct dm_listener *self, struct dm_lane **lane) {
@@ -228,8 +242,12 @@ int dm_listener_lane(struct dm_listener *self, struct dm_lane **lane) {
     if (self->count == DM_STEERING_LANES) {
         return -E2BIG;
     }
-    const int error = bound_socket(&self->address, true, false, &fd);
-    return error ? error : adopt(self, fd, lane);
+    int error = bound_socket(&self->address, true, false, &fd);
+    error = error ? error : adopt(self, fd, lane);
+    if (!error) {
+        learn_among_strangers(self);
+    }
+    return error;
 }
 
 /* ---- steering ---- */
@@ -369,7 +387,7 @@ int dm_listener_close_lane(struct dm_lane *lane) {
     if (self->count == 1 || is_target(&self->steer, lane)) {
         return -EBUSY;
     }
-    struct dm_lane *last = lane->index < self->members ? self->lanes[self->members - 1] : lane;
+    struct dm_lane *last = lane->place < self->members ? self->lanes[self->members - 1] : lane;
     if (last != lane && is_target(&self->steer, last)) {
         const int error = apply(self, last);
         if (error) {
@@ -381,6 +399,7 @@ int dm_listener_close_lane(struct dm_lane *lane) {
     close(lane->fd);
     take_out(lane);
     free(lane);
+    learn_among_strangers(self);
     apply(self, NULL);
     return 0;
 }
@@ -403,13 +422,43 @@ int dm_listener_rejoin(struct dm_lane *lane) {
     } else {
         append_member(self, lane);
     }
-    if (self->uncertain && members_down(self) == 0) {
+    if ((self->uncertain || self->strangers.count > 0) && members_down(self) == 0) {
         self->uncertain = dm_group_order_learn(self) != 0;
     }
     if (!self->shared) {
         apply(self, NULL);
     }
     return error;
+}
+
+/* ---- strangers ---- */
+
+static int by_inode(const void *a, const void *b) {
+    const unsigned long x = *(const unsigned long *)a, y = *(const unsigned long *)b;
+    return x < y ? -1 : x > y;
+}
+
+int dm_listener_census(struct dm_listener *self) {
+    unsigned long ours[DM_STEERING_LANES];
+    struct dm_strangers found;
+    if (self->shared || self->members == 0) {
+        return 0;
+    }
+    for (size_t i = 0; i < self->count; i++) {
+        ours[i] = self->lanes[i]->inode;
+    }
+    qsort(ours, self->count, sizeof *ours, by_inode);
+    const int error = dm_strangers_find(&self->address, ours, self->count, &found);
+    if (error) {
+        return error;
+    }
+    const bool same = found.count == self->strangers.count && found.sum == self->strangers.sum;
+    self->strangers = found;
+    if ((!same || self->uncertain) && members_down(self) == 0) {
+        self->uncertain = dm_group_order_learn(self) != 0;
+        apply(self, NULL);
+    }
+    return 0;
 }
 
 /* ---- opening and closing ---- */

@@ -4,13 +4,15 @@
  * The kernel's index of a member is the order of listen(); when member i leaves (close, shutdown)
  * the last one takes its place. lanes[] mirrors that at all times. Whatever changes the order
  * attaches the program anew, and before a removal first one that holds before and after it: at no
- * moment does the program in force name a lane that it should not.
+ * moment does the program in force name a lane that it should not. Where others have sockets in the
+ * group (strangers.h) the order is learnt by measurement (group_order.h) after each change.
  */
 #pragma once
 
 #include "net/address.h"
 #include "net/lane.h"
 #include "net/steering.h"
+#include "net/strangers.h"
 #include "net/unix_path.h"
 
 struct dm_listener_options {
@@ -56,6 +58,7 @@ struct dm_listener {
     size_t count, members, capacity;
     bool
         uncertain; /* several lanes left the group since it was last looked at: see group_order.h */
+    struct dm_strangers strangers; /* as they were when last looked for */
     struct dm_steer steer;
     enum dm_steered in_force;
 };
@@ -74,6 +77,10 @@ int dm_listener_rejoin(struct dm_lane *lane);
 /* 0, or why the program could not be attached: then plain hashing is in force. No lanes: hashing.
  */
 int dm_listener_steer(struct dm_listener *listener, const struct dm_steer *steer);
+
+/* Looks for members of the group that are not ours. If they are others than before, the order is
+ * learnt anew: steering goes to our lanes alone. 0, or why it cannot be known. */
+int dm_listener_census(struct dm_listener *listener);
 
 /* Waits for nobody: what is queued is reset. Sockets of this address that workers hold die too. */
 void dm_listener_close(struct dm_listener *listener);

@@ -128,6 +128,10 @@ function M.render(ctx, status)
         lines[#lines + 1] = ctx.paint('red', ('%s in a queue that nobody serves'):format(
             format.plural(status.unserved, 'connection') .. (status.unserved == 1 and ' waits' or ' wait')))
     end
+    if (status.strangers or 0) > 0 then
+        lines[#lines + 1] = ctx.paint('red', ('%s at our addresses: see the log'):format(
+            format.plural(status.strangers, 'socket') .. ' of others'))
+    end
     lines[#lines + 1] = ''
     local rows = format.table(COLUMNS, M.rows(ctx, status), ctx.columns(), ctx.utf8)
     rows[1] = ctx.paint('dim', rows[1])

@@ -160,7 +160,7 @@ function Cluster:find(id)
     return self.workers[id]
 end
 
---- Whether one worker's server `name` can be handed a waiting connection.
+--- Whether a worker sleeps in its event loop; nil where that cannot be seen.
 function Cluster:is_asleep(id)
     local worker = self.workers[id]
     if worker and worker.pid then
@@ -168,6 +168,32 @@ function Cluster:is_asleep(id)
     end
 end
 
+--- The worker whose processes have this group: its id, or nil.
+function Cluster:worker_of(group)
+    for id, worker in pairs(self.workers) do
+        if worker.pid == group then
+            return id
+        end
+    end
+end
+
+--- Whether some process of a worker has the socket that is our `fd`; nil where that cannot be seen.
+function Cluster:holds(id, fd)
+    local worker = self.workers[id]
+    if worker and worker.pid then
+        return self.platform.group_has(worker.pid, fd)
+    end
+end
+
+--- A worker has let go of a socket that it was given.
+function Cluster:deserted(id)
+    local worker = self.workers[id]
+    if worker then
+        self.agenda:post(worker, 'closed_servers')
+    end
+end
+
+--- Whether one worker's server `name` can be handed a waiting connection.
 function Cluster:takes(id, name)
     local worker = self.workers[id]
     return worker ~= nil and worker:takes(name)

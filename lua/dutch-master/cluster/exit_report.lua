@@ -52,6 +52,25 @@ local function lost_its_channel(worker)
     return tail:find('initializeClusterIPC', 1, true) or tail:find('setupChildProcessIpcChannel', 1, true)
 end
 
+-- The line of its last words in which it was refused a port that the master holds for it: 0.0.0.0:80 beside :80.
+-- @return the address as the worker has it, and as `listen` has it; or nil
+local function refused_by_us(worker)
+    local tail = worker.child and worker.child:tail() or ''
+    for line in tail:gmatch '[^\n]+' do
+        local lower = line:lower()
+        if lower:find('address already in use', 1, true) or lower:find('eaddrinuse', 1, true) then
+            for _, entry in ipairs(worker.plan and worker.plan.listen or {}) do
+                local port = not entry.text:find '^udp:' and not entry.text:find '^unix:' and entry.text:match ':(%d+)$'
+                local place = port and (line:match('([%w_.:%[%]*-]*:' .. port .. ')%f[%D]') or
+                    line:find('%f[%d]' .. port .. '%f[%D]') and 'port ' .. port)
+                if place then
+                    return place, entry.text
+                end
+            end
+        end
+    end
+end
+
 --- What is known to be behind the end of a worker that was never ready; nil if nothing is.
 function M.cause(worker)
     if worker.ready_at then
@@ -60,7 +79,13 @@ function M.cause(worker)
         return 'it lost its channel before its program could use it. Something in front of Node passes on descriptors 0'
             .. ' to 2 alone: start Node without it, or let it pass on descriptor 3'
     end
-    return worker.refused and 'a socket was refused to it: ' .. worker.refused
+    if worker.refused then
+        return 'a socket was refused to it: ' .. worker.refused
+    end
+    local theirs, ours = refused_by_us(worker)
+    return theirs and ('it tried to open %s itself, but the master holds %s for it. The server takes the open socket'
+        .. ' only when its own configuration names the same address: write one of the two in both places'):format(
+        theirs, ours)
 end
 
 local function words(worker, status, oom)

@@ -175,6 +175,17 @@ function Lane:takers(list)
     end
 end
 
+--- Users that serve and have no channel to say anything by. @return list of worker ids
+function Lane:silent_users()
+    local list = {}
+    for id, user in pairs(self.users) do
+        if user.state == 'live' and not user.request then
+            list[#list + 1] = id
+        end
+    end
+    return list
+end
+
 -- ---------------------------------------------------------------------------------------------------------------------
 -- What waits
 
@@ -187,6 +198,11 @@ end
 function Lane:measure()
     self.depth = self:waiting()
     return self.depth
+end
+
+--- Whether connections wait that nobody has taken for stallTimeout.
+function Lane:is_stuck(now)
+    return self.state == 'live' and self.depth > 0 and self.since ~= nil and now - self.since >= self.stall_timeout_ms
 end
 
 --- Takes out a connection that waits.

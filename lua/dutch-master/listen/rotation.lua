@@ -3,6 +3,7 @@
 -- connections. Where there are no lanes (unix, UDP, balance =
 -- 'shared', steering refused) the one socket is everybody's, and rotation means nothing.
 
+local Census = require 'dutch-master.listen.census'
 local Lane = require 'dutch-master.listen.lane'
 local Rescue = require 'dutch-master.listen.rescue'
 local Steering = require 'dutch-master.listen.steering'
@@ -19,7 +20,7 @@ Rotation.MAX_WORKERS = 512
 --   as (whose rights it is bound with, see platform.listen), owner (whom a unix path belongs to),
 --   fd (inherited), may_block (workers choose how they accept), stall_timeout_ms, want,
 --   lost_after_ms (what waits where nobody serves is reset then),
---   give = sockets.lua's rescue, takes, idle, or nil}
+--   give = sockets.lua's rescue, takes, idle, worker_of, holds, or nil, deserted}
 function Rotation.new(options)
     local self = setmetatable({}, Rotation)
     for key, value in pairs(options) do
@@ -121,6 +122,10 @@ function Rotation:open()
             platform = self.platform, log = self.log, listener = listener, address = self.address.text,
             lanes = self.lanes,
             balance = self.balance, want = self.want,
+        }
+        self.census = Census.new {
+            platform = self.platform, log = self.log, listener = listener, address = self.address.text,
+            lanes = self.lanes, worker_of = self.worker_of, holds = self.may_block and self.holds or nil,
         }
     end
     self.log:debug({ address = self.address.text, balance = self:balance_in_force() }, 'Balancing')
@@ -529,9 +534,21 @@ local function trim(self, now)
     end
 end
 
+-- A worker without a channel that has let go of its socket: who waits there waits for others.
+local function let_go(self, worker_id)
+    self.log:warn({ workerId = worker_id, address = self.address.text },
+        'Worker has closed the socket that it was given, it is replaced')
+    self:drop(worker_id)
+    self.deserted(worker_id)
+end
+
 --- @return 'busy' if connections wait somewhere: look again soon; 'unsettled' if there is something to come back to
 function Rotation:tick(now)
     repair(self, now)
+    local deserter = self.census and self.census:look(now)
+    if deserter then
+        let_go(self, deserter)
+    end
     local busy, unsettled = false, false
     if not self.shared then
         for _, lane in ipairs(self.lanes) do
@@ -593,7 +610,7 @@ function Rotation:snapshot()
         lanes[i] = lane:snapshot(self.shared)
     end
     return { address = self.address.text, name = self.name, balance = self:balance_in_force(), lanes = lanes,
-        unserved = select(2, count_waiting(self)) }
+        unserved = select(2, count_waiting(self)), strangers = self.census and self.census.count or 0 }
 end
 
 --- @return how many connections waited, and are reset by this

@@ -26,7 +26,10 @@ local BALANCES = { steered = true, queue = true, sticky = true, shared = true }
 --   takes = function(worker_id, request) -> whether that worker can be given connections (nil: who made a request can),
 --   rescue = function(fd, done, worker_id, request) -> true if the worker was given the connection,
 --   lost_after_ms = when what waits where nobody serves is reset,
---   idle = function(worker_id) -> whether that worker sleeps in its event loop, nil if that cannot be seen}
+--   idle = function(worker_id) -> whether that worker sleeps in its event loop, nil if that cannot be seen,
+--   worker_of = function(process group) -> the worker that has it, or nil,
+--   holds = function(worker_id, fd) -> whether the worker has this socket of ours, nil if that cannot be seen,
+--   deserted = function(worker_id): it has let go of a socket, and gets nothing there any more}
 -- rescue's descriptor stays ours; done(accepted) is called later, once, if it returned true. request is what that
 -- worker gave to `query` for the listener in question, nil after `take`.
 function Sockets.new(options)
@@ -43,6 +46,7 @@ function Sockets.new(options)
         fields = {
             platform = options.platform, log = options.log, balance = balance, stall_timeout_ms = stall_timeout_ms,
             give = options.rescue, takes = options.takes, idle = options.idle,
+            worker_of = options.worker_of, holds = options.holds, deserted = options.deserted,
             lost_after_ms = options.lost_after_ms or LOST_AFTER_MS, backlog = options.backlog or 511,
         },
     }
@@ -440,13 +444,15 @@ function Sockets:watched()
 end
 
 --- For status: by worker id {queue = connections that wait for it, steered = it gets new ones}; `balance` in force at
--- the first listener; `listeners`, each with its lanes; `unserved`: connections that wait where nobody serves.
+-- the first listener; `listeners`, each with its lanes; `unserved`: connections that wait where nobody serves;
+-- `strangers`: sockets of others in groups of ours.
 function Sockets:snapshot()
-    local snapshot = { listeners = {}, totals = self:count(), unserved = 0 }
+    local snapshot = { listeners = {}, totals = self:count(), unserved = 0, strangers = 0 }
     for i, rotation in ipairs(self.directory:each()) do
         local listener = rotation:snapshot()
         snapshot.listeners[i] = listener
         snapshot.unserved = snapshot.unserved + listener.unserved
+        snapshot.strangers = snapshot.strangers + listener.strangers
         snapshot.balance = snapshot.balance or listener.balance
         rotation:each_user(function(id, lane)
             local entry = snapshot[id] or { queue = 0, steered = true }

@@ -73,4 +73,19 @@ describe('exit report', function()
         oom = nil
         assert.is_nil(exit_report.new(worker { oom_kills_before = false }, { signal = 'SIGKILL' }).oom)
     end)
+
+    it('names both addresses when a server opens another form of the one that it was given', function()
+        local function cause(words, listen)
+            return exit_report.cause(worker { ready_at = false, child = { tail = function() return words end },
+                plan = { listen = listen or { { text = ':80' } } } })
+        end
+        local nginx = 'start\n[emerg] 1#1: bind() to 0.0.0.0:80 failed (98: Address already in use)\nend'
+        assert.matches('^it tried to open 0%.0%.0%.0:80 itself, but the master holds :80 for it', cause(nginx))
+        assert.matches('^it tried to open %[::%]:80 itself', cause('bind() to [::]:80 failed (98: Address already in use)'))
+        assert.matches('open port 80 itself', cause "[Errno 98] error while binding on ('0.0.0.0', 80): address already in use")
+        assert.matches('open 127%.0%.0%.1:80 itself', cause 'Error: listen EADDRINUSE: address already in use 127.0.0.1:80')
+        assert.is_nil(cause(nginx, { { text = ':8080' }, { text = 'unix:/x:80' }, { text = 'udp::80' } }))
+        assert.is_nil(cause(nginx, {}))
+        assert.is_nil(cause 'bind() to 0.0.0.0:80 failed (13: Permission denied)')
+    end)
 end)
