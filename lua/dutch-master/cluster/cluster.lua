@@ -518,12 +518,12 @@ end
 
 local function begin_stop(self, request)
     note(self, 'stop', request)
+    self.sockets:shut_out() -- who reads the record may rely on it
     self.log:info({ signal = request.signal, cause = request.cause, by = request.who, reason = request.reason },
         'Shutdown requested')
     self.stop_requests = { request }
     self.killed = false -- what had to be killed before, in a restart, says nothing about this stop
     self.stopping_at = self.platform.now()
-    self.sockets:shut_out()
     to_restart(self, 'stopped')
     if self.loading then
         self.agenda:post(self.loading, 'stopped')
