@@ -19,10 +19,10 @@
 local conversation = require 'dutch-master.channel.conversation'
 local exit_report = require 'dutch-master.cluster.exit_report'
 local Health = require 'dutch-master.cluster.health'
+local Leaving = require 'dutch-master.cluster.leaving'
 local listening = require 'dutch-master.cluster.listening'
 local machine = require 'dutch-master.machine'
 local protocol = require 'dutch-master.channel.protocol'
-local ignore, bug = machine.ignore, machine.bug
 
 local Worker = {}
 Worker.__index = Worker
@@ -49,16 +49,7 @@ local definition
 function Worker.new(options)
     local self = setmetatable(options, Worker)
     self.log = options.log:child { workerId = self.id, generation = self.generation }
-    -- Its leaving: what is known so far of why and how.
-    self.leaving = {
-        why = nil, -- the first reason that its owner gave, or it itself
-        told = false, -- it was told to
-        lost = false, -- it was not, and its owner has heard that it goes
-        late = nil, -- in words, when it was not ready in time
-        killed = false, -- by us
-        daemon = nil, -- in words, when it put itself into the background
-        until_ms = nil, -- the moment at which it is killed, once it has begun
-    }
+    self.leaving = Leaving.new(self.platform)
     self.agenda:start(self, definition)
     return self
 end
@@ -355,9 +346,7 @@ end
 
 -- Whoever was not told to leave and is going is lost, once.
 local function lose(self, why)
-    local leaving = self.leaving
-    if not leaving.told and not leaving.lost then
-        leaving.lost = true
+    if self.leaving:lose() then
         self.on.lost(self, why)
     end
 end
@@ -376,14 +365,14 @@ end
 
 local function unprepared(self, why, by_script)
     self.agenda:finish(self)
-    self.leaving.lost = true
+    self.leaving:lose()
     self.on.lost(self, why, by_script)
     return 'exited'
 end
 
 -- There is no process; answers that still come are ignored.
 local function stop_preparing(self)
-    self.leaving.told = true
+    self.leaving:order()
     self.agenda:finish(self)
     return 'exited'
 end
@@ -420,10 +409,6 @@ local function silent(self)
     return hung(self, ('gave no sign of life for %g s'):format(self.plan.watchdog_ms / 1000))
 end
 
-local function start_of_stop(self)
-    self.leaving.until_ms = self.platform.now() + self.plan.stop_timeout_ms
-end
-
 local function ask(self)
     if self.asks == 'disconnect' and self.channel_open then
         self.conversation:disconnect()
@@ -436,20 +421,19 @@ end
 
 local function told_to_leave(self, why)
     self.health:close()
-    self.leaving.told = true
-    self.leaving.why = self.leaving.why or why
+    self.leaving:order(why)
 end
 
 -- Nobody talks to a worker that is not ready: it is asked at once.
 local function stop_starting(self, why)
     told_to_leave(self, why)
-    start_of_stop(self)
+    self.leaving:allow(self.plan.stop_timeout_ms)
     return ask(self)
 end
 
 local function stop(self, why)
     told_to_leave(self, why)
-    start_of_stop(self)
+    self.leaving:allow(self.plan.stop_timeout_ms)
     self.sockets:leave(self.id, function()
         self.agenda:post(self, 'settled')
     end, self.plan.stop_timeout_ms * EMPTYING_SHARE)
@@ -460,17 +444,14 @@ local function stop(self, why)
 end
 
 local function terminate(self)
-    if not self.leaving.until_ms then
-        start_of_stop(self)
-    end
+    self.leaving:begin(self.plan.stop_timeout_ms)
     self.child:signal('SIGTERM')
     self.child:signal('SIGCONT') -- a stopped process does not act on SIGTERM
     return 'terminating'
 end
 
 local function kill(self)
-    self.leaving.until_ms = self.leaving.until_ms or self.platform.now()
-    self.leaving.killed = true
+    self.leaving:kill()
     self.log:debug('Hard-killing worker as it did not die gracefully')
     self.child:signal_group('SIGKILL')
     return 'killing'
@@ -502,7 +483,7 @@ local function start_deadline(self)
     self.log:warn({ readyTimeout = seconds, listening = self.listening, hint = hint },
         'Worker was not ready in time' .. (asked or suspicion(self)))
     lose(self, 'was not ready in time' .. (asked or ''))
-    self.leaving.until_ms = self.platform.now() + math.min(self.plan.kill_timeout_ms, self.plan.stop_timeout_ms)
+    self.leaving:allow(math.min(self.plan.kill_timeout_ms, self.plan.stop_timeout_ms))
     return terminate(self)
 end
 
@@ -522,7 +503,7 @@ local function closed_while_starting(self)
         self.log:warn('Worker disconnected unexpectedly while starting')
     end
     lose(self, 'disconnected while starting')
-    self.leaving.until_ms = self.platform.now() + STARTED_IN_VAIN_MS + self.plan.kill_timeout_ms
+    self.leaving:allow(STARTED_IN_VAIN_MS + self.plan.kill_timeout_ms)
     return 'disconnected'
 end
 
@@ -544,7 +525,7 @@ local function leaving(self)
     self.health:close()
     self.log:info('Worker leaves by itself')
     self.asks = 'nothing'
-    start_of_stop(self)
+    self.leaving:allow(self.plan.stop_timeout_ms)
     self.sockets:leave(self.id, function() end)
     lose(self, 'left by itself')
     return 'stopping'
@@ -581,9 +562,7 @@ end
 local function headless(self, status)
     self.health:close()
     self.channel_open = false
-    if not self.leaving.until_ms then
-        start_of_stop(self)
-    end
+    self.leaving:begin(self.plan.stop_timeout_ms)
     self.sockets:leave(self.id, function() end)
     local facts = { code = status.code, signal = status.signal, processes = self.child:others() }
     if status.code == 0 and not self.leaving.told and not self.leaving.lost then
@@ -635,7 +614,7 @@ end
 -- kill_timeout before that, or as soon as the channel has closed.
 
 local function remaining(self)
-    return math.max(self.leaving.until_ms - self.platform.now(), 0)
+    return self.leaving:remaining()
 end
 
 definition = machine.define {
@@ -692,51 +671,28 @@ definition = machine.define {
         preparing = { -- the script is asked; each of its answers has a deadline of its own
             prepared = prepared,
             unprepared = unprepared,
-            ready = bug,
-            request_restart = bug,
-            retire = bug,
-            keep = bug,
             stop = stop_preparing,
             kill = stop_preparing,
-            settled = bug,
-            leaving = bug,
-            closed_servers = bug,
-            closed = bug,
-            headless = bug,
-            alive = bug,
-            hung = bug,
-            deadline = bug,
-            exit = bug,
+            bugs = [[ready request_restart retire keep settled leaving closed_servers closed headless alive hung
+                deadline exit]],
         },
         starting = {
-            prepared = bug,
-            unprepared = bug,
             ready = became_ready,
-            request_restart = ignore,
-            retire = bug,
-            keep = bug,
             stop = stop_starting,
             kill = kill_now,
-            settled = bug,
             leaving = leaving,
-            closed_servers = ignore,
             closed = closed_while_starting,
             headless = headless,
-            alive = ignore,
-            hung = ignore,
             deadline = start_deadline,
             exit = finish,
+            ignores = 'request_restart closed_servers alive hung',
+            bugs = 'prepared unprepared retire keep settled',
         },
         running = {
-            prepared = bug,
-            unprepared = bug,
-            ready = ignore, -- the first one counts
             request_restart = request_restart,
             retire = mark_retiring,
-            keep = ignore,
             stop = stop,
             kill = kill_now,
-            settled = bug,
             leaving = leaving,
             closed_servers = closed_servers,
             closed = closed_while_serving,
@@ -745,63 +701,36 @@ definition = machine.define {
             hung = hung,
             deadline = silent,
             exit = exit_while_serving,
+            ignores = 'ready keep', -- the first readiness counts
+            bugs = 'prepared unprepared settled',
         },
         retiring = { -- serves until its replacement does
-            prepared = bug,
-            unprepared = bug,
-            ready = ignore,
-            request_restart = ignore,
-            retire = ignore,
             keep = function()
                 return 'running'
             end,
             stop = stop,
             kill = kill_now,
-            settled = bug,
             leaving = leaving,
-            closed_servers = ignore,
             closed = closed_while_serving,
             headless = headless,
-            alive = ignore,
-            hung = ignore,
-            deadline = bug,
             exit = exit_while_serving,
+            ignores = 'ready request_restart retire closed_servers alive hung',
+            bugs = 'prepared unprepared settled deadline',
         },
         settling = { -- gets no new connections
-            prepared = bug,
-            unprepared = bug,
-            ready = ignore,
-            request_restart = ignore,
-            retire = bug,
-            keep = bug,
-            stop = ignore,
             kill = kill_now,
             settled = ask,
-            leaving = ignore,
-            closed_servers = ignore,
             closed = closed_while_leaving,
             headless = headless,
-            alive = ignore,
-            hung = ignore,
             deadline = ask,
             exit = finish,
+            ignores = 'ready request_restart stop leaving closed_servers alive hung',
+            bugs = 'prepared unprepared retire keep',
         },
         stopping = { -- asked to stop
-            prepared = bug,
-            unprepared = bug,
-            ready = ignore,
-            request_restart = ignore,
-            retire = bug,
-            keep = bug,
-            stop = ignore,
             kill = kill_now,
-            settled = ignore,
-            leaving = ignore,
-            closed_servers = ignore,
             closed = closed_while_leaving,
             headless = headless,
-            alive = ignore,
-            hung = ignore,
             deadline = function(self)
                 if self.asks == 'signal' and self.stop_signal == 'SIGTERM' then
                     return kill(self)
@@ -809,101 +738,46 @@ definition = machine.define {
                 return terminate(self)
             end,
             exit = finish,
+            ignores = 'ready request_restart stop settled leaving closed_servers alive hung',
+            bugs = 'prepared unprepared retire keep',
         },
         disconnected = { -- its channel is closed, it should be ending
-            prepared = bug,
-            unprepared = bug,
-            ready = ignore,
-            request_restart = ignore,
-            retire = bug,
-            keep = bug,
-            stop = ignore,
             kill = kill_now,
-            settled = ignore,
-            leaving = ignore,
-            closed_servers = ignore,
-            closed = ignore,
             headless = headless,
-            alive = ignore,
-            hung = ignore,
             deadline = terminate,
             exit = finish,
+            ignores = 'ready request_restart stop settled leaving closed_servers closed alive hung',
+            bugs = 'prepared unprepared retire keep',
         },
         terminating = { -- SIGTERM sent
-            prepared = bug,
-            unprepared = bug,
-            ready = ignore,
-            request_restart = ignore,
-            retire = bug,
-            keep = bug,
-            stop = ignore,
             kill = kill_now,
-            settled = ignore,
-            leaving = ignore,
-            closed_servers = ignore,
             closed = note_closed,
             headless = headless,
-            alive = ignore,
-            hung = ignore,
             deadline = kill,
             exit = finish,
+            ignores = 'ready request_restart stop settled leaving closed_servers alive hung',
+            bugs = 'prepared unprepared retire keep',
         },
         headless = { -- its first process has ended, the rest of its group was asked to end
-            prepared = bug,
-            unprepared = bug,
-            ready = ignore,
-            request_restart = ignore,
-            retire = bug,
-            keep = bug,
-            stop = ignore,
             kill = kill_now,
-            settled = ignore,
-            leaving = ignore,
-            closed_servers = ignore,
             closed = note_closed,
-            headless = bug,
-            alive = ignore,
-            hung = ignore,
             deadline = kill,
             exit = finish,
+            ignores = 'ready request_restart stop settled leaving closed_servers alive hung',
+            bugs = 'prepared unprepared retire keep headless',
         },
         killing = { -- SIGKILL sent to its group
-            prepared = bug,
-            unprepared = bug,
-            ready = ignore,
-            request_restart = ignore,
-            retire = bug,
-            keep = bug,
-            stop = ignore,
-            kill = ignore,
-            settled = ignore,
-            leaving = ignore,
-            closed_servers = ignore,
             closed = note_closed,
             headless = kill_rest,
-            alive = ignore,
-            hung = ignore,
             deadline = kill_again,
             exit = finish,
+            ignores = 'ready request_restart stop kill settled leaving closed_servers alive hung',
+            bugs = 'prepared unprepared retire keep',
         },
         exited = {
-            prepared = ignore,
-            unprepared = ignore,
-            ready = ignore,
-            request_restart = ignore,
-            retire = ignore,
-            keep = ignore,
-            stop = ignore,
-            kill = ignore,
-            settled = ignore,
-            leaving = ignore,
-            closed_servers = ignore,
-            closed = ignore,
-            headless = ignore,
-            alive = ignore,
-            hung = ignore,
-            deadline = bug,
-            exit = bug,
+            ignores = [[prepared unprepared ready request_restart retire keep stop kill settled leaving
+                closed_servers closed headless alive hung]],
+            bugs = 'deadline exit',
         },
     },
 }

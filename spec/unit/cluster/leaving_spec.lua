@@ -1,0 +1,42 @@
+local Leaving = require 'dutch-master.cluster.leaving'
+
+describe('leaving', function()
+    local now, leaving
+
+    before_each(function()
+        now = 1000
+        leaving = Leaving.new { now = function() return now end }
+    end)
+
+    it('keeps the first reason', function()
+        leaving:order 'too old'
+        leaving:order 'stop'
+        assert.same({ 'too old', true }, { leaving.why, leaving.told })
+    end)
+
+    it('is a loss once, and none for who was told', function()
+        assert.is_true(leaving:lose())
+        assert.is_false(leaving:lose())
+        assert.is_true(leaving.lost)
+        local told = Leaving.new(leaving.platform)
+        told:order()
+        assert.is_false(told:lose())
+        assert.is_false(told.lost)
+    end)
+
+    it('has an end, which begin does not move and allow does', function()
+        leaving:begin(300)
+        now = 1100
+        leaving:begin(300)
+        assert.equal(200, leaving:remaining())
+        leaving:allow(300)
+        assert.equal(300, leaving:remaining())
+        now = 2000
+        assert.equal(0, leaving:remaining())
+    end)
+
+    it('that is a kill begins now, if it has not', function()
+        leaving:kill()
+        assert.same({ true, 0 }, { leaving.killed, leaving:remaining() })
+    end)
+end)
