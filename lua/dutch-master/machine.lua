@@ -74,8 +74,8 @@ Agenda.__index = Agenda
 
 --- The queue of events of one cluster.
 -- @param options {timer = function(fn) -> timer, on_error = function(message), on_bug = function(object, event),
---   on_transition = function(object, from, event, to) or nil, on_settled = function(news) or nil: no event is left;
---   news: whether one of a machine with `news` is in another state now}
+--   on_transition = function(object, from, event, to) or nil, on_settled = function() or nil: no event is left, and
+--   there is news: one of a machine with `news` is in another state now, or somebody said so}
 function M.agenda(options)
     return setmetatable({
         timer = options.timer,
@@ -147,7 +147,7 @@ local function step(self, object, event, ...)
             else
                 enter(self, object, to)
             end
-            self.news = self.news or definition.news == true and from ~= to
+            self.news = self.news or definition.news == true and from ~= to and self.on_settled ~= nil
             if self.on_transition then
                 self.on_transition(object, from, event, to)
             end
@@ -155,11 +155,8 @@ local function step(self, object, event, ...)
     end
 end
 
-local function protect(self, fn)
-    local ok, message = xpcall(fn, debug.traceback)
-    if not ok then
-        pcall(self.on_error, message) -- were it to throw, nothing would ever be handled again
-    end
+local function report(self, message)
+    pcall(self.on_error, message) -- were it to throw, nothing would ever be handled again
 end
 
 local function run(self)
@@ -167,19 +164,25 @@ local function run(self)
         local entry = self.queue[self.head]
         self.queue[self.head] = nil
         self.head = self.head + 1
-        protect(self, function()
-            step(self, entry[1], entry[2], unpack(entry, 3, 2 + entry.n))
-        end)
+        local ok, message = xpcall(step, debug.traceback, self, entry[1], entry[2], unpack(entry, 3, 2 + entry.n))
+        if not ok then
+            report(self, message)
+        end
     end
     self.head, self.tail = 1, 0
     self.running = false
-    local news = self.news
-    self.news = false
-    if self.on_settled then
-        protect(self, function()
-            self.on_settled(news)
-        end)
+    if self.news then
+        self.news = false
+        local ok, message = xpcall(self.on_settled, debug.traceback)
+        if not ok then
+            report(self, message)
+        end
     end
+end
+
+--- Something is different now that is no transition.
+function Agenda:note_news()
+    self.news = self.on_settled ~= nil
 end
 
 --- Raises an event. It is handled at once unless another is being handled, else after all that came before it.
@@ -199,7 +202,10 @@ function Agenda:hold(fn)
         return fn()
     end
     self.running = true
-    protect(self, fn)
+    local ok, message = xpcall(fn, debug.traceback)
+    if not ok then
+        report(self, message)
+    end
     run(self)
 end
 

@@ -193,9 +193,6 @@ function Master:assemble()
         on_adopt = function(plan)
             self:adopt(plan)
         end,
-        on_change = function()
-            self.has_changed = true
-        end,
         on_exit = function(code)
             self:announce()
             self.launcher.hooks:settle(LAST_HOOKS_MS, function()
@@ -376,7 +373,6 @@ function Master:announce()
     if self.systemd and self.systemd.active then
         self.systemd:on_state(self.cluster:summary())
     end
-    self.has_changed = false
 end
 
 -- An error of our own. Before the cluster has started nothing could go on behind it.
@@ -398,10 +394,8 @@ local function new_agenda(self)
             self:internal({ machine = object.machine.name, state = object.state, event = event },
                 'Internal error: an event that cannot come in this state')
         end,
-        on_settled = function(news)
-            if news or self.has_changed then
-                self:announce()
-            end
+        on_settled = function()
+            self:announce()
         end,
     }
 end

@@ -255,7 +255,6 @@ function M.new(options)
             return true
         end,
         on_adopt = function() end,
-        on_change = function() end,
         on_exit = function(code)
             world.code = code
         end,

@@ -33,7 +33,7 @@ local definition
 
 --- @param options {platform, agenda, log, launcher (see launcher.lua), sockets, on_exit = function(code),
 --   may = function(plan) -> true, or nil, message: whether this user may give the workers what it asks for,
---   on_adopt = function(plan), on_change = function(): something is different now that is no transition}
+--   on_adopt = function(plan)}
 function Cluster.new(options)
     local self = setmetatable(options, Cluster)
     self.started_at = self.platform.now()
@@ -242,7 +242,7 @@ local function worker_gone(self, worker)
     end
     self.launcher.hooks:run('onWorkerExit', worker.report)
     to_restart(self, 'gone', worker)
-    self.on_change()
+    self.agenda:note_news()
     if self.process_count == 0 then
         self.agenda:post(self, 'emptied')
     end
@@ -397,7 +397,7 @@ function Cluster:resize(count)
         self.slots[#self.slots + 1] = new_slot(self, #self.slots + 1)
     end
     self.agenda:post(self, 'served')
-    self.on_change()
+    self.agenda:note_news()
 end
 
 --- Takes over the plan that the launcher has loaded: listeners and the number of workers, if the script changed it.

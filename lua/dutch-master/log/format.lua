@@ -43,16 +43,27 @@ local LEVEL_COLOR = {
 }
 local DIM, RESET = '\27[2m', '\27[0m'
 
+local function by_text(a, b)
+    return tostring(a) < tostring(b)
+end
+
 local function sorted_keys(t)
-    local keys = {}
+    local keys, others, odd = {}, {}, nil
+    for _, entry in ipairs(FIRST) do
+        if t[entry[1]] ~= nil then
+            keys[#keys + 1] = entry[1]
+        end
+    end
     for key in pairs(t) do
+        if not RANK[key] then
+            others[#others + 1] = key
+            odd = odd or type(key) ~= 'string'
+        end
+    end
+    table.sort(others, odd and by_text or nil)
+    for _, key in ipairs(others) do
         keys[#keys + 1] = key
     end
-    table.sort(keys, function(a, b)
-        local x, y = RANK[a] or math.huge, RANK[b] or math.huge
-        if x ~= y then return x < y end
-        return tostring(a) < tostring(b)
-    end)
     return keys
 end
 
@@ -64,19 +75,20 @@ local function is_array(t)
     return count > 0 and count == #t
 end
 
-local encode
+-- Anything as JSON, by its type.
+local ENCODE
 
 local function encode_table(t, depth)
     if depth >= DEPTH_MAX then return '"[too deep]"' end
     local parts = {}
     if is_array(t) then
         for i, value in ipairs(t) do
-            parts[i] = encode(value, depth + 1)
+            parts[i] = ENCODE[type(value)](value, depth + 1)
         end
         return '[' .. table.concat(parts, ',') .. ']'
     end
     for i, key in ipairs(sorted_keys(t)) do
-        parts[i] = quote(tostring(key)) .. ':' .. encode(t[key], depth + 1)
+        parts[i] = quote(tostring(key)) .. ':' .. ENCODE[type(t[key])](t[key], depth + 1)
     end
     return '{' .. table.concat(parts, ',') .. '}'
 end
@@ -87,16 +99,20 @@ local function encode_number(n)
     return ('%.14g'):format(n)
 end
 
--- Anything as JSON; what JSON does not have becomes its text.
-function encode(value, depth)
-    local kind = type(value)
-    if kind == 'string' then return quote(value) end
-    if kind == 'number' then return encode_number(value) end
-    if kind == 'boolean' then return tostring(value) end
-    if kind == 'table' then return encode_table(value, depth or 0) end
-    if value == nil or value == cjson.null then return 'null' end
-    return quote(tostring(value))
+local function encode_string(s)
+    if not s:find '[^%w _.,:@=()-]' then -- nearly every field
+        return '"' .. s .. '"'
+    end
+    return quote(s)
 end
+
+-- What JSON does not have becomes its text.
+local function encode_odd(value)
+    return value == cjson.null and 'null' or quote(tostring(value))
+end
+
+ENCODE = { string = encode_string, number = encode_number, boolean = tostring, table = encode_table,
+    ['function'] = encode_odd, userdata = encode_odd, thread = encode_odd, cdata = encode_odd }
 
 local function iso_time(now)
     local seconds = math.floor(now)
@@ -112,7 +128,8 @@ local function encode_fields(fields)
     local parts = {}
     for i, key in ipairs(sorted_keys(fields)) do
         local is_plain = type(key) == 'string' and not RESERVED[key] and not key:find '[^%w_]' -- nearly always
-        parts[i] = (is_plain and '"' .. key .. '"' or quote(field_name(key))) .. ':' .. encode(fields[key])
+        local value = fields[key]
+        parts[i] = (is_plain and '"' .. key .. '"' or quote(field_name(key))) .. ':' .. ENCODE[type(value)](value, 0)
     end
     return parts
 end
@@ -122,7 +139,7 @@ local function encode_short(fields, room)
     local parts = {}
     for _, key in ipairs(sorted_keys(fields)) do
         local value = fields[key]
-        local text = type(value) == 'string' and quote(shorten(value, SHORT_FIELD)) or encode(value)
+        local text = type(value) == 'string' and quote(shorten(value, SHORT_FIELD)) or ENCODE[type(value)](value, 0)
         if #text > 6 * (SHORT_FIELD + #clean.TRUNCATED) + 2 then text = quote(clean.TRUNCATED) end
         local part = quote(shorten(field_name(key), SHORT_FIELD)) .. ':' .. text
         if #part + 1 > room then break end
@@ -133,29 +150,26 @@ local function encode_short(fields, room)
     return parts
 end
 
-local function join(head, parts, tail)
-    if #parts == 0 then return head .. tail end
-    return head .. ',' .. table.concat(parts, ',') .. tail
-end
+local LINE = '%s%s%s,"msg":%s,"time":"%s","v":0}\n'
 
 --- One record as a line of bunyan's format, of at most `max` bytes.
 function M.json(core, level, fields, msg, max)
     max = max or RECORD_MAX
+    local parts, time = encode_fields(fields), iso_time(core.wall())
     local head = ('{"name":%s,"hostname":%s,"pid":%d,"level":%d'):format(
         core.name_json, core.hostname_json, core.pid, M.levels[level])
-    local function tail(text)
-        return (',"msg":%s,"time":"%s","v":0}\n'):format(quote(text), iso_time(core.wall()))
-    end
-    local line = join(head, encode_fields(fields), tail(msg))
+    local between = #parts > 0 and ',' or ''
+    local line = LINE:format(head, between, table.concat(parts, ','), encode_string(msg), time)
     if #line <= max then return line end
-    local last = tail(shorten(msg, math.min(SHORT_MESSAGE, max / 4)))
-    return join(head, encode_short(fields, max - #head - #last - 64), last)
+    local said = quote(shorten(msg, math.min(SHORT_MESSAGE, max / 4)))
+    parts = encode_short(fields, max - #LINE:format(head, ',', '', said, time) - 64)
+    return LINE:format(head, ',', table.concat(parts, ','), said, time)
 end
 
 -- A value behind `name=`; text with blanks or quotes is put in quotes.
 local function readable_value(value)
     if type(value) ~= 'string' then
-        return type(value) == 'table' and printable(encode(value)) or printable(tostring(value))
+        return type(value) == 'table' and printable(encode_table(value, 0)) or printable(tostring(value))
     end
     local text = printable(value)
     if text == '' or text:find('[%s"=]') then

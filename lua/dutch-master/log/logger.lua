@@ -14,6 +14,8 @@ local CLOSE_MS = 1000
 -- While records are lost without an end, word of it comes so often, in seconds.
 local LOSS_REPORT_S = 1
 
+local NONE = {}
+
 local Logger = {}
 Logger.__index = Logger
 
@@ -107,12 +109,15 @@ local function remember(core, level, fields, msg)
     return json
 end
 
-local function merged(a, b)
+local function merged(a, b, c)
     local all = {}
     for key, value in pairs(a) do
         all[key] = value
     end
     for key, value in pairs(b) do
+        all[key] = value
+    end
+    for key, value in pairs(c) do
         all[key] = value
     end
     return all
@@ -125,7 +130,7 @@ local function write(self, level, fields, msg)
         fields, msg = {}, fields
     end
     if type(fields) ~= 'table' then fields = { value = fields } end
-    fields = merged(merged(core.fields, self.fields), fields)
+    fields = merged(core.fields, self.fields, fields)
     msg = tostring(msg == nil and '' or msg)
     local json = remember(core, level, fields, msg)
     if core.custom then
@@ -137,7 +142,7 @@ end
 
 for level in pairs(M.levels) do
     Logger[level] = function(self, fields, msg)
-        write(self, level, fields, msg)
+        return write(self, level, fields, msg)
     end
 end
 
@@ -154,7 +159,7 @@ end
 
 --- A logger that adds these fields to each of its records.
 function Logger:child(fields)
-    return setmetatable({ core = self.core, fields = merged(self.fields, fields) }, Logger)
+    return setmetatable({ core = self.core, fields = merged(NONE, self.fields, fields) }, Logger)
 end
 
 --- Whether records of the level are written.

@@ -62,9 +62,6 @@ local UNESCAPE = { ['/'] = '/' }
 
 --- The string as JSON.
 function M.quote(s)
-    if not s:find '[^%w _.,:@=()-]' then -- nearly every field
-        return '"' .. s .. '"'
-    end
     return (cjson.encode(M.utf8(s)):gsub('\\(.)', UNESCAPE))
 end
 

@@ -40,13 +40,10 @@ local function kind_of(worker)
     return suffix == 'lua' and 'lua' or 'exec'
 end
 
-local function copy(value)
-    if type(value) ~= 'table' then
-        return value
-    end
+local function copy(values)
     local result = {}
-    for key, item in pairs(value) do
-        result[key] = copy(item)
+    for key, item in pairs(values) do
+        result[key] = type(item) == 'table' and copy(item) or item
     end
     return result
 end
@@ -287,7 +284,7 @@ function M.build(raw, where)
             if option.required then
                 at:key(option.name):fail(option.type.expects, nil)
             end
-            plan[option.inside] = copy(option.default)
+            plan[option.inside] = type(option.default) == 'table' and copy(option.default) or option.default
         else
             local inside = option.type.check(given, at:key(option.name))
             if option.hook then
