@@ -117,6 +117,15 @@ function M.headline(ctx, status)
         format.plural(status.wanted, 'worker'), status.generation)
 end
 
+-- What workers of kind exec say of themselves by sd_notify.
+local function words_of(worker)
+    local words = {}
+    words[#words + 1] = worker.stopping and 'stopping' or worker.reloading and 'reloading' or nil
+    words[#words + 1] = worker.main_pid and worker.main_pid ~= worker.pid and 'main process ' .. worker.main_pid or nil
+    words[#words + 1] = worker.status and format.visible(worker.status) or nil
+    return words[1] and ('worker %d says: %s'):format(worker.id, table.concat(words, ', '))
+end
+
 function M.render(ctx, status)
     local lines = {
         ctx.paint('bold', format.visible(status.script)),
@@ -137,6 +146,9 @@ function M.render(ctx, status)
     rows[1] = ctx.paint('dim', rows[1])
     for _, row in ipairs(rows) do
         lines[#lines + 1] = row
+    end
+    for _, worker in ipairs(status.workers) do
+        lines[#lines + 1] = words_of(worker)
     end
     for i, line in ipairs(ctx.columns() and lines or {}) do
         lines[i] = format.cut(line, ctx.columns())

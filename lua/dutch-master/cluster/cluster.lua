@@ -580,8 +580,20 @@ local function emptied(self)
     return finish(self, 0)
 end
 
+-- By when the workers must have left, by the plan that each was forked from, or by what it has asked for since.
+local function stop_by(self)
+    local latest = self.stopping_at + self.launcher.plan.stop_timeout_ms
+    for _, worker in pairs(self.workers) do
+        latest = math.max(latest, self.stopping_at + worker.plan.stop_timeout_ms,
+            worker.leaving.told and worker:due() or 0)
+    end
+    return latest
+end
+
 local function give_up(self)
-    if self.gave_up then
+    if not self.gave_up and stop_by(self) > self.platform.now() then
+        return 'stopping' -- a worker has asked for more time
+    elseif self.gave_up then
         self.log:error({ workers = self.process_count }, 'Workers are still alive after SIGKILL, exiting without them')
         return finish(self, 1)
     end
@@ -635,11 +647,7 @@ definition = machine.define {
             if self.gave_up then
                 return STOP_GRACE_MS
             end
-            local longest = self.launcher.plan.stop_timeout_ms
-            for _, worker in pairs(self.workers) do -- each keeps to the plan it was forked from
-                longest = math.max(longest, worker.plan.stop_timeout_ms)
-            end
-            return longest + STOP_GRACE_MS
+            return math.max(stop_by(self) - self.platform.now(), 0) + STOP_GRACE_MS
         end,
     },
     states = {

@@ -3,6 +3,8 @@
 --   on.ready(facts)   its rule (see kinds.lua) is met; facts.address where that is known
 --   on.alive()        a sign of life
 --   on.hung(why)      it says itself that it must be replaced
+--   on.extend(ms)     it asks for more time, from now
+--   on.stopping()     it says that it is going
 --
 -- Where the rule is a page (`ready = { http = ... }`) the worker is asked for it again and again, by a connection that
 -- reaches nobody else. Any answer in HTTP is a sign of life: 503 is no hang. There is one question at a
@@ -35,7 +37,7 @@ local NOBODY_ACCEPTS = 'The worker was given this address as an open socket. Che
     .. ' accept there, say what makes it ready: ready = { port = n }, or ready = { alive = 1 }'
 
 --- @param options {platform, sockets, id (the worker's), log, rule (what shows that it is ready), fallback (the rule
---   where it cannot be asked alone), watchdog_ms or nil, on = {ready, alive, hung},
+--   where it cannot be asked alone), watchdog_ms or nil, on = {ready, alive, hung, extend, stopping},
 --   listens_at() -> where it listens, must_listen_at() -> where it has to, as one that replaces others: see
 --   listening.lua}
 function Health.new(options)
@@ -46,7 +48,7 @@ function Health.new(options)
     -- quiet:    it serves, or has ended, and is not asked
     self.state = 'starting'
     self.words = nil -- what came of asking it last
-    self.status = nil -- its own words, by STATUS=
+    self.said = {} -- by its notifications: {status, reloading, stopping, main_pid}
     self.alive_at = nil -- its last sign of life
     self.greets = self.rule.tls == true -- it is asked by a greeting in TLS
     self.looks_like_tls = nil -- not known yet
@@ -327,6 +329,18 @@ function Health:message(message)
     end
 end
 
+-- What it says of itself, for those who look at it. Whatever it forks may say it too: nothing is decided by it.
+local function note_words(said, fields)
+    said.status = fields.STATUS and fields.STATUS:sub(1, 200) or said.status
+    said.main_pid = tonumber((fields.MAINPID or ''):match '^[1-9]%d*$') or said.main_pid
+    if fields.RELOADING == '1' then
+        said.reloading = true
+    elseif fields.READY == '1' then
+        said.reloading = nil
+    end
+    said.stopping = said.stopping or fields.STOPPING == '1' or nil
+end
+
 --- A notification: what it wrote to NOTIFY_SOCKET.
 function Health:notified(fields)
     local rule = self.rule.type
@@ -343,8 +357,13 @@ function Health:notified(fields)
     elseif fields.WATCHDOG == 'trigger' and self.watchdog_ms then
         self.on.hung 'it says that it must be replaced'
     end
-    if fields.STATUS then
-        self.status = fields.STATUS:sub(1, 200)
+    note_words(self.said, fields)
+    if fields.STOPPING == '1' then
+        self.on.stopping()
+    end
+    local more_us = tonumber((fields.EXTEND_TIMEOUT_USEC or ''):match '^%d+$')
+    if more_us then
+        self.on.extend(more_us / 1000)
     end
 end
 

@@ -4,6 +4,10 @@
 local Leaving = {}
 Leaving.__index = Leaving
 
+-- A worker may ask for more time, again and again (EXTEND_TIMEOUT_USEC), but not for more than so many times what the
+-- plan gives it.
+local EXTEND_MAX = 10
+
 function Leaving.new(platform)
     return setmetatable({
         platform = platform,
@@ -13,6 +17,8 @@ function Leaving.new(platform)
         late = nil, -- in words, when it was not ready in time
         killed = false, -- by us
         daemon = nil, -- in words, when it put itself into the background
+        since_ms = nil, -- when it began, and
+        allowed_ms = nil, -- how long it might take then
         until_ms = nil, -- the moment at which it is killed, once it has begun
     }, Leaving)
 end
@@ -33,7 +39,8 @@ end
 
 --- It has so long from now on.
 function Leaving:allow(ms)
-    self.until_ms = self.platform.now() + ms
+    self.since_ms, self.allowed_ms = self.platform.now(), ms
+    self.until_ms = self.since_ms + ms
 end
 
 --- The same, unless that was said already.
@@ -41,6 +48,16 @@ function Leaving:begin(ms)
     if not self.until_ms then
         self:allow(ms)
     end
+end
+
+--- The moment until which it may go on that has asked for `ms` from now: never sooner than without that, `until_ms`.
+function Leaving.extended(now, ms, until_ms, since_ms, allowed_ms)
+    return math.max(until_ms, math.min(now + ms, since_ms + EXTEND_MAX * allowed_ms))
+end
+
+--- It asks for more time.
+function Leaving:extend(ms)
+    self.until_ms = Leaving.extended(self.platform.now(), ms, self.until_ms, self.since_ms, self.allowed_ms)
 end
 
 function Leaving:remaining()

@@ -16,6 +16,15 @@ local function patience(cluster)
         + plan.restart_soak_ms + canary + plan.stop_timeout_ms
 end
 
+-- How long the workers may still take by what they have asked for, in ms.
+local function asked(cluster)
+    local longest, now = 0, cluster.platform.now()
+    for _, worker in pairs(cluster.workers) do
+        longest = math.max(longest, (worker:due() or now) - now)
+    end
+    return longest
+end
+
 function M.summary(cluster)
     local serving = 0
     for _, slot in ipairs(cluster.slots) do
@@ -25,18 +34,19 @@ function M.summary(cluster)
         state = cluster.state, generation = cluster.generation, wanted = cluster.wanted, serving = serving,
         failure = cluster.failure, processes = cluster.process_count, last_verdict = cluster.last_verdict,
         roll = cluster.restarting and cluster.restarting:progress() or nil, restarts = cluster.newest,
-        patience_ms = patience(cluster),
+        patience_ms = patience(cluster), asked_ms = asked(cluster),
     }
 end
 
 local function of_worker(cluster, worker, queue)
     local slot = cluster:slot_of(worker)
-    local usage = cluster.platform.proc_stat(worker.pid) or {}
+    local usage, said = cluster.platform.proc_stat(worker.pid) or {}, worker.health.said
     return {
         id = worker.id, slot = worker.slot, pid = worker.pid, state = worker.state, generation = worker.generation,
         release = worker.release, uptime_ms = cluster.platform.now() - worker.forked_at,
         ready = worker.ready_at ~= nil, restarts = slot and slot.forks - 1, rss_kb = usage.rss_kb,
-        cpu_ms = usage.cpu_ms, queue = queue.queue, steered = queue.steered, status = worker.health.status,
+        cpu_ms = usage.cpu_ms, queue = queue.queue, steered = queue.steered, status = said.status,
+        reloading = said.reloading, stopping = said.stopping, main_pid = said.main_pid,
         measured = worker.measured,
     }
 end

@@ -178,6 +178,12 @@ local function new_health(self)
             hung = function(why)
                 self.agenda:post(self, 'hung', why)
             end,
+            extend = function(ms)
+                self.agenda:post(self, 'extend', ms)
+            end,
+            stopping = function()
+                self.agenda:post(self, 'request_restart', 'says that it is stopping')
+            end,
         },
     }
 end
@@ -259,6 +265,7 @@ function Worker:spawn(fields)
         start_conversation(self)
     end
     self.forked_at = self.platform.now()
+    self.ready_by = self.forked_at + self.plan.ready_timeout_ms
     self.oom_kills_before = self.platform.oom_kills()
     local child, message, code = self.platform.spawn(fields)
     if not child then
@@ -386,9 +393,9 @@ local function became_ready(self, facts)
     return 'running'
 end
 
-local function request_restart(self)
-    self.log:info('Worker dying')
-    self:replace 'asked to be replaced'
+local function request_restart(self, why)
+    self.log:info({ reason = why }, 'Worker dying')
+    self:replace(why or 'asked to be replaced')
 end
 
 -- Its deadline starts anew.
@@ -477,7 +484,7 @@ local function start_deadline(self)
         return became_ready(self, {})
     end
     local missing, hint = self.health:missing()
-    local seconds, asked = self.plan.ready_timeout_ms / 1000, missing and ': ' .. missing
+    local seconds, asked = (self.ready_by - self.forked_at) / 1000, missing and ': ' .. missing
     self.health:close()
     self.leaving.late = ('was not ready within %g s'):format(seconds) .. (asked or '') .. (hint and '. ' .. hint or '')
     self.log:warn({ readyTimeout = seconds, listening = self.listening, hint = hint },
@@ -593,6 +600,22 @@ local function closed_servers(self)
     self:replace 'closed its servers'
 end
 
+-- It asks for more time, from now.
+local function extend_start(self, ms)
+    if not self.health:alive_ms() then
+        self.ready_by = Leaving.extended(self.platform.now(), ms, self.ready_by, self.forked_at,
+            self.plan.ready_timeout_ms)
+        self.agenda:note_news()
+        return 'starting'
+    end
+end
+
+local function extend_stop(self, ms)
+    self.leaving:extend(ms)
+    self.agenda:note_news()
+    return self.state
+end
+
 local function kill_now(self, why)
     told_to_leave(self, why)
     return kill(self)
@@ -617,6 +640,14 @@ local function remaining(self)
     return self.leaving:remaining()
 end
 
+--- The moment by which it has to be ready, or gone; nil while it serves, and when it has been killed.
+function Worker:due()
+    if self.state == 'starting' then
+        return self.ready_by
+    end
+    return not self.leaving.killed and self.leaving.until_ms or nil
+end
+
 definition = machine.define {
     name = 'worker',
     initial = 'preparing',
@@ -634,6 +665,7 @@ definition = machine.define {
         'closed_servers', -- it listens nowhere any more
         'alive', -- a sign of life
         'hung', -- (why) it says that it hangs
+        'extend', -- (ms) it asks for more time, from now
         'closed', -- its channel is closed
         'headless', -- (status) its first process has ended, others of its group live
         'deadline',
@@ -641,7 +673,7 @@ definition = machine.define {
     },
     deadline = {
         starting = function(self)
-            return self.health:alive_ms() or self.plan.ready_timeout_ms
+            return self.health:alive_ms() or math.max(self.ready_by - self.platform.now(), 0)
         end,
         running = function(self)
             return self.health:patience()
@@ -673,7 +705,7 @@ definition = machine.define {
             unprepared = unprepared,
             stop = stop_preparing,
             kill = stop_preparing,
-            bugs = [[ready request_restart retire keep settled leaving closed_servers closed headless alive hung
+            bugs = [[ready request_restart retire keep settled leaving closed_servers closed headless alive hung extend
                 deadline exit]],
         },
         starting = {
@@ -684,6 +716,7 @@ definition = machine.define {
             closed = closed_while_starting,
             headless = headless,
             deadline = start_deadline,
+            extend = extend_start,
             exit = finish,
             ignores = 'request_restart closed_servers alive hung',
             bugs = 'prepared unprepared retire keep settled',
@@ -701,7 +734,7 @@ definition = machine.define {
             hung = hung,
             deadline = silent,
             exit = exit_while_serving,
-            ignores = 'ready keep', -- the first readiness counts
+            ignores = 'ready keep extend', -- the first readiness counts
             bugs = 'prepared unprepared settled',
         },
         retiring = { -- serves until its replacement does
@@ -714,7 +747,7 @@ definition = machine.define {
             closed = closed_while_serving,
             headless = headless,
             exit = exit_while_serving,
-            ignores = 'ready request_restart retire closed_servers alive hung',
+            ignores = 'ready request_restart retire closed_servers alive hung extend',
             bugs = 'prepared unprepared settled deadline',
         },
         settling = { -- gets no new connections
@@ -723,6 +756,7 @@ definition = machine.define {
             closed = closed_while_leaving,
             headless = headless,
             deadline = ask,
+            extend = extend_stop,
             exit = finish,
             ignores = 'ready request_restart stop leaving closed_servers alive hung',
             bugs = 'prepared unprepared retire keep',
@@ -737,6 +771,7 @@ definition = machine.define {
                 end
                 return terminate(self)
             end,
+            extend = extend_stop,
             exit = finish,
             ignores = 'ready request_restart stop settled leaving closed_servers alive hung',
             bugs = 'prepared unprepared retire keep',
@@ -746,7 +781,7 @@ definition = machine.define {
             headless = headless,
             deadline = terminate,
             exit = finish,
-            ignores = 'ready request_restart stop settled leaving closed_servers closed alive hung',
+            ignores = 'ready request_restart stop settled leaving closed_servers closed alive hung extend',
             bugs = 'prepared unprepared retire keep',
         },
         terminating = { -- SIGTERM sent
@@ -754,6 +789,7 @@ definition = machine.define {
             closed = note_closed,
             headless = headless,
             deadline = kill,
+            extend = extend_stop,
             exit = finish,
             ignores = 'ready request_restart stop settled leaving closed_servers alive hung',
             bugs = 'prepared unprepared retire keep',
@@ -762,6 +798,7 @@ definition = machine.define {
             kill = kill_now,
             closed = note_closed,
             deadline = kill,
+            extend = extend_stop,
             exit = finish,
             ignores = 'ready request_restart stop settled leaving closed_servers alive hung',
             bugs = 'prepared unprepared retire keep headless',
@@ -771,12 +808,12 @@ definition = machine.define {
             headless = kill_rest,
             deadline = kill_again,
             exit = finish,
-            ignores = 'ready request_restart stop kill settled leaving closed_servers alive hung',
+            ignores = 'ready request_restart stop kill settled leaving closed_servers alive hung extend',
             bugs = 'prepared unprepared retire keep',
         },
         exited = {
             ignores = [[prepared unprepared ready request_restart retire keep stop kill settled leaving
-                closed_servers closed headless alive hung]],
+                closed_servers closed headless alive hung extend]],
             bugs = 'deadline exit',
         },
     },

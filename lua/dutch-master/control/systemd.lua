@@ -194,6 +194,7 @@ function Systemd:on_state(state)
         self.extending = self.extending and not self.gave_up
         self.gave_up = false
     end
+    self.extend_until = math.max(self.extend_until or 0, self.platform.now() + (state.asked_ms or 0))
     if BUSY[state.state] and not self.extending then
         self.extending = true
         lines[#lines + 1] = 'EXTEND_TIMEOUT_USEC=' .. EXTEND_BY * 1000

@@ -46,6 +46,12 @@ describe('health', function()
                 hung = function(why)
                     events[#events + 1] = 'hung ' .. why
                 end,
+                extend = function(ms)
+                    events[#events + 1] = 'extend ' .. ms
+                end,
+                stopping = function()
+                    events[#events + 1] = 'stopping'
+                end,
             },
         }
         return health
@@ -418,11 +424,24 @@ describe('health', function()
         assert.equal(2000, health:patience())
         health:notified { WATCHDOG = 'trigger', STATUS = 'stuck' }
         assert.same({ 'hung it says that it must be replaced' }, happened())
-        assert.equal('stuck', health.status)
+        assert.equal('stuck', health.said.status)
         new { type = 'notify' }
         health:notified { WATCHDOG = 'trigger' }
         assert.same({}, happened()) -- nobody asked for a watchdog
         assert.is_nil(health:patience())
+    end)
+
+    it('knows what it says of itself, and nothing that cannot be', function()
+        new { type = 'notify' }
+        health:notified { RELOADING = '1', MAINPID = '123', EXTEND_TIMEOUT_USEC = '1500000' }
+        assert.same({ reloading = true, main_pid = 123 }, health.said)
+        for _, bad in ipairs { '-1', '0', '1e3', '0x10', '', ' 1' } do
+            health:notified { MAINPID = bad, EXTEND_TIMEOUT_USEC = bad ~= '0' and bad or nil, STOPPING = bad }
+        end
+        assert.same({ reloading = true, main_pid = 123 }, health.said)
+        health:notified { READY = '1', STOPPING = '1' }
+        assert.same({ stopping = true, main_pid = 123 }, health.said)
+        assert.same({ 'extend 1500', 'ready', 'stopping' }, happened())
     end)
 
     describe('of a worker that was given sockets', function()

@@ -35,6 +35,16 @@ describe('leaving', function()
         assert.equal(0, leaving:remaining())
     end)
 
+    it('may be longer if it asks for it, up to ten times what it was allowed', function()
+        leaving:begin(300)
+        leaving:extend(200) -- less than it has
+        assert.equal(300, leaving:remaining())
+        leaving:extend(500)
+        assert.equal(500, leaving:remaining())
+        leaving:extend(1e9)
+        assert.equal(3000, leaving:remaining())
+    end)
+
     it('that is a kill begins now, if it has not', function()
         leaving:kill()
         assert.same({ true, 0 }, { leaving.killed, leaving:remaining() })

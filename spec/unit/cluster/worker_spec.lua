@@ -106,7 +106,48 @@ describe('worker', function()
         assert.equal('starting', worker.state)
         worker.notify.fn { READY = '1' }
         assert.equal('running', worker.state)
-        assert.equal('loading', worker.health.status)
+        assert.equal('loading', worker.health.said.status)
+    end)
+
+    it('has more time to become ready if it asks for it, up to ten times readyTimeout', function()
+        local worker, world = one({}, { kind = 'exec', argv = { 'server' }, worker = false, ready = { type = 'notify' },
+            ready_timeout_ms = 1000 })
+        world.platform:advance(900)
+        worker.notify.fn { EXTEND_TIMEOUT_USEC = '5000000' }
+        worker.notify.fn { EXTEND_TIMEOUT_USEC = 'soon' }
+        world.platform:advance(4999)
+        assert.equal('starting', worker.state)
+        worker.notify.fn { EXTEND_TIMEOUT_USEC = '3600000000' }
+        world.platform:advance(4100)
+        assert.equal('starting', worker.state)
+        world.platform:advance(2)
+        assert.equal('was not ready within 10 s: it has not said READY=1', worker.leaving.late)
+    end)
+
+    it('has more time to leave if it asks for it, and so has the cluster', function()
+        local worker, world = one({ ignores_term = true }, { kind = 'exec', argv = { 'server' }, worker = false,
+            ready = { type = 'notify' }, stop_timeout_ms = 1000, stop_signal = 'SIGTERM' })
+        worker.notify.fn { READY = '1', RELOADING = '0', MAINPID = '77' }
+        worker.notify.fn { EXTEND_TIMEOUT_USEC = '9000000' } -- it serves: nothing is to be extended
+        world.cluster:stop { signal = 'SIGTERM' }
+        world.platform:advance(900)
+        worker.notify.fn { EXTEND_TIMEOUT_USEC = '5000000' }
+        assert.equal(5000, world.cluster:summary().asked_ms)
+        world.platform:advance(4999)
+        assert.equal('stopping', worker.state)
+        world.platform:advance(2)
+        assert.is_true(worker.leaving.killed)
+        assert.equal(1, world.code)
+    end)
+
+    it('that says that it is stopping is replaced', function()
+        local worker, world = one({}, { kind = 'exec', argv = { 'server' }, worker = false, ready = { type = 'notify' } })
+        worker.notify.fn { READY = '1' }
+        world.platform:advance(1000)
+        worker.notify.fn { STOPPING = '1' }
+        world.platform:advance(0)
+        assert.same({ 'retiring', 2 }, { worker.state, world.platform.spawned })
+        assert.is_true(worker.health.said.stopping)
     end)
 
     describe('that is asked for a page', function()

@@ -210,6 +210,13 @@ describe('systemd', function()
         now = now + 1
         extender.fire()
         assert.equal(2, #sent)
+        -- A worker has asked for more.
+        sd:on_state(state('booting', 0, { patience_ms = 60000, asked_ms = 5000 }))
+        now = now + 4999
+        extender.fire()
+        assert.equal('EXTEND_TIMEOUT_USEC=15000000', table.remove(sent))
+        now = now + 1
+        extender.fire()
         -- A step begins another of these times.
         sd:on_state(state('booting', 1, { patience_ms = 60000 }))
         assert.truthy(sent[3]:find('EXTEND_TIMEOUT_USEC=15000000', 1, true))
