@@ -202,6 +202,16 @@ describe('layers:', function()
         assert.are.same({}, matches(c, 'waitpid%([^2]'))
     end)
 
+    it('a failure is pushed to Lua by support.c alone', function()
+        local function is_support(path)
+            return path == 'src/lua/support.c'
+        end
+        assert.are.same({}, matches(c, 'lua_pushstring%(L, dm_error_name', function(path)
+            return is_support(path) or path == 'src/lua/child.c' -- a status, which says it in a field
+        end))
+        assert.are.same({}, matches(c, 'lua_pushliteral%(L, "E[A-Z]+"%)', is_support))
+    end)
+
     it('policy reaches the core by the platform alone', function()
         assert.are.same({}, matches(lua, 'require%s*%(?%s*[\'"]dutch%-master%.core', function(path)
             return path == 'lua/dutch-master/platform.lua' or path == 'lua/dutch-master/linux.lua'

@@ -30,8 +30,7 @@ static void on_end(void *ctx, int error) {
     lua_State *L = d->L;
     lua_rawgeti(L, LUA_REGISTRYINDEX, d->on_end);
     if (error) {
-        lua_pushstring(L, dm_error_text(error));
-        lua_pushstring(L, dm_error_name(error));
+        dm_lua_push_error(L, error);
     }
     dm_lua_call(L, error ? 2 : 0, 0, "dial: end");
 }

@@ -2,7 +2,6 @@
  * core.lock(path) and core.pid_file(path), both with close(). */
 #include "service/files.h"
 #include "base/claim.h"
-#include "base/errors.h"
 #include "lua/open.h"
 #include "lua/support.h"
 #include "service/lock.h"
@@ -133,16 +132,10 @@ int core_lock(lua_State *L) {
     if (err != -EAGAIN) {
         return dm_lua_fail_why(L, err, path, why);
     }
-    lua_pushnil(L);
-    if (holder > 0) {
-        lua_pushfstring(L, "%s: held by process %d", path, (int)holder);
-    } else {
-        lua_pushfstring(L, "%s: held by another process", path);
-    }
-    lua_pushliteral(L, "EAGAIN");
     if (holder <= 0) {
-        return 3;
+        return dm_lua_fail_why(L, err, path, "held by another process");
     }
+    dm_lua_fail_why(L, err, path, lua_pushfstring(L, "held by process %d", (int)holder));
     lua_pushinteger(L, holder);
     return 4;
 }
@@ -168,10 +161,7 @@ int core_claim(lua_State *L) {
     if (error == 0 || (error == -EAGAIN && holder == 0)) {
         return 1;
     }
-    lua_pushnil(L);
-    lua_pushfstring(L, "held by process %d", (int)holder);
-    lua_pushstring(L, dm_error_name(error));
-    return 3;
+    return dm_lua_fail_why(L, error, NULL, lua_pushfstring(L, "held by process %d", (int)holder));
 }
 
 static int l_claim_close(lua_State *L) {

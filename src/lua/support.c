@@ -37,24 +37,21 @@ uv_loop_t *dm_lua_loop(lua_State *L) {
 }
 
 int dm_lua_fail(lua_State *L, int error, const char *what) {
+    return dm_lua_fail_why(L, error, what, NULL);
+}
+
+int dm_lua_fail_why(lua_State *L, int error, const char *what, const char *why) {
+    why = why ? why : dm_error_text(error);
     lua_pushnil(L);
-    if (what) {
-        lua_pushfstring(L, "%s: %s", what, dm_error_text(error));
-    } else {
-        lua_pushstring(L, dm_error_text(error));
-    }
+    lua_pushfstring(L, "%s%s%s", what ? what : "", what ? ": " : "", why);
     lua_pushstring(L, dm_error_name(error));
     return 3;
 }
 
-int dm_lua_fail_why(lua_State *L, int error, const char *what, const char *why) {
-    if (why == NULL) {
-        return dm_lua_fail(L, error, what);
-    }
-    lua_pushnil(L);
-    lua_pushfstring(L, "%s: %s", what, why);
+int dm_lua_push_error(lua_State *L, int error) {
+    lua_pushstring(L, dm_error_text(error));
     lua_pushstring(L, dm_error_name(error));
-    return 3;
+    return 2;
 }
 
 int dm_lua_closed(lua_State *L) {
@@ -87,6 +84,16 @@ int dm_lua_result(lua_State *L, int error, const char *what) {
     }
     lua_pushboolean(L, 1);
     return 1;
+}
+
+int dm_lua_integer_field(lua_State *L, int table, const char *key, int missing) {
+    int value = missing;
+    if (lua_istable(L, table)) {
+        lua_getfield(L, table, key);
+        value = lua_isnil(L, -1) ? missing : luaL_checkint(L, -1);
+        lua_pop(L, 1);
+    }
+    return value;
 }
 
 void dm_lua_set_number(lua_State *L, const char *field, double value) {

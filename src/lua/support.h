@@ -20,16 +20,23 @@ uv_loop_t *dm_lua_loop(lua_State *L);
 
 /* "what: text of the error" (or the text alone if `what` is NULL). */
 int dm_lua_fail(lua_State *L, int error, const char *what);
-/* "what: why" (why NULL: the error's own text). */
+/* "what: why" (what NULL: why alone; why NULL: the error's own text). */
 int dm_lua_fail_why(lua_State *L, int error, const char *what, const char *why);
 /* "closed", "EBADF" */
 int dm_lua_closed(lua_State *L);
 /* true, or as dm_lua_fail. */
 int dm_lua_result(lua_State *L, int error, const char *what);
 
-/* -- fields of the table on top of the stack ----------------------------------------------------
+/* "text of the error", "ECODE": pushes these two */
+int dm_lua_push_error(lua_State *L, int error);
+
+/* -- fields of tables ---------------------------------------------------------------------------
  */
 
+/* The integer at `key` of the table at `table`, or `missing`: also where there is no table. */
+int dm_lua_integer_field(lua_State *L, int table, const char *key, int missing);
+
+/* Sets a field of the table on top of the stack. */
 void dm_lua_set_number(lua_State *L, const char *field, double value);
 void dm_lua_set_string(lua_State *L, const char *field, const char *value);
 

@@ -20,10 +20,8 @@ enum {
 };
 
 static int no_such(lua_State *L, const char *what, int index) {
-    lua_pushnil(L);
-    lua_pushfstring(L, "there is no %s '%s'", what, lua_tostring(L, index));
-    lua_pushliteral(L, "ENOENT");
-    return 3;
+    return dm_lua_fail_why(L, -ENOENT, NULL,
+                           lua_pushfstring(L, "there is no %s '%s'", what, lua_tostring(L, index)));
 }
 
 /* Stack: ..., user. Adds groups. */

@@ -1,0 +1,116 @@
+/* lua/descriptors.c: core.close_fd, quiet_ms, holders, group_has, inherited: what is known of a
+ * bare descriptor. */
+#include "lua/address.h"
+#include "lua/open.h"
+#include "lua/support.h"
+#include "net/holder.h"
+#include "net/inherited.h"
+#include "net/strangers.h"
+
+#include <errno.h>
+#include <lauxlib.h>
+#include <netinet/tcp.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+int core_close_fd(lua_State *L) {
+    const int fd = luaL_checkint(L, 1);
+    luaL_argcheck(L, fd > 2, 1, "not one of 0, 1, 2");
+    if (close(fd) != 0 && errno == EBADF) {
+        return dm_lua_fail(L, -errno, "close");
+    }
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+/* quiet_ms(fd): how long nothing has come from the peer of a TCP connection. */
+int core_quiet_ms(lua_State *L) {
+    struct tcp_info info;
+    socklen_t size = sizeof info;
+    memset(&info, 0, sizeof info);
+    if (getsockopt(luaL_checkint(L, 1), IPPROTO_TCP, TCP_INFO, &info, &size) != 0) {
+        return dm_lua_fail(L, -errno, NULL);
+    }
+    lua_pushinteger(L, info.tcpi_last_ack_recv);
+    return 1;
+}
+
+/* holders(inodes): the processes that have one of these sockets: { pid, name, group }, the first
+ * ones. Reads all of /proc. */
+int core_holders(lua_State *L) {
+    enum { ROOM = 16 };
+    struct dm_holder list[ROOM];
+    unsigned long inodes[DM_STRANGERS];
+    size_t count = 0;
+    luaL_checktype(L, 1, LUA_TTABLE);
+    for (; count < lua_objlen(L, 1) && count < DM_STRANGERS; count++) {
+        lua_rawgeti(L, 1, (int)count + 1);
+        inodes[count] = (unsigned long)luaL_checknumber(L, -1);
+        lua_pop(L, 1);
+    }
+    count = dm_holder_list(inodes, count, list, ROOM);
+    lua_createtable(L, (int)count, 0);
+    for (size_t i = 0; i < count; i++) {
+        lua_createtable(L, 0, 3);
+        lua_pushinteger(L, list[i].pid);
+        lua_setfield(L, -2, "pid");
+        lua_pushinteger(L, list[i].group);
+        lua_setfield(L, -2, "group");
+        dm_lua_set_string(L, "name", list[i].name);
+        lua_rawseti(L, -2, (int)i + 1);
+    }
+    return 1;
+}
+
+/* group_has(group, fd): whether some process of a group has the socket that is our `fd`; nil where
+ * that cannot be seen. Reads all of /proc. */
+int core_group_has(lua_State *L) {
+    struct stat found;
+    const pid_t group = (pid_t)luaL_checkinteger(L, 1);
+    if (fstat(luaL_checkint(L, 2), &found) != 0) {
+        return dm_lua_fail(L, -errno, NULL);
+    }
+    const int has = dm_holder_group_has(group, (unsigned long)found.st_ino);
+    if (has < 0) {
+        lua_pushnil(L);
+    } else {
+        lua_pushboolean(L, has);
+    }
+    return 1;
+}
+
+static void push_name(lua_State *L, const char **names) {
+    if (!*names) {
+        lua_pushliteral(L, "unknown");
+        return;
+    }
+    const size_t length = strcspn(*names, ":");
+    lua_pushlstring(L, *names, length);
+    *names += length + ((*names)[length] == ':');
+}
+
+int core_inherited(lua_State *L) {
+    struct dm_inherited inherited;
+    const int error = dm_inherited_take(&inherited);
+    if (error) {
+        return dm_lua_fail(L, error, "LISTEN_FDS");
+    }
+    const char *names = inherited.names;
+    lua_createtable(L, inherited.count, 0);
+    for (int i = 0; i < inherited.count; i++) {
+        struct dm_address address;
+        lua_createtable(L, 0, 3);
+        lua_pushinteger(L, 3 + i);
+        lua_setfield(L, -2, "fd");
+        push_name(L, &names);
+        lua_setfield(L, -2, "name");
+        if (dm_address_of(3 + i, &address) == 0) {
+            dm_lua_push_address(L, &address);
+            lua_setfield(L, -2, "address");
+        }
+        lua_rawseti(L, -2, i + 1);
+    }
+    dm_inherited_free(&inherited);
+    return 1;
+}
