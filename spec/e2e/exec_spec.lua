@@ -261,13 +261,13 @@ local WSGI = "def application(environ, start_response):\n"
 local RACK = "run ->(env) { [200, { 'Content-Length' => '2' }, ['ok']] }\n"
 
 -- Debian's php-fpm. At a unix path it would take the path with it when it ends, but for the slash.
-local function php_fpm(slash)
+local function php_fpm(unix)
     return {
         program = 'php-fpm8.2',
         worker = "dutch.phpfpm { command = 'php-fpm8.2', config = dutch.directory .. '/fpm.conf',"
-            .. " args = { '--prefix', dutch.directory }, slash = " .. tostring(slash) .. ' }',
+            .. " args = { '--prefix', dutch.directory } }",
         protocol = fastcgi,
-        unix = slash,
+        unix = unix,
         files = function(address)
             return { ['index.php'] = '<?php echo "ok";', ['fpm.conf'] = '[global]\nerror_log = fpm.log\n'
                 .. 'process_control_timeout = 10s\n[www]\nuser = www-data\npm = static\npm.max_children = 2\n'

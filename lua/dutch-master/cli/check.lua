@@ -111,6 +111,9 @@ local function warnings_of(ctx, plan)
     local platform = ctx.platform
     local found = advice.of(plan, {
         cwd = platform.cwd(), environ = platform.environ(), stat = platform.stat, access = platform.access,
+        read = function(path)
+            return platform.read_file(path, 65536)
+        end,
         status = platform.read_file('/proc/self/status', 65536),
     })
     local texts = {}

@@ -137,16 +137,16 @@ function M.uwsgi(given)
     return { preset = 'uwsgi', argv = argv, sockets = 'argv', ready = 'notify', stopSignal = 'SIGTERM' }
 end
 
---- phpfpm { config, slash = false }: needs process_control_timeout > 0 to finish requests; the `listen` of its pool
--- must be the address here. It removes the path of a unix socket when it ends, even of an inherited one: the master
--- puts it back, but some requests are refused meanwhile. None is with slash = true and a slash behind the path in the
--- pool, `listen = /run/app.sock/`, which cannot be removed.
+--- phpfpm { config, slash = true }: needs process_control_timeout > 0 to finish requests; the `listen` of its pool
+-- must be the address here, with a slash behind a path: `listen = /run/app.sock/`. When it ends, it removes the path of
+-- a unix socket, even of an inherited one, and one with a slash cannot be removed. With slash = false the pool has the
+-- path as it is, the master puts it back each time, and some requests are refused meanwhile.
 function M.phpfpm(given)
     check_keys(given, 'phpfpm', 'config slash')
     local argv = { option(given, 'phpfpm', 'command', 'string', 'php-fpm'), '--nodaemonize', '--fpm-config',
         option(given, 'phpfpm', 'config', 'string') }
     append(argv, option(given, 'phpfpm', 'args', 'table', {}))
-    local slash = option(given, 'phpfpm', 'slash', 'boolean', false)
+    local slash = option(given, 'phpfpm', 'slash', 'boolean', true)
     return { preset = 'phpfpm', argv = argv, sockets = slash and 'fpm_slash' or 'fpm', stopSignal = 'SIGQUIT' }
 end
 

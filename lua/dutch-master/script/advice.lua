@@ -76,6 +76,50 @@ function checks.preset(plan, _, say)
     end
 end
 
+local PHP_FPM_TIME = 'without process_control_timeout in [global] php-fpm cuts its requests off when it is asked to'
+    .. ' leave: write process_control_timeout = 30s'
+
+-- What a configuration file of php-fpm says: the values of `listen`, and whether it includes others.
+local function read_fpm(text)
+    local listens, includes, waits = {}, false, false
+    for line in (text .. '\n'):gmatch '(.-)\r?\n' do
+        local name, value = line:match '^%s*([%w_]+)%s*=%s*(.-)%s*$'
+        value = value and value:gsub('^"(.*)"$', '%1')
+        if name == 'listen' then
+            listens[value] = true
+        elseif name == 'process_control_timeout' then
+            waits = not value:find '^0+%a*$'
+        end
+        includes = includes or name == 'include'
+    end
+    return listens, includes, waits
+end
+
+-- php-fpm takes a socket only if `listen` of its pool is written as it is told of it.
+function checks.php_fpm(plan, world, say)
+    local config = plan.preset == 'phpfpm' and plan.argv[4]
+    local text = config and world.read(config:sub(1, 1) == '/' and config or world.cwd .. '/' .. config)
+    if not text then
+        return
+    end
+    local listens, includes, waits = read_fpm(text)
+    if not waits then
+        say('worker', config .. ': ' .. PHP_FPM_TIME)
+    end
+    for _, entry in ipairs(plan.listen) do
+        local path = entry.text:match '^unix:([^@].*)$'
+        local other = path and path .. '/'
+        if plan.socket_style == 'fpm_slash' then
+            path, other = other, path
+        end
+        if path and not listens[path] and (listens[other] or not includes) then
+            say('worker', ('%s: no pool has listen = %s%s'):format(config, path, path:sub(-1) == '/'
+                and ' (without the slash at its end php-fpm removes the path whenever a worker ends)'
+                or ', as slash = false needs it'))
+        end
+    end
+end
+
 function checks.times(plan, _, say)
     if plan.stop_timeout_ms > 0 and plan.kill_timeout_ms >= plan.stop_timeout_ms then
         say('killTimeout', ('%s is not less than stopTimeout (%s): a worker gets SIGTERM as soon as it is asked to '
@@ -155,9 +199,10 @@ function checks.hooks(plan, _, say)
     end
 end
 
-local ORDER = { 'program', 'preset', 'times', 'cpus', 'output', 'readiness', 'hooks' }
+local ORDER = { 'program', 'preset', 'php_fpm', 'times', 'cpus', 'output', 'readiness', 'hooks' }
 
---- @param world { cwd, environ, stat(path), access(path, mode), status = text of /proc/self/status }
+--- @param world { cwd, environ, stat(path), access(path, mode), read(path) -> text or nil, status = text of
+--   /proc/self/status }
 -- @return a list of { option = name or nil, text = }
 function M.of(plan, world)
     local found = {}

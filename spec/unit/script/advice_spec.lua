@@ -12,6 +12,7 @@ local function said(options, files)
     for i, warning in ipairs(advice.of(built, {
         cwd = '/srv', environ = { PATH = '/bin:/usr/bin' }, status = STATUS,
         stat = function(path) return files[path] and {} or nil end,
+        read = function(path) return type(files[path]) == 'string' and files[path] or nil end,
         access = function(path) return files[path] or nil, path .. ': permission denied' end,
     })) do
         list[i] = (warning.option or '-') .. ': ' .. warning.text
@@ -43,6 +44,25 @@ describe('advice on a plan', function()
         assert.matches('listen: gunicorn binds its address itself', said { worker = preset })
         assert.equal('killTimeout: 60 s is not less than stopTimeout (30 s): a worker gets SIGTERM as soon as it is '
             .. 'asked to leave', said { worker = 'app.js', killTimeout = 60 })
+    end)
+
+    it('compares the pools of php-fpm with listen', function()
+        local presets = require 'dutch-master.launch.presets'
+        local function fpm(text, listen, slash)
+            return said({ worker = presets.phpfpm { command = 'sleep', config = 'fpm.conf', slash = slash }, listen = listen,
+                ready = 'notify' }, { ['/usr/bin/sleep'] = true, ['/srv/fpm.conf'] = text })
+        end
+        local good = '[global]\nprocess_control_timeout = 10s\n[www]\n listen = "/run/a.sock/"\n'
+        assert.equal('', fpm(good, 'unix:/run/a.sock'))
+        assert.equal('', fpm(good, ':9000'))
+        assert.equal('worker: fpm.conf: no pool has listen = /run/b.sock/ (without the slash at its end php-fpm removes '
+            .. 'the path whenever a worker ends)', fpm(good, 'unix:/run/b.sock'))
+        assert.matches('no pool has listen = /run/a.sock/ (without', fpm(good:gsub('k/"', 'k"'), 'unix:/run/a.sock'), 1, true)
+        assert.matches('no pool has listen = /run/a.sock, as slash = false needs it', fpm(good, 'unix:/run/a.sock', false), 1,
+            true)
+        assert.equal('', fpm('process_control_timeout = 1\ninclude = pool.d/*.conf', 'unix:/run/a.sock'))
+        assert.matches('^worker: fpm.conf: without process_control_timeout', fpm(';process_control_timeout = 10s', ':9000'))
+        assert.matches('^worker: fpm.conf: without process_control_timeout', fpm('process_control_timeout = 0s', ':9000'))
     end)
 
     it('knows CPUs, files, readiness and hooks', function()

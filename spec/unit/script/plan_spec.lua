@@ -262,9 +262,9 @@ dutch.start {
 
         it('takes a slash behind the paths of php-fpm', function()
             local p = build { worker = presets.phpfpm { config = '/x' }, listen = ':1' }
-            assert.equal('fpm', p.socket_style)
-            p = build { worker = presets.phpfpm { config = '/x', slash = true }, listen = ':1' }
             assert.equal('fpm_slash', p.socket_style)
+            p = build { worker = presets.phpfpm { config = '/x', slash = false }, listen = ':1' }
+            assert.equal('fpm', p.socket_style)
         end)
 
         it('waits for READY=1 only where the server always says it', function()
