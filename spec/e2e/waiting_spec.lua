@@ -1,12 +1,16 @@
 -- Connections that wait in a queue behind busy workers, when something happens to those workers: all are answered.
 local cjson = require 'cjson'
+local uv = require 'luv'
 local cli = require 'spec.support.cli'
+local connections = require 'spec.support.connections'
+local fastcgi = require 'spec.support.fastcgi'
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
+local wait = require 'spec.support.wait'
 
--- Each request holds its worker, so of 16 at once 14 wait.
-local CLIENTS, HOLD_S = 16, 0.2
+-- Each request holds its worker, so of so many at once all but two wait.
+local CLIENTS, HOLD_S = 12, 0.15
 
 local WSGI = ([[
 import threading
@@ -20,128 +24,185 @@ local RACK = ("run ->(env) { sleep %g if env['PATH_INFO'] == '/busy'; [200, { 'C
     :format(HOLD_S)
 
 local SERVERS = {
-    gunicorn = {
-        worker = "dutch.gunicorn { app = 'app:application', args = { '--log-level', 'warning' } }",
+    {
+        name = 'gunicorn', worker = "dutch.gunicorn { app = 'app:application', args = { '--log-level', 'warning' } }",
         files = { ['app.py'] = WSGI },
     },
-    unicorn = { worker = 'dutch.unicorn {}', files = { ['config.ru'] = RACK } },
-    puma = {
-        worker = "dutch.puma { app = 'config.ru', args = { '--quiet', '--threads', '1:1' } }",
+    {
+        name = 'unicorn', worker = 'dutch.unicorn {}', files = { ['config.ru'] = RACK },
+    },
+    {
+        name = 'puma', worker = "dutch.puma { app = 'config.ru', args = { '--quiet', '--threads', '1:1' } }",
         files = { ['config.ru'] = RACK },
     },
-    uwsgi = {
+    {
+        name = 'uwsgi',
         worker = "dutch.uwsgi { app = 'app:application', args = { '--plugin', 'python3', '--disable-logging' } }",
         files = { ['app.py'] = WSGI },
     },
+    {
+        name = 'php-fpm', program = 'php-fpm8.2', protocol = fastcgi,
+        worker = "dutch.phpfpm { command = 'php-fpm8.2', config = dutch.directory .. '/fpm.conf',"
+            .. " args = { '--prefix', dutch.directory } }",
+        files = { ['busy.php'] = ('<?php usleep(%d); echo "ok";'):format(HOLD_S * 1e6), ['fpm.conf'] =
+            '[global]\nerror_log = fpm.log\nprocess_control_timeout = 10s\n[www]\nuser = www-data\npm = static\n'
+            .. 'pm.max_children = 1\nlisten = 127.0.0.1:PORT\n' },
+    },
 }
+
+local function script(server, port, options)
+    return ([[local dutch = require 'dutch-master'
+        dutch.start { worker = %s, numWorkers = 2, listen = '127.0.0.1:%d', restartSoak = 0.1, %s }
+        ]]):format(server.worker, port, options or '')
+end
+
+local function start(server)
+    local port, files = http.free_port(), {}
+    for name, text in pairs(server.files) do
+        files[name] = text:gsub('PORT', port)
+    end
+    local m = master.start { script = script(server, port), files = files, env = { PYTHONDONTWRITEBYTECODE = '1' } }
+    m.port, m.rolls = port, 0
+    m:await('Cluster ready', { timeout = 30000 })
+    return m
+end
+
+local function status(m)
+    return cjson.decode(cli.run(m, { 'status', '--json' }).out)
+end
+
+-- So many clients ask at once, and most of them wait.
+local function crowd(m, server)
+    local l = load.start { port = m.port, clients = CLIENTS, timeout = 30000, expect = '^ok$', protocol = server.protocol,
+        path = server.protocol and m.app .. '/busy.php' or '/busy' }
+    m:wait_until(function()
+        return l.active == CLIENTS and l.counts.ok >= 1
+    end, 'a crowd')
+    l:no_more()
+    return l
+end
+
+-- Meanwhile `act` happens. All must be answered.
+local function all_answered(m, server, act)
+    local l = crowd(m, server)
+    act()
+    local counts = l:stop()
+    assert(counts.failed == 0, counts.text .. m:dump())
+    m.slowest = math.max(m.slowest or 0, counts.max_ms)
+end
+
+local function roll(m)
+    return function()
+        m:signal 'SIGUSR2'
+        m.rolls = m.rolls + 1
+        m:await('Restart complete', { count = m.rolls, timeout = 30000 })
+    end
+end
+
+local function scale(m, count)
+    return function()
+        assert(cli.run(m, { 'scale', tostring(count) }).code == 0)
+    end
+end
+
+local function all_serve(m)
+    m:wait_until(function()
+        local serving = 0
+        for _, worker in ipairs(status(m).workers) do
+            serving = serving + (worker.state == 'running' and 1 or 0)
+        end
+        return serving == 2
+    end, 'two workers', { timeout = 30000 })
+end
+
+-- Of a worker's processes: its group.
+local function group_of(pid)
+    local list = {}
+    local scan = assert(uv.fs_scandir '/proc')
+    for name in uv.fs_scandir_next, scan do
+        local file = name:match '^%d+$' and io.open('/proc/' .. name .. '/stat')
+        local text = file and file:read '*a' or ''
+        if file then
+            file:close()
+        end
+        if tonumber(text:match '%) %a %d+ (%d+)') == pid then
+            list[#list + 1] = tonumber(name)
+        end
+    end
+    return list
+end
+
+-- Kills the first process of a worker. What its group had inside then is lost, and nothing else.
+local function crash(m, server)
+    local l = crowd(m, server)
+    local victim, inside = status(m).workers[1].pid, {}
+    local group = group_of(victim)
+    for _, pid in ipairs(group) do
+        connections.freeze(pid)
+    end
+    for _, pid in ipairs(group) do
+        for port in pairs(connections.inside(pid, m.port)) do
+            inside[port] = true
+        end
+    end
+    uv.kill(victim, 'sigkill')
+    for _, pid in ipairs(group) do
+        uv.kill(pid, 'sigcont')
+    end
+    local counts = l:stop()
+    m.slowest = math.max(m.slowest, counts.max_ms)
+    for _, failure in ipairs(l.failures) do
+        assert(inside[failure.port] and (failure.outcome == 'reset' or failure.outcome == 'empty'),
+            failure.outcome .. ' was not inside: ' .. counts.text .. m:dump())
+    end
+    all_serve(m)
+end
+
+-- At a stop who waits is served, and nobody new comes in meanwhile.
+local function stop(m, server)
+    all_answered(m, server, function()
+        m:signal 'SIGTERM'
+        m:await 'Shutdown requested'
+        local connected, handle = false, nil
+        handle = http.connect({ port = m.port }, function(err)
+            connected = not err or err ~= 'ECANCELED' -- a refusal is no better
+        end)
+        wait.try(function() return connected end, { timeout = 300 / wait.scale }) -- the whole of it, as it should be
+        handle:close()
+        assert(not connected, 'somebody new came in')
+    end)
+    m:exit()
+    assert(#m:records 'Waiting connections lost, their socket is closed' == 0, m:dump())
+end
 
 describe('connections that wait behind busy workers', function()
     after_each(master.cleanup)
 
-    local m, port
-
-    local function start(name, options)
-        local server = SERVERS[name]
-        if os.execute('command -v ' .. name .. ' >/dev/null') ~= 0 then
-            pending(name .. ' is not installed')
-            return false
+    it('are all answered: at a restart of all at once, one at a time, with a canary, with fewer workers, at a crash and'
+        .. ' at a stop', function()
+        local list = {}
+        for _, server in ipairs(SERVERS) do
+            local program = server.program or server.name
+            if os.execute('command -v ' .. program .. ' >/dev/null') ~= 0 then
+                pending(program .. ' is not installed')
+            else
+                list[#list + 1] = { server.name, function()
+                    local m = start(server)
+                    all_answered(m, server, roll(m))
+                    all_answered(m, server, scale(m, 1))
+                    scale(m, 2)()
+                    all_serve(m)
+                    crash(m, server)
+                    for _, options in ipairs { 'restartConcurrency = 1,', "restartConcurrency = 'canary'," } do
+                        m:rewrite('master.lua', script(server, m.port, options))
+                        all_answered(m, server, roll(m))
+                    end
+                    stop(m, server)
+                    m:finish()
+                    io.stdout:write(('[%s: the slowest after %.1f s] '):format(server.name, m.slowest / 1000))
+                end }
+            end
         end
-        port = http.free_port()
-        m = master.start {
-            script = ([[local dutch = require 'dutch-master'
-                dutch.start { worker = %s, numWorkers = 2, listen = '127.0.0.1:%d', restartSoak = 0.1, %s }
-                ]]):format(server.worker, port, options or ''),
-            files = server.files, env = { PYTHONDONTWRITEBYTECODE = '1' },
-        }
-        m:await('Cluster ready', { timeout = 20000 })
-        return true
-    end
-
-    local function status()
-        return cjson.decode(cli.run(m, { 'status', '--json' }).out)
-    end
-
-    -- So many clients ask at once; when most of them wait, `act` happens. All must be answered.
-    local function all_answered(act)
-        local l = load.start { port = port, clients = CLIENTS, path = '/busy', timeout = 30000, expect = '^ok$' }
-        m:wait_until(function()
-            local queues = {}
-            for _, worker in ipairs(status().workers) do
-                queues[#queues + 1] = worker.queue
-            end
-            return math.max(0, unpack(queues)) >= 4
-        end, 'a queue')
-        l:no_more()
-        act()
-        local counts = l:stop()
-        assert.equal(0, counts.failed, counts.text .. m:dump())
-        io.stdout:write(('[%d answered, the slowest after %.1f s] '):format(counts.total, counts.max_ms / 1000))
-        return counts
-    end
-    local function roll()
-        m:signal 'SIGUSR2'
-    end
-
-    for name in pairs(SERVERS) do
-        it('are all answered when ' .. name .. ' is restarted', function()
-            if start(name) then
-                all_answered(roll)
-                m:await('Restart complete', { timeout = 20000 })
-                m:finish()
-            end
-        end)
-    end
-
-    for what, options in pairs { ['one at a time'] = 'restartConcurrency = 1',
-        ['with a canary'] = "restartConcurrency = 'canary'" } do
-        it('are all answered when workers are replaced ' .. what, function()
-            if start('gunicorn', options) then
-                all_answered(roll)
-                m:await('Restart complete', { timeout = 20000 })
-                m:finish()
-            end
-        end)
-    end
-
-    it('are all answered when there are fewer workers, and when one crashes', function()
-        if not start 'gunicorn' then
-            return
-        end
-        local counts = all_answered(function()
-            cli.run(m, { 'scale', '1' })
-        end)
-        assert.is_true(counts.ok >= CLIENTS)
-        cli.run(m, { 'scale', '2' })
-        m:wait_until(function()
-            local serving = 0
-            for _, worker in ipairs(status().workers) do
-                serving = serving + (worker.state == 'running' and 1 or 0)
-            end
-            return serving == 2
-        end, 'two workers')
-        -- What is inside the worker that is killed is lost, and nothing else: gunicorn's own worker holds one.
-        local l = load.start { port = port, clients = CLIENTS, path = '/busy', timeout = 30000, expect = '^ok$' }
-        l:await(2)
-        os.execute('kill -KILL ' .. status().workers[1].pid)
-        m:await('Worker exited', { count = 2 })
-        local lost = l:stop()
-        assert.is_true(lost.reset + lost.empty <= 1 and lost.failed == lost.reset + lost.empty, lost.text .. m:dump())
-        m:finish { code = 0 }
-    end)
-
-    it('are served before a stop, and nobody new comes in meanwhile', function()
-        if not start('gunicorn') then
-            return
-        end
-        all_answered(function()
-            m:signal 'SIGTERM'
-            m:await 'Shutdown requested'
-            local status_code, why = http.get { port = port, path = '/', timeout = 300 }
-            assert.is_nil(status_code, 'somebody new was served')
-            assert.equal('ECANCELED', why) -- by us: no answer, and no refusal
-        end)
-        m:exit()
-        m:finish()
-        assert.equal(0, #m:records 'Waiting connections lost, their socket is closed')
+        wait.together(list, 3)
     end)
 end)
