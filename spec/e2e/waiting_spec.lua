@@ -163,8 +163,8 @@ local function stop(m, server)
     all_answered(m, server, function()
         m:signal 'SIGTERM'
         m:await 'Shutdown requested'
-        local connected, handle = false, nil
-        handle = http.connect({ port = m.port }, function(err)
+        local connected = false
+        local handle = http.connect({ port = m.port }, function(err)
             connected = not err or err ~= 'ECANCELED' -- a refusal is no better
         end)
         wait.try(function() return connected end, { timeout = 300 / wait.scale }) -- the whole of it, as it should be

@@ -127,6 +127,7 @@ static int l_lane_repair(lua_State *L) {
     return 1;
 }
 
+/* lane:close(regardless): see dm_listener_close_lane */
 static int l_lane_close(lua_State *L) {
     struct dm_lane **proxy = luaL_checkudata(L, 1, LANE);
     struct dm_lane *lane = *proxy;
@@ -137,7 +138,7 @@ static int l_lane_close(lua_State *L) {
         lua_pushboolean(L, 1);
         return 1;
     }
-    const int error = dm_listener_close_lane(lane);
+    const int error = dm_listener_close_lane(lane, lua_toboolean(L, 2));
     if (error) {
         return dm_lua_fail(L, error, NULL);
     }

@@ -379,7 +379,7 @@ int dm_listener_steer(struct dm_listener *self, const struct dm_steer *steer) {
 
 /* ---- leaving and coming back ---- */
 
-int dm_listener_close_lane(struct dm_lane *lane) {
+int dm_listener_close_lane(struct dm_lane *lane, bool regardless) {
     struct dm_listener *self = lane->listener;
     if (self->shared) {
         return 0;
@@ -390,7 +390,7 @@ int dm_listener_close_lane(struct dm_lane *lane) {
     struct dm_lane *last = lane->place < self->members ? self->lanes[self->members - 1] : lane;
     if (last != lane && is_target(&self->steer, last)) {
         const int error = apply(self, last);
-        if (error) {
+        if (error && !(error == -EBUSY && regardless)) {
             return error;
         }
     }

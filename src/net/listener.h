@@ -69,8 +69,9 @@ int dm_listener_open(struct dm_listener *listener, const struct dm_address *addr
 /* A new lane, listening, last in the group; the one lane of a shared listener. */
 int dm_listener_lane(struct dm_listener *listener, struct dm_lane **lane);
 /* Removes a lane from the group for all who hold it. -EBUSY if the steering in force cannot do
- * without it, or without the lane that would move into its place. */
-int dm_listener_close_lane(struct dm_lane *lane);
+ * without it, or without the lane that would move into its place: the latter is done regardless, if
+ * asked. Until the new program is attached, some microseconds, the kernel then chooses by hash. */
+int dm_listener_close_lane(struct dm_lane *lane, bool regardless);
 /* Takes a lane that left the group by shutdown() to its end; used by dm_lane_repair. */
 int dm_listener_rejoin(struct dm_lane *lane);
 

@@ -370,7 +370,7 @@ end
 
 --- Closes it with what waits in it: the kernel moves that to other lanes, where it may, else resets it.
 function Lane:abandon()
-    return self.socket:close()
+    return self.socket:close(true)
 end
 
 --- Whether it gets new connections from now on.

@@ -191,6 +191,12 @@ describe('steering (seed ' .. seed .. ')', function()
         listener:steer { { lane = a } }
         assert.is_true(b:close())
         assert.same({ 20 }, spread({ a }, '127.0.0.1', port, 20))
+        local c = listener:lane()
+        listener:steer { { lane = c } }
+        assert.equal('EBUSY', select(3, a:close()))
+        assert.equal('EBUSY', select(3, c:close(true)))
+        assert.is_true(a:close(true)) -- c moves
+        assert.same({ 20 }, spread({ c }, '127.0.0.1', port, 20))
     end)
 
     it('removes a lane for all that hold it', function()
