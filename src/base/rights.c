@@ -1,6 +1,8 @@
 /* rights.c: see rights.h. */
 #include "base/rights.h"
 
+#include "base/kernel.h"
+
 #include "base/fdpass.h"
 #include "base/timer.h"
 
@@ -17,10 +19,6 @@
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#ifndef P_PIDFD
-#define P_PIDFD 3
-#endif
 
 bool dm_rights_matter(const struct dm_rights *rights) {
     return rights && geteuid() == 0 && (rights->uid != 0 || rights->gid != getegid());
@@ -125,7 +123,7 @@ int dm_rights_run(const struct dm_rights *rights, int (*work)(void *ctx, int fds
         /* It may take its time to die, in a file system that hangs: then the reaper finds it. */
         struct pollfd ended = {.fd = pidfd, .events = POLLIN};
         if (poll(&ended, 1, result == -ETIMEDOUT ? 0 : DM_RIGHTS_MS) > 0) {
-            waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED);
+            waitid((idtype_t)DM_P_PIDFD, (id_t)pidfd, &info, WEXITED);
         }
         close(pidfd);
     }

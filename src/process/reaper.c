@@ -2,6 +2,8 @@
  * then its number cannot belong to anybody else. Never to 0, 1 or a negative number. */
 #include "process/reaper.h"
 
+#include "base/kernel.h"
+
 #include "base/timer.h"
 
 #include <dirent.h>
@@ -13,9 +15,6 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-/* linux/wait.h; missing in glibc's headers before 2.36. */
-enum { DM_P_PIDFD = 3 };
 
 /* Zombies a tick. A fork storm of orphans must not keep everybody else waiting. */
 enum { SWEEP_MAX = 1024 };

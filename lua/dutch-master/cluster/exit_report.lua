@@ -1,5 +1,7 @@
 --- exit_report.lua: how a worker ended, for the log, `why`, verdicts and onWorkerExit.
 
+local addresses = require 'dutch-master.script.addresses'
+
 local M = {}
 
 -- Which part of a start failed, by the step that core.spawn names.
@@ -60,7 +62,7 @@ local function refused_by_us(worker)
         local lower = line:lower()
         if lower:find('address already in use', 1, true) or lower:find('eaddrinuse', 1, true) then
             for _, entry in ipairs(worker.plan and worker.plan.listen or {}) do
-                local port = not entry.text:find '^udp:' and not entry.text:find '^unix:' and entry.text:match ':(%d+)$'
+                local port = addresses.tcp_port(entry)
                 local place = port and (line:match('([%w_.:%[%]*-]*:' .. port .. ')%f[%D]') or
                     line:find('%f[%d]' .. port .. '%f[%D]') and 'port ' .. port)
                 if place then

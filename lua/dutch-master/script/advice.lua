@@ -2,6 +2,8 @@
 -- program that is not there, a preset without an address, a time that cuts another short. Pure but for the questions to
 -- `world`.
 
+local addresses = require 'dutch-master.script.addresses'
+
 local M = {}
 
 local DEFAULT_PATH = '/usr/local/bin:/usr/bin:/bin'
@@ -171,7 +173,7 @@ end
 
 local function has_tcp(listen)
     for _, entry in ipairs(listen) do
-        if not entry.text:find '^udp:' and not entry.text:find '^unix:' then
+        if addresses.tcp_port(entry) then
             return true
         end
     end

@@ -1,6 +1,7 @@
 -- option_types.lua: the types of the options that are more than a number or a word (see schema.lua for what a type is).
 -- What the table in options.lua names, is here.
 
+local addresses = require 'dutch-master.script.addresses'
 local schema = require 'dutch-master.script.schema'
 
 local M = {}
@@ -141,31 +142,8 @@ local function mode(expects)
     end)
 end
 
-local ADDRESS = 'an address such as "127.0.0.1:8000", ":8000", "[::]:8000", "unix:/path" or "udp::53"'
-
-local function is_address(text)
-    if type(text) ~= 'string' or text:find('[%c%s]') then
-        return false
-    end
-    local rest = text:gsub('^udp:', '')
-    local path = rest:match('^unix:(.+)$')
-    if path then
-        return rest == text and (path:match('^@.') or path:match('^/.')) and true or false
-    end
-    local host, port = rest:match('^(.*):(%d+)$')
-    if not host or tonumber(port) > 65535 then
-        return false
-    elseif host == '' or host == 'localhost' or host == '*' then
-        return true
-    elseif host:sub(1, 1) == '[' then
-        return host:match('^%[[%x.]*:[%x:.]*%%?[%w_.-]*%]$') ~= nil
-    end
-    local a, b, c, d = host:match('^(%d+)%.(%d+)%.(%d+)%.(%d+)$')
-    return a ~= nil and math.max(tonumber(a), tonumber(b), tonumber(c), tonumber(d)) <= 255
-end
-
-local address = schema.simple(ADDRESS, is_address)
-local UNIX_PATH_MAX = 107 -- bytes of sun_path without the final NUL; the kernel would cut a longer one off silently
+local ADDRESS, UNIX_PATH_MAX = addresses.EXPECTED, addresses.UNIX_PATH_MAX
+local address = schema.simple(ADDRESS, addresses.is_one)
 
 local function account(expects)
     return either(expects, {

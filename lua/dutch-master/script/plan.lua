@@ -4,6 +4,7 @@
 -- every default is filled in, times are milliseconds, names are those of the inside. Pure: what must be asked of the
 -- system (users, groups) is asked through the functions of `where`.
 
+local addresses = require 'dutch-master.script.addresses'
 local key_lines = require 'dutch-master.script.key_lines'
 local options = require 'dutch-master.script.options'
 local rights = require 'dutch-master.script.rights'
@@ -21,7 +22,7 @@ local STOP_SIGNAL = 'SIGTERM'
 
 local function has_tcp_port(listen, port)
     for _, entry in ipairs(listen) do
-        local found = not entry.text:find '^udp:' and not entry.text:find '^unix:' and entry.text:match ':(%d+)$'
+        local found = addresses.tcp_port(entry)
         if found and (port == nil or tonumber(found) == port) then
             return true
         end
