@@ -1,4 +1,5 @@
---- What it costs to look: usage: build/dm-spec spec/bench/see.lua [SECONDS of each measurement = 5]
+--- What it costs to look:
+--   build/dm-spec spec/bench/see.lua [SECONDS of each measurement = 5] [PART: list, scrape or node; all of them without]
 -- list with 10 masters, a scrape of a master with 100 workers, 1,000 scrapes, the page in Chromium, and metrics = true
 -- against none on a Node worker, in turns.
 
@@ -12,6 +13,7 @@ local versions = require 'spec.support.node_versions'
 io.stdout:setvbuf 'line'
 
 local SECONDS = tonumber(arg[1]) or 5
+local PART = arg[2]
 local NODE = versions.binary '22'
 
 local function median(list)
@@ -43,7 +45,7 @@ local function start(workers, dir)
     return m
 end
 
-do
+if not PART or PART == 'list' then
     local dir, masters = master.temp_dir(), {}
     for i = 1, 10 do
         masters[i] = start(2, dir)
@@ -57,7 +59,7 @@ do
     end
 end
 
-do
+if not PART or PART == 'scrape' then
     local m = start(100)
     local port = http.free_port()
     local middle, worst = timed(50, function()
@@ -99,26 +101,70 @@ do
     m:finish()
 end
 
-if NODE then
-    local rates = { [true] = {}, [false] = {} }
-    for _ = 1, 5 do
-        for _, on in ipairs { true, false } do
-            local port = http.free_port()
-            local m = master.start {
-                script = ([[require('dutch-master').start { worker = 'app.js', numWorkers = 1, interpreter = '%s',
-                    metrics = %s }]]):format(NODE, tostring(on)),
-                files = { ['app.js'] = ("require('http').createServer((q, r) => r.end('hello')).listen(%d)"):format(port) },
-            }
-            m:await('Cluster ready', { timeout = 20000 })
-            local pipe = io.popen(('wrk -t1 -c16 -d%ds http://127.0.0.1:%d/ 2>&1'):format(SECONDS, port))
-            local rate = tonumber(pipe:read '*a':match 'Requests/sec:%s*([%d.]+)')
-            pipe:close()
-            table.insert(rates[on], rate)
-            m:finish()
+-- What it costs to listen to Node's channels is less than what two processes of one program differ by. So one worker,
+-- which listens and does not listen in turns; and two masters at once, in turns, for the rates.
+local TURNS = [[
+    const { channel } = require('diagnostics_channel');
+    const counted = ['http.server.request.start', 'http.server.response.finish'].map(channel);
+    const listeners = counted.map((each) => each._subscribers[0]);
+    const spent = { true: [], false: [] };
+    let requests = 0, seen = 0, before = process.cpuUsage(), on = true;
+    setInterval(() => {
+        const { user, system } = process.cpuUsage(before);
+        if (requests - seen > 500) spent[on].push((user + system) / (requests - seen));
+        before = process.cpuUsage();
+        seen = requests;
+        on = Math.random() < 0.5;
+        counted.forEach((each, i) => {
+            if (on !== each.hasSubscribers) each[on ? 'subscribe' : 'unsubscribe'](listeners[i]);
+        });
+    }, 200);
+    const median = (list) => list.sort((a, b) => a - b)[list.length >> 1];
+    require('http').createServer((request, response) => {
+        requests += 1;
+        response.end(request.url === '/' ? 'hello' : `${median(spent.true)} ${median(spent.false)}`);
+    }).listen(%d);
+]]
+local PLAIN = "require('http').createServer((request, response) => response.end('hello')).listen(%d)"
+
+if NODE and (not PART or PART == 'node') then
+    local function serve(app, on)
+        local port = http.free_port()
+        local m = master.start {
+            script = ([[require('dutch-master').start { worker = 'app.js', numWorkers = 1, interpreter = '%s',
+                metrics = %s }]]):format(NODE, tostring(on)),
+            files = { ['app.js'] = app:format(port) },
+        }
+        m:await('Cluster ready', { timeout = 20000 })
+        return { m = m, port = port, rates = {} }
+    end
+    local function wrk(subject, seconds)
+        local pipe = io.popen(('wrk -t1 -c16 -d%ds http://127.0.0.1:%d/ 2>&1'):format(seconds, subject.port))
+        local rate = tonumber(pipe:read '*a':match 'Requests/sec:%s*([%d.]+)')
+        pipe:close()
+        return rate
+    end
+
+    local turns = serve(TURNS, true)
+    wrk(turns, SECONDS * 8)
+    local _, text = http.get { port = turns.port, path = '/spent' }
+    local on, off = text:match '^(%S+) (%S+)$'
+    print(('metrics = true on a Node worker: %.2f us of CPU a request, %.2f without, ratio of throughput %.3f'):format(
+        on, off, off / on))
+    turns.m:finish()
+
+    local with, without = serve(PLAIN, true), serve(PLAIN, false)
+    for i = 0, 2 * SECONDS do
+        for _, subject in ipairs(i % 2 == 0 and { with, without } or { without, with }) do
+            local rate = wrk(subject, 1)
+            if i > 1 then -- warm
+                table.insert(subject.rates, rate)
+            end
         end
     end
-    local with, without = median(rates[true]), median(rates[false])
-    print(('metrics = true on a Node worker: %.0f requests/s with, %.0f without, ratio %.3f'):format(with, without,
-        with / without))
+    local a, b = median(with.rates), median(without.rates)
+    print(('two workers in turns: %.0f requests/s with, %.0f without, ratio %.3f'):format(a, b, a / b))
+    with.m:finish()
+    without.m:finish()
 end
 master.cleanup()

@@ -100,11 +100,25 @@ describe('metrics', function()
             script = ([[require('dutch-master').start { worker = 'app.cjs', numWorkers = 1, metrics = true,
                 interpreter = '%s' }]]):format(binary),
             files = { ['app.cjs'] = ([[
-                require('http').createServer((req, res) => {
+                const answer = (req, res) => {
                     if (req.url === '/break') { res.write('half'); setTimeout(() => res.destroy(), 20); return; }
                     res.statusCode = req.url === '/bad' ? 500 : 200;
-                    res.end('x');
-                }).listen(%d, '127.0.0.1');
+                    setTimeout(() => res.end('x'), req.url === '/slow' ? 30 : 0);
+                };
+                // Two at once on one connection: the second waits for the first.
+                const both = 'GET /slow HTTP/1.1\r\nHost: x\r\n\r\nGET /bad HTTP/1.1\r\nHost: x\r\n\r\n';
+                require('http').createServer(answer).listen(%d, '127.0.0.1', function () {
+                    const client = require('net').connect(this.address().port, '127.0.0.1', () => client.write(both));
+                    let got = '';
+                    client.on('data', (data) => { got += data; if (/ 200 [^]* 500 /.test(got)) client.end(); });
+                });
+                const http2 = require('http2').createServer(answer).listen(0, '127.0.0.1', () => {
+                    const client = require('http2').connect('http://127.0.0.1:' + http2.address().port);
+                    let open = 2;
+                    for (const path of ['/', '/bad']) {
+                        client.request({ ':path': path }).resume().on('end', () => { if (--open === 0) client.close(); });
+                    }
+                });
             ]]):format(port) },
         }
         m:await 'Cluster ready'
@@ -114,10 +128,10 @@ describe('metrics', function()
         local text
         m:wait_until(function()
             text = run(m, '--format', 'prometheus')
-            return value(text, 'http_requests_total', 'broken') == 1
+            return value(text, 'http_requests_total', 'broken') == 1 and value(text, 'http_requests_total', '5xx') == 3
         end, 'the requests')
         promtool(m, text)
-        assert.same({ 3, 1, 5 }, { value(text, 'http_requests_total', '2xx'), value(text, 'http_requests_total', '5xx'),
+        assert.same({ 5, 3, 9 }, { value(text, 'http_requests_total', '2xx'), value(text, 'http_requests_total', '5xx'),
             value(text, 'http_request_duration_seconds_count') })
         assert.is_true(value(text, 'worker_heap_used_bytes') > 1e6)
         assert.is_true(value(text, 'worker_event_loop_utilization_ratio') <= 1)
