@@ -1,8 +1,10 @@
---- init.lua: the master, put together. run() reads as what happens from the first line of the script to the last exit.
+--- master.lua: the master, put together. run() reads as what happens from the first line of the script to the last
+-- exit.
 --
 -- Error policy by phase: until the cluster starts any error ends the program, with nothing forked and nothing left
 -- behind (exit 78 for the script, 71 for the system, 1 for a second master). Later a bad script is a log record and the
 -- last good plan serves on. Nothing of the script can hold anything up: it has processes of its own.
+-- Longer than 400 lines: the parts are put together in one place.
 
 local Cluster = require 'dutch-master.cluster.cluster'
 local compare = require 'dutch-master.script.plan_diff'

@@ -3,6 +3,7 @@
 -- returns the entry points. It is loaded at every fork: it stays small, and does work only when asked.
 --
 -- The state is the script's own: all of Lua is there, and may be changed. What is used here later is taken now.
+-- Longer than 400 lines: it is loaded whole at every fork.
 
 -- luacheck: ignore 121 122 (it replaces some of what Lua has)
 

@@ -237,6 +237,20 @@ describe('layers:', function()
         end))
     end)
 
+    it('a file over 400 lines says in its head why it is one thing', function()
+        local found = {}
+        for _, path in ipairs(files('src lua', { '.c', '.h', '.lua', '.cjs' })) do
+            local file = assert(io.open(path))
+            local text = file:read '*a'
+            file:close()
+            local _, count = text:gsub('\n', '')
+            if count > 400 and not text:sub(1, 4000):gsub('[%s*]+', ' '):find('Longer than 400 lines:', 1, true) then
+                found[#found + 1] = ('%s: %d'):format(path, count)
+            end
+        end
+        assert.are.same({}, found)
+    end)
+
     it('the embedded Lua of two builds of one tree is the same, byte for byte', function()
         local texts = {}
         for i = 1, 2 do

@@ -1,6 +1,7 @@
 /* lua/child.c: core.spawn and the child objects it gives. The userdata is a proxy: it lives as long
  * as the process or Lua holds it, whichever is longer, and its pointer is wiped at exit. Collecting
- * it never touches the process. */
+ * it never touches the process. Longer than 400 lines: one reader for each field that a spawn
+ * may have. */
 #include "process/child.h"
 #include "base/errors.h"
 #include "lua/call.h"

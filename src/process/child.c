@@ -1,7 +1,7 @@
 /* child.c: see child.h. libuv's rules, as they bind here: a handle that was initialised must be
  * closed; its memory may go in its close callback and no earlier; no callback follows uv_close but
  * that one. So `handles` counts what is open, and the one that brings it to zero frees the child.
- */
+ * Longer than 400 lines: one object from spawn to its last handle. */
 #include "process/child.h"
 
 #include "process/capture.h"

@@ -1,5 +1,6 @@
 /* reaper.c: see reaper.h. Signals go to a process group only while its leader is unreaped: until
- * then its number cannot belong to anybody else. Never to 0, 1 or a negative number. */
+ * then its number cannot belong to anybody else. Never to 0, 1 or a negative number. Longer than
+ * 400 lines: one owner of every zombie. */
 #include "process/reaper.h"
 
 #include "base/kernel.h"

@@ -1,5 +1,7 @@
 /* spawn.c: see spawn.h. Between clone and exec the child is a copy of a process that may have had
- * any lock taken: no malloc, no stdio, nothing but system calls on what was prepared. */
+ * any lock taken: no malloc, no stdio, nothing but system calls on what was prepared. Longer
+ * than 400 lines: one clone: what is prepared before it and what its child does after it are one
+ * argument. */
 #include "process/spawn.h"
 
 #include "process/reaper.h"

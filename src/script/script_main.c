@@ -9,7 +9,8 @@
  *
  * To E and C one line answers. Before it come the hook's questions and notes; all of these are made
  * and read in lua/script/dutch-master.lua. Nothing here is protected against the script: it can
- * crash, block, or close what it likes, and the master sees to that. */
+ * crash, block, or close what it likes, and the master sees to that. Longer than 400 lines: one
+ * program. */
 #include "script/script_main.h"
 
 #include "lua/embedded.h"

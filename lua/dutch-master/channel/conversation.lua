@@ -4,6 +4,7 @@
 --
 -- Policy gives callbacks and gets a few verbs; the conversation never touches a descriptor beyond passing on the number
 -- it was given, and holds no timers.
+-- Longer than 400 lines: one talk, whose rules hold together.
 local protocol = require 'dutch-master.channel.protocol'
 
 local encode = protocol.encode

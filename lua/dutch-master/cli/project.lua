@@ -3,6 +3,7 @@
 --
 -- Facts: { worker = text of a Lua expression, listen = address or nil, workers = number or nil, environment = {},
 --   options = { { name, text, why } }, notes = { text }, found = what it was told by, name }
+-- Longer than 400 lines: one reader after the other, each for one kind of project.
 
 local cjson = require 'cjson.safe'
 

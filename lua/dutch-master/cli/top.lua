@@ -1,6 +1,7 @@
 --- dutch-master top: a live view to leave open on a second screen.
 -- The alternate screen is used, so that the shell's own comes back as it was; so does the terminal's mode, on every
 -- way out. Each frame is written over the last one, at most one a second and one for each key.
+-- Longer than 400 lines: one screen.
 
 local client = require 'dutch-master.cli.client'
 local events = require 'dutch-master.cli.events'

@@ -2,6 +2,7 @@
 --
 -- The cluster is declarative. Wanted is a number of slots and a generation; a restart raises the generation, scaling
 -- changes the number, and the slots find the shortest way from what is to what is wanted. Stop beats everything.
+-- Longer than 400 lines: one object, its table, and what others may ask of it.
 
 local compare = require 'dutch-master.script.plan_diff'
 local exit_report = require 'dutch-master.cluster.exit_report'

@@ -13,6 +13,7 @@
 --
 -- Where sockets were given to it (kind exec), a worker is ready when it accepts connections at all of them, and with
 -- `ready = 'notify'` when it has said READY=1 as well: see acceptance.lua.
+-- Longer than 400 lines: one object, and what each kind of rule wants to see.
 
 local Acceptance = require 'dutch-master.cluster.acceptance'
 

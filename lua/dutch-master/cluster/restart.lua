@@ -11,8 +11,8 @@
 -- gets a share of the new connections, serves for the canary's own time beside the old one, and the script judges it.
 --
 -- From `ready` to the old worker's leave: a replacement is ready, its slot is `proving` for restartSoak and reports it
--- (proved), the last of a batch makes the restart commit, and each slot asks its old worker to stop. One object and its
--- table, hence the length.
+-- (proved), the last of a batch makes the restart commit, and each slot asks its old worker to stop.
+-- Longer than 400 lines: one object, its table, and the actions that the table names.
 --
 -- It belongs to a cluster, and acts on the slots by their events alone. The cluster reports to it what happens, and
 -- hears by callbacks:

@@ -15,6 +15,7 @@
 --   replace(worker, why)   it asked to be replaced, or shall be
 --   gone(worker)           its process is reaped; worker.report says how it ended
 --   must_listen_at(worker) -> where it has to listen to be ready: see listening.lua
+-- Longer than 400 lines: one object, its table, and the actions that the table names.
 
 local conversation = require 'dutch-master.channel.conversation'
 local exit_report = require 'dutch-master.cluster.exit_report'

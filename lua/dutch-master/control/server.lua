@@ -9,6 +9,7 @@
 --
 -- Use: claim = control.claim{...} before anything is bound or forked (two masters of one script); then
 -- control.new{...}:open(); at the end :close() and claim:release().
+-- Longer than 400 lines: one server with its verbs.
 
 local bit = require 'bit'
 local cjson = require 'cjson.safe'

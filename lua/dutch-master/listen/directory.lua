@@ -1,5 +1,6 @@
 --- directory.lua: the listeners of the cluster: those of the plan, and those that workers asked for. When one is opened
 -- or closed, and which one is meant. What happens inside one is rotation.lua's matter.
+-- Longer than 400 lines: one list of listeners.
 
 local Rotation = require 'dutch-master.listen.rotation'
 

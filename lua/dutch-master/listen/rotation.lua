@@ -2,6 +2,7 @@
 -- to exit (balance = 'queue': all workers of its generation the same); it is in rotation while a worker can take
 -- connections. Where there are no lanes (unix, UDP, balance =
 -- 'shared', steering refused) the one socket is everybody's, and rotation means nothing.
+-- Longer than 400 lines: one listener; what has a life of its own (lane, rescue, steering, census) is beside it.
 
 local Census = require 'dutch-master.listen.census'
 local Lane = require 'dutch-master.listen.lane'

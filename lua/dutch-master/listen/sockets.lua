@@ -1,6 +1,7 @@
 --- sockets.lua: the workers at the listeners of the cluster: who is given which socket, who gets connections, who has
 -- left. Which listeners there are is directory.lua's matter, what happens inside one rotation.lua's, when they are
 -- looked at pace.lua's.
+-- Longer than 400 lines: one interface for all that workers and their masters ask of sockets.
 
 local Directory = require 'dutch-master.listen.directory'
 local Pace = require 'dutch-master.listen.pace'

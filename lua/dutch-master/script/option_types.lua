@@ -1,5 +1,6 @@
 -- option_types.lua: the types of the options that are more than a number or a word (see schema.lua for what a type is).
 -- What the table in options.lua names, is here.
+-- Longer than 400 lines: one type after the other, each by itself.
 
 local addresses = require 'dutch-master.script.addresses'
 local schema = require 'dutch-master.script.schema'

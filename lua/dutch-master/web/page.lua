@@ -1,5 +1,6 @@
 --- page.lua: the one page of `dutch-master web`. No build step, nothing from elsewhere; whatever a master or a worker
 -- said is put in by textContent alone, so that it stays text.
+-- Longer than 400 lines: one page, which is text.
 
 local M = {}
 

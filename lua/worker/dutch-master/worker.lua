@@ -8,6 +8,7 @@
 -- the worker then accepts no more, finishes what it has, and its process ends. A program that does
 -- nothing about it gets that by itself. Without a master the same program binds its own sockets.
 -- The words on the channel are those of Node's cluster module, see the protocol's description.
+-- Longer than 400 lines: one connection to the master, with what a program may ask of it.
 
 local uv = require 'luv'
 local address = require 'dutch-master.app_address'
