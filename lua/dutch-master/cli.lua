@@ -59,7 +59,8 @@ local function unknown_verb(ctx, word)
     if word:find '%.%w+$' then
         return usage_error(ctx, word .. ': no such file; ' .. NAMES_PROGRAM:format(word))
     end
-    local meant = OTHER_NAMES[word] or suggest.nearest(word, M.verbs)
+    local meant = ctx.platform.stat(word .. '.lua') and ('dutch-master %s.lua'):format(word) or OTHER_NAMES[word]
+        or suggest.nearest(word, M.verbs)
     local hint = meant and (' (did you mean "%s"?)'):format(meant) or ''
     return usage_error(ctx, ('unknown verb "%s"%s'):format(word, hint))
 end

@@ -227,10 +227,10 @@ describe('addresses', function()
     end)
 
     describe('asked for by a worker', function()
-        local function start(where, more)
+        local function start(where, more, app)
             return { script = ([[require('dutch-master').start { worker = 'app.lua', %s
                 workerEnvironment = { LISTEN = '%s' } }]]):format(more or '', where),
-                files = { ['app.lua'] = apps.http } }
+                files = { ['app.lua'] = app or apps.http } }
         end
 
         it('and not to be had end the boot with a message that names them', function()
@@ -245,6 +245,10 @@ describe('addresses', function()
                 end
                 assert.matches(reason, fatal.msg)
             end
+            -- An app that does not look at what http.serve returns is not left alone with it.
+            local said = refused(start('127.0.0.1:' .. port, nil,
+                "require('dutch-master.http').serve(os.getenv 'LISTEN', function() end)"), 71)
+            assert.matches(('http%%.serve: .*127%%.0%%.0%%.1:%d'):format(port), said)
         end)
 
         it('and not to be had later are an error of that worker alone', function()

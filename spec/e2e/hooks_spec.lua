@@ -148,7 +148,18 @@ describe('a hook', function()
         m:finish { code = 0 }
     end)
 
-    it('for the environment fails that fork, by name', function()
+    it('for the environment fails the boot, and later that fork, by name', function()
+        local function with_hook(body)
+            return (script('workerEnvironment', body):gsub("workerEnvironment = { LISTEN.- },", ''))
+        end
+        local files = { ['app.lua'] = apps.idle }
+        local bad = master.start { script = with_hook 'error "no"', files = files }
+        bad:exit()
+        assert.equal(1, #bad:records 'Fork failed: master.lua:4: workerEnvironment: no')
+        bad:finish { code = 78 }
+
+        local m = master.start { script = script('onReady', ''), files = files }
+        m:await 'Cluster ready'
         for body, told in pairs {
             ['error "no"'] = 'workerEnvironment: no',
             ['return 5'] = 'workerEnvironment: expected a table',
@@ -156,14 +167,17 @@ describe('a hook', function()
             ['return { ["A=B"] = "c" }'] = 'workerEnvironment["A=B"]: expected a name without',
             ['return { A = "x\\0y" }'] = 'workerEnvironment.A: expected a string without NUL',
         } do
-            local m = master.start { script = script('workerEnvironment', body):gsub("workerEnvironment = { LISTEN.- },", ''),
-                files = { ['app.lua'] = apps.idle } }
-            local failed = m:await(function(record) return record.msg:find('Fork failed: ', 1, true) == 1 end)
+            local mark = m:mark()
+            m:rewrite('master.lua', with_hook(body))
+            uv.kill(m:workers()[1], 'sigkill')
+            local failed = m:await(function(record) return record.msg:find('Fork failed: ', 1, true) == 1 end,
+                { after = mark })
             assert.matches(told, failed.msg, 1, true)
             m:rewrite('master.lua', script('onReady', ''))
-            m:await 'Cluster ready'
-            m:finish()
+            m:await('Worker listening', { after = mark })
+            m:wait_until(function() return #m:workers() == 2 end, 'both workers')
         end
+        m:finish()
     end)
 
     it('cannot re-enter the cluster: what it asks for comes after it', function()

@@ -153,13 +153,41 @@ describe('a real systemd', function()
         assert.matches('Status: "[^\n]*master.lua:1: ', status)
         assert.matches('dutch%-master%[%d+%]: dutch%-master: [^\n]*master.lua:1: ', status)
 
+        -- A first release that is broken: as many attempts as restartAttempts, and no waiting for a timeout of systemd's.
+        for number, case in ipairs {
+            { BROKEN, 'exited with code 1', 'DATABASE_URL is not set' },
+            { "require 'dutch-master.worker'\nio.stderr:write 'waiting for the database\\n'", 'was not ready within 1 s',
+                'waiting for the database' },
+        } do
+            release('broken' .. number, case[1], (SCRIPT:gsub('readyTimeout = 10', 'readyTimeout = 1')))
+            m:run('systemctl reset-failed %s', UNIT)
+            code, said = m:run('systemctl start %s', UNIT)
+            assert.is_true(code ~= 0, said)
+            unit = m:show(UNIT)
+            assert.equal('1', unit.ExecMainStatus)
+            assert.matches('^Boot failed: worker of slot %d failed 2 times, and none was ever ready: ' .. case[2],
+                unit.StatusText)
+            local journal = m:must('journalctl -p err -o cat -u %s', UNIT)
+            assert.matches('Boot failed: [^\n]*' .. case[2], journal)
+            assert.matches(case[3], (m:must('journalctl -o cat -u %s', UNIT)))
+            m:run('systemctl stop %s', UNIT)
+        end
+        -- One that is slow is waited for beyond TimeoutStartSec, within its own readyTimeout.
+        local limits = '/run/systemd/system/' .. UNIT .. '.service.d/short.conf'
+        m:write(limits, '[Service]\nTimeoutStartSec=1\n')
+        release('slow', ("local timer = require('luv').new_timer()\ntimer:start(2500, 0, function()\ntimer:close()\n%s end)")
+            :format(APP:format 'slow'))
+        m:must('systemctl daemon-reload; systemctl reset-failed %s; systemctl start %s', UNIT, UNIT)
+        assert.equal('release slow\n', answer())
+        m:must("systemctl stop %s && rm '%s' && systemctl daemon-reload", UNIT, limits)
+
         -- An address that somebody else has.
         release(2, APP:format '2', (SCRIPT
             :gsub('worker = ', "listen = '127.0.0.1:8000', ready = { alive = 0.1 }, worker = ")
             :gsub("'app.lua'", "{ 'sleep', '1000' }")))
-        m:must 'setsid socat TCP-LISTEN:8000,bind=127.0.0.1 /dev/null >/dev/null 2>&1 & echo $! >/run/holder'
+        m:must 'setsid socat TCP-LISTEN:8000,bind=127.0.0.1,reuseaddr /dev/null >/dev/null 2>&1 & echo $! >/run/holder'
         m:await(':8000', 'ss -ltn')
-        m:must('systemctl reset-failed %s', UNIT)
+        m:run('systemctl reset-failed %s', UNIT)
         code, said = m:run('systemctl start %s', UNIT)
         assert.is_true(code ~= 0, said)
         assert.equal('71', m:show(UNIT).ExecMainStatus)

@@ -198,6 +198,21 @@ describe('under systemd', function()
         assert.equal(1, systemd:count 'STOPPING')
     end)
 
+    it('is asked for more time only as long as the workers keep within their own limits', function()
+        local m = start {
+            script = [[require('dutch-master').start { worker = 'app.lua', numWorkers = 1, readyTimeout = 0.1,
+                restartAttempts = 1, restartSoak = 0, stopTimeout = 0.2, backoff = { first = 1, max = 1 },
+                beforeFork = function() return false, 'not yet' end }]],
+            files = { ['app.lua'] = apps.idle },
+        }
+        systemd:await('EXTEND_TIMEOUT_USEC', '^15000000$')
+        -- It is asked again every 5 s, and by then there was no step within the limits above.
+        m:await('Fork abandoned: beforeFork said no: not yet', { count = 8 })
+        systemd:read()
+        assert.same({ 1, 0 }, { systemd:count 'EXTEND_TIMEOUT_USEC', systemd:count 'READY' })
+        m:finish()
+    end)
+
     it('pings the watchdog from its loop', function()
         local m = start {
             script = "require('dutch-master').start { worker = 'app.lua' }",

@@ -55,9 +55,9 @@ local function checked(option, text)
         local number = tonumber(text)
         if not number or number ~= number or number < (option.least or 0) or number > MOST
             or option.integer and number ~= math.floor(number) then
-            local least = option.least and (' of at least %g'):format(option.least) or ''
-            return nil, ('--%s: expected %s%s, found "%s"'):format(option.long,
-                option.integer and 'an integer' or 'a number', least, text)
+            return nil, ('--%s: expected %s%s of at least %g, found "%s"'):format(option.long,
+                option.integer and 'an integer' or 'a number', option.value == 'SECONDS' and ' of seconds' or '',
+                option.least or 0, text)
         end
         return number
     end

@@ -14,7 +14,8 @@ local M = {
     description = 'Starts or gracefully stops the difference; the workers that stay are not touched. The number holds\n'
         .. 'over restarts, until one (or a reload) finds another numWorkers in the script than before.',
     argument = {
-        name = 'N', pattern = '^[+-]?%d+$', required = true, expects = 'a number of workers such as 4, +1 or -1',
+        name = 'N', pattern = '^[+-]?%d+$', required = true,
+        expects = 'a number of workers from 1 to 4096 (4), or a change of it (+1, -1)',
         -- 0 workers are no cluster (`stop` is meant), and no change is no request.
         valid = function(word)
             local count = tonumber((word:gsub('^[+-]', '')))

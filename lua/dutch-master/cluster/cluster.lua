@@ -310,11 +310,11 @@ local function fork(self, slot)
                 to_slot(self, worker, 'ready')
                 self.launcher.hooks:run('onWorkerReady', worker:describe())
             end,
-            lost = function(worker, reason, by_script)
+            lost = function(worker, reason, fault)
                 to_slot(self, worker, 'lost', reason)
-                if by_script and not self.has_forked then
+                if fault and not self.has_forked then
                     -- Nothing runs yet: better to say so than to wait.
-                    self.agenda:post(self, 'fatal', reason, EXIT_SCRIPT)
+                    self.agenda:post(self, 'fatal', reason, fault == 'script' and EXIT_SCRIPT or EXIT_SYSTEM)
                 end
             end,
             replace = function(worker)

@@ -24,7 +24,8 @@ local function not_found(path, search_path)
             table.concat(words, ', '))
     elseif search_path and ((':' .. search_path .. ':'):find(':' .. path:sub(1, -#name - 2) .. ':', 1, true)
         or name == path) then
-        return ('%s: not found in PATH (%s)'):format(name, search_path)
+        return ('%s: not found in PATH (%s)%s'):format(name, search_path, name:find '%.%w+$'
+            and (" (a file of the worker's directory is written './%s', and must be executable)"):format(name) or '')
     end
     return ('the program: %s: no such file or directory'):format(path)
 end
@@ -36,14 +37,17 @@ end
 
 --- The reason of a start that failed, in words: "its directory: /deploys/x: no such file or directory".
 -- @param failed {step, code, path, message = 'step: ...'} of core.spawn's status
--- @param search_path where a program without a slash was looked for, if that is known
-function M.start_failure(failed, search_path)
+-- @param worker {search_path: where a program without a slash was looked for; release: its directory}, as far as they
+--   are known
+function M.start_failure(failed, worker)
     local step, words = failed.message:match '^(%w+): (.*)$'
     if step ~= failed.step then
         words = failed.message
     end
     if failed.step == 'exec' and failed.code == 'ENOENT' and failed.path then
-        return not_found(failed.path, search_path)
+        return not_found(failed.path, worker.search_path)
+    elseif failed.step == 'script' and failed.path and failed.path:sub(1, 1) ~= '/' and worker.release then
+        words = ('%s (in %s)'):format(words, worker.release)
     end
     return ('%s: %s'):format(STEPS[failed.step] or failed.step, words)
 end
@@ -92,7 +96,7 @@ end
 
 local function words(worker, status, oom)
     if status.failed then
-        return 'could not be started: ' .. M.start_failure(status.failed, worker.search_path)
+        return 'could not be started: ' .. M.start_failure(status.failed, worker)
     elseif worker.leaving.late or worker.leaving.daemon then
         return worker.leaving.late or worker.leaving.daemon
     elseif oom then

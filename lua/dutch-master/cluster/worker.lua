@@ -10,8 +10,8 @@
 -- the callbacks it was given:
 --   forked(worker)         it has a process
 --   ready(worker)          it serves
---   lost(worker, why, by_script)  it was not told to leave, and no longer serves or never will; without a pid it never
---                          had a process, by_script: because beforeFork failed
+--   lost(worker, why, fault)  it was not told to leave, and no longer serves or never will; without a pid it never
+--                          had a process. fault: 'script' or 'system', if it would be the same at the next try
 --   replace(worker, why)   it asked to be replaced, or shall be
 --   gone(worker)           its process is reaped; worker.report says how it ended
 --   must_listen_at(worker) -> where it has to listen to be ready: see listening.lua
@@ -352,29 +352,29 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Actions
 
--- Whoever was not told to leave and is going is lost, once.
-local function lose(self, why)
+-- A worker that goes without having been told to leave is lost, once.
+local function lose(self, why, fault)
     if self.leaving:lose() then
-        self.on.lost(self, why)
+        self.on.lost(self, why, fault)
     end
 end
 
--- make(worker): forks, or says why not.
+-- make(worker): forks; or says why not, and whose fault it is.
 local function prepared(self, make)
-    local forked, why = make(self)
+    local forked, why, fault = make(self)
     if not forked then
         self.agenda:finish(self)
-        lose(self, why)
+        lose(self, why, fault)
         return 'exited'
     end
     self.on.forked(self)
     return 'starting'
 end
 
-local function unprepared(self, why, by_script)
+local function unprepared(self, why, fault)
     self.agenda:finish(self)
     self.leaving:lose()
-    self.on.lost(self, why, by_script)
+    self.on.lost(self, why, fault)
     return 'exited'
 end
 
@@ -546,7 +546,7 @@ local function finish(self, status)
     if status.failed then
         local failed = status.failed
         self.log:error({ step = failed.step, code = failed.code, path = failed.path },
-            'Worker could not be started: ' .. exit_report.start_failure(failed, self.search_path))
+            'Worker could not be started: ' .. exit_report.start_failure(failed, self))
     else
         self.log:info({ code = status.code, signal = status.signal, reason = exit_report.cause(self) }, 'Worker exited')
     end
@@ -654,7 +654,7 @@ definition = machine.define {
     initial = 'preparing',
     events = {
         'prepared', -- (make) all is known that the fork needs
-        'unprepared', -- (why, by_script) it cannot be made
+        'unprepared', -- (why, fault) it cannot be made
         'ready', -- it listens, or said so
         'request_restart', -- it asked to be replaced
         'retire', -- a replacement is on its way

@@ -210,6 +210,7 @@ local function fields_of(self, worker, session, env, cwd)
     return fields
 end
 
+-- @return true, or nil, message, and 'system' if it would be the same at the next try
 local function fork(self, worker, session, env, cwd)
     local fields, why = fields_of(self, worker, session, env, cwd)
     if not fields then
@@ -217,7 +218,7 @@ local function fork(self, worker, session, env, cwd)
     end
     local ok, no_output = add_output(fields, worker)
     if not ok then
-        return nil, no_output
+        return nil, no_output, 'system'
     end
     local forked, failure, code = worker:spawn(fields)
     if not forked then
@@ -231,12 +232,12 @@ local function make(self, worker, session, env)
     local plan = session.plan
     local cwd, release = self.releases:place(worker.generation, session.cwd or self.cwd, plan.pin_release)
     worker:take_plan { plan = plan, kind = kinds.of(plan), release = release }
-    local forked, why = fork(self, worker, session, env, cwd)
+    local forked, why, fault = fork(self, worker, session, env, cwd)
     if not forked then
         worker:discard()
         self.sockets:drop(worker.id)
         worker.log:error({ slot = worker.slot }, 'Fork failed: ' .. why)
-        return nil, why
+        return nil, why, fault
     end
     return true
 end
@@ -247,12 +248,12 @@ local prepare
 function prepare(self, worker, good_one, process, finish)
     local info = { id = worker.id, slot = worker.slot, generation = worker.generation }
 
-    local function abandon(why, by_script)
+    local function abandon(why, fault)
         finish()
         if not worker.finished then
             worker.log:error({ slot = worker.slot }, 'Fork abandoned: ' .. why)
         end
-        self.agenda:post(worker, 'unprepared', why, by_script)
+        self.agenda:post(worker, 'unprepared', why, fault)
     end
 
     local function ask_environment(session)
@@ -261,7 +262,7 @@ function prepare(self, worker, good_one, process, finish)
             finish()
             if not env then
                 worker.log:error({ slot = worker.slot }, 'Fork failed: ' .. err.message)
-                return self.agenda:post(worker, 'unprepared', err.message)
+                return self.agenda:post(worker, 'unprepared', err.message, 'script')
             end
             self.agenda:post(worker, 'prepared', function()
                 return make(self, worker, session, env)
@@ -275,7 +276,7 @@ function prepare(self, worker, good_one, process, finish)
         end
         session:call('beforeFork', { info }, function(ok, verdict, reason)
             if not ok then
-                return abandon(verdict.message, true)
+                return abandon(verdict.message, 'script')
             elseif verdict == false then
                 return abandon('beforeFork said no: ' .. tostring(reason or 'no reason given'))
             end

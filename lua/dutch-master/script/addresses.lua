@@ -27,6 +27,27 @@ function M.is_one(text)
     return a ~= nil and math.max(tonumber(a), tonumber(b), tonumber(c), tonumber(d)) <= 255
 end
 
+--- What is wrong with a value that is none; nil where that cannot be told.
+function M.hint(value)
+    local rest = type(value) == 'string' and value:gsub('^udp:', '') or ''
+    local host, port = rest:match '^(.*):(%d+)$'
+    if rest:find '^unix:' then
+        return rest ~= value and 'a unix socket is no udp socket' or 'the path of a unix socket is absolute'
+    elseif rest:find '^/' then
+        return ('write "unix:%s"'):format(rest)
+    elseif rest:find '^%d+$' then
+        return ('write ":%s"'):format(rest)
+    elseif rest ~= '' and not port then
+        return 'the port is missing'
+    elseif port and tonumber(port) > 65535 then
+        return 'the highest port is 65535'
+    elseif port and host:find '^[%x:]+$' and host:find ':' then
+        return ('write "[%s]:%s"'):format(host, port)
+    elseif port and host:find '%a' then
+        return 'names of hosts are not looked up'
+    end
+end
+
 -- Bytes of sun_path without the final NUL; the kernel would cut a longer one off silently.
 M.UNIX_PATH_MAX = 107
 

@@ -144,7 +144,17 @@ local function mode(expects)
 end
 
 local ADDRESS, UNIX_PATH_MAX = addresses.EXPECTED, addresses.UNIX_PATH_MAX
-local address = schema.simple(ADDRESS, addresses.is_one)
+local address = {
+    expects = ADDRESS,
+    check = function(value, at)
+        if addresses.is_one(value) then
+            return value
+        end
+        local hint = addresses.hint(value)
+        at:say(('expected %s, found %s%s'):format(ADDRESS, schema.describe(value), hint and '; ' .. hint or ''))
+        return nil
+    end,
+}
 
 local function account(expects)
     return either(expects, {
@@ -449,7 +459,7 @@ local function every_entry(value, at)
         end
     end
     if schema.list_length(pair) ~= 2 then
-        at:fail('a table { seconds, function, timeout = seconds }', value)
+        at:say('expected a table { seconds, function, timeout = seconds }: two values, and no other name than timeout')
         return nil
     end
     hook.check(pair[2], at:key(2))

@@ -212,13 +212,14 @@ local function new_server(listening, handler)
 end
 
 --- Serves HTTP at `where` (as in worker.listen): handler(request, response) runs for each request in
---- a coroutine of cqueues, so it may wait without stopping the others. Returns the worker's server,
---- or nil, message, code. When the worker is to leave, answers say "Connection: close", idle
---- connections are closed, and what is being answered is finished.
+--- a coroutine of cqueues, so it may wait without stopping the others. Returns the worker's server. An
+--- address that cannot be had is an error: an app that did not look would live on and serve nobody.
+--- When the worker is to leave, answers say "Connection: close", idle connections are closed, and what
+--- is being answered is finished.
 function M.serve(where, handler)
-    local listener, message, code = worker.listen(where)
+    local listener, message = worker.listen(where)
     if not listener then
-        return nil, message, code
+        error('http.serve: ' .. message, 2)
     end
     -- cqueues would clear SO_REUSEPORT, which takes the socket out of its group.
     local listening = assert(socket.fdopen { fd = assert(descriptors.duplicate(listener.fd)), reuseport = true })

@@ -771,6 +771,16 @@ describe('cluster', function()
         assert.is_true(world.count 'Fork abandoned: master.lua:5: beforeFork: oh' >= 1)
     end)
 
+    it('ends with 71 when nothing can be forked, for a reason of the system: it would be the same for ever', function()
+        local world = fake.new { plan = fake.plan { worker_output = '/nowhere/out' } }
+        world.platform.open_append = function() return nil, '/nowhere/out: no such file or directory' end
+        world.boot()
+        world.platform:advance(10)
+        assert.same({ 71, 'workerOutput: /nowhere/out: no such file or directory' },
+            { world.code, world.cluster:summary().failure })
+        assert.equal(0, world.platform.spawned)
+    end)
+
     it('ends with 78 when beforeFork throws before anything was forked', function()
         local world = fake.new { plan = fake.plan { hooks = { beforeFork = true } }, hooks = {
             beforeFork = function()

@@ -50,11 +50,22 @@ describe('exit report', function()
             exec = 'the program: /x: gone', interpreter = 'the interpreter named in its #! line: /x: gone',
             setuid = 'setuid: /x: gone' } do
             local failed = { step = step, message = step .. ': /x: gone' }
-            assert.equal(words, exit_report.start_failure(failed))
+            assert.equal(words, exit_report.start_failure(failed, {}))
             local report = exit_report.new(worker(), { failed = failed })
             assert.same({ step, 'could not be started: ' .. words }, { report.step, report.message })
         end
-        assert.equal('the program: odd: text', exit_report.start_failure { step = 'exec', message = 'odd: text' })
+        local gone = { step = 'script', code = 'ENOENT', path = 'app.js', message = 'app.js: no such file or directory' }
+        assert.equal('the worker: app.js: no such file or directory (in /r/1)', exit_report.start_failure(gone, worker()))
+        gone.path = '/srv/app.js'
+        assert.equal('the worker: app.js: no such file or directory', exit_report.start_failure(gone, worker()))
+        local function program(name)
+            return exit_report.start_failure({ step = 'exec', code = 'ENOENT', path = name, message = name .. ': gone' },
+                { search_path = '/bin:/usr/bin' })
+        end
+        assert.equal('ruby: not found in PATH (/bin:/usr/bin)', program 'ruby')
+        assert.equal("app.py: not found in PATH (/bin:/usr/bin) (a file of the worker's directory is written './app.py', and"
+            .. ' must be executable)', program 'app.py')
+        assert.equal('the program: odd: text', exit_report.start_failure({ step = 'exec', message = 'odd: text' }, {}))
     end)
 
     it('says that it was late before anything else that may have come of it', function()

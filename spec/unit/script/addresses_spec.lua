@@ -16,6 +16,19 @@ describe('addresses', function()
         assert.is_false(addresses.is_one(8000))
     end)
 
+    it('are recognized where somebody meant one', function()
+        for text, hint in pairs { ['8000'] = 'write ":8000"', [':65536'] = 'the highest port is 65535',
+            localhost = 'the port is missing', ['example.org:80'] = 'names of hosts are not looked up',
+            ['::1:80'] = 'write "[::1]:80"', ['unix:relative'] = 'the path of a unix socket is absolute',
+            ['udp:unix:/a'] = 'a unix socket is no udp socket', ['/run/a.sock'] = 'write "unix:/run/a.sock"' } do
+            assert.equal(hint, addresses.hint(text), text)
+        end
+        assert.is_nil(addresses.hint '')
+        assert.is_nil(addresses.hint ' :80')
+        assert.is_nil(addresses.hint(8000))
+        assert.is_nil(addresses.hint '256.0.0.1:80')
+    end)
+
     it('have a TCP port, or none', function()
         local function port(text)
             return addresses.tcp_port { text = text }
