@@ -91,30 +91,30 @@ function M.agenda(options)
     }, Agenda)
 end
 
-local function enter(agenda, object, state)
-    local definition = object.machine
-    object.state = state
-    local deadline = definition.deadline and definition.deadline[state]
-    local ms = deadline and deadline(object)
-    if ms then
-        if not object.deadline_timer then
-            object.deadline_timer = agenda.timer(function()
-                object.deadline_armed = false
-                agenda:post(object, 'deadline')
-            end)
-        end
-        object.deadline_armed = true
-        object.deadline_timer:start(ms)
-    elseif object.deadline_armed then
-        object.deadline_armed = false
-        object.deadline_timer:stop()
+local function arm(agenda, object, ms)
+    if not object.deadline_timer then
+        object.deadline_timer = agenda.timer(function()
+            object.deadline_armed = false
+            agenda:post(object, 'deadline')
+        end)
     end
+    object.deadline_armed = true
+    object.deadline_timer:start(ms)
+end
+
+local function disarm(object)
+    object.deadline_armed = false
+    object.deadline_timer:stop()
 end
 
 --- Gives an object its machine and puts it into the initial state. The object then has .machine and .state.
 function Agenda:start(object, definition)
-    object.machine = definition
-    enter(self, object, definition.initial)
+    object.machine, object.state = definition, definition.initial
+    local deadline = definition.deadline and definition.deadline[definition.initial]
+    local ms = deadline and deadline(object)
+    if ms then
+        arm(self, object, ms)
+    end
     return object
 end
 
@@ -142,10 +142,13 @@ local function step(self, object, event, ...)
         local to = cell(object, ...)
         if to then
             assert(definition.states[to], to)
-            if object.finished then
-                object.state = to
-            else
-                enter(self, object, to)
+            object.state = to
+            local deadline = not object.finished and definition.deadline and definition.deadline[to]
+            local ms = deadline and deadline(object)
+            if ms then
+                arm(self, object, ms)
+            elseif object.deadline_armed then
+                disarm(object)
             end
             self.news = self.news or definition.news == true and from ~= to and self.on_settled ~= nil
             if self.on_transition then
