@@ -2,7 +2,7 @@
 
 local M = {}
 
---- `world`: { files = {path = true | stat table}, environ = {}, tty = bool, cwd =,
+--- `world`: { files = {path = true | stat table}, environ = {}, tty = bool, columns =, cwd =,
 --             sockets = {path = function(line, conn)} }
 function M.new(world)
     world = world or {}
@@ -49,7 +49,7 @@ function M.new(world)
         return world.tty or false
     end
     function p.tty_size()
-        return 80, 24
+        return world.columns or 80, 24
     end
     function p.now()
         return self.clock

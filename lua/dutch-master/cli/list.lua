@@ -153,6 +153,9 @@ function M.render(ctx, found)
         local columns, kept = fitting(rows, ctx.columns())
         local lines = format.table(columns, kept, ctx.columns(), ctx.utf8)
         lines[1] = ctx.paint('dim', lines[1])
+        for i, line in ipairs(ctx.columns() and lines or {}) do
+            lines[i] = format.cut(line, ctx.columns())
+        end
         text = table.concat(lines, '\n') .. '\n'
     elseif not notes[1] then
         text = 'No master runs here, as far as this user can see.\n'

@@ -130,6 +130,9 @@ function M.tell(ctx, verdict)
     end
 end
 
+--- Columns; a shorter bar says nothing.
+local BAR_LEAST = 5
+
 --- One line that is written over and over on a terminal, a line each elsewhere.
 local function progress_writer(ctx)
     local begun = ctx.platform.now()
@@ -143,11 +146,17 @@ local function progress_writer(ctx)
             worker = worker and (', worker %s is ready'):format(tostring(worker)) or ''
             return ctx.out(('%d of %d %s%s, %s\n'):format(progress.done, progress.total or 0, doing, worker, elapsed))
         end
-        local width = math.max(10, math.min(40, (ctx.columns() or 80) - 40))
-        local full = math.floor(width * progress.done / total + 0.5)
-        local on, off = ctx.utf8 and '█' or '#', ctx.utf8 and '░' or '.'
-        ctx.out(('\r\27[K%s%s %d of %d %s, %s'):format(ctx.paint(progress.back and 'red' or 'green', on:rep(full)),
-            off:rep(width - full), progress.done, progress.total or 0, doing, elapsed))
+        -- A line that wraps could not be written over. The last column stays free: the cursor is there.
+        local text = ('%d of %d %s, %s'):format(progress.done, progress.total or 0, doing, elapsed)
+        local columns = ctx.columns() or 80
+        local width = math.min(40, columns - #text - 2)
+        if width >= BAR_LEAST then
+            local full = math.floor(width * progress.done / total + 0.5)
+            local on, off = ctx.utf8 and '█' or '#', ctx.utf8 and '░' or '.'
+            text = ('%s%s %s'):format(ctx.paint(progress.back and 'red' or 'green', on:rep(full)),
+                off:rep(width - full), text)
+        end
+        ctx.out('\r\27[K' .. format.cut(text, columns - 1))
     end
 end
 

@@ -275,6 +275,17 @@ describe('restart --wait', function()
         assert.truthy(text:find '\r\27%[KRestart done')
     end)
 
+    it('never fills the last column of a terminal, which would wrap', function()
+        for _, columns in ipairs { 10, 20, 32, 40, 200 } do
+            local world = answering({ event = 'progress', done = 1, total = 2 }, verdict { result = 'done', done = 2 })
+            world.tty, world.columns, world.environ = true, columns, { NO_COLOR = '1' }
+            local line = run(world, 'restart', '--wait').text():match '\r\27%[K(.-)\r'
+            assert.is_true(#line:gsub('\27%[[%d;]*m', '') < columns, line)
+            assert.equal(columns >= 32, line:find('#', 1, true) ~= nil, line)
+            assert.equal(columns > 21, line:find('1 of 2 replaced, 0.0s', 1, true) ~= nil, line)
+        end
+    end)
+
     it('prints how the failing worker ended', function()
         local w = run(answering(verdict {
             result = 'aborted', message = '3 attempts failed',

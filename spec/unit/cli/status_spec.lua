@@ -1,5 +1,6 @@
 local fake = require 'spec.support.fake_cli'
 local format = require 'dutch-master.cli.format'
+local list = require 'dutch-master.cli.list'
 local status = require 'dutch-master.cli.status'
 local terminal = require 'dutch-master.cli.terminal'
 
@@ -50,5 +51,18 @@ describe('status', function()
 
     it('is whole where it is no terminal', function()
         assert.matches('/deploys/my%-app/releases/20261122103000$', lines_at(nil)[5])
+    end)
+
+    it('wraps on no terminal, nor does the list of masters', function()
+        for _, columns in ipairs { 80, 40, 20, 10 } do
+            local ctx = terminal.context(fake.new({ tty = true, environ = { LANG = 'C.UTF-8' } }).platform)
+            function ctx.columns()
+                return columns
+            end
+            local text = list.render(ctx, { { path = '/run/dutch-master/a', status = snapshot() } })
+            for line in text:gsub('\27%[[%d;]*m', ''):gmatch '[^\n]+' do
+                assert.is_true(format.width(line) <= columns, line)
+            end
+        end
     end)
 end)
