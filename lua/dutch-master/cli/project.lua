@@ -214,8 +214,8 @@ local function of_ruby(world)
     local facts = BY_PROGRAM[server]()
     facts.found = gems and 'Gemfile and config.ru' or 'config.ru'
     if gems then
-        table.insert(facts.notes, 'With bundler: worker = dutch.' .. server
-            .. " { command = 'bin/" .. server .. "' }, after `bundle binstubs " .. server .. '`.')
+        table.insert(facts.notes, ("With bundler: worker = dutch.%s { command = { 'bundle', 'exec', '%s' } }.")
+            :format(server, server))
     end
     return facts
 end

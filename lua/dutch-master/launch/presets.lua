@@ -28,6 +28,17 @@ local function append(list, items)
     return list
 end
 
+-- The program, which may have words of its own in front of ours: { 'bundle', 'exec', 'puma' }.
+local function command(given, name, default)
+    local words = type(given.command) == 'table' and given.command or { given.command or default }
+    for i = 1, math.max(#words, 1) do
+        if type(words[i]) ~= 'string' then
+            error(('dutch.%s: command: expected a string or a list of strings'):format(name), 3)
+        end
+    end
+    return append({}, words)
+end
+
 -- allowed: the keys a preset knows, so that a misspelt one is told.
 local function check_keys(given, name, allowed)
     if type(given) ~= 'table' then
@@ -52,7 +63,7 @@ end
 -- comes before its own workers boot, so it is no sign of readiness.
 function M.gunicorn(given)
     check_keys(given, 'gunicorn', 'app workers')
-    local argv = workers({ option(given, 'gunicorn', 'command', 'string', 'gunicorn') }, '--workers', given.workers)
+    local argv = workers(command(given, 'gunicorn', 'gunicorn'), '--workers', given.workers)
     append(argv, option(given, 'gunicorn', 'args', 'table', {}))
     append(argv, { option(given, 'gunicorn', 'app', 'string') })
     return { preset = 'gunicorn', argv = argv, sockets = 'listen_fds', stopSignal = 'SIGTERM' }
@@ -61,7 +72,7 @@ end
 --- uvicorn { app, workers }: takes one socket.
 function M.uvicorn(given)
     check_keys(given, 'uvicorn', 'app workers')
-    local argv = { option(given, 'uvicorn', 'command', 'string', 'uvicorn'), { each = { '--fd', '{fd}' } } }
+    local argv = append(command(given, 'uvicorn', 'uvicorn'), { { each = { '--fd', '{fd}' } } })
     workers(argv, '--workers', given.workers)
     append(argv, option(given, 'uvicorn', 'args', 'table', {}))
     append(argv, { option(given, 'uvicorn', 'app', 'string') })
@@ -72,7 +83,7 @@ end
 --- hypercorn { app, workers }
 function M.hypercorn(given)
     check_keys(given, 'hypercorn', 'app workers')
-    local argv = { option(given, 'hypercorn', 'command', 'string', 'hypercorn'), { each = { '-b', 'fd://{fd}' } } }
+    local argv = append(command(given, 'hypercorn', 'hypercorn'), { { each = { '-b', 'fd://{fd}' } } })
     workers(argv, '--workers', given.workers)
     append(argv, option(given, 'hypercorn', 'args', 'table', {}))
     append(argv, { option(given, 'hypercorn', 'app', 'string') })
@@ -83,7 +94,7 @@ end
 -- sd_notify is installed.
 function M.puma(given)
     check_keys(given, 'puma', 'app workers')
-    local argv = { option(given, 'puma', 'command', 'string', 'puma'), '--bind-to-activated-sockets', 'only' }
+    local argv = append(command(given, 'puma', 'puma'), { '--bind-to-activated-sockets', 'only' })
     workers(argv, '--workers', given.workers)
     append(argv, option(given, 'puma', 'args', 'table', {}))
     append(argv, { option(given, 'puma', 'app', 'string', 'config.ru') })
@@ -93,7 +104,7 @@ end
 --- unicorn { app = 'config.ru' }: SIGTERM is its fast stop, SIGQUIT the graceful one.
 function M.unicorn(given)
     check_keys(given, 'unicorn', 'app')
-    local argv = { option(given, 'unicorn', 'command', 'string', 'unicorn') }
+    local argv = command(given, 'unicorn', 'unicorn')
     append(argv, option(given, 'unicorn', 'args', 'table', {}))
     append(argv, { option(given, 'unicorn', 'app', 'string', 'config.ru') })
     return { preset = 'unicorn', argv = argv, sockets = 'unicorn',
@@ -103,8 +114,8 @@ end
 --- nginx { config }: sockets are matched to the `listen` lines of its configuration by address.
 function M.nginx(given)
     check_keys(given, 'nginx', 'config')
-    local argv = { option(given, 'nginx', 'command', 'string', 'nginx'), '-c',
-        option(given, 'nginx', 'config', 'string'), '-g', 'daemon off;' }
+    local argv = append(command(given, 'nginx', 'nginx'), { '-c',
+        option(given, 'nginx', 'config', 'string'), '-g', 'daemon off;' })
     append(argv, option(given, 'nginx', 'args', 'table', {}))
     return { preset = 'nginx', argv = argv, sockets = 'nginx',
         stopSignal = 'SIGQUIT' }
@@ -113,8 +124,8 @@ end
 --- haproxy { config }: `bind fd@${DUTCH_FD_1}` in its configuration.
 function M.haproxy(given)
     check_keys(given, 'haproxy', 'config')
-    local argv = { option(given, 'haproxy', 'command', 'string', 'haproxy'), '-Ws', '-f',
-        option(given, 'haproxy', 'config', 'string') }
+    local argv = append(command(given, 'haproxy', 'haproxy'), { '-Ws', '-f',
+        option(given, 'haproxy', 'config', 'string') })
     append(argv, option(given, 'haproxy', 'args', 'table', {}))
     return { preset = 'haproxy', argv = argv, sockets = 'argv',
         environment = { ['DUTCH_FD_{index}'] = { each = '{fd}' } },
@@ -124,9 +135,9 @@ end
 --- uwsgi { app | file, workers = 1 }: by default SIGTERM makes it reload, so it gets a hook that lets it finish.
 function M.uwsgi(given)
     check_keys(given, 'uwsgi', 'app file workers')
-    local argv = { option(given, 'uwsgi', 'command', 'string', 'uwsgi'), '--master', '--need-app',
+    local argv = append(command(given, 'uwsgi', 'uwsgi'), { '--master', '--need-app',
         '--hook-master-start', 'unix_signal:15 gracefully_kill_them_all', { each = { '--http-socket',
-            'fd://{fd}' } } }
+            'fd://{fd}' } } })
     workers(argv, '--processes', given.workers)
     append(argv, option(given, 'uwsgi', 'args', 'table', {})) -- may name the plugin that knows the words after them
     if given.file then
@@ -143,8 +154,8 @@ end
 -- path as it is, the master puts it back each time, and some requests are refused meanwhile.
 function M.phpfpm(given)
     check_keys(given, 'phpfpm', 'config slash')
-    local argv = { option(given, 'phpfpm', 'command', 'string', 'php-fpm'), '--nodaemonize', '--fpm-config',
-        option(given, 'phpfpm', 'config', 'string') }
+    local argv = append(command(given, 'phpfpm', 'php-fpm'), { '--nodaemonize', '--fpm-config',
+        option(given, 'phpfpm', 'config', 'string') })
     append(argv, option(given, 'phpfpm', 'args', 'table', {}))
     local slash = option(given, 'phpfpm', 'slash', 'boolean', true)
     return { preset = 'phpfpm', argv = argv, sockets = slash and 'fpm_slash' or 'fpm', stopSignal = 'SIGQUIT' }

@@ -223,6 +223,18 @@ dutch.start {
     end)
 
     describe('with a preset', function()
+        it('may be run by another program', function()
+            local rest = { '--bind-to-activated-sockets', 'only', 'config.ru' }
+            assert.same({ 'bin/puma', unpack(rest) }, presets.puma({ command = 'bin/puma' }).argv)
+            assert.same({ 'bundle', 'exec', 'puma', unpack(rest) },
+                presets.puma({ command = { 'bundle', 'exec', 'puma' } }).argv)
+            for _, wrong in ipairs { 5, {}, { 'a', 5 }, true } do
+                assert.error_matches(function()
+                    presets.puma { command = wrong }
+                end, '^dutch%.puma: command: expected a string or a list of strings')
+            end
+        end)
+
         local makers = {
             gunicorn = { app = 'a:b', workers = 2 }, uvicorn = { app = 'a:b' }, hypercorn = { app = 'a:b' },
                 puma = {},
