@@ -40,9 +40,9 @@ describe('lock', function()
     it('is refused while another process holds it', function()
         assert.equal(0, sys.C.mkdir(dir .. '/sub', 448))
         sys.write_file(path, '')
-        local holder = io.popen(('flock -n %s -c "echo locked; read x < %s"'):format(path, dir .. '/fifo'))
-        -- The holder waits for this FIFO to be written to.
         assert.equal(0, sys.C.mkfifo(dir .. '/fifo', 384))
+        -- It holds the lock until the FIFO is written to.
+        local holder = io.popen(('flock -n %s -c "echo locked; read x < %s"'):format(path, dir .. '/fifo'))
         assert.equal('locked', holder:read('*l'))
         local lock, message, code = core.lock(path)
         assert.is_nil(lock)
