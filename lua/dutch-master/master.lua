@@ -156,6 +156,9 @@ function Master:bind()
         deserted = function(worker_id)
             self.cluster:deserted(worker_id)
         end,
+        stalled = function(worker_id, port)
+            self.cluster:stalled(worker_id, port)
+        end,
     }
     self.launcher:use_sockets(self.sockets)
     local ok, message, errno = self.sockets:open(plan.listen)

@@ -64,6 +64,9 @@ if second and mode != 'drops':
     threading.Thread(target=serve, args=(second,), daemon=True).start()
 if mode == 'good' or mode == 'slow':
     say(b'READY=1')
+if mode == 'stalls':
+    s.accept()[0].close()
+    rest(1000)
 serve(s, mode if mode in ('greets', 'keeps') else 'http')
 ]]
 
@@ -113,6 +116,20 @@ describe('a worker with sockets', function()
         assert.equal('aborted', record)
         local status, body = http.get { port = port }
         assert.same({ 200, 'good' }, { status, body })
+        m:finish()
+    end)
+
+    it('that stops to accept while it has to prove itself has failed', function()
+        local m, port = start('good', 'restartSoak = 1, stopTimeout = 3, killTimeout = 1')
+        m:await 'Cluster ready'
+        m:rewrite('mode', 'stalls')
+        local l = load.start { port = port, clients = 4, rate = 100, timeout = 20000 }
+        m:signal 'SIGUSR2'
+        local record = m:await('Restart aborted, the old workers stay', { timeout = 20000 })
+        assert.matches('took no connection for 1 s while it had to prove itself %(restartSoak%)$', record.reason)
+        local before = l.counts.total
+        l:await(before + 50)
+        l:stop()
         m:finish()
     end)
 

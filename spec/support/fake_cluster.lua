@@ -12,7 +12,7 @@ local M = {}
 function M.plan(changes)
     local plan = {
         kind = 'lua', worker = 'app.lua', num_workers = 2, environment = {}, restart_signal = 'SIGUSR2', listen = {},
-        ready_timeout_ms = 60000, stop_timeout_ms = 30000, kill_timeout_ms = 5000, restart_attempts = 3,
+        ready_timeout_ms = 60000, stop_timeout_ms = 30000, kill_timeout_ms = 5000, restart_attempts = 3, stall_timeout_ms = 1000,
         backoff = { first_ms = 100, max_ms = 30000, reset_ms = 10000 }, restart_soak_ms = 0, hook_timeout_ms = 5000, hooks = {},
     }
     for key, value in pairs(changes or {}) do
@@ -90,6 +90,13 @@ local function new_sockets(platform, settle_ms)
     -- Of kind exec: where it must accept.
     function sockets.doors()
         return sockets.doors_list or {}
+    end
+    sockets.slow = {} -- ids of those whose lane does not move
+    function sockets.doubtful(_, id)
+        return sockets.slow[id] and 500 or 0
+    end
+    function sockets.is_slow(_, id)
+        return sockets.slow[id] == true
     end
     sockets.weights = {}
     function sockets:weigh(id, weight)

@@ -194,6 +194,23 @@ function Cluster:deserted(id)
     end
 end
 
+-- Where `ready` names a port, what happens at others says nothing.
+local function port_that_counts(worker)
+    return worker.plan.ready and worker.plan.ready.port
+end
+
+--- Nobody has taken what waits for this worker for stallTimeout. One that has to prove itself has failed by that,
+-- unless the worker that it shall replace is stalled as well: then it is the load, or what both wait for.
+function Cluster:stalled(id, port)
+    local worker = self.workers[id]
+    local slot = worker and self:slot_of(worker)
+    local counts = worker and (port_that_counts(worker) or port) == port
+    if counts and slot and slot:is_proving(worker) and not self.sockets:is_slow(slot.current.id) then
+        self.agenda:post(worker, 'failed', ('took no connection for %g s while it had to prove itself (restartSoak)')
+            :format(self.launcher.plan.stall_timeout_ms / 1000))
+    end
+end
+
 --- Whether one worker's server `name` can be handed a waiting connection.
 function Cluster:takes(id, name)
     local worker = self.workers[id]
@@ -350,7 +367,8 @@ local function new_slot(self, number)
         rules = function(slot)
             local plan = self.launcher.plan
             return { first_ms = plan.backoff.first_ms, max_ms = plan.backoff.max_ms, reset_ms = plan.backoff.reset_ms,
-                soak_ms = self.restarting and self.restarting:soak_ms(slot) or plan.restart_soak_ms }
+                soak_ms = self.restarting and self.restarting:soak_ms(slot) or plan.restart_soak_ms,
+                stall_ms = plan.stall_timeout_ms }
         end,
         on = {
             fork = function(slot)
@@ -359,6 +377,9 @@ local function new_slot(self, number)
             filled = function(slot)
                 to_restart(self, 'filled', slot)
                 self.agenda:post(self, 'served')
+            end,
+            doubtful = function(worker)
+                return self.sockets:doubtful(worker.id, port_that_counts(worker))
             end,
             proved = function(slot)
                 if self.restarting and self.restarting:holds(slot) then

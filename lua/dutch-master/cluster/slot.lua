@@ -6,6 +6,7 @@
 -- What its owner hears, by the callbacks it gave:
 --   fork(slot) -> worker                make a worker of slot.generation; that it could not be made comes as its loss
 --   filled(slot)                        the current worker is a new one and serves
+--   doubtful(worker) -> ms              how long it has not been seen to take what waits for it
 --   proved(slot)                        the replacement has served for soak_ms: answer with the event commit
 --   failed(slot, worker, why)           a fork failed, or a worker was lost; worker is nil when there was no process
 
@@ -19,12 +20,16 @@ Slot.__index = Slot
 -- Restart requests in quick succession replace replacements, and a worker may ask to be replaced as soon as it serves;
 -- no slot forks more often than this for them.
 local PACE_MS = 200
+-- A replacement that is not seen to take what waits for it, for this long at the end of its time, has to prove itself
+-- until that is known: it takes some, or is stalled. It is looked at this often.
+local DOUBT_MS, LOOK_MS = 100, 50
 
 local definition
 
 --- An empty slot. It forks as soon as the loop turns.
 -- @param options {number, generation, platform, agenda,
---   rules = function(slot) -> {first_ms, max_ms, reset_ms, soak_ms}, on = {fork, filled, proved, failed}}
+--   rules = function(slot) -> {first_ms, max_ms, reset_ms, soak_ms, stall_ms}, on = {fork, filled, doubtful, proved,
+--   failed}}
 function Slot.new(options)
     local self = setmetatable(options, Slot)
     self.failures = 0 -- in a row
@@ -32,6 +37,11 @@ function Slot.new(options)
     self.wait_ms = 0
     self.agenda:start(self, definition)
     return self
+end
+
+--- Whether this worker is its replacement and has to prove itself.
+function Slot:is_proving(worker)
+    return self.state == 'proving' and self.incoming == worker
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -174,6 +184,7 @@ replacing = { -- the current one serves; its replacement is being started, or th
     end,
     ready = function(self, worker)
         if worker == self.incoming then
+            self.prolonged_ms = 0
             return 'proving'
         end
     end,
@@ -203,6 +214,12 @@ replacing = { -- the current one serves; its replacement is being started, or th
 
 proving = { -- both serve
     deadline = function(self)
+        local rules = self.rules(self)
+        local may_go_on = rules.soak_ms > 0 and self.prolonged_ms < 2 * rules.stall_ms
+        if may_go_on and self.on.doubtful(self.incoming) >= DOUBT_MS then
+            self.prolonged_ms = self.prolonged_ms + LOOK_MS
+            return 'proving'
+        end
         self.on.proved(self)
     end,
     ready = ignore,
@@ -259,7 +276,7 @@ definition = machine.define {
         filling = next_fork,
         replacing = next_fork,
         proving = function(self)
-            return self.rules(self).soak_ms
+            return self.prolonged_ms > 0 and LOOK_MS or self.rules(self).soak_ms
         end,
     },
     states = { filling = filling, serving = serving, replacing = replacing, proving = proving, drained = drained },

@@ -439,8 +439,7 @@ local function stop_starting(self, why)
     return ask(self)
 end
 
-local function stop(self, why)
-    told_to_leave(self, why)
+local function walk_out(self)
     self.leaving:allow(self.plan.stop_timeout_ms)
     self.sockets:leave(self.id, function()
         self.agenda:post(self, 'settled')
@@ -449,6 +448,11 @@ local function stop(self, why)
         self.conversation:drain()
     end
     return 'settling'
+end
+
+local function stop(self, why)
+    told_to_leave(self, why)
+    return walk_out(self)
 end
 
 local function terminate(self)
@@ -586,6 +590,15 @@ local function headless(self, status)
     return 'headless'
 end
 
+-- It serves, as a replacement that has to prove itself, and has failed in that. It may finish what it has.
+local function failed(self, why)
+    self.health:close()
+    self.leaving.late = why
+    self.log:warn('Worker failed: ' .. why)
+    lose(self, why)
+    return walk_out(self)
+end
+
 local function exit_while_serving(self, status)
     self.log:warn({ code = status.code, signal = status.signal }, 'Worker disconnection was unexpected')
     return finish(self, status)
@@ -666,6 +679,7 @@ definition = machine.define {
         'closed_servers', -- it listens nowhere any more
         'alive', -- a sign of life
         'hung', -- (why) it says that it hangs
+        'failed', -- (why) it has not proved itself
         'extend', -- (ms) it asks for more time, from now
         'closed', -- its channel is closed
         'headless', -- (status) its first process has ended, others of its group live
@@ -707,7 +721,7 @@ definition = machine.define {
             stop = stop_preparing,
             kill = stop_preparing,
             bugs = [[ready request_restart retire keep settled leaving closed_servers closed headless alive hung extend
-                deadline exit]],
+                failed deadline exit]],
         },
         starting = {
             ready = became_ready,
@@ -719,7 +733,7 @@ definition = machine.define {
             deadline = start_deadline,
             extend = extend_start,
             exit = finish,
-            ignores = 'request_restart closed_servers alive hung',
+            ignores = 'request_restart closed_servers alive hung failed',
             bugs = 'prepared unprepared retire keep settled',
         },
         running = {
@@ -733,6 +747,7 @@ definition = machine.define {
             headless = headless,
             alive = alive,
             hung = hung,
+            failed = failed,
             deadline = silent,
             exit = exit_while_serving,
             ignores = 'ready keep extend', -- the first readiness counts
@@ -748,7 +763,7 @@ definition = machine.define {
             closed = closed_while_serving,
             headless = headless,
             exit = exit_while_serving,
-            ignores = 'ready request_restart retire closed_servers alive hung extend',
+            ignores = 'ready request_restart retire closed_servers alive hung extend failed',
             bugs = 'prepared unprepared settled deadline',
         },
         settling = { -- gets no new connections
@@ -759,7 +774,7 @@ definition = machine.define {
             deadline = ask,
             extend = extend_stop,
             exit = finish,
-            ignores = 'ready request_restart stop leaving closed_servers alive hung',
+            ignores = 'ready request_restart stop leaving closed_servers alive hung failed',
             bugs = 'prepared unprepared retire keep',
         },
         stopping = { -- asked to stop
@@ -774,7 +789,7 @@ definition = machine.define {
             end,
             extend = extend_stop,
             exit = finish,
-            ignores = 'ready request_restart stop settled leaving closed_servers alive hung',
+            ignores = 'ready request_restart stop settled leaving closed_servers alive hung failed',
             bugs = 'prepared unprepared retire keep',
         },
         disconnected = { -- its channel is closed, it should be ending
@@ -782,7 +797,7 @@ definition = machine.define {
             headless = headless,
             deadline = terminate,
             exit = finish,
-            ignores = 'ready request_restart stop settled leaving closed_servers closed alive hung extend',
+            ignores = 'ready request_restart stop settled leaving closed_servers closed alive hung extend failed',
             bugs = 'prepared unprepared retire keep',
         },
         terminating = { -- SIGTERM sent
@@ -792,7 +807,7 @@ definition = machine.define {
             deadline = kill,
             extend = extend_stop,
             exit = finish,
-            ignores = 'ready request_restart stop settled leaving closed_servers alive hung',
+            ignores = 'ready request_restart stop settled leaving closed_servers alive hung failed',
             bugs = 'prepared unprepared retire keep',
         },
         headless = { -- its first process has ended, the rest of its group was asked to end
@@ -801,7 +816,7 @@ definition = machine.define {
             deadline = kill,
             extend = extend_stop,
             exit = finish,
-            ignores = 'ready request_restart stop settled leaving closed_servers alive hung',
+            ignores = 'ready request_restart stop settled leaving closed_servers alive hung failed',
             bugs = 'prepared unprepared retire keep headless',
         },
         killing = { -- SIGKILL sent to its group
@@ -809,12 +824,12 @@ definition = machine.define {
             headless = kill_rest,
             deadline = kill_again,
             exit = finish,
-            ignores = 'ready request_restart stop kill settled leaving closed_servers alive hung extend',
+            ignores = 'ready request_restart stop kill settled leaving closed_servers alive hung extend failed',
             bugs = 'prepared unprepared retire keep',
         },
         exited = {
             ignores = [[prepared unprepared ready request_restart retire keep stop kill settled leaving
-                closed_servers closed headless alive hung extend]],
+                closed_servers closed headless alive hung extend failed]],
             bugs = 'deadline exit',
         },
     },

@@ -1,6 +1,6 @@
 --- lane.lua: one listening socket of a listener: who has it, what waits in it, whether it moves, what was done to it.
 -- Owned by its rotation (rotation.lua). A lane has users: the one worker whose it is, all workers of a generation, or,
--- of a shared socket, everybody.
+-- of a shared socket, everybody. Longer than 400 lines: one socket, with what is known of it.
 --
 -- Its state follows from its users': live (one of them takes connections), else starting (one is not ready yet), else
 -- leaving (all are asked to go), else free.
@@ -35,6 +35,7 @@ function Lane.new(options)
     self.users = {} -- worker id -> { state, weight, request = what it asked for }
     self.state, self.weight, self.depth = 'free', 1, 0
     self.accepted, self.accepted_before = 0, 0 -- connections that were taken out by us, ever and at the last tick
+    self.clean = false -- nobody but the master can have connected to it since its users came
     self.seen = 0 -- connections that waited at the last glance, less those taken out since
     self.disturbed = 0 -- how often the kernel's order was not the one in force
     self.quiet = true -- the next repair is no news
@@ -67,6 +68,7 @@ end
 function Lane:add(worker_id, request)
     if self.state == 'free' then
         self.stalled, self.since, self.probation, self.busy_until, self.deaf = nil, nil, nil, nil, nil
+        self.clean = not self.steered and self:waiting() == 0
     end
     self.quiet = true -- its first listen() may change the backlog, as any server's
     self.users[worker_id] = { state = 'starting', weight = 1, request = request }
@@ -105,7 +107,7 @@ function Lane:join(worker_id)
     if user.state == 'live' then
         return false
     end
-    user.state = 'live'
+    user.state, self.clean = 'live', false
     self.socket:repair(self.may_block) -- its own listen() set a backlog of its own
     self.quiet = user.request == nil -- of who has a channel it is known to have listened by now
     update(self)
@@ -123,12 +125,25 @@ function Lane:leave(worker_id)
     return true
 end
 
+-- Connections of the master's own by which it saw whether somebody accepts (see acceptance.lua), and nobody did.
+local function withdraw(self)
+    for _ = 1, self:waiting() do
+        local fd = self.socket:accept()
+        if fd then
+            self.platform.close_fd(fd)
+        end
+    end
+end
+
 --- Gone. What waits in the lane stays there.
 function Lane:remove(worker_id)
     self.users[worker_id] = nil
     update(self)
     if self.state == 'free' then
         self.stalled = nil
+        if self.clean then
+            withdraw(self)
+        end
     end
 end
 
@@ -203,6 +218,11 @@ end
 --- Whether connections wait that nobody has taken for stallTimeout.
 function Lane:is_stuck(now)
     return self.state == 'live' and self.depth > 0 and self.since ~= nil and now - self.since >= self.stall_timeout_ms
+end
+
+--- How long it has not been seen to move although somebody waited, in ms; 0 where it moves, or is known to be stalled.
+function Lane:doubtful(now)
+    return self.since and not self.stalled and now - self.since or 0
 end
 
 --- Takes out a connection that waits.
@@ -377,6 +397,7 @@ end
 function Lane:steer(on)
     self.out_since = self.steered and self.platform.now() or self.out_since
     self.steered = on
+    self.clean = self.clean and not on
 end
 
 --- Closes it, if nobody has it, nothing waits in it, and nothing can be on its way to it any more.

@@ -21,7 +21,7 @@ Rotation.MAX_WORKERS = 512
 --   as (whose rights it is bound with, see platform.listen), owner (whom a unix path belongs to),
 --   fd (inherited), may_block (workers choose how they accept), stall_timeout_ms, want,
 --   lost_after_ms (what waits where nobody serves is reset then),
---   give = sockets.lua's rescue, takes, idle, worker_of, holds, or nil, deserted}
+--   give = sockets.lua's rescue, takes, idle, worker_of, holds, or nil, deserted, stalled}
 function Rotation.new(options)
     local self = setmetatable({}, Rotation)
     for key, value in pairs(options) do
@@ -305,6 +305,18 @@ function Rotation:wants(count)
     self.want = count
 end
 
+--- Whether the worker's lane is stalled, or has not moved for half of the time after which it is.
+function Rotation:is_slow(worker_id, now)
+    local lane = self.users[worker_id]
+    return lane ~= nil and (lane.stalled == true or lane:doubtful(now) >= self.stall_timeout_ms / 2)
+end
+
+--- How long the worker's lane has not been seen to move although somebody waited there, in ms.
+function Rotation:doubtful(worker_id, now)
+    local lane = self.users[worker_id]
+    return lane and lane:doubtful(now) or 0
+end
+
 --- Whether its path has this mode and owner.
 function Rotation:has_rights(mode, owner)
     local ours = self.owner or {}
@@ -479,6 +491,9 @@ local function look(self, lane, now)
             self.steering:apply()
             if lane.stalled then
                 self.rescue:empty(lane)
+                for id in pairs(lane.users) do
+                    self.stalled(id, self.address.port)
+                end
             end
             lane:measure()
         end

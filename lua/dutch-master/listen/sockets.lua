@@ -30,7 +30,8 @@ local BALANCES = { steered = true, queue = true, sticky = true, shared = true }
 --   idle = function(worker_id) -> whether that worker sleeps in its event loop, nil if that cannot be seen,
 --   worker_of = function(process group) -> the worker that has it, or nil,
 --   holds = function(worker_id, fd) -> whether the worker has this socket of ours, nil if that cannot be seen,
---   deserted = function(worker_id): it has let go of a socket, and gets nothing there any more}
+--   deserted = function(worker_id): it has let go of a socket, and gets nothing there any more,
+--   stalled = function(worker_id, port): somebody has waited for it there for stallTimeout}
 -- rescue's descriptor stays ours; done(accepted) is called later, once, if it returned true. request is what that
 -- worker gave to `query` for the listener in question, nil after `take`.
 function Sockets.new(options)
@@ -48,6 +49,7 @@ function Sockets.new(options)
             platform = options.platform, log = options.log, balance = balance, stall_timeout_ms = stall_timeout_ms,
             give = options.rescue, takes = options.takes, idle = options.idle,
             worker_of = options.worker_of, holds = options.holds, deserted = options.deserted,
+            stalled = options.stalled or function() end,
             lost_after_ms = options.lost_after_ms or LOST_AFTER_MS, backlog = options.backlog or 511,
         },
     }
@@ -365,6 +367,27 @@ function Sockets:weigh(id, weight)
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
+
+--- Whether a worker is stalled, or is about to be.
+function Sockets:is_slow(id)
+    for _, rotation in ipairs(self.directory:each()) do
+        if rotation:is_slow(id, self.platform.now()) then
+            return true
+        end
+    end
+    return false
+end
+
+--- How long a worker has not been seen to take what waits for it, in ms; 0 where it does, or where that is decided.
+-- @param port the one that counts, or nil: all of them
+function Sockets:doubtful(id, port)
+    local longest, now = 0, self.platform.now()
+    for _, rotation in ipairs(self.directory:each()) do
+        longest = math.max(longest, (port or rotation.address.port) == rotation.address.port
+            and rotation:doubtful(id, now) or 0)
+    end
+    return longest
+end
 
 -- Whether everybody who might still ask for a listener has asked.
 local function is_settled(self)

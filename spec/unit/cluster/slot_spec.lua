@@ -17,17 +17,17 @@ local worker_told = machine.define { name = 'worker', initial = 'told', events =
 } }
 
 describe('slot', function()
-    local platform, agenda, slot, forked, owner, refuse, bugs
+    local platform, agenda, slot, forked, owner, refuse, bugs, doubt_ms
 
     before_each(function()
-        platform, forked, owner, refuse, bugs = Platform.new(), {}, {}, nil, {}
+        platform, forked, owner, refuse, bugs, doubt_ms = Platform.new(), {}, {}, nil, {}, 0
         agenda = machine.agenda { timer = platform.timer, on_error = error, on_bug = function(object, event)
             table.insert(bugs, object.state .. ' ' .. event)
         end }
         slot = Slot.new {
             number = 1, generation = 1, platform = platform, agenda = agenda,
             rules = function()
-                return { first_ms = 100, max_ms = 400, reset_ms = 10000, soak_ms = 500 }
+                return { first_ms = 100, max_ms = 400, reset_ms = 10000, soak_ms = 500, stall_ms = 1000 }
             end,
             on = {
                 fork = function(asking)
@@ -43,6 +43,9 @@ describe('slot', function()
                 end,
                 filled = function(filled)
                     table.insert(owner, 'filled ' .. filled.current.id)
+                end,
+                doubtful = function()
+                    return doubt_ms
                 end,
                 proved = function(proved)
                     table.insert(owner, 'proved ' .. proved.incoming.id)
@@ -138,6 +141,26 @@ describe('slot', function()
         post 'commit'
         assert.same({ 'retire', 'stop: replaced' }, forked[1].heard)
         assert.same({ 'serving', forked[2], nil, { 'filled 2' } }, { slot.state, slot.current, slot.incoming, told() })
+    end)
+
+    it('waits while its replacement is not seen to take what waits for it, but not for ever', function()
+        proving()
+        doubt_ms = 300
+        platform:advance(600)
+        assert.same({}, told())
+        assert.same({ true, false }, { slot:is_proving(forked[2]), slot:is_proving(forked[1]) })
+        doubt_ms = 90
+        platform:advance(50)
+        assert.same({ 'proved 2' }, told())
+        doubt_ms = 300
+        platform:advance(2500)
+        post('lost', forked[2], 'stalled')
+        platform:advance(0)
+        post('ready', forked[3])
+        platform:advance(500 + 1999)
+        told()
+        platform:advance(51)
+        assert.same({ 'proved 3' }, told())
     end)
 
     it('keeps the current worker when its replacement fails, before and after it was ready', function()

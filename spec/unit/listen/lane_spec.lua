@@ -103,6 +103,17 @@ describe('a lane', function()
         assert.equal('Worker takes connections again', records[2].message)
     end)
 
+    it('is doubtful until that is known', function()
+        lane:add(1)
+        lane:join(1)
+        client()
+        assert.equal(0, lane:doubtful(platform.now()))
+        watch_for(500)
+        assert.is_true(lane:doubtful(platform.now()) >= 400)
+        watch_for(1000)
+        assert.same({ true, 0 }, { lane.stalled, lane:doubtful(platform.now()) })
+    end)
+
     it('does not while its queue gets shorter, nor if the head has just come', function()
         lane:add(1)
         lane:join(1)
@@ -212,6 +223,21 @@ describe('a lane', function()
         asleep = false
         busy_for(1100)
         assert.is_true(lane.stalled)
+    end)
+
+    it('is emptied when nobody but the master can have connected to it', function()
+        local closed = 0
+        function platform.close_fd()
+            closed = closed + 1
+        end
+        lane:add(1)
+        client()
+        lane:remove(1)
+        assert.same({ 0, 1 }, { lane:waiting(), closed })
+        client() -- before its next user comes
+        lane:add(2)
+        lane:remove(2)
+        assert.equal(1, lane:waiting())
     end)
 
     it('is a new one for its next user', function()

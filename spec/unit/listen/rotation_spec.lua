@@ -15,7 +15,8 @@ describe('a rotation', function()
 
     local function new(fields)
         local options = { platform = platform, log = log, key = ':80', address = platform.address ':80',
-            balance = 'steered', backlog = 511, want = 2, stall_timeout_ms = 1000 }
+            balance = 'steered', backlog = 511, want = 2, stall_timeout_ms = 1000,
+            stalled = function() end }
         for key, value in pairs(fields or {}) do
             options[key] = value
         end
