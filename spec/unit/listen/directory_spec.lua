@@ -1,0 +1,158 @@
+local Directory = require 'dutch-master.listen.directory'
+local Platform = require 'spec.support.fake_platform'
+local fake_network = require 'spec.support.fake_network'
+
+describe('the directory of listeners', function()
+    local platform, network, directory, records
+
+    local log = setmetatable({}, { __index = function()
+        return function(_, fields, message)
+            records[#records + 1] = { message = message, fields = fields }
+        end
+    end })
+
+    local function new(inherited, balance)
+        directory = Directory.new { platform = platform, want = 2, balance = balance or 'steered',
+            inherited = inherited or {}, fields = { platform = platform, log = log, balance = balance or 'steered',
+                backlog = 511, stall_timeout_ms = 1000 } }
+        return directory
+    end
+
+    before_each(function()
+        platform, records = Platform.new(), {}
+        network = fake_network.add(platform)
+        new()
+    end)
+
+    after_each(function()
+        directory:close()
+        assert.is_nil(next(network.open))
+    end)
+
+    local function open()
+        local texts = {}
+        for text in pairs(network.open) do
+            texts[#texts + 1] = text
+        end
+        table.sort(texts)
+        return texts
+    end
+
+    local function request(text, fields)
+        local wish = { stream = true, text = text, name = text, port = tonumber(text and text:match '%d+$') }
+        for key, value in pairs(fields or {}) do
+            wish[key] = value
+        end
+        return wish
+    end
+
+    it('binds the plan in its order, and changes nothing when one cannot be had', function()
+        assert.is_true(directory:update { ':80', ':81' })
+        assert.same({ ':80', ':81' }, open())
+        network.taken[':83'] = true
+        local ok, message, code = directory:update { ':82', ':83' }
+        assert.is_nil(ok)
+        assert.equal('EADDRINUSE', code)
+        assert.matches(':83', message)
+        assert.same({ ':80', ':81' }, open())
+        assert.equal(':80', directory:in_order()[1].key)
+    end)
+
+    it('binds nothing of a list that is wrong in itself', function()
+        for text, code in pairs { [':90'] = 'EADDRINUSE', ['nonsense'] = 'EINVAL' } do
+            assert.equal(code, (select(3, directory:update { ':90', text })))
+            assert.same({}, open())
+        end
+    end)
+
+    it('keeps a listener that stays, and closes one that left the plan when nobody has it', function()
+        directory:update { ':80', ':81' }
+        local first, second = directory.plan[1], directory.plan[2]
+        second:assign(1)
+        directory:update { ':80' }
+        assert.equal(first, directory.plan[1])
+        directory:close_unused(true)
+        assert.same({ ':80', ':81' }, open())
+        second:drop(1)
+        directory:close_unused(true)
+        assert.same({ ':80' }, open())
+    end)
+
+    it('does not change the rights of a path that is served', function()
+        directory:update { { text = 'unix:/run/a', mode = 384 } }
+        local ok, message, code = directory:update { { text = 'unix:/run/a', mode = 432 } }
+        assert.is_nil(ok)
+        assert.equal('EBUSY', code)
+        assert.matches('stop and start', message)
+    end)
+
+    it('has room for so many lanes as the kernel has, where each worker gets one', function()
+        directory:update { ':80' }
+        local ok, message, code = directory:has_room(100000)
+        assert.is_nil(ok)
+        assert.equal('E2BIG', code)
+        assert.matches("balance = 'shared'", message)
+        assert.is_true(directory:has_room(8))
+        new(nil, 'shared')
+        directory:update { ':81' }
+        assert.is_true(directory:has_room(100000))
+        network.open[':80'] = nil -- of the one before
+    end)
+
+    it('opens what a worker asks for once, and finds what the plan has', function()
+        directory:update { ':80' }
+        assert.equal(directory.plan[1], directory:open(1, request ':80'))
+        local asked = directory:open(1, request ':8000')
+        assert.equal(asked, directory:open(2, request ':8000'))
+        assert.equal(asked, directory:find(2, request ':8000'))
+        assert.is_nil(directory:find(2, request ':8001'))
+        assert.same({ directory.plan[1], asked }, directory:in_order())
+    end)
+
+    it('gives each worker a datagram socket of its own where no port is named', function()
+        local wish = request('udp:127.0.0.1:0', { stream = false, port = 0 })
+        assert.not_equal(directory:open(1, wish), directory:open(2, wish))
+        assert.equal(directory:open(1, wish), directory:find(1, wish))
+    end)
+
+    it('is bounded in what workers may ask for', function()
+        for i = 1, 256 do
+            assert(directory:open(1, request(':' .. 10000 + i)))
+        end
+        local rotation, message, code = directory:open(1, request ':9')
+        assert.is_nil(rotation)
+        assert.equal('EMFILE', code)
+        assert.matches('256 addresses', message)
+    end)
+
+    it('takes what came from outside, once, and never closes it for want of a user', function()
+        local address = platform.address ':80'
+        new { { fd = 3, address = address } }
+        local by_number = directory:open(1, request(nil, { fd = 3, name = 'fd:3' }))
+        assert.equal(3, by_number.fd)
+        assert.equal(by_number, directory:find(1, request ':80'))
+        directory:close_unused(true)
+        assert.same({ ':80' }, open())
+        local none, message = directory:open(1, request(nil, { fd = 9, name = 'fd:9' }))
+        assert.is_nil(none)
+        assert.matches('descriptor 9', message)
+    end)
+
+    it('says which of its own addresses is in the way of another form of it', function()
+        directory:update { ':80' }
+        network.taken['0.0.0.0:80'] = true
+        local _, message = directory:open(1, request '0.0.0.0:80')
+        assert.matches('the master itself holds :80', message, 1, true)
+    end)
+
+    it('keeps what closed listeners counted, and says what was lost with them', function()
+        directory:update { ':80' }
+        local listener = network.open[':80']
+        network.resets = true
+        directory.plan[1]:assign(1)
+        listener.client()
+        directory:close()
+        assert.equal('Waiting connections lost, their socket is closed', records[#records].message)
+        assert.equal(1, (select(3, directory:count())))
+    end)
+end)
