@@ -138,22 +138,22 @@ describe('readiness of an exec worker', function()
     it('may take longer, and so may the end, if the worker asks for it; status shows what it says', function()
         local m = master.start {
             script = [[require('dutch-master').start { worker = { 'python3', 'app.py' }, numWorkers = 1, ready = 'notify',
-                readyTimeout = 0.8, stopTimeout = 0.8, killTimeout = 0.4, restartAttempts = 1 }]],
+                readyTimeout = 2, stopTimeout = 2, killTimeout = 1, restartAttempts = 1 }]],
             files = { ['app.py'] = [[
 import os, socket, signal, threading
 n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 n.connect(os.environ['NOTIFY_SOCKET'])
 leaving = threading.Event()
 def leave(*_):
-    n.send(b'STOPPING=1\nEXTEND_TIMEOUT_USEC=4000000')
+    n.send(b'STOPPING=1\nEXTEND_TIMEOUT_USEC=8000000')
     leaving.set()
 signal.signal(signal.SIGTERM, leave)
-n.send(b'EXTEND_TIMEOUT_USEC=4000000\nSTATUS=warming up')
-threading.Event().wait(1.6)
+n.send(b'EXTEND_TIMEOUT_USEC=8000000\nSTATUS=warming up')
+threading.Event().wait(2.6)
 n.send(b'READY=1\nSTATUS=warm')
 n.send(b'RELOADING=1\nMAINPID=1')
 leaving.wait()
-threading.Event().wait(1.6)]] },
+threading.Event().wait(2.6)]] },
         }
         m:await 'Cluster ready'
         m:wait_until(function()

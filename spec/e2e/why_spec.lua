@@ -187,12 +187,12 @@ describe('why', function()
     end)
 
     it('keeps the last 64 KiB of stderr, and lets all of it through', function()
-        local m = start [[
+        local m = start([=[
             for i = 1, 20000 do
                 io.stderr:write('line number ', i, '\n')
             end
             os.exit(3)
-        ]]
+        ]=], 'backoff = { first = 1000, max = 1000 },') -- twice in all
         m:await 'Worker exited'
         local report = cjson.decode((why(m, '1', '--json'))).exits[1]
         assert.is_true(#report.stderr <= 65536 and #report.stderr > 60000, #report.stderr)
