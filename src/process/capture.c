@@ -30,6 +30,7 @@ struct dm_capture {
     struct dm_outqueue pending;
     uint64_t lost;
     int fd;                  /* -1 at its end */
+    int ended;               /* the same from then on, until the handle is closed */
     struct dm_target target; /* its fd is -1 once it failed */
     bool in_lost_line;
 };
@@ -187,7 +188,7 @@ static void on_retry(struct dm_timer *timer) {
 
 static void end(struct dm_capture *c) {
     uv_poll_stop(&c->poll);
-    close(c->fd);
+    c->ended = c->fd; /* closed with the handle */
     c->fd = -1;
 }
 
@@ -242,6 +243,7 @@ void dm_capture_close(struct dm_capture *c) {
         end(c);
     }
     dm_target_close(&c->target);
+    close(c->ended);
     uv_close((uv_handle_t *)&c->poll, on_handle_closed);
 }
 

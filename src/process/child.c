@@ -1,7 +1,9 @@
 /* child.c: see child.h. libuv's rules, as they bind here: a handle that was initialised must be
  * closed; its memory may go in its close callback and no earlier; no callback follows uv_close but
- * that one. So `handles` counts what is open, and the one that brings it to zero frees the child.
- * Longer than 400 lines: one object from spawn to its last handle. */
+ * that one. uv_close takes the number of its descriptor out of the loop once more, whoever has that
+ * by then: so a descriptor is closed together with its handle, not earlier. `handles` counts what
+ * is open, and the one that brings it to zero frees the child. Longer than 400 lines: one object
+ * from spawn to its last handle. */
 #include "process/child.h"
 
 #include "process/capture.h"

@@ -98,7 +98,7 @@ static bool reap(struct dm_leader *leader) {
     if (wait_for(DM_P_PIDFD, leader->pidfd, &info, WEXITED | WNOHANG, &leader->exit.usage) != 0) {
         return false;
     }
-    close(leader->pidfd);
+    leader->reaped_pidfd = leader->pidfd; /* closed with the handle: see child.c */
     leader->pidfd = -1;
     dm_list_remove(&leader->link);
     dm_list_append(&leader->reaper->reaped, &leader->link);
@@ -267,7 +267,7 @@ static void let_go(struct dm_reaper *reaper, struct dm_link *list) {
     while (!dm_list_empty(list)) {
         struct dm_leader *leader = dm_container(list->next, struct dm_leader, link);
         uv_poll_stop(&leader->poll);
-        close(leader->pidfd);
+        leader->reaped_pidfd = leader->pidfd;
         leader->pidfd = -1;
         dm_list_remove(&leader->link);
         dm_list_append(&reaper->reaped, &leader->link);
@@ -304,6 +304,7 @@ int dm_reaper_add(struct dm_reaper *reaper, struct dm_leader *leader) {
 }
 
 void dm_reaper_close(struct dm_leader *leader) {
+    close(leader->reaped_pidfd);
     uv_close((uv_handle_t *)&leader->poll, on_closed);
 }
 

@@ -28,6 +28,7 @@ struct dm_leader {
     uv_poll_t poll;
     pid_t pid;
     int pidfd; /* -1 once reaped */
+    int reaped_pidfd;
     struct dm_exit exit;
     bool lingers;
     bool ended;                                    /* a zombie, or reaped */

@@ -43,6 +43,20 @@ describe('captured output', function()
         assert.are.equal(0, record.status.stderr_lost)
     end)
 
+    it('that has ended leaves its descriptor to nobody, whose channel would then be deaf', function()
+        local fd, contents = target()
+        local first = captured('echo over >&2; exec 2>&-; read x <&3', fd, { channel = true })
+        p.await(function() return first.child:tail() == 'over\n' end)
+        p.step() -- the end of its stderr comes with its last bytes, or after them
+        local second = p.sh('read x <&3; echo heard >&3', { channel = true })
+        first.child:close_channel()
+        p.exit_of(first)
+        second.child:send 'go'
+        p.await(function() return second.lines[1] == 'heard' end)
+        p.exit_of(second)
+        contents()
+    end)
+
     it('can be read while the child lives, not afterwards', function()
         local fd, contents = target()
         local record = captured('echo here >&2; read x <&3', fd, { channel = true })
