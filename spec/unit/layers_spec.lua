@@ -128,6 +128,37 @@ describe('folders:', function()
         assert.same({}, upward(c, 'src', '#include "([%w_]+)/', C_FLOORS))
     end)
 
+    it('no binding needs one that needs it', function()
+        local needs = {}
+        for _, path in ipairs(files('src/lua', { '.c', '.h' })) do
+            local name = path:match '([^/]+)%.[ch]$'
+            needs[name] = needs[name] or {}
+            for line in io.lines(path) do
+                local other = line:match '#include "lua/([^"]+)%.h"'
+                if other and other ~= name and other ~= 'open' then -- open.h is the list of all
+                    needs[name][other] = true
+                end
+            end
+        end
+        local found, done = {}, {}
+        local function follow(name, way)
+            if way[name] then
+                found[#found + 1] = name
+            elseif not done[name] then
+                way[name] = true
+                for other in pairs(needs[name] or {}) do
+                    follow(other, way)
+                end
+                way[name], done[name] = nil, true
+            end
+        end
+        for name in pairs(needs) do
+            follow(name, {})
+        end
+        assert.same({}, found)
+        assert.is_true(needs.listener.lane)
+    end)
+
     it('nobody writes the fields of another object', function()
         local found = {}
         for _, path in ipairs(lua) do
