@@ -29,6 +29,7 @@ const GOAWAY_MS = 500; // between the notice to an http2 client and the end of n
 const READ_MS = 150; // between a connection's acceptance and the reading of its request, and plenty
 const MAJOR = parseInt(process.versions.node, 10);
 const REPORT_MS = 20; // between two reports of how many connections there are
+const BRIEF_REPORT_MS = 200; // the same while more come than stay: there the number says little
 const WINDOW_MS = 500; // shorter ones say little: one request fills them
 const TERM_DUE_MS = 5000; // the master sends SIGTERM when the channel closes: it comes within milliseconds, or not at all
 const EMPTY_MS = 1000; // a loop that nothing but a clean-up holds ends within this
@@ -63,6 +64,8 @@ function onLookup(name, fn) {
 
 let reported = 0;
 let reportedAt = -REPORT_MS;
+let came = 0; // connections, since the last look
+let pause = REPORT_MS; // until the next
 let share = 0; // of its time that it works, in the last whole window
 let utilization = null; // at the window's begin
 let windowAt = 0;
@@ -75,9 +78,11 @@ function report() {
     held += server._connections;
     if (!server._handle && server._connections === 0) servers.delete(server);
   }
+  pause = came > held ? BRIEF_REPORT_MS : REPORT_MS;
+  came = 0;
+  reportedAt = performance.now();
   if (held === reported || !process.connected || draining) return;
   reported = held;
-  reportedAt = performance.now();
   if (reportedAt - windowAt >= WINDOW_MS) {
     const now = performance.eventLoopUtilization();
     share = performance.eventLoopUtilization(now, utilization).utilization;
@@ -94,7 +99,7 @@ function connectionsChange() {
     utilization = performance.eventLoopUtilization(); // not counting its start
     windowAt = performance.now();
   }
-  const wait = reportedAt + REPORT_MS - performance.now();
+  const wait = reportedAt + pause - performance.now();
   if (wait <= 0) setImmediate(report).unref();
   else setTimeout(report, wait).unref();
 }
@@ -134,6 +139,7 @@ function watchHandle(server) {
     configurable: true,
     enumerable: true,
     get() {
+      came++;
       connectionsChange();
       return isFull(server) ? back : accept;
     },

@@ -10,6 +10,8 @@ Steering.__index = Steering
 -- DM_STEERING_PROBES: so many rules the kernel program has room for.
 local MAX_PROBES = 64
 local REBALANCE_MS, REBALANCE_BUSY_MS = 10, 200
+-- Shares that differ by less than this are left as they are.
+local SAME = 0.1
 -- Thousandths of its time that a worker works: from here on its connections are taken for short ones.
 local MUCH_WORK = 200
 
@@ -113,7 +115,7 @@ function Steering:apply()
         chosen[lane] = true
         entries[i] = { lane = lane.socket, weight = (lane.weight > 0 and lane.weight or 1) * share[i] }
     end
-    self.applied_at = self.platform.now()
+    self.applied_at, self.in_force, self.unbalanced = self.platform.now(), share, false
     for _, lane in ipairs(self.lanes) do
         lane:steer(chosen[lane] or false)
     end
@@ -134,10 +136,23 @@ function Steering:rebalance()
     self:settle()
 end
 
---- What was left to do.
+-- Whether the shares in force are as good as those that should be.
+local function are_like(share, other)
+    for i, value in ipairs(share) do
+        if not other[i] or math.abs(value - other[i]) > SAME * value then
+            return false
+        end
+    end
+    return #share == #other
+end
+
+--- What was left to do. Lanes that come or go, or are busy, are applied by who sees it.
 function Steering:settle()
-    if self.unbalanced and self.platform.now() - (self.applied_at or 0) >= self.rebalance_ms then
-        self.unbalanced = false
+    if not self.unbalanced or self.platform.now() - (self.applied_at or 0) < self.rebalance_ms then
+        return
+    end
+    self.unbalanced = false
+    if not are_like(shares(candidates(self.lanes)), self.in_force or {}) then
         self:apply()
     end
 end

@@ -76,8 +76,11 @@ end
 -- How many connections it holds is told to the master when it has changed, this often at most, by which new ones are
 -- spread evenly. Looked at before each wait of the loop: nothing wakes for it.
 local REPORT_MS = 20
+-- The same while more connections come than stay: what such a worker holds says little, and each word costs the master.
+local BRIEF_REPORT_MS = 200
 local watcher, last_look, reporter
 local told = { held = 0, at = 0, work = 0 }
+local came, pause_ms = 0, REPORT_MS -- since the last look
 
 local function report_load()
     last_look = uv.now()
@@ -86,6 +89,7 @@ local function report_load()
     for _ in pairs(tracked) do
         held = held + 1
     end
+    came, pause_ms = 0, came > held and BRIEF_REPORT_MS or REPORT_MS
     if held == told.held or M.draining or not channel or not channel:is_open() then
         return
     end
@@ -101,11 +105,11 @@ local function watch_load()
     end
     watcher, reporter, last_look = uv.new_prepare(), uv.new_timer(), -REPORT_MS
     watcher:start(function()
-        if uv.now() - last_look >= REPORT_MS then
+        if uv.now() - last_look >= pause_ms then
             report_load()
         elseif not reporter:is_active() and next(tracked) ~= nil then
             -- What changes right after a look is seen at the next one.
-            reporter:start(REPORT_MS, 0, function() end)
+            reporter:start(pause_ms, 0, function() end)
             reporter:unref()
         end
     end)
@@ -356,6 +360,7 @@ local link = {
     closed = note_closed,
     track = function(handle)
         tracked[handle] = true
+        came = came + 1
         watch_load()
     end,
 }

@@ -69,19 +69,28 @@ describe('steering', function()
         assert.equal(200, steering.rebalance_ms)
     end)
 
-    it('tells the kernel at most once in its time, and what is left later', function()
+    it('tells the kernel at most once in its time, and only what makes a difference', function()
         local steering = new()
         lane('live', { connections = 0 })
+        lane('live', { connections = 20 })
         steering:apply()
         told = nil
+        lanes[1].connections = 3
         steering:rebalance()
         assert.is_nil(told)
         now = now + steering.rebalance_ms
         steering:settle()
-        assert.equal(1, #told.entries)
+        assert.equal(2, #told.entries)
         told = nil
         steering:settle()
         assert.is_nil(told)
+        lanes[1].connections, lanes[2].connections = 30, 47 -- each as many more
+        now = now + steering.rebalance_ms
+        steering:rebalance()
+        assert.is_nil(told)
+        lanes[1].connections = 100
+        steering:rebalance()
+        assert.equal(2, #told.entries)
     end)
 
     it('weighs, and leaves out what weighs nothing while others are there', function()
