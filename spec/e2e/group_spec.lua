@@ -41,11 +41,11 @@ local function is_alive(pid)
     return state ~= nil and state ~= 'Z' and state ~= 'X'
 end
 
-local function start(argv, options)
+local function start(argv, options, ready)
     local port = http.free_port()
     return master.start {
         script = ([[require('dutch-master').start { worker = %s, numWorkers = 1, listen = { '127.0.0.1:%d' },
-            ready = { alive = 0.3 }, %s }]]):format(argv, port, options or ''),
+            ready = %s, %s }]]):format(argv, port, ready or '{ alive = 0.3 }', options or ''),
         files = { ['server.py'] = SERVER },
     }, port
 end
@@ -87,6 +87,30 @@ describe('the group of a worker', function()
         assert.matches('foreground', record.hint)
         m:await 'Worker exited'
         assert.is_false(is_alive(record.processes[1]))
+        m:finish()
+    end)
+
+    it('that leaves its group as well is told apart, and a release that does so is refused', function()
+        local m, port = start("{ 'python3', 'server.py' }", 'restartAttempts = 1, killTimeout = 0.5', 'nil')
+        m:await 'Cluster ready'
+        local l = load.start { port = port, clients = 2 }
+        l:await(4)
+        m:rewrite('server.py', [[import os, sys, threading
+if os.fork(): threading.Event().wait(0.1), os._exit(0)
+os.setsid()
+if os.fork(): os._exit(0)
+import signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+threading.Event().wait(1000)
+]])
+        m:signal 'SIGUSR2'
+        local aborted = m:await 'Restart aborted, the old workers stay'
+        assert.matches('put itself into the background: Let it run in the foreground', aborted.reason, 1, true)
+        local record = m:await 'Worker has put itself into the background, what it left behind is asked to end'
+        assert.equal(1, #record.processes)
+        m:wait_until(function() return not is_alive(record.processes[1]) end, 'the end of the daemon')
+        local counts = l:stop()
+        assert.equal(0, counts.failed, counts.text)
         m:finish()
     end)
 

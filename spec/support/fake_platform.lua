@@ -49,6 +49,9 @@ function Platform.new(options)
     self.oom_kills = function()
         return self.oom
     end
+    self.left_by = function()
+        return {}
+    end
     self.null_fd = function()
         return 0
     end

@@ -5,12 +5,16 @@
 #include "lua/call.h"
 #include "lua/support.h"
 
+#include "base/signals.h"
+
 #include <lauxlib.h>
 #include <signal.h>
 
 /* How long the end waits for orphans that were killed: only an uninterruptible wait takes longer.
  */
 enum { KILL_ADOPTED_MS = 2000 };
+/* Orphans that are named at a time. */
+enum { ADOPTED_MAX = 256 };
 
 static const char signal_key;
 
@@ -96,6 +100,27 @@ int core_no_signals(lua_State *L) {
 
 /* -- orphans ------------------------------------------------------------------------------------
  */
+
+/* adopted() -> list of the pids of orphans that are our children now */
+int core_adopted(lua_State *L) {
+    pid_t pids[ADOPTED_MAX];
+    const size_t n = dm_reaper_adopted(&dm_lua_core(L)->reaper, pids, ADOPTED_MAX);
+    lua_newtable(L);
+    for (size_t i = 0; i < n && i < ADOPTED_MAX; i++) {
+        lua_pushinteger(L, pids[i]);
+        lua_rawseti(L, -2, (int)i + 1);
+    }
+    return 1;
+}
+
+/* signal_adopted(pid, name) -> whether it was one of them */
+int core_signal_adopted(lua_State *L) {
+    const pid_t pid = (pid_t)luaL_checkinteger(L, 1);
+    const int signum = dm_signal_number(luaL_checkstring(L, 2));
+    luaL_argcheck(L, signum > 0, 2, "no such signal");
+    lua_pushboolean(L, dm_reaper_signal_adopted(&dm_lua_core(L)->reaper, pid, signum));
+    return 1;
+}
 
 /* -> how many got it */
 int core_kill_adopted(lua_State *L) {

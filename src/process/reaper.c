@@ -419,6 +419,17 @@ size_t dm_reaper_adopted(struct dm_reaper *reaper, pid_t *pids, size_t max) {
     return n;
 }
 
+bool dm_reaper_signal_adopted(struct dm_reaper *reaper, pid_t pid, int signum) {
+    pid_t adopted[SWEEP_MAX];
+    const size_t n = dm_reaper_adopted(reaper, adopted, SWEEP_MAX);
+    for (size_t i = 0; i < n && i < SWEEP_MAX; i++) {
+        if (adopted[i] == pid) {
+            return kill(pid, signum) == 0; /* ours and unreaped, so the number is its own */
+        }
+    }
+    return false;
+}
+
 size_t dm_leader_others(const struct dm_leader *leader, pid_t *pids, size_t max) {
     pid_t adopted[SWEEP_MAX];
     size_t n = dm_reaper_adopted(leader->reaper, adopted, SWEEP_MAX), found = 0;

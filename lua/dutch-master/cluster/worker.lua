@@ -41,6 +41,7 @@ local EMPTYING_SHARE = 2 / 3
 
 local IN_THE_FOREGROUND = 'Let it run in the foreground (no -D, --daemon, --daemonize; nginx: "daemon off;"), and let'
     .. ' dutch-master restart it, not its own upgrade'
+local IN_THE_BACKGROUND = 'put itself into the background: ' .. IN_THE_FOREGROUND
 
 local definition
 
@@ -543,8 +544,24 @@ local function leaving(self)
     return 'stopping'
 end
 
+-- What a worker has left behind in a group of its own, when it ended as if all was well and nobody told it to: it has
+-- put itself into the background. That is asked to end as well, and killed if it does not.
+local function find_daemon(self, status)
+    local is_one = self.kind.name == 'exec' and status.code == 0 and not self.leaving.told
+    local left = is_one and self.platform.left_by(self.id) or {}
+    if not left[1] then
+        return
+    elseif not self.leaving.daemon then -- else it is said: it was in its group for a moment
+        self.leaving.daemon = IN_THE_BACKGROUND
+        self.log:warn({ code = status.code, processes = left, hint = IN_THE_FOREGROUND },
+            'Worker has put itself into the background, what it left behind is asked to end')
+    end
+    self.platform.end_left(left, self.plan.kill_timeout_ms)
+end
+
 local function finish(self, status)
     self.health:close() -- before its lane is another's
+    find_daemon(self, status)
     self.channel_open = false
     self.report = exit_report.new(self, status)
     if status.failed then
@@ -578,7 +595,7 @@ local function headless(self, status)
     self.sockets:leave(self.id, function() end)
     local facts = { code = status.code, signal = status.signal, processes = self.child:others() }
     if status.code == 0 and not self.leaving.told and not self.leaving.lost then
-        self.leaving.daemon = 'put itself into the background: ' .. IN_THE_FOREGROUND
+        self.leaving.daemon = IN_THE_BACKGROUND
         facts.hint = IN_THE_FOREGROUND
         self.log:warn(facts, 'Worker has put itself into the background, what it left behind is asked to end')
     else

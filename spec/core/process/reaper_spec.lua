@@ -181,6 +181,17 @@ describe('reaper', function()
         assert.is_nil(p.read('/proc/' .. pid .. '/stat'))
     end)
 
+    it('signals one of them, and nobody else', function()
+        leave 'echo here > $0; exec sleep 1000'
+        p.await(function() return #core.adopted() == 1 end)
+        local pid = core.adopted()[1]
+        assert.is_false(core.signal_adopted(1, 'SIGKILL'))
+        assert.has_error(function() core.signal_adopted(pid, 'SIGNOTHING') end)
+        assert.is_true(core.signal_adopted(pid, 'SIGTERM'))
+        p.await(function() return #core.adopted() == 0 end)
+        assert.is_false(core.signal_adopted(pid, 'SIGTERM'))
+    end)
+
     it('kills also what these leave behind in their turn', function()
         leave 'sleep 1000 & echo here > $0; wait'
         assert.are.equal(1, #loop.adopted())
