@@ -4,6 +4,7 @@
 local core = require 'dutch-master.core'
 local linux = require 'dutch-master.linux'
 local preload = require 'dutch-master.launch.node_preload'
+local shell = require 'dutch-master.shell'
 
 local M = setmetatable({}, { __index = core })
 
@@ -36,13 +37,10 @@ function M.list(path)
     return names
 end
 
-local function quoted(text)
-    return "'" .. text:gsub("'", "'\\''") .. "'"
-end
-
 --- What `dutch-master check --json` says of a script. For the verbs, whose loop does not run yet; never in a master.
 function M.check(script)
-    local pipe = io.popen(('%s check --json -- %s 2>/dev/null'):format(quoted(core.executable()), quoted(script)))
+    local pipe = io.popen(('%s check --json -- %s 2>/dev/null'):format(shell.quote(core.executable()),
+        shell.quote(script)))
     local text = pipe and pipe:read '*a' or ''
     if pipe then
         pipe:close()

@@ -1,6 +1,7 @@
 --- dutch-master completion: words for the Tab key, made of the verbs' descriptions.
 
 local arguments = require 'dutch-master.cli.arguments'
+local shell = require 'dutch-master.shell'
 
 local M = {
     name = 'completion',
@@ -76,10 +77,6 @@ complete -F _dutch_master dutch-master
 ]]):gsub('@(%u+)@', { VERBS = table.concat(names, ' '), CASES = table.concat(cases, '\n') })
 end
 
-local function quoted(text)
-    return "'" .. text:gsub("'", "'\\''") .. "'"
-end
-
 local function zsh_text(text)
     return (text:gsub("[%[%]:]", '\\%0'))
 end
@@ -87,7 +84,7 @@ end
 function shells.zsh()
     local lines = { '#compdef dutch-master', '', '_dutch_master() {', '    local -a verbs', '    verbs=(' }
     for _, verb in ipairs(verbs()) do
-        lines[#lines + 1] = '        ' .. quoted(verb.name .. ':' .. verb.summary)
+        lines[#lines + 1] = '        ' .. shell.quote(verb.name .. ':' .. verb.summary)
     end
     lines[#lines + 1] = '    )'
     lines[#lines + 1] = '    if (( CURRENT == 2 )); then'
@@ -102,13 +99,13 @@ function shells.zsh()
     for _, verb in ipairs(verbs()) do
         local specs = {}
         for _, option in ipairs(arguments.options(verb)) do
-            specs[#specs + 1] = quoted(('--%s[%s]%s'):format(option.long, zsh_text(option.doc),
+            specs[#specs + 1] = shell.quote(('--%s[%s]%s'):format(option.long, zsh_text(option.doc),
                 option.value and (':' .. option.value .. ':') or ''))
         end
         if verb.name == 'completion' then
-            specs[#specs + 1] = quoted('1:shell:(bash zsh fish luals)')
+            specs[#specs + 1] = shell.quote('1:shell:(bash zsh fish luals)')
         else
-            specs[#specs + 1] = quoted '*:script:_files -g "*.lua(-.)"'
+            specs[#specs + 1] = shell.quote '*:script:_files -g "*.lua(-.)"'
         end
         lines[#lines + 1] = ('    %s) _arguments %s ;;'):format(verb.name, table.concat(specs, ' '))
     end
@@ -139,11 +136,11 @@ function shells.fish()
     }
     for _, verb in ipairs(verbs()) do
         local none = 'complete -c dutch-master -f -n "not __fish_seen_subcommand_from $verbs" -a %s -d %s'
-        lines[#lines + 1] = none:format(verb.name, quoted(verb.summary))
+        lines[#lines + 1] = none:format(verb.name, shell.quote(verb.summary))
         for _, option in ipairs(arguments.options(verb)) do
             local after = "complete -c dutch-master -n '__fish_seen_subcommand_from %s' -l %s%s%s -d %s"
             lines[#lines + 1] = after:format(verb.name, option.long, option.short and ' -s ' .. option.short or '',
-                option.value and ' -x' or '', quoted(option.doc))
+                option.value and ' -x' or '', shell.quote(option.doc))
         end
     end
     lines[#lines + 1] = "complete -c dutch-master -f -n '__fish_seen_subcommand_from completion' "
@@ -157,11 +154,11 @@ function shells.luals()
 end
 
 function M.run(ctx)
-    local shell = shells[ctx.argument]
-    if not shell then
+    local script = shells[ctx.argument]
+    if not script then
         return ctx.usage(('expected bash, zsh, fish or luals, found "%s"'):format(ctx.argument))
     end
-    ctx.out((shell()))
+    ctx.out((script()))
     return 0
 end
 

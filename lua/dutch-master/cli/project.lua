@@ -6,6 +6,7 @@
 -- Longer than 400 lines: one reader after the other, each for one kind of project.
 
 local cjson = require 'cjson.safe'
+local shell = require 'dutch-master.shell'
 
 local M = {}
 
@@ -312,14 +313,10 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- From the configuration of another supervisor
 
-local function shell_quote(text)
-    return "'" .. text:gsub("'", "'\\''") .. "'"
-end
-
 -- A configuration that is a program of Node's -> its value, or nil, message
 local function evaluate(path)
     local program = 'const c = require(process.argv[1]); process.stdout.write(JSON.stringify(c))'
-    local pipe = io.popen(('node -e %s %s 2>&1'):format(shell_quote(program), shell_quote(path)))
+    local pipe = io.popen(('node -e %s %s 2>&1'):format(shell.quote(program), shell.quote(path)))
     local text = pipe:read '*a'
     pipe:close()
     local value = cjson.decode(text)
