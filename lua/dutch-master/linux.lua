@@ -4,8 +4,6 @@ local core = require 'dutch-master.core'
 
 local M = {}
 
-local ENVIRON_MAX = 1024 * 1024 -- bytes
-
 -- The file in which the kernel counts the processes of our cgroup that it killed for want of memory.
 local function oom_counter()
     local own = core.read_file('/proc/self/cgroup', 65536) or ''
@@ -59,31 +57,14 @@ end
 
 --- Orphans that the worker has left behind, in groups of their own: known by their environment. @return list of pids
 function M.left_by(worker_id)
-    local mine, found = ('\0DUTCH_MASTER_WORKER=%d\0'):format(worker_id), {}
-    local ours = ('\0DUTCH_MASTER_PID=%d\0'):format(core.pid())
+    local found, ours = {}, tostring(core.pid())
     for _, pid in ipairs(core.adopted()) do
-        local environ = '\0' .. (core.read_file(('/proc/%d/environ'):format(pid), ENVIRON_MAX) or '')
-        if environ:find(mine, 1, true) and environ:find(ours, 1, true) then
+        local origin = core.origin(pid)
+        if origin.master == ours and origin.worker == tostring(worker_id) then
             found[#found + 1] = pid
         end
     end
     return found
-end
-
---- Asks them to end, and kills after ms who has not.
-function M.end_left(pids, ms)
-    local timer
-    for _, pid in ipairs(pids) do
-        core.signal_adopted(pid, 'SIGTERM')
-        core.signal_adopted(pid, 'SIGCONT')
-    end
-    timer = core.timer(function()
-        timer:close()
-        for _, pid in ipairs(pids) do
-            core.signal_adopted(pid, 'SIGKILL')
-        end
-    end)
-    timer:start(ms)
 end
 
 return M

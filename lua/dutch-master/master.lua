@@ -14,6 +14,7 @@ local hints = require 'dutch-master.script.hints'
 local Host = require 'dutch-master.script.api'
 local Lane = require 'dutch-master.script.lane'
 local Launcher = require 'dutch-master.launch.launcher'
+local Leftovers = require 'dutch-master.cluster.leftovers'
 local log = require 'dutch-master.log.logger'
 local machine = require 'dutch-master.machine'
 local Output = require 'dutch-master.log.output'
@@ -198,6 +199,9 @@ function Master:assemble()
         on_adopt = function(plan)
             self:adopt(plan)
         end,
+        on_gone = function(worker)
+            self.leftovers:ended(worker)
+        end,
         on_exit = function(code)
             self:announce()
             self.launcher.hooks:settle(LAST_HOOKS_MS, function()
@@ -208,6 +212,13 @@ function Master:assemble()
             end)
         end,
     }
+    self.leftovers = Leftovers.new { platform = self.platform, log = self.log,
+        lives = function(worker_id)
+            return self.cluster:find(worker_id) ~= nil
+        end,
+        plan = function()
+            return self.launcher.plan
+        end }
     self.recycle = Recycle.new { platform = self.platform, log = self.log, cluster = self.cluster }
     self.systemd = systemd.new { platform = self.platform, log = self.log }
     self.control = control.new { platform = self.platform, cluster = self.cluster, log = self.log,
@@ -355,7 +366,7 @@ function Master:close()
     for _, timer in ipairs(self.timers) do
         timer:close()
     end
-    for _, name in ipairs { 'systemd', 'recycle', 'control', 'pid_file', 'sockets' } do
+    for _, name in ipairs { 'systemd', 'leftovers', 'recycle', 'control', 'pid_file', 'sockets' } do
         if self[name] then
             self[name]:close()
             self[name] = nil

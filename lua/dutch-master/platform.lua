@@ -21,7 +21,7 @@ function M.preload()
 end
 
 M.oom_kills, M.who, M.migrates = linux.oom_kills, linux.who, linux.migrates
-M.left_by, M.end_left = linux.left_by, linux.end_left
+M.left_by = linux.left_by
 
 --- Names in a directory, in no order. -> list | nil, message, code
 function M.list(path)

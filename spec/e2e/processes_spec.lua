@@ -166,6 +166,37 @@ describe('what a worker leaves behind', function()
         m:finish()
     end)
 
+    it('in sessions of their own is named, asked after leftoverTimeout, and killed', function()
+        local m = start([[trap 'exit 3' USR1; setsid sh -c 'trap "echo asked" TERM; echo ready $$; exec 2>&-; while :; do sleep 0.1; done' &
+            while :; do sleep 0.05; done]], 'leftoverTimeout = 0.5, killTimeout = 0.5')
+        local pid = tonumber(m:await_output '^ready (%d+)$')
+        assert(uv.kill(m:await('Worker listening').workerPid, 'sigusr1'))
+        local said = m:await 'Worker left processes behind in sessions of their own'
+        assert.same({ 1, 1, 0.5, { ('sh (pid %d)'):format(pid) } },
+            { said.workerId, said.count, said.endsIn, said.processes })
+        m:await 'Asking what the worker left behind to end'
+        m:await_output '^asked$'
+        m:await 'Killing what the worker left behind'
+        m:wait_until(function() return not is_alive(pid) end, 'the end of what was left')
+        m:finish()
+    end)
+
+    it('does not pile up when they die again and again', function()
+        local m = master.start {
+            script = [[require('dutch-master').start { worker = { 'sh', '-c', 'setsid sleep 1000 & sleep 0.05; exit 1' },
+                numWorkers = 3, ready = { alive = 0.02 }, leftoverTimeout = 0.1, killTimeout = 0.1,
+                backoff = { first = 0.05, max = 0.1, reset = 1 } }]],
+        }
+        m:await('Asking what the worker left behind to end', { count = 20 })
+        local sleeping = 0
+        for _, pid in ipairs(m:tree()) do
+            local file = io.open(('/proc/%d/cmdline'):format(pid))
+            sleeping = sleeping + (file and file:read '*a' == 'sleep\0001000\0' and 1 or 0)
+        end
+        assert.is_true(sleeping < 15, sleeping)
+        m:finish()
+    end)
+
     it('is reaped: no zombie stays', function()
         local m = start 'for i in 1 2 3 4 5 6 7 8 9 10; do (setsid sh -c "sleep 0.0$i" &); done; sleep 1000'
         m:await 'Worker listening'

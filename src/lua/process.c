@@ -4,8 +4,7 @@
 
 #include "lua/call.h"
 #include "lua/support.h"
-
-#include "base/signals.h"
+#include "process/sysinfo.h"
 
 #include <lauxlib.h>
 #include <signal.h>
@@ -13,8 +12,9 @@
 /* How long the end waits for orphans that were killed: only an uninterruptible wait takes longer.
  */
 enum { KILL_ADOPTED_MS = 2000 };
-/* Orphans that are named at a time. */
-enum { ADOPTED_MAX = 256 };
+
+/* Orphans that are looked at in one go: the others have their turn when these are gone. */
+enum { ADOPTED_MAX = 4096 };
 
 static const char signal_key;
 
@@ -101,30 +101,47 @@ int core_no_signals(lua_State *L) {
 /* -- orphans ------------------------------------------------------------------------------------
  */
 
-/* adopted() -> list of the pids of orphans that are our children now */
+/* -> how many got it */
+int core_kill_adopted(lua_State *L) {
+    lua_pushinteger(L,
+                    (lua_Integer)dm_reaper_kill_adopted(&dm_lua_core(L)->reaper, KILL_ADOPTED_MS));
+    return 1;
+}
+
+/* adopted() -> {pid, ...}: children that we did not start */
 int core_adopted(lua_State *L) {
-    pid_t pids[ADOPTED_MAX];
-    const size_t n = dm_reaper_adopted(&dm_lua_core(L)->reaper, pids, ADOPTED_MAX);
-    lua_newtable(L);
-    for (size_t i = 0; i < n && i < ADOPTED_MAX; i++) {
+    pid_t *pids = lua_newuserdata(L, ADOPTED_MAX * sizeof *pids);
+    size_t n = dm_reaper_adopted(&dm_lua_core(L)->reaper, pids, ADOPTED_MAX);
+    n = n < ADOPTED_MAX ? n : ADOPTED_MAX;
+    lua_createtable(L, (int)n, 0);
+    for (size_t i = 0; i < n; i++) {
         lua_pushinteger(L, pids[i]);
         lua_rawseti(L, -2, (int)i + 1);
     }
     return 1;
 }
 
-/* signal_adopted(pid, name) -> whether it was one of them */
+/* signal_adopted(pid, name) -> whether it was one of them. Its group gets the signal too if it
+ * leads one. */
 int core_signal_adopted(lua_State *L) {
     const pid_t pid = (pid_t)luaL_checkinteger(L, 1);
-    const int signum = dm_signal_number(luaL_checkstring(L, 2));
-    luaL_argcheck(L, signum > 0, 2, "no such signal");
-    lua_pushboolean(L, dm_reaper_signal_adopted(&dm_lua_core(L)->reaper, pid, signum));
+    const int number = dm_lua_check_signal(L, 2);
+    lua_pushboolean(L, dm_reaper_signal_adopted(&dm_lua_core(L)->reaper, pid, number));
     return 1;
 }
 
-/* -> how many got it */
-int core_kill_adopted(lua_State *L) {
-    lua_pushinteger(L,
-                    (lua_Integer)dm_reaper_kill_adopted(&dm_lua_core(L)->reaper, KILL_ADOPTED_MS));
+/* origin(pid) -> {command, master, worker}: the last two as its environment has them, or nil. */
+int core_origin(lua_State *L) {
+    const pid_t pid = (pid_t)luaL_checkinteger(L, 1);
+    char text[32];
+    lua_createtable(L, 0, 3);
+    dm_proc_command(pid, text, sizeof text);
+    dm_lua_set_string(L, "command", text);
+    if (dm_proc_environ(pid, "DUTCH_MASTER_PID", text, sizeof text)) {
+        dm_lua_set_string(L, "master", text);
+    }
+    if (dm_proc_environ(pid, "DUTCH_MASTER_WORKER", text, sizeof text)) {
+        dm_lua_set_string(L, "worker", text);
+    }
     return 1;
 }

@@ -132,8 +132,8 @@ static void report(struct dm_reaper *reaper) {
     }
 }
 
-static struct dm_leader *find(struct dm_reaper *reaper, pid_t pid) {
-    struct dm_link *const lists[] = {&reaper->alive, &reaper->ended, &reaper->lingering};
+static struct dm_leader *find(const struct dm_reaper *reaper, pid_t pid) {
+    const struct dm_link *const lists[] = {&reaper->alive, &reaper->ended, &reaper->lingering};
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) {
         for (struct dm_link *l = lists[i]->next; l != lists[i]; l = l->next) {
             struct dm_leader *leader = dm_container(l, struct dm_leader, link);
@@ -419,17 +419,6 @@ size_t dm_reaper_adopted(struct dm_reaper *reaper, pid_t *pids, size_t max) {
     return n;
 }
 
-bool dm_reaper_signal_adopted(struct dm_reaper *reaper, pid_t pid, int signum) {
-    pid_t adopted[SWEEP_MAX];
-    const size_t n = dm_reaper_adopted(reaper, adopted, SWEEP_MAX);
-    for (size_t i = 0; i < n && i < SWEEP_MAX; i++) {
-        if (adopted[i] == pid) {
-            return kill(pid, signum) == 0; /* ours and unreaped, so the number is its own */
-        }
-    }
-    return false;
-}
-
 size_t dm_leader_others(const struct dm_leader *leader, pid_t *pids, size_t max) {
     pid_t adopted[SWEEP_MAX];
     size_t n = dm_reaper_adopted(leader->reaper, adopted, SWEEP_MAX), found = 0;
@@ -473,4 +462,14 @@ size_t dm_reaper_kill_adopted(struct dm_reaper *reaper, uint64_t limit_ms) {
         }
     }
     return killed;
+}
+
+/* Alive and a child of ours, so nobody else can have the number before we have reaped it. */
+bool dm_reaper_signal_adopted(const struct dm_reaper *reaper, pid_t pid, int number) {
+    siginfo_t info;
+    if (pid <= 1 || find(reaper, pid) || was_here(reaper, pid) ||
+        wait_for(P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT, NULL) != 0 || info.si_pid != 0) {
+        return false;
+    }
+    return kill(getpgid(pid) == pid ? -pid : pid, number) == 0;
 }

@@ -86,9 +86,10 @@ size_t dm_leader_others(const struct dm_leader *leader, pid_t *pids, size_t max)
 /* Children that are no leaders of ours: adopted orphans. How many, and the first `max` of them. */
 size_t dm_reaper_adopted(struct dm_reaper *reaper, pid_t *pids, size_t max);
 
-/* A signal for one of these. false: it is none, or not any more. */
-bool dm_reaper_signal_adopted(struct dm_reaper *reaper, pid_t pid, int signum);
-
 /* SIGKILL for these, and for theirs, until none is left or the time is over. Waits. -> how many got
  * it */
 size_t dm_reaper_kill_adopted(struct dm_reaper *reaper, uint64_t limit_ms);
+
+/* A signal for one of these, and for its group if it leads one: what left a worker by setsid()
+ * does. False: it is none of these, or not any more. */
+bool dm_reaper_signal_adopted(const struct dm_reaper *reaper, pid_t pid, int number);

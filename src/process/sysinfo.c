@@ -222,3 +222,49 @@ int dm_proc_idle(pid_t pid) {
     }
     return proc_state(pid) == 'R' ? 0 : -1;
 }
+
+/* Bytes. What of an environment is looked at: workers get theirs from us, ours near its end. */
+enum { ENVIRON_MAX = 256 << 10 };
+
+/* Everything up to the end of a file of /proc, which comes in pages. */
+static size_t read_whole(const char *path, char *text, size_t size) {
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    size_t n = 0;
+    ssize_t more;
+    while (fd >= 0 && n < size && (more = read(fd, text + n, size - n)) > 0) {
+        n += (size_t)more;
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    return n;
+}
+
+bool dm_proc_environ(pid_t pid, const char *name, char *value, size_t size) {
+    char path[32];
+    snprintf(path, sizeof path, "/proc/%d/environ", (int)pid);
+    char *text = malloc(ENVIRON_MAX + 1);
+    if (!text) {
+        return false;
+    }
+    const size_t n = read_whole(path, text, ENVIRON_MAX), length = strlen(name);
+    text[n] = '\0';
+    bool found = false;
+    for (const char *entry = text; !found && entry < text + n; entry += strlen(entry) + 1) {
+        if (strncmp(entry, name, length) == 0 && entry[length] == '=') {
+            snprintf(value, size, "%s", entry + length + 1);
+            found = true;
+        }
+    }
+    free(text);
+    return found;
+}
+
+void dm_proc_command(pid_t pid, char *name, size_t size) {
+    char path[32];
+    snprintf(path, sizeof path, "/proc/%d/comm", (int)pid);
+    if (read_small(path, name, size) <= 0) {
+        snprintf(name, size, "?");
+    }
+    name[strcspn(name, "\n")] = '\0';
+}

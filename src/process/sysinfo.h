@@ -27,3 +27,10 @@ bool dm_proc_stat(pid_t pid, struct dm_proc_stat *stat);
 /* Whether a process sleeps in its event loop, waiting for something to happen: 1, 0, or -1 if that
  * cannot be seen (another user's, or the kernel keeps it to itself). */
 int dm_proc_idle(pid_t pid);
+
+/* The value of a variable in the environment that a process was started with. False if it has none,
+ * or nobody may know. */
+bool dm_proc_environ(pid_t pid, const char *name, char *value, size_t size);
+
+/* The name of its program, "?" if it has none any more. */
+void dm_proc_command(pid_t pid, char *name, size_t size);

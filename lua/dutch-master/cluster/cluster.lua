@@ -34,7 +34,7 @@ local definition
 
 --- @param options {platform, agenda, log, launcher (see launcher.lua), sockets, on_exit = function(code),
 --   may = function(plan) -> true, or nil, message: whether this user may give the workers what it asks for,
---   on_adopt = function(plan)}
+--   on_adopt = function(plan), on_gone = function(worker): its process is reaped}
 function Cluster.new(options)
     local self = setmetatable(options, Cluster)
     self.started_at = self.platform.now()
@@ -258,6 +258,7 @@ local function worker_gone(self, worker)
             other:other_ran_out_of_memory()
         end
     end
+    self.on_gone(worker)
     self.launcher.hooks:run('onWorkerExit', worker.report)
     to_restart(self, 'gone', worker)
     self.agenda:note_news()

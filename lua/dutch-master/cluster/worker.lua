@@ -545,7 +545,7 @@ local function leaving(self)
 end
 
 -- What a worker has left behind in a group of its own, when it ended as if all was well and nobody told it to: it has
--- put itself into the background. That is asked to end as well, and killed if it does not.
+-- put itself into the background. It is ended at once: see leftovers.lua.
 local function find_daemon(self, status)
     local is_one = self.kind.name == 'exec' and status.code == 0 and not self.leaving.told
     local left = is_one and self.platform.left_by(self.id) or {}
@@ -556,7 +556,6 @@ local function find_daemon(self, status)
         self.log:warn({ code = status.code, processes = left, hint = IN_THE_FOREGROUND },
             'Worker has put itself into the background, what it left behind is asked to end')
     end
-    self.platform.end_left(left, self.plan.kill_timeout_ms)
 end
 
 local function finish(self, status)

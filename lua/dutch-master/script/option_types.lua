@@ -318,6 +318,19 @@ local share = schema.simple('a fraction, more than 0 and at most 1', function(va
     return schema.is_finite(value) and value > 0 and value <= 1
 end)
 M.hook_timeout = schema.seconds(0.05)
+
+local SECONDS_OR_FALSE = 'a number of seconds, or false'
+M.leftover_timeout = either(SECONDS_OR_FALSE, {
+    number = schema.seconds(0),
+    boolean = {
+        check = function(value, at)
+            if value then
+                at:fail(SECONDS_OR_FALSE, value)
+            end
+            return false
+        end,
+    },
+})
 local canary_record = schema.record('true, or a table with weight, soak, judge, timeout', {
     weight = { type = share },
     soak = { inside = 'soak_ms', type = schema.seconds(0), default = 10000 },

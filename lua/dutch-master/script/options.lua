@@ -87,6 +87,10 @@ M.list = {
         default_text = '5', unit = 's',
         doc = 'how long before `stopTimeout` expires SIGTERM is sent; it is sent at once when the worker '
             .. 'closes its channel' },
+    { name = 'leftoverTimeout', inside = 'leftover_timeout_ms', default = 30000, default_text = '30', unit = 's',
+        type = types.leftover_timeout,
+        doc = 'how long processes that a worker left behind in sessions of their own may live after its end. Then they '
+            .. 'get SIGTERM, and `killTimeout` later SIGKILL; false: they stay until the master stops' },
     { name = 'restartSignal', inside = 'restart_signal', type = types.restart_signal, default = 'SIGUSR2',
         default_text = '"SIGUSR2"', doc = 'signal to the master that starts a rolling restart' },
     { name = 'restartConcurrency', inside = 'restart_concurrency', type = types.concurrency,

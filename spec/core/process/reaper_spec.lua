@@ -181,22 +181,30 @@ describe('reaper', function()
         assert.is_nil(p.read('/proc/' .. pid .. '/stat'))
     end)
 
-    it('signals one of them, and nobody else', function()
-        leave 'echo here > $0; exec sleep 1000'
-        p.await(function() return #core.adopted() == 1 end)
-        local pid = core.adopted()[1]
-        assert.is_false(core.signal_adopted(1, 'SIGKILL'))
-        assert.has_error(function() core.signal_adopted(pid, 'SIGNOTHING') end)
-        assert.is_true(core.signal_adopted(pid, 'SIGTERM'))
-        p.await(function() return #core.adopted() == 0 end)
-        assert.is_false(core.signal_adopted(pid, 'SIGTERM'))
-    end)
-
     it('kills also what these leave behind in their turn', function()
         leave 'sleep 1000 & echo here > $0; wait'
         assert.are.equal(1, #loop.adopted())
         assert.are.equal(2, core.kill_adopted())
         assert.are.same({}, loop.adopted())
+    end)
+
+    it('says whose orphans are, and signals them with their group, and nobody else', function()
+        leave 'sleep 1000 & echo here > $0; export GONE=1; wait'
+        local pid = loop.adopted()[1]
+        assert.are.same({ pid }, core.adopted())
+        assert.are.equal('sh', core.origin(pid).command)
+        assert.is_nil(core.origin(pid).worker)
+        local mine = p.sh('echo $$ >&3; sleep 1000', { channel = true })
+        p.await(function() return #mine.lines == 1 end)
+        for _, other in ipairs { tonumber(mine.lines[1]), 1, 0, -1, core.pid() } do
+            assert.is_false(core.signal_adopted(other, 'SIGKILL'))
+        end
+        assert.is_true(core.signal_adopted(pid, 'SIGTERM'))
+        p.await(function() return #core.adopted() == 0 end)
+        assert.is_false(core.signal_adopted(pid, 'SIGTERM'))
+        assert.has_error(function() core.signal_adopted(pid, 'SIGNOTHING') end)
+        mine.child:signal 'SIGKILL'
+        p.exit_of(mine)
     end)
 
     it('reaps hundreds of strangers', function()

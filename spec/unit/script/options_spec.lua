@@ -51,6 +51,7 @@ local cases = {
         bad = { 'SIGKILL', 'SIGSTOP', 'SIGCHLD', 'SIGCONT', 'SIGSEGV', 'FOO', 15, {} } },
     stopTimeout = { good = { 0, 30 }, bad = { -1, NAN, INF, '30', {} } },
     killTimeout = { good = { 0, 5 }, bad = { -1, NAN, INF, '5', {} } },
+    leftoverTimeout = { good = { 0, 30, false }, bad = { -1, NAN, INF, '5', {}, true } },
     restartSoak = { good = { 0, 1, 2.5 }, bad = { -1, NAN, INF, '5', {} } },
     restartSignal = { good = { 'SIGUSR2', 'USR2', 'SIGHUP', 'WINCH' },
         bad = { 'SIGKILL', 'SIGSTOP', 'SIGCHLD', 'SIGTERM', 'INT', 'QUIT', 'SIGUSR1', 'TTIN', 'TTOU', 'SIGSEGV',
