@@ -137,7 +137,7 @@ describe('a Node app that listens and closes at random', function()
     end
 
     it('gives the answers that it gives under stock, and nobody is refused', function()
-        local seed = tonumber(os.getenv 'DM_SEED') or os.time()
+        local seed = tonumber(os.getenv 'DM_SEED') or 17 -- the same patterns each time, unless asked
         math.randomseed(seed)
         print(('patterns of Node apps: DM_SEED=%d'):format(seed))
         local list = {}
@@ -177,6 +177,7 @@ describe('a Node app that listens and closes at random', function()
                 m:finish { code = 0 }
             end }
         end
+        math.randomseed(tonumber(tostring(uv.hrtime()):sub(-9))) -- ports are chosen by chance
         wait.together(list, 4)
     end)
 end)

@@ -8,6 +8,8 @@ Rescue.__index = Rescue
 -- A connection that so many workers refused is closed; one whose worker ended instead was not refused. So many at a
 -- time are on their way to workers.
 local MAX_TRIES, MAX_IN_FLIGHT = 8, 256
+-- A worker that has not answered for so many gets no more: they would wait in its channel, and cannot be had back.
+local MAX_UNANSWERED = 32
 
 --- @param options {platform, log, address = text, give = function(fd, done, worker_id, request), see sockets.lua,
 --   or nil: nobody can be given anything; heirs = function(except a lane) -> list of { worker, request } that take}
@@ -23,9 +25,17 @@ function Rescue.new(options)
     }, Rescue)
 end
 
+local function heirs_of(self, except)
+    local list = {}
+    for _, heir in ipairs(self.heirs(except)) do
+        list[#list + 1] = (self.unanswered[heir.worker] or 0) < MAX_UNANSWERED and heir or nil
+    end
+    return list
+end
+
 --- Whether somebody can be given what waits in a lane. What was accepted cannot be put back, so this is asked first.
 function Rescue:possible(lane)
-    return self.give_to ~= nil and #self.heirs(lane) > 0
+    return self.give_to ~= nil and #heirs_of(self, lane) > 0
 end
 
 local give
@@ -62,8 +72,8 @@ end
 -- Gives a connection to one live worker after the other until one takes it. The worker may still refuse it later (its
 -- server has just closed), then it goes to the next. Nobody at all: it waits, for it cannot be put back.
 function give(self, fd, except, tries)
-    for _ = 1, #self.heirs(except) do
-        local heirs = self.heirs(except) -- whoever was asked may be gone by now
+    for _ = 1, #heirs_of(self, except) do
+        local heirs = heirs_of(self, except) -- whoever was asked may be gone by now
         if #heirs == 0 then
             break
         end

@@ -87,7 +87,9 @@ describe('rescue', function()
     end)
 
     it('has at most 256 on their way', function()
-        answers = { [1] = true, [2] = true }
+        for worker = 1, 10 do
+            heirs[worker], answers[worker] = { worker = worker }, true
+        end
         for i = 1, 300 do
             lane.waiting[i] = 100 + i
         end
@@ -95,6 +97,30 @@ describe('rescue', function()
         assert.equal(44, #lane.waiting)
         given[1].done(true)
         assert.equal(1, rescue:empty(lane))
+    end)
+
+    it('gives no more to a worker that does not answer, late or never: it goes to those that do', function()
+        answers = { [1] = true }
+        for i = 1, 200 do
+            lane.waiting[i] = 100 + i
+        end
+        assert.equal(200, rescue:empty(lane))
+        local to, first = {}, nil
+        for _, one in ipairs(given) do
+            to[one.worker] = (to[one.worker] or 0) + 1
+            first = first or one.worker == 1 and one
+        end
+        assert.same({ 32, 168 }, to)
+        answers[2] = true
+        for i = 1, 50 do
+            lane.waiting[i] = 400 + i
+        end
+        assert.equal(32, rescue:empty(lane)) -- nobody is left who could be given more: the rest waits where it is
+        assert.equal(18, #lane.waiting)
+        assert.is_true(rescue:awaits(1))
+        first.done(true)
+        assert.equal(1, rescue:empty(lane))
+        assert.is_nil(closed[given[#given].fd])
     end)
 
     it('says how long the head had waited, and gives it away', function()
