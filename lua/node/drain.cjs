@@ -301,10 +301,27 @@ function sweep() {
   }
 }
 
+function hasConnections() {
+  if (sessions.size > 0) return true;
+  return process._getActiveHandles().some((handle) => handle && handle.server instanceof Server && !handle.destroyed);
+}
+
+// Node closes the channel when the servers that it knows are closed with all their connections. One that the app has
+// closed before is not among them, but its requests are to be answered as well before SIGTERM comes.
+function keepChannel() {
+  const disconnect = process.disconnect;
+  if (typeof disconnect !== 'function') return;
+  process.disconnect = function () {
+    if (process.connected && hasConnections()) setTimeout(process.disconnect, SWEEP_MS);
+    else disconnect.call(process);
+  };
+}
+
 function begin() {
   if (draining || typeof process._getActiveHandles !== 'function') return;
   draining = true;
   guard();
+  keepChannel();
   closeAfterAnswers();
   sweep();
   // Judged after the loop has read what had arrived, so that a loop that was busy does not count as a silent client.
