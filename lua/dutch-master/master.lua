@@ -108,6 +108,11 @@ function Master:claim()
     self.claim_held = claim
 end
 
+local function use_file(output, plan)
+    local path = plan.worker_output
+    return output:use_file(path:sub(1, 1) == '/' and path or nil, plan.stamp_output)
+end
+
 function Master:open_log()
     local plan = self.launcher.plan
     local logger, message = log.new(logger_options(self, plan))
@@ -118,6 +123,10 @@ function Master:open_log()
     self.launcher:use_log(self.log)
     self.output = Output.new { platform = self.platform, limit = self.launcher.plan.keep_output or KEEP_STDERR }
     self.launcher:use_output(self.output)
+    local written, why = use_file(self.output, plan)
+    if not written then
+        return self:refuse(EXIT_SYSTEM, 'workerOutput: ' .. why)
+    end
     for _, record in ipairs(self.early) do
         self.log:log(record[1], record[2], record[3])
     end
@@ -283,6 +292,8 @@ end
 function Master:reopen_log()
     local ok, message = self.log:reopen()
     local count, failed = self.cluster:reopen_output()
+    local reopened, why = self.output:reopen()
+    failed = failed or not reopened and why or nil
     if ok then
         self.log:info({ workers = count > 0 and count or nil }, 'Log reopened')
     else
@@ -316,6 +327,10 @@ function Master:adopt(plan)
     self:start_timers(plan.hooks.every)
     self.recycle:adopt(plan)
     self.output:resize(plan.keep_output or KEEP_STDERR)
+    local written, why = use_file(self.output, plan)
+    if not written then
+        self.log:error('workerOutput could not be opened, the old file stays: ' .. why)
+    end
     local before = self.logger_plan
     if before and not before.custom and not plan.logger.custom and compare.equal(before, plan.logger) then
         return
@@ -378,6 +393,9 @@ function Master:close()
     end
     if self.launcher then
         self.launcher:close()
+    end
+    if self.output then
+        self.output:close()
     end
     if self.log then
         self.log:close()

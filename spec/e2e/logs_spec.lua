@@ -116,6 +116,68 @@ describe('logs', function()
         m:finish()
     end)
 
+    it('has the past from a stamped file, whatever the master forgot, and without one', function()
+        local dir = master.temp_dir()
+        local m = start(("keepOutput = '1K', stampOutput = true, workerOutput = '%s/out.log'"):format(dir), [[
+            local worker = require 'dutch-master.worker'
+            for i = 1, 3000 do io.stdout:write(worker.id, ' line ', i, '\n') end
+            io.stdout:write 'half'
+            io.stdout:flush()
+            io.stderr:write('err ' .. worker.id .. '\n')
+            io.stdout:write(' and half\n')
+            io.stdout:flush()
+            worker.ready()
+            local uv = require 'luv'
+            uv.new_signal():start('sigusr1', function() io.stderr:write('later\n') end)
+            uv.run()
+        ]])
+        m:wait_until(function() return #lines(m, '-n', '10000') == 6004 end, 'all lines')
+        assert.equal(3002, #lines(m, '-n', '10000', '--worker', '2'))
+        assert.equal(6004, #lines(m, '--since', '10m'))
+        assert.equal(0, #lines(m, '--since', '2100-01-01T00:00:00Z'))
+        assert.equal(100, #lines(m))
+        local last = lines(m, '--worker', '1', '-n', '2')
+        table.sort(last)
+        assert.same({ 'stderr 1 err 1', 'stdout 1 half and half' }, last)
+        -- Nothing is shown twice, and what comes is shown; after a rotation it is in the new file.
+        local c = cli.start(m, { 'logs', '--follow', '--worker', '2', '-n', '5000' })
+        c:await_output '2 line 3000'
+        uv.fs_rename(dir .. '/out.log', dir .. '/out.log.1')
+        m:signal 'SIGUSR1'
+        m:await 'Log reopened'
+        for _, pid in ipairs(m:workers()) do
+            uv.kill(pid, 'sigusr1')
+        end
+        c:await_output 'worker 2 E later'
+        assert.equal(1, select(2, c.out:gsub('2 line 17\n', '')))
+        c:kill 'sigterm'
+        c:wait()
+        m:signal 'SIGTERM'
+        assert.same({ code = 0 }, m:exit())
+        c = cli.run(m, { 'logs' })
+        assert.equal(3, c.code)
+        assert.matches('worker 1 E later', c.out)
+        assert.matches('not running', c.err)
+        m:finish()
+    end)
+
+    it('has more than the master remembers from a plain file, without time and worker', function()
+        local dir = master.temp_dir()
+        local m = start(("keepOutput = '1K', workerOutput = '%s/out.log'"):format(dir), [[
+            for i = 1, 3000 do io.stdout:write('line ', i, '\n') end
+            io.stdout:flush()
+            require('dutch-master.worker').ready()
+        ]])
+        local c
+        m:wait_until(function()
+            c = cli.run(m, { 'logs', '-n', '9000' })
+            return select(2, c.out:gsub('\n', '')) == 6000
+        end, 'all lines')
+        assert.matches('^line 1\n', c.out)
+        assert.matches('worker %d   line 3000\n', cli.run(m, { 'logs', '-n', '2' }).out)
+        m:finish()
+    end)
+
     it('can be switched off, and says so', function()
         local m = start 'keepOutput = 0'
         local c = cli.run(m, { 'logs' })

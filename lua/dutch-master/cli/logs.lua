@@ -1,9 +1,12 @@
---- dutch-master logs: what the workers wrote, from the master's memory of it (`keepOutput`).
+--- dutch-master logs: what the workers wrote, from the master's memory of it (`keepOutput`); the past from the file of
+-- `workerOutput` where its lines are stamped, or where more is asked for than the master remembers.
 -- The client asks on from the last line it has: a slow reader holds up nobody, and what it missed is counted.
 
+local cjson = require 'cjson.safe'
 local client = require 'dutch-master.cli.client'
 local control = require 'dutch-master.control.server'
 local format = require 'dutch-master.cli.format'
+local logs_file = require 'dutch-master.cli.logs_file'
 
 local M = {
     name = 'logs',
@@ -12,6 +15,7 @@ local M = {
     summary = 'what the workers wrote to stdout and stderr; --follow for more',
     description = 'The master keeps the last of what its workers write: 256K of stderr, or as much of stdout and\n'
         .. 'stderr as the option keepOutput says. Each line comes with its time and worker; E marks stderr.\n'
+        .. 'With stampOutput = true the past comes from the file of workerOutput, also when no master runs.\n'
         .. '(What the master itself has to say is in `events`.)',
     options = {
         { long = 'follow', short = 'f', doc = 'go on with what comes, until ^C' },
@@ -26,6 +30,7 @@ local M = {
     codes = '0, 1 the master went away or keeps nothing, 3 not running',
 }
 
+local NOT_RUNNING = 3
 local DEFAULT_LINES = 100
 --- Pause after an answer: a flood is fetched a few times a second, not a line at a time.
 local PAUSE_MS = 50
@@ -81,14 +86,88 @@ local function show(ctx, state, line)
     ctx.out(M.line(ctx, line, state.width) .. '\n')
 end
 
-local function nothing_kept(ctx)
+local function nothing_kept(ctx, file)
+    if file then
+        ctx.err(('dutch-master: %s keeps nothing to follow (keepOutput = 0), see %s\n'):format(ctx.script_name,
+            file.path))
+        return client.finish(ctx, 1)
+    end
     ctx.err(('dutch-master: %s keeps nothing of what its workers write (keepOutput = 0)\n'):format(ctx.script_name))
     client.finish(ctx, 1)
+end
+
+local function utc(time)
+    return ('%s.%03dZ'):format(os.date('!%Y-%m-%dT%H:%M:%S', math.floor(time)), math.floor(time % 1 * 1000))
+end
+
+local function show_stored(ctx, state, line)
+    if not line.time then
+        return ctx.out((ctx.options.json and control.encode(line) or format.visible(line.text)) .. '\n')
+    end
+    line.time = M.moment(line.time, 0) + tonumber('0' .. line.time:match '%.%d+')
+    show(ctx, state, line)
+end
+
+-- The past, from a file. -> whether that is where it came from; if not, the master's memory is all there is
+local function show_file(ctx, state, file)
+    local of_time = state.since or ctx.options.worker
+    if not file.stamped and (of_time or not ctx.options.lines and file.kept) then
+        return false
+    end
+    local wish = { last = state.last, worker = ctx.options.worker, since = state.since and utc(state.since) }
+    local ok, message = logs_file.read(file.path, file.size, wish, function(line)
+        if not ctx.mute then
+            show_stored(ctx, state, line)
+        end
+    end)
+    if not ok then
+        ctx.err(('dutch-master: logs: %s; here is what the master remembers\n'):format(message))
+    end
+    return ok
+end
+
+-- No master runs: the script says where the file is.
+local function show_what_is_left(ctx, state)
+    local text = ctx.platform.stat(ctx.script) and ctx.platform.check and ctx.platform.check(ctx.script)
+    local checked = text and cjson.decode(text)
+    local plan = type(checked) == 'table' and type(checked.plan) == 'table' and checked.plan
+    local path = plan and plan.worker_output
+    if type(path) == 'string' and path:sub(1, 1) == '/' and ctx.platform.stat(path) then
+        show_file(ctx, state, { path = path, stamped = plan.stamp_output, size = ctx.platform.stat(path).size })
+    end
+end
+
+--- More than any line's number: asks for none of the past, only for where the master stands.
+local NO_LINE = 2 ^ 52
+
+-- Shows the past if it is in a file, and sets where in the master's memory to go on from; then done().
+local function begin(ctx, peer, state, silent, done)
+    peer:ask({ verb = 'logs', after = NO_LINE }, {
+        silent = silent,
+        done = function(answer)
+            local file = answer and answer.file
+            if file then
+                file.kept = answer.limit > 0
+                local enough = not file.stamped and answer.kept >= (ctx.options.lines or 0) and file.kept
+                if not enough and show_file(ctx, state, file) then
+                    state.after = answer.next
+                    if not ctx.options.follow then
+                        return client.finish(ctx, 0)
+                    end
+                end
+            end
+            done()
+        end,
+    })
 end
 
 -- Asks on and on. state = { after, width, shown }
 local function follow(ctx, peer, state)
     local timer
+    local function silent()
+        ctx.err(('dutch-master: %s: the master does not answer\n'):format(ctx.script_name))
+        client.finish(ctx, 124)
+    end
     local function ask()
         peer:ask({ verb = 'logs', after = state.after, worker = ctx.options.worker, since = state.since,
             last = not state.after and state.last or nil,
@@ -99,16 +178,13 @@ local function follow(ctx, peer, state)
                     show(ctx, state, answer.line)
                 end
             end,
-            silent = function()
-                ctx.err(('dutch-master: %s: the master does not answer\n'):format(ctx.script_name))
-                client.finish(ctx, 124)
-            end,
+            silent = silent,
             done = function(answer, error)
                 if error then
                     ctx.err(('dutch-master: logs: %s\n'):format(tostring(error.message)))
                     return client.finish(ctx, 1)
                 elseif answer.limit == 0 then
-                    return nothing_kept(ctx)
+                    return nothing_kept(ctx, answer.file)
                 end
                 if state.after and answer.lost > 0 and not ctx.options.json then
                     ctx.out(ctx.paint('dim', ('(%s came and went meanwhile)'):format(
@@ -125,7 +201,7 @@ local function follow(ctx, peer, state)
             end,
         })
     end
-    ask()
+    begin(ctx, peer, state, silent, ask)
 end
 
 function M.run(ctx)
@@ -142,6 +218,9 @@ function M.run(ctx)
         client.finish(ctx, 1)
     end)
     if not peer then
+        if code == NOT_RUNNING then
+            show_what_is_left(ctx, state)
+        end
         return code
     end
     follow(ctx, peer, state)

@@ -207,6 +207,9 @@ end
 -- @return its descriptor or nil, or nil, message
 function Worker:open_output()
     local wish, message = self.plan.worker_output, nil
+    if self.plan.stamp_output then
+        wish = 'null' -- output.lua writes the file
+    end
     if wish and wish ~= 'inherit' then
         self.output_fd, message = self.platform.open_append(wish == 'null' and '/dev/null' or wish)
     end
@@ -222,7 +225,7 @@ end
 --- After a rotation: what it writes from now on goes to the file that has the name now. Whole lines, and none is lost.
 -- @return true, or nil, message: the old file stays
 function Worker:reopen_output()
-    if not (self.output_fd and self:writes_file()) then
+    if not (self.output_fd and self:writes_file()) or self.plan.stamp_output then
         return true
     end
     return self.platform.reopen_append(self.output_fd, self.plan.worker_output)

@@ -379,7 +379,12 @@ local function answer_lines(control, wish, answer)
         line.text = utf8(line.text)
         answer:event('line', { line = line })
     end
-    answer:done { next = next_line, lost = lost, more = more, limit = control.output.limit }
+    -- What is in the file up to this size is not in the lines that follow.
+    local file = control.output.file
+    local there = file and control.platform.stat(file.path)
+    answer:done { next = next_line, lost = lost, more = more, limit = control.output.limit,
+        kept = control.output:kept(),
+        file = file and { path = file.path, stamped = file.stamped, size = there and there.size or 0 } }
 end
 
 --- What the workers wrote. Nothing is pushed: the client asks on from `next`. With `wait` an answer comes when there is

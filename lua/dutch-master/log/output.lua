@@ -3,12 +3,16 @@
 -- Bounded in bytes: the oldest line goes first. Nobody is ever waited for and nobody is ever sent more than it asked
 -- for: a reader names the last line it has (`after`) and gets what follows, or is remembered until something comes.
 -- Lines are whole up to LINE_MAX; a longer one is kept in pieces.
+-- With `stampOutput` it also writes the file of `workerOutput`: each line with its time and worker. What that file does
+-- not take is lost, by lines, and counted.
 
 local Output = {}
 Output.__index = Output
 
 -- Bytes of one line. With every byte escaped in JSON it still fits into a line of the control socket (64 KiB).
 local LINE_MAX = 8 * 1024
+-- For the last lines, at the end.
+local CLOSE_MS = 100
 -- What an entry costs beside its text: a table with four values, and the string's head.
 local ENTRY_COST = 128
 
@@ -20,6 +24,9 @@ function Output.new(options)
         partial = {}, -- worker .. stream -> the beginning of a line
         waiting = {}, -- functions, called once at the next line
         lines = 0, -- ever kept
+        file = nil, -- { path, stamped } of the plan
+        sink = nil, -- of a stamped file
+        batch = {}, -- lines for it
     }, Output)
 end
 
@@ -32,7 +39,27 @@ local function shrink(self)
     end
 end
 
+--- A line of a stamped file: "2026-11-22T14:30:00.123Z worker 3 E text", O for stdout. logs_file.lua reads it.
+local function stamp(self, worker, stream, text)
+    if self.now ~= self.stamped_at then
+        self.stamped_at = self.now
+        self.stamp = ('%s.%03dZ'):format(os.date('!%Y-%m-%dT%H:%M:%S', math.floor(self.now)),
+            math.floor(self.now % 1 * 1000))
+    end
+    return ('%s worker %d %s %s\n'):format(self.stamp, worker, stream == 'stderr' and 'E' or 'O', text)
+end
+
+local function write_batch(self)
+    if self.batch[1] then
+        self.sink:write(table.concat(self.batch))
+        self.batch = {}
+    end
+end
+
 local function add(self, worker, stream, text)
+    if self.sink then
+        self.batch[#self.batch + 1] = stamp(self, worker, stream, text)
+    end
     self.last = self.last + 1
     self.entries[self.last] = { self.now, worker, stream, text }
     self.bytes = self.bytes + #text + ENTRY_COST
@@ -52,14 +79,14 @@ end
 
 --- Bytes that a worker wrote to 'stdout' or 'stderr'.
 function Output:write(worker, stream, data)
-    if self.limit == 0 then
+    if self.limit == 0 and not self.sink then
         return
     end
     self.now = self.platform.wall()
     local key = worker .. stream
     local text = (self.partial[key] or '') .. data
     -- Of a flood only the end would stay: the rest is not even cut into lines.
-    if #text > self.limit + LINE_MAX then
+    if #text > self.limit + LINE_MAX and not self.sink then
         text = text:sub(-self.limit):match '\n(.*)$' or text:sub(-LINE_MAX)
         self.entries, self.first, self.bytes = {}, self.last + 1, 0 -- older than what is left out
     end
@@ -76,6 +103,7 @@ function Output:write(worker, stream, data)
         newline = text:find('\n', from, true)
     end
     self.partial[key] = from <= #text and text:sub(from) or nil
+    write_batch(self)
     tell(self)
 end
 
@@ -89,13 +117,50 @@ function Output:ended(worker)
             self.partial[key] = nil
         end
     end
+    write_batch(self)
     tell(self)
+end
+
+--- Where the plan has the workers' output go: a path or nil, and whether lines are stamped, which is done here.
+-- @return true, or nil, message: what was before stays
+function Output:use_file(path, stamped)
+    local file = path and { path = path, stamped = stamped or false }
+    local sink
+    if file and stamped then
+        if self.sink and self.file.path == path then
+            return true
+        end
+        local message
+        sink, message = self.platform.sink(path)
+        if not sink then
+            return nil, message
+        end
+    end
+    self:close()
+    self.file, self.sink = file, sink
+    return true
+end
+
+--- After a rotation. -> true, or nil, message: the old file stays
+function Output:reopen()
+    if self.sink then
+        return self.sink:reopen()
+    end
+    return true
+end
+
+function Output:close()
+    if self.sink then
+        self.sink:flush(CLOSE_MS)
+        self.sink:close()
+        self.sink = nil
+    end
 end
 
 --- Another size, from now on. 0 forgets everything.
 function Output:resize(limit)
     self.limit = limit
-    if limit == 0 then
+    if limit == 0 and not self.sink then
         self.partial = {}
     end
     shrink(self)
@@ -137,6 +202,11 @@ function Output:read(wish)
         end
     end
     return list, next_from, lost, next_from < self.last
+end
+
+--- How many lines are remembered.
+function Output:kept()
+    return self.last - self.first + 1
 end
 
 --- Calls fn once, when there is another line. -> a function that takes that back

@@ -144,6 +144,9 @@ M.list = {
         unit = 'bytes',
         doc = 'how much of what workers wrote the master keeps for `logs`. A size given here keeps stdout too, which '
             .. 'then goes through the master; 0 keeps nothing' },
+    { name = 'stampOutput', inside = 'stamp_output', type = schema.boolean, default = false, default_text = 'false',
+        doc = 'each line in the file of `workerOutput` begins with its time and worker, and is whole; `logs` then has '
+            .. 'the past from this file' },
     { name = 'pidFile', inside = 'pid_file', type = schema.absolute_path, default_text = 'none',
         doc = 'file that holds the master\'s process id' },
     { name = 'controlSocket', inside = 'control_socket', type = types.socket_path,

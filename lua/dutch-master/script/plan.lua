@@ -176,6 +176,9 @@ local function complete(plan, raw, at)
         end
     end
 
+    if plan.stamp_output and plan.worker_output:sub(1, 1) ~= '/' then
+        at:key('stampOutput'):say('there is no file to write to: expected workerOutput = "/path/of/a/file" beside it')
+    end
     local foreign = plan.kind == 'node' and foreign_runtime(plan.interpreter)
     if foreign then
         at:key('interpreter'):say(('%s does not speak the channel of a Node worker: use node, or run it as a server of'

@@ -81,6 +81,7 @@ local cases = {
     cpus = { good = { { 0, 1 }, '0-3,8', '2' }, bad = { {}, '', 'a', '3-1', { -1 }, { 1.5 }, '0-9999', 1, '1,,2' } },
     dieWithMaster = { good = { true, false }, bad = { 1, 'yes', {} } },
     workerOutput = { good = { 'inherit', 'null', '/var/log/x' }, bad = { 'x', './x', '', 1, {}, '/a\0' } },
+    stampOutput = { good = { true, false }, bad = { 'yes', 1, true } }, -- true needs a file
     keepOutput = { good = { 0, '1M', 65536 }, bad = { -1, NAN, INF, 'much', {}, fn, 1.5 } },
     pidFile = { good = { '/run/x.pid' }, bad = { 'x.pid', '', 1, {}, '/a\0' } },
     controlSocket = { good = { '/run/x.sock' }, bad = { 'x', '', 1, '/' .. ('x'):rep(107), '/a\0' } },
@@ -109,6 +110,9 @@ describe('options', function()
                     local raw = { worker = 'app.js', [option.name] = value }
                     if option.name == 'listen' or option.name == 'stopSignal' or option.name == 'watchdog' then
                         raw.worker = './server'
+                    end
+                    if option.name == 'stampOutput' then
+                        raw.workerOutput = '/var/log/app.log'
                     end
                     local result, messages = plan.build(raw)
                     assert.truthy(result, schema.describe(value) .. ' -> ' .. table.concat(messages or {}, '\n'))
