@@ -1,5 +1,5 @@
-/* lua/sink.c: core.sink(target) -> s; s:write(line) s:lost() s:on_drain(fn) s:reopen() s:flush(ms)
- * s:is_tty() s:close(). */
+/* lua/sink.c: core.sink(target) -> s; s:write(line, grave) s:lost() s:on_drain(fn) s:reopen()
+ * s:flush(ms) s:is_tty() s:close(). */
 #include "service/sink.h"
 #include "lua/call.h"
 #include "lua/open.h"
@@ -46,7 +46,7 @@ static int l_write(lua_State *L) {
     if (s->sink == NULL) {
         return dm_lua_closed(L);
     }
-    int err = dm_sink_write(s->sink, record, len);
+    int err = dm_sink_write(s->sink, record, len, lua_toboolean(L, 3));
     if (err != 0) {
         return dm_lua_fail(L, err, NULL);
     }

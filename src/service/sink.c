@@ -22,6 +22,8 @@
 
 /* Bytes kept for a reader that does not read: a few thousand records, nothing to worry the host. */
 #define BUFFER_MAX ((size_t)1 << 20)
+/* More of them, for grave records alone. */
+#define GRAVE_MAX ((size_t)128 << 10)
 
 struct dm_sink {
     uv_loop_t *loop;
@@ -111,8 +113,9 @@ static int put_buffer(struct dm_sink *s) {
 }
 
 /* Keeps a line of which the first `done` bytes (0 unless the buffer is empty) are out already. */
-static int keep(struct dm_sink *s, const char *record, size_t len, size_t done) {
-    int err = dm_outqueue_add(&s->lines, record, len);
+static int keep(struct dm_sink *s, const char *record, size_t len, bool grave, size_t done) {
+    const bool has_room = grave || dm_outqueue_size(&s->lines) + len <= BUFFER_MAX;
+    int err = has_room ? dm_outqueue_add(&s->lines, record, len) : -ENOBUFS;
     if (err != 0) {
         s->lost++;
         return err;
@@ -207,7 +210,7 @@ static struct dm_sink *new_sink(uv_loop_t *loop) {
     if (s != NULL) {
         s->loop = loop;
         s->epoll_fd = -1;
-        dm_outqueue_init(&s->lines, BUFFER_MAX);
+        dm_outqueue_init(&s->lines, BUFFER_MAX + GRAVE_MAX);
     }
     return s;
 }
@@ -277,12 +280,12 @@ void dm_sink_on_drain(struct dm_sink *s, dm_sink_drain_cb cb, void *ctx) {
     s->ctx = ctx;
 }
 
-int dm_sink_write(struct dm_sink *s, const char *record, size_t len) {
+int dm_sink_write(struct dm_sink *s, const char *record, size_t len, bool grave) {
     if (is_pending(s) && !s->waiting) {
         flush_pending(s);
     }
     if (is_pending(s)) {
-        return keep(s, record, len, 0);
+        return keep(s, record, len, grave, 0);
     }
     size_t done;
     int err = put(s, record, len, &done);
@@ -294,7 +297,7 @@ int dm_sink_write(struct dm_sink *s, const char *record, size_t len) {
         s->lost++;
         return err;
     }
-    err = keep(s, record, len, done);
+    err = keep(s, record, len, grave, done);
     if (is_pending(s)) {
         start_waiting(s);
     }

@@ -23,8 +23,9 @@ int dm_sink_open_path(uv_loop_t *loop, const char *path, struct dm_sink **sink);
 
 void dm_sink_on_drain(struct dm_sink *sink, dm_sink_drain_cb cb, void *ctx);
 
-/* 0: written or buffered. Negative: this record is lost (and counted). */
-int dm_sink_write(struct dm_sink *sink, const char *record, size_t len);
+/* 0: written or buffered. Negative: this record is lost (and counted). A part of the buffer is for
+ * grave records alone: no flood of others takes it. */
+int dm_sink_write(struct dm_sink *sink, const char *record, size_t len, bool grave);
 /* Records lost since the last call. */
 uint64_t dm_sink_take_lost(struct dm_sink *sink);
 /* Waits until nothing is buffered, ms at most. Only for the end of the process. */

@@ -3,12 +3,13 @@
 
 local cjson = require 'cjson'
 local format = require 'dutch-master.log.format'
+local Recent = require 'dutch-master.log.recent'
 local text = require 'dutch-master.log.text'
 
 local M = { levels = format.levels }
 
--- Records remembered for `recent`, and bytes of one of them: what is longer is cut field by field.
-local RECENT, RECENT_MAX = 1000, 4096
+-- Bytes of a record that is remembered: what is longer is cut field by field.
+local RECENT_MAX = 4096
 -- How long close() waits for a slow reader, in ms.
 local CLOSE_MS = 1000
 -- While records are lost without an end, word of it comes so often, in seconds.
@@ -19,10 +20,16 @@ local NONE = {}
 local Logger = {}
 Logger.__index = Logger
 
+-- A flood of lesser records must not cost these their place.
+local function is_grave(level)
+    return M.levels[level] >= M.levels.error
+end
+
 -- Writes to the sink; a count of lost records that is itself lost is kept for the next time.
 -- @param json the record in that format, if somebody has made it already
 local function write_sink(core, level, fields, msg, json)
-    return core.sink:write(json and core.format == format.json and json or core.format(core, level, fields, msg))
+    return core.sink:write(json and core.format == format.json and json or core.format(core, level, fields, msg),
+        is_grave(level))
 end
 
 local function report_lost(core)
@@ -93,13 +100,11 @@ local function write_custom(core, level, fields, msg)
     end)
 end
 
--- Kept as text: a thousand small tables would be four times as large.
 -- @return the record in JSON
 local function remember(core, level, fields, msg)
     local json = format.json(core, level, fields, msg)
     local line = #json <= RECENT_MAX and json or format.json(core, level, fields, msg, RECENT_MAX)
-    core.recent[core.written % RECENT + 1] = line
-    core.written = core.written + 1
+    core.recent:push(line, is_grave(level))
     if not next(core.subscribers) then return json end
     local record = cjson.decode(line)
     for _, subscriber in pairs(core.subscribers) do
@@ -172,12 +177,11 @@ function Logger:set_level(level)
     self.core.level = assert(M.levels[level], 'no such level')
 end
 
---- The last n records (of at most 1000 remembered), the oldest first, in bunyan's form; long ones are cut short.
+--- The last n records (of those remembered: see recent.lua), the oldest first, in bunyan's form; long ones are cut.
 function Logger:recent(n)
-    local core = self.core
-    local records = {}
-    for i = math.max(core.written - math.min(n, RECENT), 0), core.written - 1 do
-        records[#records + 1] = cjson.decode(core.recent[i % RECENT + 1])
+    local records = self.core.recent:list(n)
+    for i, line in ipairs(records) do
+        records[i] = cjson.decode(line)
     end
     return records
 end
@@ -231,8 +235,7 @@ local function new_core(options)
         may_color = not no_color,
         default_target = options.default_target or 1,
         fields = options.fields or {},
-        recent = {},
-        written = 0,
+        recent = Recent.new(),
         subscribers = {},
     }
     local target = options.target or options.path or core.default_target
@@ -246,7 +249,7 @@ local function new_core(options)
 end
 
 -- What a logger remembers of its records, and who listens to them, outlives a change of its options.
-local KEPT = { recent = true, written = true, subscribers = true }
+local KEPT = { recent = true, subscribers = true }
 
 --- Takes other options, for this logger and all that share its target. nil, message, code if the new target cannot be
 --- opened; the old one then stays.

@@ -47,7 +47,7 @@ function functions.restart(master, process, reason)
     if not cluster then
         return nil, NOT_STARTED
     end
-    process:later(function()
+    process:later('restart', function()
         cluster:restart { cause = 'script', reason = reason }
     end)
     return true
@@ -62,7 +62,7 @@ function functions.scale(master, process, count)
     if not ok then
         return nil, message, code
     end
-    process:later(function()
+    process:later('scale', function()
         cluster:scale(count, { cause = 'script' })
     end)
     return true
@@ -73,7 +73,7 @@ function functions.stop(master, process, reason)
     if not cluster then
         return nil, NOT_STARTED
     end
-    process:later(function()
+    process:later('stop', function()
         cluster:stop { cause = 'script', reason = reason }
     end)
     return true

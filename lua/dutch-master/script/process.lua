@@ -36,7 +36,7 @@ end
 
 --- Starts a process.
 -- @param options {platform, agenda, script (its path, for `ps`), executable or nil,
---   ask = function(name, process, ...) -> results; commands come as functions by process:later(fn),
+--   ask = function(name, process, ...) -> results; commands come as functions by process:later(name, fn),
 --   on_gone = function(process) it takes no request any more; comes before the answer of the one it had}
 -- @return the process, or nil, message
 function Process.new(options)
@@ -101,9 +101,16 @@ function Process:keep(state)
     end
 end
 
---- What a hook commands happens when it has returned.
-function Process:later(fn)
-    self.commands[#self.commands + 1] = fn
+--- What a hook commands happens when it has returned. Of several commands of one name only the last one does: a hook
+--- that asks for a restart a hundred thousand times gets one.
+function Process:later(name, fn)
+    for i, command in ipairs(self.commands) do
+        if command.name == name then
+            table.remove(self.commands, i)
+            break
+        end
+    end
+    self.commands[#self.commands + 1] = { name = name, fn = fn }
 end
 
 --- Ends it now, with all of its group.
@@ -164,7 +171,7 @@ local function conclude(self, answer, err)
         request.done(answer, err)
     end
     for _, command in ipairs(commands) do
-        command()
+        command.fn()
     end
 end
 

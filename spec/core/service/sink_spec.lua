@@ -99,6 +99,24 @@ describe('sink', function()
         check_slow_reader(sys.pipe())
     end)
 
+    it('has room for grave records that a flood of others cannot take', function()
+        local r, w = sys.pipe()
+        sink = assert(core.sink(w))
+        local accepted = overfill(20000)
+        assert.is_true(sink:write(line(20001), true))
+        assert.is_nil((sink:write(line(20002))))
+        local numbers = read_lines(r, accepted + 1)
+        assert.equal(20001, numbers[accepted + 1])
+        -- That room is bounded too.
+        local grave = 0
+        while sink:write(line(grave), true) do
+            grave = grave + 1
+            assert.is_true(grave < 1000000)
+        end
+        sys.close(r)
+        sys.close(w)
+    end)
+
     it('is not blocked by a socket nobody reads', function()
         check_slow_reader(sys.socketpair())
     end)

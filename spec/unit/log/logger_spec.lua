@@ -280,8 +280,9 @@ describe('log', function()
     end)
 
     describe('memory', function()
-        it('keeps the last thousand records, whatever their target', function()
+        it('keeps the last records, and errors beyond a flood, whatever their target', function()
             local logger = new { target = function() end }
+            logger:error 'before the flood'
             for i = 1, 1005 do
                 logger:child({ workerId = i }):info('record ' .. i)
             end
@@ -290,7 +291,7 @@ describe('log', function()
             assert.same({ 'record 1003', 'record 1004', 'record 1005' }, { last[1].msg, last[2].msg, last[3].msg })
             assert.same({ 1005, 30, 'my-app' }, { last[3].workerId, last[3].level, last[3].name })
             local all = logger:recent(5000)
-            assert.same({ 1000, 'record 6' }, { #all, all[1].msg })
+            assert.same({ 901, 'before the flood', 'record 106' }, { #all, all[1].msg, all[2].msg })
             assert.same({}, logger:recent(0))
         end)
 

@@ -189,7 +189,7 @@ describe('process of the script:', function()
         world = new { ask = function(name, process, ...)
             assert.equal(world.process, process)
             if name == 'restart' then
-                process:later(function() table.insert(order, 'restart') end)
+                process:later('restart', function() table.insert(order, 'restart') end)
                 return true
             elseif name == 'bad' then
                 error('dutch.store["x"]: too much', 0)
@@ -206,6 +206,24 @@ describe('process of the script:', function()
         assert.equal('dutch.store["x"]: too much', values.decode(world.sent[4]:sub(2)).failed)
         world.line(GOOD)
         assert.same({ 'restart' }, order)
+    end)
+
+    it('commands the same again and again, it happens once', function()
+        local order = {}
+        local world = new { ask = function(name, process)
+            process:later(name, function() table.insert(order, name) end)
+            return true
+        end }
+        world.request()
+        for _ = 1, 50 do
+            world.line('{"ask":"restart","arguments":["l"]}')
+            world.line('{"ask":"scale","arguments":["l"]}')
+        end
+        world.line('{"ask":"restart","arguments":["l"]}')
+        world.platform:advance(1)
+        world.line(GOOD)
+        world.platform:advance(10)
+        assert.same({ 'scale', 'restart' }, order)
     end)
 
     it('a flood of it is read a few lines a turn', function()
