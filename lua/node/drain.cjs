@@ -301,9 +301,12 @@ function sweep() {
   }
 }
 
-function hasConnections() {
-  if (sessions.size > 0) return true;
-  return process._getActiveHandles().some((handle) => handle && handle.server instanceof Server && !handle.destroyed);
+function isAnsweringAnywhere() {
+  return process._getActiveHandles().some((handle) => {
+    if (!handle || !(handle.server instanceof Server) || handle.destroyed) return false;
+    const socket = tlsOf.get(handle) || handle;
+    return Boolean(socket.parser) && isAnswering(socket);
+  });
 }
 
 // Node closes the channel when the servers that it knows are closed with all their connections. One that the app has
@@ -312,7 +315,7 @@ function keepChannel() {
   const disconnect = process.disconnect;
   if (typeof disconnect !== 'function') return;
   process.disconnect = function () {
-    if (process.connected && hasConnections()) setTimeout(process.disconnect, SWEEP_MS);
+    if (process.connected && isAnsweringAnywhere()) setTimeout(process.disconnect, SWEEP_MS);
     else disconnect.call(process);
   };
 }
