@@ -9,6 +9,7 @@ const SLOW_SHARE = 0.05;
 
 http
   .createServer((request, response) => {
+    if (request.url === '/pid') return response.end(String(process.pid)); // kept, at once
     const ms = Math.random() < SLOW_SHARE ? SLOW : FAST;
     Atomics.wait(cell, 0, 0, ms);
     response.setHeader('Connection', 'close');

@@ -1,5 +1,6 @@
 --- Who waits for a busy worker: quick and slow requests in one process, at half of the capacity, a connection each.
---   build/dm-spec spec/bench/tails/tails.lua [VERSION of Node = 22] [SECONDS of each measurement = 6] [ROUNDS = 3]
+--   build/dm-spec spec/bench/tails/tails.lua [VERSION of Node = 22] [SECONDS of each measurement = 6] [ROUNDS = 3] [PART...]
+-- A part is a number of workers (8, 4, 2), "costs" or "spread"; all of them without one.
 -- What is measured is waiting: latency since a request was due (a late generator hides nothing) less what the request
 -- itself took. All subjects in one run on one machine, in turns; the median of the rounds counts. Ratios to one shared
 -- socket (p90) and to Node's round robin (p99), the CPU of the master under many short connections, its wake-ups while
@@ -238,7 +239,61 @@ local function costs()
     m:finish()
 end
 
-for _, count in ipairs { 8, 4, 2 } do
-    compare(count)
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Long-lived connections
+
+-- So many, opened 20 ms apart and kept: how many each worker has, most first.
+local function spread_over(workers, count)
+    local port = http.free_port()
+    local stop = ours('cjs', 'steered')(port, workers)
+    local before, handles, held, answered = 0, {}, {}, 0
+    local timer = uv.new_timer()
+    timer:start(0, 20, function()
+        before = before + 1
+        if before == count then
+            timer:close()
+        end
+        handles[before] = http.connect({ port = port }, function(err, handle)
+            assert(not err, err)
+            handle:write 'GET /pid HTTP/1.1\r\nHost: x\r\n\r\n'
+            local parser = http.parser()
+            handle:read_start(function(_, data)
+                if data and parser and parser:feed(data) == 'done' then
+                    held[parser.body], answered, parser = (held[parser.body] or 0) + 1, answered + 1, nil
+                end
+            end)
+        end)
+    end)
+    wait.wait_until(function()
+        return answered == count
+    end, { what = 'answers', timeout = 60000 })
+    local list = {}
+    for _, number in pairs(held) do
+        list[#list + 1] = number
+    end
+    table.sort(list, function(a, b)
+        return a > b
+    end)
+    print(('%d kept connections over %d workers: %s; the most / the mean %.2f (aim: %.2f at most)'):format(count, workers,
+        table.concat(list, ' '), list[1] * workers / count, count == 12 and 4 * workers / count or 1.6))
+    for _, handle in ipairs(handles) do
+        handle:close()
+    end
+    wait.turn()
+    stop()
 end
-costs()
+
+local PARTS = {
+    ['8'] = function() compare(8) end,
+    ['4'] = function() compare(4) end,
+    ['2'] = function() compare(2) end,
+    costs = costs,
+    spread = function()
+        spread_over(8, 160)
+        spread_over(4, 12)
+    end,
+}
+local parts = { unpack(arg or {}, 4) }
+for _, part in ipairs(#parts > 0 and parts or { '8', '4', '2', 'costs', 'spread' }) do
+    assert(PARTS[part], 'no such part: ' .. part)()
+end
