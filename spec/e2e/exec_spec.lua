@@ -97,6 +97,47 @@ describe('sockets of the master', function()
         assert.is_nil(uv.fs_stat(dir .. '/sock'))
     end)
 
+    it('at a unix path have the mode, user and group that the script says, also after rolls; a reload cannot change them', function()
+        if uv.getuid() ~= 0 then
+            return pending 'only root can give a path to another user'
+        end
+        local dir = master.temp_dir()
+        local path = dir .. '/sock'
+        assert(uv.fs_chmod(dir, tonumber('755', 8)))
+        local function script(mode)
+            return ([[require('dutch-master').start { worker = { 'python3', 'server.py' }, numWorkers = 1,
+                ready = 'notify', listen = { web = { address = 'unix:%s', mode = '%s', user = 'www-data', group = 'nogroup' }
+                } }]]):format(path, mode)
+        end
+        local function rights()
+            local stat = assert(uv.fs_stat(path))
+            local id = io.popen(('stat -c "%%U %%G" %s'):format(path))
+            local names = id:read '*l'
+            id:close()
+            return ('%o %s'):format(stat.mode % 512, names)
+        end
+        local function get_as(user)
+            return os.execute(("setpriv --reuid %s --regid $(id -g %s) --clear-groups curl -sf -m 5 --unix-socket %s"
+                .. ' http://x/ >%s/out'):format(user, user, path, dir))
+        end
+        local m = master.start { script = script '0600', files = { ['server.py'] = PYTHON } }
+        m:await 'Cluster ready'
+        assert.equal('600 www-data nogroup', rights())
+        assert.equal(0, get_as 'www-data')
+        assert.not_equal(0, get_as 'nobody')
+        m:signal 'SIGUSR2'
+        m:await 'Restart complete'
+        assert.equal('600 www-data nogroup', rights())
+        m:rewrite('master.lua', script '0666')
+        local reload = cli.run(m, { 'reload' })
+        assert.not_equal(0, reload.code)
+        assert.matches('mode, user and group of its path cannot change while it is served: stop and start',
+            reload.out .. reload.err)
+        assert.equal('600 www-data nogroup', rights())
+        os.remove(dir .. '/out')
+        m:finish()
+    end)
+
     it('are bound before the first fork; a worker that is away makes connections wait, not fail', function()
         local port = http.free_port()
         local m = master.start {
