@@ -72,7 +72,7 @@ local function soon(fn)
     end
 end
 
-local cluster = {}
+local cluster = { wanted = 2 }
 function cluster.snapshot()
     return { workers = {}, slots = {}, wanted = 2, state = 'steady', generation = 1 }
 end
@@ -92,17 +92,20 @@ function cluster.scale()
     end
     return true
 end
-function cluster.reload()
-    if random(2) == 1 then
-        return nil, { message = 'bad' }
-    end
-    return { changes = {} }
+function cluster.reload(_, _, done)
+    soon(function()
+        if random(2) == 1 then
+            return done(nil, { message = 'bad' })
+        end
+        done { changes = {} }
+    end)
 end
-cluster.preview = cluster.reload
-function cluster.exits()
-    return {}
+function cluster.preview(_, done)
+    cluster.reload(nil, nil, done)
 end
-cluster.exits_of = cluster.exits
+function cluster.why()
+    return { exits = {} }
+end
 
 local platform = {}
 local accept, tick
@@ -131,7 +134,8 @@ function log.error(_, fields)
     print('failed: ' .. cjson.encode(fields))
 end
 
-assert(control.new({ platform = platform, cluster = cluster, log = log, claim = { paths = { '/x' } } }):open())
+local claim = { paths = { '/x' }, look = function() return {} end }
+assert(control.new({ platform = platform, cluster = cluster, log = log, claim = claim }):open())
 
 local function new_client()
     local conn = { finals = 0, requests = 0 }
@@ -140,6 +144,7 @@ local function new_client()
     function conn.pid() return 1 end
     function conn.uid() return 1 end
     function conn.close() conn.closed = true end
+    function conn.hold() end
     function conn.write(_, text)
         assert(not conn.closed, 'written to a closed connection')
         local answer = assert(cjson.decode(text), text)
