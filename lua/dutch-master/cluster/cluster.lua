@@ -259,7 +259,7 @@ local function worker_gone(self, worker)
         end
     end
     self.on_gone(worker)
-    self.launcher.hooks:run('onWorkerExit', worker.report)
+    self.launcher.hooks:run_for(worker.id, 'onWorkerExit', worker.report)
     to_restart(self, 'gone', worker)
     self.agenda:note_news()
     if self.process_count == 0 then
@@ -326,7 +326,7 @@ local function fork(self, slot)
                 self.served = true
                 to_restart(self, 'ready', slot, worker)
                 to_slot(self, worker, 'ready')
-                self.launcher.hooks:run('onWorkerReady', worker:describe())
+                self.launcher.hooks:run_for(worker.id, 'onWorkerReady', worker:describe())
             end,
             lost = function(worker, reason, fault)
                 to_slot(self, worker, 'lost', reason)
@@ -353,7 +353,7 @@ local function fork(self, slot)
                 return must_listen_at(self, worker)
             end,
             message = function(worker, _, text)
-                self.launcher.hooks:run('onMessage', worker:describe(), text)
+                self.launcher.hooks:message(worker, text)
             end,
         },
     }

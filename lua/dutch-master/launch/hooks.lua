@@ -2,14 +2,17 @@
 --- onRestart, every; the judge of a canary; and the script's own logger.
 --
 -- They run in processes other than those of the forks, evaluated from the text of the newest good script: events one
--- after the other, in the order they happened; the judge and the logger each in a process of their own, for they may
--- take long. A process is started when the first of its hooks is called. Nobody waits here but the judge's canary.
+-- after the other; the judge and the logger each in a process of their own, for they may take long. What concerns one
+-- worker keeps its order, and workers take turns (turns.lua). A process is started when the first of its hooks is
+-- called. Nobody waits here but the judge's canary.
+
+local Turns = require 'dutch-master.launch.turns'
 
 local Hooks = {}
 Hooks.__index = Hooks
 
--- Messages of workers that may wait for onMessage, and other events. What comes beyond is skipped, and counted.
-local MESSAGES_MAX, EVENTS_MAX = 256, 4096
+-- Events that may wait, messages of workers not counted (turns.lua bounds those). What comes beyond is skipped.
+local EVENTS_MAX = 4096
 -- Records that may wait for the script's own logger; what comes beyond goes to stdout.
 local RECORDS_MAX = 1000
 
@@ -18,7 +21,21 @@ function Hooks.new(options)
     local self = setmetatable(options, Hooks)
     self.lanes, self.totals = {}, self.script.totals
     self.release = nil -- the newest good evaluation: {source, plan}
-    self.skipped = 0
+    self.waiting, self.skipped = 0, 0 -- events
+    self.due = {} -- index of `every` -> true while it waits
+    self.slow = nil -- the hook whose last call took all its time
+    self.turns = Turns.new {
+        enter = function(event)
+            event.enter()
+        end,
+        lost = function(worker_id, messages)
+            if messages == 0 then
+                return self.log:warn({ hook = 'onMessage', workerId = worker_id },
+                    'Messages skipped: too many of this worker wait for onMessage')
+            end
+            self.log:warn({ hook = 'onMessage', workerId = worker_id, count = messages }, 'Messages were skipped')
+        end,
+    }
     return self
 end
 
@@ -51,13 +68,10 @@ local function with_session(self, process, done)
 end
 
 -- call(session, finish): finish must be called once the process is free again.
-local function add(self, name, hook, most, failed, call)
+local function add(self, name, failed, call, event, over)
     local place = lane(self, name)
-    if place:waiting() >= most then
-        return false
-    end
     return place:add {
-        hook = hook,
+        event = event, over = over,
         start = function(process)
             with_session(self, process, function(session, err)
                 local function finish()
@@ -84,14 +98,30 @@ local function timeout_of(plan, hook, arguments)
     end
 end
 
--- What waits behind a hook that took all its time would take as much again, one after the other.
-local function skip_the_like(self, hook)
-    lane(self, 'events'):drop(function(job)
-        if job.hook == hook then
-            self.log:warn({ hook = hook }, 'Hook skipped: the script took too long a moment ago')
-            return true
+-- What waits behind a hook that took all its time would take as much again, one after the other. After the first these
+-- are the messages of the same worker; after a second in a row all that wait for this hook, for then it is the hook.
+local function skip_the_like(self, event)
+    local hook, again = event.hook, self.slow == event.hook
+    local function say(skipped)
+        self.log:warn({ hook = hook, workerId = skipped.worker_id },
+            'Hook skipped: the script took too long a moment ago')
+    end
+    self.slow = hook
+    if hook == 'onMessage' then
+        self.turns:drop_messages(not again and event.worker_id or nil, say)
+    end
+    if again then
+        local dropped = {}
+        lane(self, 'events'):drop(function(job)
+            local like = job.event.hook == hook
+            dropped[#dropped + 1] = like and job or nil
+            return like
+        end)
+        for _, job in ipairs(dropped) do
+            say(job.event)
+            job.over()
         end
-    end)
+    end
 end
 
 local function note_skipped(self, hook)
@@ -101,38 +131,108 @@ local function note_skipped(self, hook)
     self.skipped = self.skipped + 1
 end
 
---- Runs a hook that nobody waits for. Its failure is a log record.
-function Hooks:run(hook, ...)
-    local release = self.release
-    if not (release and release.plan.hooks[hook]) or self.closed then
-        return
-    end
-    local arguments = { n = select('#', ...), ... }
-    local function failed(err)
-        self.log:error({ hook = hook, traceback = err.traceback }, 'Hook failed: ' .. err.message)
-        if err.kind == 'budget' then
-            skip_the_like(self, hook)
-        end
-    end
-    local added = add(self, 'events', hook, hook == 'onMessage' and MESSAGES_MAX or EVENTS_MAX, failed,
-        function(session, finish)
-        local known = session.plan.hooks[hook]
-        if not known or hook == 'every' and not known[arguments[1]] then
-            return finish() -- the newest script has it no more
-        end
-        session:call(hook, arguments, function(ok, err)
-            if not ok then
-                failed(err)
-            end
-            finish()
-        end, timeout_of(session.plan, hook, arguments))
-    end)
-    if not added then
-        note_skipped(self, hook)
-    elseif self.skipped > 0 then
+local function note_room(self)
+    if self.skipped > 0 then
         self.log:warn({ count = self.skipped }, 'Hooks skipped')
         self.skipped = 0
     end
+end
+
+local function has(self, hook)
+    return self.release and self.release.plan.hooks[hook] and not self.closed
+end
+
+-- event: {hook, arguments, worker_id or nil}. over() is called once, when its call has ended or was not to be had.
+local function enter(self, event, over)
+    local hook, arguments = event.hook, event.arguments
+    local function failed(err)
+        self.log:error({ hook = hook, traceback = err.traceback }, 'Hook failed: ' .. err.message)
+        if err.kind == 'budget' then
+            skip_the_like(self, event)
+        end
+    end
+    local added = add(self, 'events', function(err) -- its process, or the evaluation in it
+        failed(err)
+        over()
+    end, function(session, finish)
+        local known = session.plan.hooks[hook]
+        if not known or hook == 'every' and not known[arguments[1]] then
+            over()
+            return finish() -- the newest script has it no more
+        end
+        session:call(hook, arguments, function(ok, err)
+            if ok then
+                self.slow = self.slow ~= hook and self.slow or nil
+            else
+                failed(err)
+            end
+            over()
+            finish()
+        end, timeout_of(session.plan, hook, arguments))
+    end, event, over)
+    if not added and not self.closed then
+        note_skipped(self, hook)
+        over()
+    end
+end
+
+local function run(self, worker_id, hook, arguments)
+    if self.waiting >= EVENTS_MAX then
+        return note_skipped(self, hook)
+    end
+    note_room(self)
+    self.waiting = self.waiting + 1
+    local event = { hook = hook, arguments = arguments, worker_id = worker_id }
+    function event.enter()
+        enter(self, event, function()
+            self.waiting = self.waiting - 1
+            self.due[hook == 'every' and arguments[1] or 0] = nil
+            if worker_id then
+                self.turns:ended(worker_id)
+            end
+        end)
+    end
+    if worker_id then
+        self.turns:add(worker_id, event)
+    else
+        event.enter()
+    end
+end
+
+--- Runs a hook of no worker: onReady, onRestart, every. Its failure is a log record. One of `every` that is due while
+--- it waits still is left out.
+function Hooks:run(hook, ...)
+    if not has(self, hook) then
+        return
+    end
+    if hook == 'every' then
+        if self.due[...] then
+            return
+        end
+        self.due[...] = true
+    end
+    run(self, nil, hook, { n = select('#', ...), ... })
+end
+
+--- Runs a hook about a worker: onWorkerReady, onWorkerExit.
+function Hooks:run_for(worker_id, hook, told)
+    if has(self, hook) then
+        run(self, worker_id, hook, { n = 1, told })
+    end
+end
+
+--- A message of a worker (see worker.lua), as it was written.
+function Hooks:message(worker, text)
+    if not has(self, 'onMessage') or not self.turns:admits(worker.id, #text) then
+        return
+    end
+    local event = { hook = 'onMessage', worker_id = worker.id, arguments = { n = 2, worker:describe(), text } }
+    function event.enter()
+        enter(self, event, function()
+            self.turns:ended(worker.id)
+        end)
+    end
+    self.turns:add_message(worker.id, #text, event)
 end
 
 --- Asks the script's judge whether the canary may go on. Without a judge it may; a judge that fails gives no consent.
@@ -146,7 +246,7 @@ function Hooks:judge(new, old, done)
         done(false, err.message)
     end
     local arguments = { n = 2, new, old }
-    local added = add(self, 'judge', 'judge', EVENTS_MAX, failed, function(session, finish)
+    local added = add(self, 'judge', failed, function(session, finish)
         if not session.plan.hooks.judge then
             finish()
             return done(true)
@@ -176,7 +276,7 @@ function Hooks:record(level, fields, message, failed)
         end
         failed(err.message)
     end
-    local added = add(self, 'logger', 'logger', RECORDS_MAX, lost, function(session, finish)
+    local added = lane(self, 'logger'):waiting() < RECORDS_MAX and add(self, 'logger', lost, function(session, finish)
         if self.slow_logger == self.release then
             failed('it took too long before')
             return finish()

@@ -13,8 +13,8 @@ Lane.__index = Lane
 
 -- A job that has waited for so long gets a process of its own, if the lane may have one more.
 local GROW_MS = 20
--- Jobs that may wait. A fork waits for each slot (4096 at most); hooks that nobody waits for are refused then.
-local WAITING_MAX = 4096
+-- Jobs that may wait: two forks for each slot (4096 at most); of hooks, 4096 and a message of each worker.
+local WAITING_MAX = 4 * 4096
 -- The pause before a process is started again: nothing after the first death, then doubling to the most.
 local PAUSE_MS, PAUSE_MOST_MS = 50, 5000
 

@@ -22,7 +22,7 @@ local function new()
     local log = {}
     for _, level in ipairs { 'warn', 'error' } do
         log[level] = function(_, fields, message)
-            table.insert(world.log, { level, fields.hook or fields.count, message })
+            table.insert(world.log, { level, fields.count or fields.hook, message })
         end
     end
     world.hooks = Hooks.new {
@@ -70,6 +70,17 @@ local function new()
     end
     function world.answer(...)
         table.remove(world.calls, 1).answer(...)
+    end
+    function world.message(id, text)
+        world.hooks:message({ id = id, describe = function() return { id = id } end }, text or 'text')
+    end
+    function world.messages() -- since it was called last
+        local messages = {}
+        for i, record in ipairs(world.log) do
+            messages[i] = record[3]
+        end
+        world.log = {}
+        return messages
     end
     function world.names()
         local names = {}
@@ -130,32 +141,82 @@ describe('hooks', function()
         assert.same({ 'onReady' }, world.names())
     end)
 
-    it('that wait behind one that took all its time are skipped, the others are not', function()
+    it('that wait behind one that took all its time: messages of its worker are skipped, of all after a second', function()
         local world = new()
         world.adopt { onMessage = true, onWorkerExit = true }
-        for _, hook in ipairs { 'onMessage', 'onMessage', 'onWorkerExit', 'onMessage' } do
-            world.hooks:run(hook)
+        for _, worker in ipairs { 1, 1, 2, 1, 2, 3 } do
+            world.message(worker)
         end
+        world.hooks:run_for(1, 'onWorkerExit', { worker = 1 })
+        world.hooks:run_for(4, 'onWorkerExit', { worker = 4 })
         world.answer(nil, SLOW)
+        local skipped = 'Hook skipped: the script took too long a moment ago'
+        assert.same({ 'Hook failed: ' .. SLOW.message, skipped, skipped }, world.messages())
+        assert.same({ 'onMessage' }, world.names())
+        assert.equal(2, world.calls[1].arguments[1].id)
+        world.answer(nil, SLOW)
+        assert.same({ 'Hook failed: ' .. SLOW.message, skipped, skipped }, world.messages())
         assert.same({ 'onWorkerExit' }, world.names())
-        assert.same({ 'Hook failed: ' .. SLOW.message, 'Hook skipped: the script took too long a moment ago',
-            'Hook skipped: the script took too long a moment ago' },
-            { world.log[1][3], world.log[2][3], world.log[3][3] })
+        assert.equal(4, world.calls[1].arguments[1].worker)
+        world.answer(true)
+        assert.equal(1, world.calls[1].arguments[1].worker)
+        world.answer(true)
+        assert.same({}, world.calls)
+        assert.equal(0, world.hooks.waiting)
     end)
 
-    it('are bounded: messages more than the rest', function()
+    it('of one worker keep their order, and a flood delays and loses nothing of another', function()
         local world = new()
-        world.adopt { onMessage = true, onWorkerExit = true }
-        for i = 1, 300 do
-            world.hooks:run('onMessage', i)
+        world.adopt { onMessage = true, onWorkerReady = true, onWorkerExit = true }
+        world.hooks:run_for(1, 'onWorkerReady', { id = 1 })
+        for i = 1, 1000 do
+            world.message(1, tostring(i))
         end
-        assert.same({ { 'warn', 'onMessage', 'Hook skipped: too many of them wait for the script' } }, world.log)
-        for _ = 1, 257 do
+        world.hooks:run_for(1, 'onWorkerExit', { id = 1 })
+        world.message(2, 'one')
+        world.message(2, 'two')
+        assert.same({ 'Messages skipped: too many of this worker wait for onMessage' }, world.messages())
+        local heard, exits = { {}, {} }, 0
+        for call = 1, 1000 do
+            if not world.calls[1] then break end
+            local hook, of, text = world.calls[1].hook, world.calls[1].arguments[1].id, world.calls[1].arguments[2]
+            if hook == 'onMessage' then
+                table.insert(heard[of], text)
+            elseif hook == 'onWorkerReady' then
+                assert.equal(0, #heard[1])
+            else
+                exits = exits + 1
+                assert.equal(256, #heard[1])
+            end
+            world.answer(true)
+            assert.is_true(call < 5 or #heard[2] == 2)
+        end
+        assert.equal(1, exits)
+        assert.same({ 'one', 'two' }, heard[2])
+        assert.same({ '1', '256' }, { heard[1][1], heard[1][256] })
+        assert.same({ { 'warn', 744, 'Messages were skipped' } }, world.log)
+        assert.same({}, world.hooks.turns.queues)
+    end)
+
+    it('are bounded, events of the cluster too; one of every waits at most', function()
+        local world = new()
+        world.adopt { onRestart = true, every = { { interval_ms = 1000 }, { interval_ms = 1000 } } }
+        world.hooks:run('every', 1)
+        world.hooks:run('every', 1)
+        world.hooks:run('every', 2)
+        for i = 1, 4100 do
+            world.hooks:run('onRestart', i)
+        end
+        assert.same({ { 'warn', 'onRestart', 'Hook skipped: too many of them wait for the script' } }, world.log)
+        assert.same({ 'every' }, world.names())
+        world.answer(true)
+        world.hooks:run('every', 1)
+        assert.same({ 'warn', 6, 'Hooks skipped' }, world.log[2])
+        for _ = 1, 4096 do
             world.answer(true)
         end
         assert.same({}, world.calls)
-        world.hooks:run 'onWorkerExit'
-        assert.same({ 'warn', 43, 'Hooks skipped' }, world.log[2])
+        assert.equal(0, world.hooks.waiting)
     end)
 
     it('every has its own function and time', function()
