@@ -151,13 +151,13 @@ struct orphan {
 };
 
 /* Its number may come again, for another. */
-static void forget_brought(struct dm_reaper *reaper, pid_t pid) {
+static void forget_inherited(struct dm_reaper *reaper, pid_t pid) {
     if (reaper->attendant == pid) {
         reaper->attendant = 0;
     }
-    for (size_t i = 0; i < reaper->brought_count; i++) {
-        if (reaper->brought[i] == pid) {
-            reaper->brought[i] = 0;
+    for (size_t i = 0; i < reaper->inherited_count; i++) {
+        if (reaper->inherited[i] == pid) {
+            reaper->inherited[i] = 0;
         }
     }
 }
@@ -203,7 +203,7 @@ static void sweep(struct dm_reaper *reaper) {
             break;
         }
         if (!leader) {
-            forget_brought(reaper, info.si_pid);
+            forget_inherited(reaper, info.si_pid);
             orphans[n].pid = info.si_pid;
             set_exit(&orphans[n++].exit, &info);
         }
@@ -251,8 +251,8 @@ int dm_reaper_init(struct dm_reaper *reaper, uv_loop_t *loop) {
     reaper->look.data = reaper;
     dm_signals_init(&reaper->sigchld, reaper, on_sigchld);
 
-    const size_t brought = dm_reaper_adopted(reaper, reaper->brought, DM_BROUGHT_MAX);
-    reaper->brought_count = brought < DM_BROUGHT_MAX ? brought : DM_BROUGHT_MAX;
+    const size_t inherited = dm_reaper_adopted(reaper, reaper->inherited, DM_INHERITED_MAX);
+    reaper->inherited_count = inherited < DM_INHERITED_MAX ? inherited : DM_INHERITED_MAX;
 
     /* Ignored by whoever started us, exits would go unseen. */
     signal(SIGCHLD, SIG_DFL);
@@ -376,8 +376,8 @@ static bool was_here(const struct dm_reaper *reaper, pid_t pid) {
     if (pid == reaper->attendant) {
         return true;
     }
-    for (size_t i = 0; i < reaper->brought_count; i++) {
-        if (reaper->brought[i] == pid) {
+    for (size_t i = 0; i < reaper->inherited_count; i++) {
+        if (reaper->inherited[i] == pid) {
             return true;
         }
     }

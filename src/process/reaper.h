@@ -38,9 +38,9 @@ struct dm_leader {
     void (*on_closed)(struct dm_leader *leader);   /* the handle is closed: memory may go */
 };
 
-/* Children that were there before this program took the process over by exec. More than these are
- * not told apart. */
-enum { DM_BROUGHT_MAX = 16 };
+/* Children that were there before this program took the process over by exec: 16 are
+ * remembered, any further ones count as orphans. */
+enum { DM_INHERITED_MAX = 16 };
 
 struct dm_reaper {
     uv_loop_t *loop;
@@ -52,8 +52,8 @@ struct dm_reaper {
     struct dm_link reaped;    /* reaped, not yet reported */
     int count;
     pid_t attendant; /* a child that is none of anybody's business (deathwatch.c), or 0 */
-    pid_t brought[DM_BROUGHT_MAX];
-    size_t brought_count;
+    pid_t inherited[DM_INHERITED_MAX];
+    size_t inherited_count;
     void (*on_orphan)(struct dm_reaper *reaper, pid_t pid, const struct dm_exit *exit);
     void *orphan_data;
 };

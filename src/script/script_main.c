@@ -49,7 +49,7 @@ enum {
      * of luv's threads, 8 MiB each. */
     MEMORY_MAX = 128 << 20,
     LINE_MAX_BYTES = 16 << 20, /* the master's: it sends less */
-    QUIET_MS = 2,              /* nothing came for so long: the master has no hurry */
+    QUIET_MS = 2,              /* nothing came for this long: the master has no hurry */
 };
 
 struct state {

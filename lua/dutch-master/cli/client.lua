@@ -10,7 +10,7 @@ local M = {}
 
 local FAILED, USAGE, NOT_RUNNING, NOT_PERMITTED, TIMED_OUT = 1, 2, 3, 77, 124
 
---- A master answers in milliseconds; one that does not within this is stuck, and a person is told so.
+--- A master answers in milliseconds; one that does not within this is stuck: the verb says so.
 local ANSWER_MS = 5000
 
 --- Where the master of the script may listen, the likely place first. The master may have been started by a service

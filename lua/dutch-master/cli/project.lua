@@ -2,7 +2,7 @@
 -- small files; runs nothing but `node`, and that only to read a configuration that is a program (PM2's).
 --
 -- Facts: { worker = text of a Lua expression, listen = address or nil, workers = number or nil, environment = {},
---   options = { { name, text, why } }, notes = { text }, found = what it was told by, name }
+--   options = { { name, text, why } }, notes = { text }, found = the files that showed it, name }
 -- Longer than 400 lines: one reader after the other, each for one kind of project.
 
 local cjson = require 'cjson.safe'

@@ -30,7 +30,7 @@ local BUSY_MS = 20
 
 local CLOSED = 'GET %s: the connection was closed without an answer'
 local LOOKS_LIKE_TLS = CLOSED .. '. It looks like a server of HTTPS: write ready = { tls = true }'
--- A worker that listens on a path or for datagrams may still come to a TCP port: for so long it is waited for.
+-- A worker that listens on a path or for datagrams may still open a TCP port: how long it is waited for.
 local ELSEWHERE_MS = 1000
 
 local NOBODY_ACCEPTS = 'The worker was given this address as an open socket. Check that it uses it (by LISTEN_FDS, by'

@@ -2,7 +2,7 @@
 
 local M = {}
 
---- The little that the service manager is told at every change, at no cost: see systemd.lua.
+--- What the service manager hears at every change, made at no cost: see systemd.lua.
 --- How long the present phase may take until its next step, by the workers' own deadlines, in ms.
 local function patience(cluster)
     local plan = cluster.launcher.plan

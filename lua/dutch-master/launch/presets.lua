@@ -2,7 +2,7 @@
 -- and which signal lets them finish their work. `worker = dutch.gunicorn { app = 'app:application' }`.
 --
 -- A preset is a plain table. In argv and environment, { each = ... } is repeated for each address of `listen`, with
--- {fd}, {index}, {name} and {address} filled in. sockets: how the server is told of them (kinds.lua); at_most: how many
+-- {fd}, {index}, {name} and {address} filled in. sockets: how the server learns of them (kinds.lua); at_most: how many
 -- it takes. Without `ready` it is that of every program: has lived a second, or says READY=1 before.
 -- Loaded in the script's state; uses nothing but Lua.
 

@@ -85,7 +85,7 @@ local function forget_gone(self, list)
     self.had = had
 end
 
--- Whether connections wait somewhere, and have for so long that their worker may have let go of its socket.
+-- Whether connections wait somewhere, and have waited so long that their worker may have let go of its socket.
 local function is_stuck(self, now)
     for _, lane in ipairs(self.lanes) do
         if lane:is_stuck(now) then

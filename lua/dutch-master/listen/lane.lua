@@ -328,14 +328,14 @@ function Lane:watch(now, others, rescue, idle)
     if now - self.since < self.stall_timeout_ms * 0.95 or not others or self.depth + taken == 0 then
         return false
     end
-    local heirs = rescue:possible(self)
+    local takers = rescue:possible(self)
     -- A queue can move and be as long as before. Where its head can be given away, that is asked how long it waited.
-    local young = heirs and self.depth > 0 and rescue:head_ms(self) < self.stall_timeout_ms / 2
+    local young = takers and self.depth > 0 and rescue:head_ms(self) < self.stall_timeout_ms / 2
     if young then
         self.since = nil
     else
         stall(self, now)
-        self.emptied = heirs
+        self.emptied = takers
     end
     return not young
 end

@@ -1,6 +1,6 @@
 --- rescue.lua: takes connections that wait in a lane which nobody serves, or whose worker is stuck, out of it and gives
 -- them to other workers over their channels. One for each listener. Owns the connections on their way: those given to
--- a worker that has not said yet whether it takes them, and those that nobody could be given so far (`homeless`).
+-- a worker that has not said yet whether it takes them, and those that nobody could be given so far (`unplaced`).
 
 local Rescue = {}
 Rescue.__index = Rescue
@@ -12,22 +12,22 @@ local MAX_TRIES, MAX_IN_FLIGHT = 8, 256
 local MAX_UNANSWERED = 32
 
 --- @param options {platform, log, address = text, give = function(fd, done, worker_id, request), see sockets.lua,
---   or nil: nobody can be given anything; heirs = function(except a lane) -> list of { worker, request } that take}
+--   or nil: nobody can be given anything; takers = function(except a lane) -> list of { worker, request } that take}
 function Rescue.new(options)
     return setmetatable({
         platform = options.platform, log = options.log, address = options.address, give_to = options.give,
-        heirs = options.heirs,
+        takers = options.takers,
         turn = 0, -- whose turn it is
         total = 0, -- connections that were taken by others, ever
         in_flight = 0,
         unanswered = {}, -- worker id -> those given to it that it has not taken yet
-        homeless = {},
+        unplaced = {},
     }, Rescue)
 end
 
 local function heirs_of(self, except)
     local list = {}
-    for _, heir in ipairs(self.heirs(except)) do
+    for _, heir in ipairs(self.takers(except)) do
         list[#list + 1] = (self.unanswered[heir.worker] or 0) < MAX_UNANSWERED and heir or nil
     end
     return list
@@ -73,16 +73,16 @@ end
 -- server has just closed), then it goes to the next. Nobody at all: it waits, for it cannot be put back.
 function give(self, fd, except, tries)
     for _ = 1, #heirs_of(self, except) do
-        local heirs = heirs_of(self, except) -- whoever was asked may be gone by now
-        if #heirs == 0 then
+        local takers = heirs_of(self, except) -- whoever was asked may be gone by now
+        if #takers == 0 then
             break
         end
-        self.turn = self.turn % #heirs + 1 -- in turn, so that they are spread
-        if give_to(self, fd, heirs[self.turn], tries) then
+        self.turn = self.turn % #takers + 1 -- in turn, so that they are spread
+        if give_to(self, fd, takers[self.turn], tries) then
             return true
         end
     end
-    self.homeless[#self.homeless + 1] = fd
+    self.unplaced[#self.unplaced + 1] = fd
     return false
 end
 
@@ -98,8 +98,8 @@ end
 
 --- Tries again with those that nobody took.
 function Rescue:retry()
-    local list = self.homeless
-    self.homeless = {}
+    local list = self.unplaced
+    self.unplaced = {}
     for _, fd in ipairs(list) do
         give(self, fd, nil, 1)
     end
@@ -107,13 +107,13 @@ end
 
 --- How many wait here for somebody who takes them.
 function Rescue:waiting()
-    return #self.homeless
+    return #self.unplaced
 end
 
 --- Gives away what waits in a lane. @return how many
 function Rescue:empty(lane)
     local count = 0
-    while #self.homeless == 0 and self.in_flight < MAX_IN_FLIGHT and self:possible(lane) do
+    while #self.unplaced == 0 and self.in_flight < MAX_IN_FLIGHT and self:possible(lane) do
         local fd = lane:accept()
         if not fd then
             break
@@ -164,10 +164,10 @@ end
 
 function Rescue:close()
     self.closed = true
-    for _, fd in ipairs(self.homeless) do
+    for _, fd in ipairs(self.unplaced) do
         self.platform.close_fd(fd)
     end
-    self.homeless = {}
+    self.unplaced = {}
 end
 
 return Rescue

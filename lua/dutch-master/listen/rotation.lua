@@ -75,7 +75,7 @@ local function share(self, why)
 end
 
 -- Those that can be given what waits in a lane: serving users of others that move, who take what they are given.
-local function heirs(self, except)
+local function takers(self, except)
     local list, able = {}, {}
     for _, lane in ipairs(self.lanes) do
         if lane.state == 'live' and not lane.stalled and lane ~= except then
@@ -112,8 +112,8 @@ function Rotation:open()
     self.rescue = Rescue.new {
         platform = self.platform, log = self.log, address = self.address.text,
         give = not self.shared and self.give or nil,
-        heirs = function(except)
-            return heirs(self, except)
+        takers = function(except)
+            return takers(self, except)
         end,
     }
     if self.shared then
@@ -405,7 +405,7 @@ end
 
 -- Workers that have nothing to do, as far as is known: nothing waits for them, they have taken all they were given, and
 -- they are not seen to be at work. Those of whom that is known for certain first.
-local function idle_heirs(self, except)
+local function idle_takers(self, except)
     local certain, perhaps = {}, {}
     for _, lane in ipairs(self.lanes) do
         local worker = lane:worker()
@@ -442,7 +442,7 @@ local function glance_at(self, lane, now, depth)
         self.times_busy = self.times_busy + 1
     end
     if lane.busy_until and depth > 0 and self.give and not self.steering:is_probed(lane) then
-        self.rescue:relieve(lane, idle_heirs(self, lane))
+        self.rescue:relieve(lane, idle_takers(self, lane))
     end
     return changed and lane.state == 'live'
 end

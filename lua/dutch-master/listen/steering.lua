@@ -1,4 +1,4 @@
---- steering.lua: who gets the new connections of a listener, as the kernel is told. Chooses among the lanes, keeps the
+--- steering.lua: who gets the new connections of a listener, for the kernel. Chooses among the lanes, keeps the
 -- clients' buckets (sticky) and the probes: connections of the master's own that reach one worker's lane, whether it is
 -- in rotation or not, by the port that they come from. One for each listener with lanes; the lanes are its rotation's.
 

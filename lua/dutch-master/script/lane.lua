@@ -11,7 +11,7 @@ local Process = require 'dutch-master.script.process'
 local Lane = {}
 Lane.__index = Lane
 
--- A job that has waited for so long gets a process of its own, if the lane may have one more.
+-- A job that has waited this long gets a process of its own, if the lane may have one more.
 local GROW_MS = 20
 -- Jobs that may wait: two forks for each slot (4096 at most); of hooks, 4096 and a message of each worker.
 local WAITING_MAX = 4 * 4096

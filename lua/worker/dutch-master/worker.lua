@@ -210,7 +210,7 @@ local function finish()
 end
 
 --- Ends the process, with code 0, as soon as what was sent is out. Open connections are cut off.
---- If the worker was not asked to leave, the master is told that this is not a crash.
+--- If the worker was not asked to leave, it says to the master that this is no crash.
 function M.leave()
     if leaving then
         return

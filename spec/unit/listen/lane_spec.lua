@@ -19,16 +19,16 @@ describe('a lane', function()
         socket = platform.listen(platform.address ':80', { reuseport = true }):lane()
         lane = Lane.new { platform = platform, log = log, socket = socket, address = ':80', stall_timeout_ms = 1000 }
         rescue = {
-            heirs = false, head = 5000, given = 0,
+            takers = false, head = 5000, given = 0,
             possible = function(self)
-                return self.heirs
+                return self.takers
             end,
             head_ms = function(self)
                 return self.head
             end,
             empty = function(self, from)
                 local count = 0
-                while self.heirs and from:accept() do
+                while self.takers and from:accept() do
                     count = count + 1
                 end
                 self.given = self.given + count
@@ -125,7 +125,7 @@ describe('a lane', function()
             table.remove(socket.waiting)
         end
         assert.is_nil(lane.stalled)
-        rescue.heirs, rescue.head = true, 300
+        rescue.takers, rescue.head = true, 300
         watch_for(3000)
         assert.is_nil(lane.stalled)
     end)
@@ -133,7 +133,7 @@ describe('a lane', function()
     it('is on probation, longer each time, once rescue has emptied it', function()
         lane:add(1)
         lane:join(1)
-        rescue.heirs = true
+        rescue.takers = true
         local function stalls_for()
             client()
             watch_for(1000)
@@ -199,7 +199,7 @@ describe('a lane', function()
         lane:add(1)
         lane:join(1)
         local asleep = false
-        rescue.heirs = true
+        rescue.takers = true
         local function busy_for(ms)
             for _ = 1, ms / 50 do
                 client()

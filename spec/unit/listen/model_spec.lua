@@ -185,7 +185,7 @@ local function holds(world, condition, text)
 end
 
 local function check(world)
-    local found, homeless = {}, 0
+    local found, unplaced = {}, 0
     local listener = world.network.open[A]
     for _, lane in ipairs(listener and listener.all or {}) do
         for _, fd in ipairs(lane.waiting) do
@@ -198,7 +198,7 @@ local function check(world)
         end
     end
     for fd in pairs(world.clients) do
-        homeless = homeless + (found[fd] and 0 or 1)
+        unplaced = unplaced + (found[fd] and 0 or 1)
         holds(world, world.network.live_fds[fd], 'a connection was closed that nobody answered')
     end
     local kept, takers, out = 0, 0, 0
@@ -210,7 +210,7 @@ local function check(world)
             out = out + (takes and not lane.steered and 1 or 0)
         end
     end
-    holds(world, homeless == kept, ('%d connections are nowhere, %d are kept'):format(homeless, kept))
+    holds(world, unplaced == kept, ('%d connections are nowhere, %d are kept'):format(unplaced, kept))
     holds(world, out == 0 or takers > 0, 'all that serve are steered around')
 end
 

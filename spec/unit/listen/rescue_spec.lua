@@ -1,10 +1,10 @@
 local Rescue = require 'dutch-master.listen.rescue'
 
 describe('rescue', function()
-    local rescue, lane, heirs, given, closed, records, answers
+    local rescue, lane, takers, given, closed, records, answers
 
     before_each(function()
-        heirs, given, closed, records = { { worker = 1 }, { worker = 2 } }, {}, {}, {}
+        takers, given, closed, records = { { worker = 1 }, { worker = 2 } }, {}, {}, {}
         answers = {} -- worker -> function(done): what it does with a connection; else it takes it at once
         lane = { waiting = {}, state = 'free' }
         function lane.accept()
@@ -27,8 +27,8 @@ describe('rescue', function()
                     records[#records + 1] = message
                 end
             end }),
-            heirs = function(except)
-                return except == 'nobody' and {} or heirs
+            takers = function(except)
+                return except == 'nobody' and {} or takers
             end,
             give = function(fd, done, worker, request)
                 if answers[worker] == false then
@@ -52,7 +52,7 @@ describe('rescue', function()
     end)
 
     it('takes nothing out while there is nobody to give it to', function()
-        heirs = {}
+        takers = {}
         lane.waiting = { 10 }
         assert.equal(0, rescue:empty(lane))
         assert.same({ 10 }, lane.waiting)
@@ -88,7 +88,7 @@ describe('rescue', function()
 
     it('has at most 256 on their way', function()
         for worker = 1, 10 do
-            heirs[worker], answers[worker] = { worker = worker }, true
+            takers[worker], answers[worker] = { worker = worker }, true
         end
         for i = 1, 300 do
             lane.waiting[i] = 100 + i

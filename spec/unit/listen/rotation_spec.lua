@@ -511,7 +511,7 @@ describe('a rotation', function()
                 for _, entry in ipairs(in_flight) do
                     owned[entry.fd] = true
                 end
-                for _, fd in ipairs(rotation.rescue.homeless) do
+                for _, fd in ipairs(rotation.rescue.unplaced) do
                     owned[fd] = true
                 end
                 local missing = 0
