@@ -87,21 +87,26 @@ local function watched_paths(ctx, argv, first)
 end
 
 local function run_master(ctx, argv, first)
-    local second = argv[first + 1]
+    local script, second = argv[first], argv[first + 1]
     if second and is_verb(second) then
         local told = ('the verb comes first: dutch-master %s %s'):format(second, argv[first])
         return usage_error(ctx, told, M.verb(second))
-    elseif second and second ~= '--watch' then
+    end
+    local takes_over = second == '--take-over'
+    if takes_over then
+        first, second = first + 1, argv[first + 2]
+    end
+    if second and second ~= '--watch' then
         return usage_error(ctx, ('unexpected "%s" after the script'):format(second))
     end
-    local path, message = arguments.absolute(ctx.platform, argv[first])
+    local path, message = arguments.absolute(ctx.platform, script)
     if not path then
         ctx.err('dutch-master: ' .. message .. '\n')
         return SYSTEM
     end
     local seen, why = ctx.platform.stat(path)
     if seen and PROGRAMS[path:match '%.(%w+)$'] then
-        return usage_error(ctx, argv[first] .. ' is no Lua script; ' .. NAMES_PROGRAM:format(argv[first]))
+        return usage_error(ctx, script .. ' is no Lua script; ' .. NAMES_PROGRAM:format(argv[first]))
     elseif not seen then
         ctx.err(('dutch-master: %s\n'):format(why))
         return SCRIPT
@@ -111,7 +116,7 @@ local function run_master(ctx, argv, first)
     if not watched then
         return usage_error(ctx, told)
     end
-    local code = require('dutch-master.master').run { script = path, argv = argv }
+    local code = require('dutch-master.master').run { script = path, argv = argv, takes_over = takes_over }
     if code == nil and watched[1] then
         require('dutch-master.cli.changes_watch').start(ctx, watched)
     end

@@ -19,6 +19,7 @@ local log = require 'dutch-master.log.logger'
 local machine = require 'dutch-master.machine'
 local Output = require 'dutch-master.log.output'
 local options = require 'dutch-master.script.options'
+local orphans = require 'dutch-master.control.orphans'
 local Recycle = require 'dutch-master.cluster.recycle'
 local rehearsal = require 'dutch-master.launch.rehearsal'
 local Script = require 'dutch-master.script.session'
@@ -136,6 +137,66 @@ function Master:open_log()
     end)
 end
 
+local serve
+
+-- Ends what a master that was killed has left, and goes on then.
+local function take_over(self, master)
+    local plan = self.launcher.plan
+    self.takes_over = false -- once
+    self.timers[1] = orphans.stop {
+        platform = self.platform, master = master, signal = plan.stop_signal or 'SIGTERM',
+        timeout_ms = plan.stop_timeout_ms,
+        done = function(killed)
+            if self.closed then
+                return
+            end
+            self.log:info({ killed = killed > 0 and killed or nil }, 'The workers of the former master have ended')
+            local code = serve(self)
+            if code then
+                self.platform.stop(code)
+            end
+        end,
+    }
+end
+
+-- Says who is left of a master that was killed, or ends them.
+-- @return whether they are being ended, and it goes on then
+local function meet_orphans(self, master)
+    local left = orphans.find(self.platform, master)
+    orphans.forget(self.platform, left)
+    if not left[1] then
+        return false
+    end
+    self.left = left
+    local fields = { master = master, processes = orphans.names(left) }
+    if not self.takes_over then
+        self.log:warn(fields, 'Workers of a former master, which died, still run')
+        return false
+    end
+    self.log:warn(fields, 'Ending the workers of a former master, which died')
+    take_over(self, master)
+    return true
+end
+
+-- An address of the plan is another's.
+-- @return whether it may be had later; or false, the message with what can be done
+local function in_use(self, message)
+    local holder = not self.left and tonumber(message:match 'held by process (%d+)')
+    local master = holder and orphans.master_of(self.platform, holder)
+    if master then
+        self.sockets:close()
+        self.sockets = nil
+        if meet_orphans(self, master) then
+            return true
+        end
+    end
+    if self.left then
+        message = message .. ('. A former master died, and its workers still run: %s. Start with --take-over to end'
+            .. ' them gracefully first'):format(table.concat(orphans.names(self.left), ', '))
+    end
+    return false, message
+end
+
 function Master:bind()
     local plan = self.launcher.plan
     -- Sockets that a service manager passed; one that makes no sense stops a start, as it does for libsystemd.
@@ -173,6 +234,13 @@ function Master:bind()
     self.launcher:use_sockets(self.sockets)
     local ok, message, errno = self.sockets:open(plan.listen)
     if not ok then
+        if errno == 'EADDRINUSE' then
+            local later, more = in_use(self, message)
+            if later then
+                return false
+            end
+            message = more
+        end
         -- EINVAL: it is no address at all, in a way that the plan's own check could not see.
         return self:refuse(errno == 'EINVAL' and EXIT_SCRIPT or EXIT_SYSTEM, 'listen: ' .. message)
     end
@@ -434,10 +502,13 @@ local function new_agenda(self)
     }
 end
 
---- What follows when the script is there. @return an exit code if it could not start, or nil
-function Master:start()
-    local code = self:rehearse() or self:claim() or self:open_log() or self:bind() or self:write_pid_file()
-        or self:assemble()
+-- The place is ours.
+function serve(self)
+    local code = self:bind()
+    if code == false then
+        return nil
+    end
+    code = code or self:write_pid_file() or self:assemble()
     if code then
         return code
     end
@@ -445,11 +516,25 @@ function Master:start()
     self.cluster:start(self.loaded.num_workers)
 end
 
+--- What follows when the script is there. @return an exit code if it could not start, or nil
+function Master:start()
+    local former = orphans.predecessor(self.platform, self.path)
+    local code = self:rehearse() or self:claim() or self:open_log()
+    if code then
+        return code
+    end
+    if former and meet_orphans(self, former) then
+        return nil
+    end
+    return serve(self)
+end
+
 --- Runs a master: the loop runs, and platform.stop(code) ends it.
--- @param given {script = absolute path, platform = of the outside world or nil}
+-- @param given {script = absolute path, takes_over = ends the workers that a former master has left,
+--   platform = of the outside world or nil}
 function M.run(given)
-    local self = setmetatable({ path = given.script, platform = given.platform or require 'dutch-master.platform',
-        timers = {} }, Master)
+    local self = setmetatable({ path = given.script, takes_over = given.takes_over,
+        platform = given.platform or require 'dutch-master.platform', timers = {} }, Master)
     self.agenda = new_agenda(self)
     self:evaluate()
 end

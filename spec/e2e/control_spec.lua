@@ -240,7 +240,7 @@ describe('the control socket', function()
         m:finish { signal = 'SIGKILL' }
     end)
 
-    it('of a master that was killed stands in nobody\'s way; workers that stayed are named', function()
+    it('of a master that was killed stands in nobody\'s way; workers that stayed are named, and ended if asked', function()
         local port = http.free_port()
         local m = master.start {
             script = ([[require('dutch-master').start { worker = { 'sleep', '1000' }, numWorkers = 1,
@@ -254,10 +254,15 @@ describe('the control socket', function()
         assert.equal(71, c.code)
         local message = 'address already in use: 127.0.0.1:%d (held by process %d, sleep)'
         assert.truthy(c.err:find(message:format(port, worker), 1, true), c.err)
-        uv.kill(worker, 'sigkill')
-        m:wait_until(function() return #m:tree() == 0 end, 'the worker to die')
-        local second = cli.start(m, { 'master.lua' })
+        local told = ('its workers still run: %s (pid %d). Start with --take-over'):format('sleep', worker)
+        assert.truthy(c.err:find(told, 1, true), c.err)
+        assert.same({ worker }, m:tree())
+        local second = cli.start(m, { 'master.lua', '--take-over' })
+        second:await_output 'Ending the workers of a former master, which died'
         second:await_output 'Cluster ready'
+        for _, pid in ipairs(m:tree()) do
+            assert.are_not.equal(worker, pid)
+        end
         assert.equal(0, cli.run(m, { 'stop', '--wait' }).code)
         second:wait()
         m:finish { signal = 'SIGKILL' }

@@ -8,7 +8,7 @@
 
 /* clang-format off */
 #define DM_LUA_FUNCTIONS(F) \
-    /* process.c  */ F(stop) F(on_error) F(signals) F(no_signals) F(adopted) F(signal_adopted) F(origin) F(kill_adopted) \
+    /* process.c  */ F(open_process) F(signal_process) F(stop) F(on_error) F(signals) F(no_signals) F(adopted) F(signal_adopted) F(origin) F(kill_adopted) \
     /* child.c    */ F(spawn) F(rehearse) \
     /* call.c     */ F(held) \
     /* timer.c    */ F(timer) F(now) F(wall) \

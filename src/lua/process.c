@@ -6,8 +6,11 @@
 #include "lua/support.h"
 #include "process/sysinfo.h"
 
+#include <errno.h>
 #include <lauxlib.h>
 #include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 /* How long the end waits for orphans that were killed: only an uninterruptible wait takes longer.
  */
@@ -144,4 +147,24 @@ int core_origin(lua_State *L) {
         dm_lua_set_string(L, "worker", text);
     }
     return 1;
+}
+
+/* -- processes that are not ours -----------------------------------------------------------------
+ */
+
+/* open_process(pid) -> a pidfd, which names this process and no later one; nil if there is none. */
+int core_open_process(lua_State *L) {
+    const int fd = (int)syscall(SYS_pidfd_open, luaL_checkint(L, 1), 0);
+    if (fd < 0) {
+        return dm_lua_fail(L, -errno, "process");
+    }
+    lua_pushinteger(L, fd);
+    return 1;
+}
+
+/* signal_process(pidfd, name) */
+int core_signal_process(lua_State *L) {
+    const int number = dm_lua_check_signal(L, 2);
+    const long rc = syscall(SYS_pidfd_send_signal, luaL_checkint(L, 1), number, NULL, 0);
+    return dm_lua_result(L, rc == 0 ? 0 : -errno, "signal");
 }

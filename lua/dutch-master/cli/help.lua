@@ -69,6 +69,7 @@ end
 
 local HEAD = [[
 dutch-master master.lua                run a cluster, in the foreground; --watch [PATH ...]: restart on changes
+                                       --take-over: end the workers that a killed master has left first
 dutch-master VERB [master.lua] [...]   ask the one that runs (default: ./master.lua)
 
 ]]
