@@ -31,8 +31,8 @@ describe('a port', function()
             while not core.stat(arg[5]) and core.now() < go + 20000 do end
         ]]
         out:close()
-        local first = net.free_port()
-        first = first > 60000 and first - 1000 or first
+        -- Below those that the kernel gives to clients: other specs run beside this one, and have many.
+        local first = 20000 + sys.C.getpid() % 1200 * 10
         -- Each stays until both have asked for all of them.
         local done = { sys.temp_dir() .. '/1', sys.temp_dir() .. '/2' }
         local go, runs = core.now() + 500, {}
