@@ -94,6 +94,49 @@ describe('metrics', function()
         m:finish()
     end)
 
+    it('are scraped by Prometheus itself, a thousand times without growing', function()
+        if os.execute 'command -v prometheus >/dev/null' ~= 0 then
+            return pending 'prometheus is not installed'
+        end
+        local m = master.start {
+            script = [[require('dutch-master').start { worker = { 'sleep', '1000' }, numWorkers = 20,
+                ready = { alive = 0.01 } }]],
+        }
+        m:await 'Cluster ready'
+        local port, own = http.free_port(), http.free_port()
+        local web = cli.start(m, { 'web', '--listen', '127.0.0.1:' .. port })
+        web:await_output 'http://'
+        m:rewrite('prometheus.yml', ([[
+global: { scrape_interval: 1s }
+scrape_configs:
+  - job_name: dutch
+    static_configs: [ { targets: [ '127.0.0.1:%d' ] } ]
+]]):format(port))
+        local prometheus = cli.start(m, { '--config.file=prometheus.yml', '--storage.tsdb.path=tsdb',
+            '--web.listen-address=127.0.0.1:' .. own }, { program = 'prometheus' })
+        m:wait_until(function()
+            local _, body = http.get { port = own, path = '/api/v1/query?query=dutch_master_workers_serving' }
+            return body and body:find('"20"', 1, true)
+        end, 'a scrape', { timeout = 30000 })
+        prometheus:kill 'sigterm'
+        prometheus:wait()
+        local function scrape(times)
+            for _ = 1, times do
+                assert.equal(200, (http.get { port = port, path = '/metrics', name = 'localhost' }))
+            end
+            local status = io.open(('/proc/%d/status'):format(web.pid)):read '*a'
+            return tonumber(status:match 'VmRSS:%s+(%d+)')
+        end
+        local before = scrape(500)
+        local after = scrape(1000)
+        if not os.getenv 'DM_SANITIZE' then -- which keeps what was freed
+            assert.is_true(after < before + 2048, ('%d KiB before, %d after'):format(before, after))
+        end
+        web:kill 'sigterm'
+        web:wait()
+        m:finish()
+    end)
+
     versions.it('hold what Node workers did, with metrics = true, and nothing without', function(_, binary)
         local port = http.free_port()
         local m = master.start {

@@ -169,16 +169,20 @@ describe('web', function()
         -- A restart as it happens, its verdict and the exits, in a page that was open before.
         local finish = browser(m, port, {
             { wait = "/generation 2/.test(document.getElementById('restart-text').textContent) && "
-                .. "/is done/.test(document.getElementById('restart-text').textContent)", ms = 20000 },
+                .. "/is done/.test(document.getElementById('restart-text').textContent)" },
             { wait = "document.querySelectorAll('#exits details').length === 2" },
             { eval = "document.querySelector('#exits details').textContent" },
         })
         assert.equal(0, cli.run(m, { 'restart', '--wait' }).code)
         assert.matches('A new worker had taken its place', finish()[1])
         -- The master goes and says nothing: so does the page.
+        local shot = m:path 'steady.png'
         finish = browser(m, port, {
-            { wait = "document.getElementById('state').textContent === 'not running'", ms = 20000 },
+            { wait = "document.getElementById('state').textContent === 'steady'" },
+            { shot = shot },
+            { wait = "document.getElementById('state').textContent === 'not running'" },
         })
+        m:wait_until(function() return uv.fs_stat(shot) end, 'the page to be there')
         m:signal 'SIGTERM'
         finish()
         stop(c)

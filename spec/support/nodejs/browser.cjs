@@ -7,7 +7,8 @@ const fs = require('fs');
 const os = require('os');
 const path = require('path');
 
-const LIMIT_MS = 30000 * (Number(process.env.DM_TIME_SCALE) || 1);
+const SCALE = Number(process.env.DM_TIME_SCALE) || 1;
+const LIMIT_MS = 50000 * SCALE;
 const steps = JSON.parse(fs.readFileSync(0, 'utf8'));
 const profile = fs.mkdtempSync(path.join(os.tmpdir(), 'dm-chromium-'));
 const chromium = spawn(process.env.CHROMIUM || 'chromium', [
@@ -93,7 +94,7 @@ async function main() {
     if (step.scheme) await page('Emulation.setEmulatedMedia', { features: [{ name: 'prefers-color-scheme', value: step.scheme }] });
     if (step.width) await page('Emulation.setDeviceMetricsOverride', { width: step.width, height: step.height || 900, deviceScaleFactor: 1, mobile: false });
     if (step.wait) {
-      const until = Date.now() + (step.ms || 10000);
+      const until = Date.now() + (step.ms || 20000) * SCALE;
       while (!(await evaluate(step.wait).catch(() => false))) { // not even loaded yet
         if (Date.now() > until) throw new Error(`waited in vain for ${step.wait}\n${await evaluate('document.body.innerText')}`);
         await new Promise((resolve) => { setTimeout(resolve, 50); });
