@@ -71,6 +71,36 @@ describe('a Node worker that leaves', function()
         m:finish { code = 0 }
     end, { at_once = 3 })
 
+    -- As under the program that this one descends from: people have tests and deploys that count on it.
+    versions.it('has its SIGTERM within a second of the readiness of its replacement, and a boot waits for nothing else',
+        function(version, binary)
+            local m = app.start { binary = binary, plan = 'restartSoak = 0,', app = app.http .. [[
+                const note = (what) => require('fs').appendFileSync(what, Date.now() + '\n')
+                server.on('listening', () => note('listened'))
+                process.on('SIGTERM', () => { note('termed'); process.exit() })
+            ]] }
+            local function latest(name)
+                local last = 0
+                for number in read(m:path(name)):gmatch '%d+' do
+                    last = math.max(last, tonumber(number))
+                end
+                return last
+            end
+            local function ms_of(record)
+                local h, min, s = record.time:match 'T(%d+):(%d+):([%d.]+)Z'
+                return (h * 3600 + min * 60 + s) * 1000
+            end
+            local boot = ms_of(m:records 'Cluster ready'[1]) - latest 'listened' % 86400000
+            app.roll(m)
+            m:await('Worker exited', { count = 2 })
+            local term = latest 'termed' % 86400000 - ms_of(m:records 'Worker listening'[4])
+            print(('\nNode %s: ready %d ms after the last app listens, SIGTERM %d ms after the replacements are ready'):format(
+                version, boot, term))
+            assert(boot < 1000 * wait.scale, boot)
+            assert(term > 0 and term < 1000 * wait.scale, term)
+            m:finish { code = 0 }
+        end, TWO)
+
     for name, code in pairs { disconnect = "require('cluster').worker.disconnect()", close = 'server.close()' } do
         versions.it('by its own wish (' .. name .. ') is replaced at once, and nobody is refused', function(_, binary)
             local m, port = app.start { binary = binary, workers = 1, app = ([[
