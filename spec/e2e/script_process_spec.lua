@@ -7,67 +7,11 @@ local apps = require 'spec.support.apps'
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
+local pings = require 'spec.support.pings'
 local wait = require 'spec.support.wait'
 
--- What a ping may take, in ms: 20 on a quiet machine (spec/bench prints it), here with all that runs beside.
+-- What a ping may take, in ms: 20 on a quiet machine (spec/bench/hooks.lua prints it), here with all that runs beside.
 local HELD_MAX = 400 * wait.scale
-
-local running = {} -- timer -> pipe
-
-local function stop_pings()
-    for timer, pipe in pairs(running) do
-        timer:close()
-        pipe:close()
-    end
-    running = {}
-end
-
---- Pings the master's control socket every 5 ms.
--- @return {stop() -> the longest that an answer took, in ms, how many there were}
-local function pings(path)
-    local pipe, timer = uv.new_pipe(false), uv.new_timer()
-    local sent, longest, count, buffer = {}, 0, 0, ''
-    local failure
-    pipe:connect(path, function(err)
-        if err then
-            failure = err
-            return
-        end
-        pipe:read_start(function(read_error, chunk)
-            failure = failure or read_error or not chunk and 'the master hung up' or nil
-            buffer = buffer .. (chunk or '')
-            buffer = buffer:gsub('[^\n]*\n', function(line)
-                local id = tonumber(line:match '"id":(%d+)')
-                local began = id and sent[id]
-                if began then
-                    sent[id] = nil
-                    count = count + 1
-                    longest = math.max(longest, (uv.hrtime() - began) / 1e6)
-                end
-                return ''
-            end)
-        end)
-        local id = 0
-        timer:start(0, 5, function()
-            if next(sent) == nil and not failure then -- one at a time: what waits behind another says nothing more
-                id = id + 1
-                sent[id] = uv.hrtime()
-                pipe:write(('{"v":1,"id":%d,"verb":"ping"}\n'):format(id))
-            end
-        end)
-    end)
-    running[timer] = pipe
-    return { stop = function(may_have_ended)
-        running[timer] = nil
-        timer:close()
-        pipe:close()
-        for _, began in pairs(sent) do
-            longest = math.max(longest, may_have_ended and 0 or (uv.hrtime() - began) / 1e6)
-        end
-        assert(may_have_ended or not failure, failure)
-        return longest, count
-    end }
-end
 
 -- A master of HTTP workers with `options` besides.
 local function start(options, env)
@@ -81,6 +25,21 @@ local function start(options, env)
             %s }]]):format(options), files = { ['app.lua'] = apps.http }, env = env }
 end
 
+-- Answers whoever connects, after three seconds.
+local function slow_server()
+    local server = uv.new_tcp()
+    assert(server:bind('127.0.0.1', 0))
+    assert(server:listen(8, function()
+        local client, timer = uv.new_tcp(), uv.new_timer()
+        server:accept(client)
+        timer:start(3000, 0, function()
+            timer:close()
+            client:write('slow but ', function() client:close() end)
+        end)
+    end))
+    return { port = server:getsockname().port, close = function() server:close() end }
+end
+
 local function options(text)
     return ([[
         local dutch = require 'dutch-master'
@@ -92,7 +51,7 @@ end
 
 local function watched(m)
     m:await 'Cluster ready'
-    return pings(m.app .. '/control')
+    return pings.start(m.app .. '/control')
 end
 
 local function check_held(watch, what, may_have_ended)
@@ -135,6 +94,11 @@ local WORST = {
         'wrote to the socket of its process what is no answer' },
     { 'writes without an end', 'ffi.cdef "long write(int, const char *, long);" local s = ("x"):rep(65536) '
         .. 'while true do ffi.C.write(3, s, #s) end', 'beforeFork' },
+    { 'asks and never reads', 'ffi.cdef "long write(int, const char *, long);" local s = "{\\"ask\\":\\"store_all\\",'
+        .. '\\"arguments\\":{}}\\n" while true do ffi.C.write(3, s, #s) end', 'took longer than its budget' },
+    { 'is out of descriptors', 'ffi.cdef "struct rl { unsigned long cur, max; }; int setrlimit(int, const struct rl *);" '
+        .. 'ffi.C.setrlimit(7, ffi.new("struct rl", 64, 64)) local t = {} '
+        .. 'while true do t[#t + 1] = assert(io.open "/dev/null") end', 'Too many open files' },
     { 'is stopped', 'ffi.cdef "int raise(int);" ffi.C.raise(19)', 'took longer than its budget' },
     { 'eats memory by strings', 'local t = {} while true do t[#t + 1] = ("x"):rep(1e7) .. #t end', 'MiB of memory', true },
     { 'eats memory by ffi', 'local t = {} while true do t[#t + 1] = ffi.new("char[?]", 1e7) end', 'MiB of memory', true },
@@ -142,7 +106,7 @@ local WORST = {
 
 describe('a script in a process of its own', function()
     after_each(function()
-        stop_pings()
+        pings.cleanup()
         master.cleanup()
     end)
 
@@ -201,11 +165,12 @@ describe('a script in a process of its own', function()
     end)
 
     it('whose judge asks a slow server for long decides then, and delays no other hook and no fork', function()
-        local m = start [[numWorkers = 2, hookTimeout = 1, restartConcurrency = { canary = { soak = 0.1, timeout = 30,
+        local server = slow_server()
+        local m = start(([[numWorkers = 2, hookTimeout = 1, restartConcurrency = { canary = { soak = 0.1, timeout = 30,
             judge = function(new, old)
-                os.execute 'sleep 3'
-                return false, 'slow but ' .. new.state
-            end } }, onWorkerExit = function() dutch.log:info 'hook: gone' end]]
+                local answer = io.popen "bash -c 'exec 3<>/dev/tcp/127.0.0.1/%d && echo GET >&3 && cat <&3'":read '*a'
+                return false, answer .. new.state
+            end } }, onWorkerExit = function() dutch.log:info 'hook: gone' end]]):format(server.port))
         local watch = watched(m)
         m:signal 'SIGUSR2'
         m:await { msg = 'Worker listening', generation = 2 }
@@ -218,6 +183,7 @@ describe('a script in a process of its own', function()
         assert.matches('the canary was rejected: slow but running', verdict.reason)
         check_held(watch, 'judge')
         m:finish()
+        server.close()
     end)
 
     it('whose logger blocks costs the records alone: they go to stdout, by name', function()
