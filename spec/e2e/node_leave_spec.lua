@@ -90,6 +90,7 @@ describe('a Node worker that leaves', function()
                 local h, min, s = record.time:match 'T(%d+):(%d+):([%d.]+)Z'
                 return (h * 3600 + min * 60 + s) * 1000
             end
+            m:wait_until(function() return read(m:path 'listened'):find '\n.*\n' end, 'both of them to say that they listen')
             local boot = ms_of(m:records 'Cluster ready'[1]) - latest 'listened' % 86400000
             app.roll(m)
             m:await('Worker exited', { count = 2 })
