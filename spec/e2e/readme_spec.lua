@@ -36,6 +36,27 @@ describe('README', function()
         m:finish()
     end)
 
+    it('at run time it needs the packages that are named, and no other', function()
+        if os.execute 'command -v dpkg-query >/dev/null' ~= 0 then
+            return pending 'this is no Debian'
+        end
+        local named = readme 'At run time it needs\n?(.-), and `lua%-http`'
+        local found = {}
+        local libraries = io.popen(([[ldd '%s' | grep -o '/[^ ]*\.so[^ ]*' | xargs -n 1 readlink -f |
+            sed 's#^/usr/#/#' | while read -r path; do
+                dpkg-query -S "$path" "/usr$path" 2>/dev/null | sed 's/:.*//' | head -n 1; done]]):format(master.binary()))
+        for package in libraries:lines() do
+            -- The C library is everywhere; sanitizers bring their own.
+            if not package:find '^libc6' and not package:find '^libgcc' and not package:find '^libstdc'
+                and not package:find 'san%d*$' then
+                found[#found + 1] = package
+                assert.truthy(named:find('`' .. package:gsub('t64$', '') .. '`', 1, true), package .. ': ' .. named)
+            end
+        end
+        libraries:close()
+        assert.is_true(#found >= 2, table.concat(found, ' '))
+    end)
+
     it('in the background it outlives the terminal that it was started from', function()
         if os.execute 'command -v script >/dev/null' ~= 0 then
             return pending 'script is not installed'
