@@ -3,7 +3,8 @@
  * is set back may fail to be. What the work makes belongs to that user from its first moment, so
  * nobody has to chmod or chown anything by a path.
  *
- * The caller waits, DM_RIGHTS_MS at most: the user may own the file system that is asked.
+ * The caller waits, DM_RIGHTS_MS at most: the user may own the file system that is asked. One that
+ * is not held up, but waits for a processor on a busy machine, has up to DM_RIGHTS_BUSY_MS.
  */
 #pragma once
 
@@ -11,7 +12,13 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-enum { DM_RIGHTS_MS = 250, DM_RIGHTS_FDS = 2, DM_RIGHTS_GROUPS = 64, DM_RIGHTS_CONTEXT = 4096 };
+enum {
+    DM_RIGHTS_MS = 250,
+    DM_RIGHTS_BUSY_MS = 2000,
+    DM_RIGHTS_FDS = 2,
+    DM_RIGHTS_GROUPS = 64,
+    DM_RIGHTS_CONTEXT = 4096
+};
 
 struct dm_rights {
     bool owner_only; /* our rights, but what is made belongs to them: for what the script asks */

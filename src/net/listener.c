@@ -102,11 +102,9 @@ static int bind_alone(struct dm_listener *self, const struct dm_rights *rights, 
 
 /* Two masters of one user could both bind a port on which nobody listens yet, and both listen then,
  * in one group: between bind() and listen() only one of them may be. */
-static int claim_port(struct dm_listener *self) {
-    char name[DM_CLAIM_NAME];
+static int claim(struct dm_listener *self, const char *name) {
     pid_t holder;
     const uint64_t deadline = dm_now_ms() + CLAIM_MS;
-    snprintf(name, sizeof name, "port/%d", dm_address_port(&self->address));
     int error = dm_claim(name, &self->claim, &holder);
     while (error == -EAGAIN && dm_now_ms() < deadline) {
         const struct timespec pause = {.tv_nsec = CLAIM_PAUSE_NS};
@@ -115,6 +113,38 @@ static int claim_port(struct dm_listener *self) {
     }
     /* A claim that nobody answers for is another user's doing, or of no use at all. */
     return error == -EAGAIN && holder > 0 ? -EADDRINUSE : 0;
+}
+
+static int claim_port(struct dm_listener *self) {
+    char name[DM_CLAIM_NAME];
+    snprintf(name, sizeof name, "port/%d", dm_address_port(&self->address));
+    return claim(self, name);
+}
+
+/* The same of a path: bound and not yet listened on, its socket looks like a dead master's, which
+ * is replaced. A path of a worker's is not looked at: its file system may hang. */
+static int claim_path(struct dm_listener *self, const struct dm_rights *rights) {
+    char directory[DM_PATH_MAX + 1], name[DM_CLAIM_NAME];
+    struct stat st;
+    if (dm_rights_matter(rights) && !rights->owner_only) {
+        return 0;
+    }
+    snprintf(directory, sizeof directory, "%s", self->address.path);
+    char *slash = strrchr(directory, '/');
+    if (!slash) {
+        return 0; /* binding says what is wrong with it */
+    }
+    uint64_t hash = 14695981039346656037u; /* FNV-1a: a name may be longer than a claim's */
+    for (const char *c = slash + 1; *c; c++) {
+        hash = (hash ^ (unsigned char)*c) * 1099511628211u;
+    }
+    slash[1] = '\0';
+    if (stat(directory, &st) != 0) {
+        return 0;
+    }
+    snprintf(name, sizeof name, "path/%llx/%llx/%llx", (unsigned long long)st.st_dev,
+             (unsigned long long)st.st_ino, (unsigned long long)hash);
+    return claim(self, name);
 }
 
 static int open_guard(struct dm_listener *self, const struct dm_rights *rights) {
@@ -472,8 +502,10 @@ static int open_shared(struct dm_listener *self, const struct dm_listener_option
         fd = options->fd;
         error = fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) == 0 ? 0 : -errno;
     } else if (dm_address_is_path(&self->address)) {
-        error = dm_unix_path_bind(&self->path, &self->address, options->mode, self->backlog,
-                                  options->rights, &fd);
+        error = claim_path(self, options->rights);
+        error = error ? error
+                      : dm_unix_path_bind(&self->path, &self->address, options->mode, self->backlog,
+                                          options->rights, &fd);
     } else if (dm_address_is_unix(&self->address) || self->address.type != SOCK_STREAM) {
         error = bind_alone(self, options->rights, options->reuse, &fd);
     } else {

@@ -52,7 +52,7 @@ struct dm_listener {
     bool shared;
     bool foreign; /* came from outside: never shut down, bound or unlinked here */
     int guard;    /* holds the port until the first lane listens; -1 after */
-    int claim;    /* keeps other masters away from the port in that time; -1 after */
+    int claim;    /* keeps other masters away from the address until then; -1 after */
     struct dm_unix_path path;
     struct dm_lane **lanes; /* the group's members in order, then those that could not rejoin it */
     size_t count, members, capacity;

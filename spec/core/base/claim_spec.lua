@@ -1,4 +1,4 @@
--- Two masters of one user never serve one port, whoever starts when: between bind() and listen() there is one.
+-- Two masters of one user never serve one address, whoever starts when: between bind() and listen() there is one.
 
 local core = require 'dutch-master.core'
 local net = require 'spec.support.net'
@@ -12,50 +12,65 @@ local function runner()
     return program
 end
 
-describe('a port', function()
+-- Two processes that ask for the same ten addresses at the same moments, again and again.
+-- @param prefix what an address is made of, before its number
+-- @return how many served each of them, by number
+local function race(prefix, first)
+    local script = os.tmpname()
+    local out = assert(io.open(script, 'w'))
+    out:write [[
+        local core = require 'dutch-master.core'
+        local first, last, go = tonumber(arg[1]), tonumber(arg[2]), tonumber(arg[3])
+        while core.now() < go do end
+        for port = first, last do
+            local listener = core.listen(core.address(arg[6] .. port), { reuseport = true })
+            print(port, listener and listener:lane() and 'served' or 'refused')
+            _G[port] = listener
+            while core.now() < go + (port - first + 1) * 10 do end
+        end
+        io.stdout:flush()
+        io.open(arg[4], 'w'):close()
+        while not core.stat(arg[5]) and core.now() < go + 20000 do end
+    ]]
+    out:close()
+    -- Each stays until both have asked for all of them.
+    local done = { sys.temp_dir() .. '/1', sys.temp_dir() .. '/2' }
+    local go, runs = core.now() + 500, {}
+    for i = 1, 2 do
+        runs[i] = io.popen(('%s %s %d %d %d %s %s %s'):format(runner(), script, first, first + 9, go, done[i],
+            done[3 - i], prefix))
+    end
+    local served, asked = {}, 0
+    for _, run in ipairs(runs) do
+        for line in run:lines() do
+            local port, what = line:match '^(%d+)%s+(%a+)'
+            asked = asked + 1
+            served[port] = (served[port] or 0) + (what == 'served' and 1 or 0)
+        end
+        run:close()
+    end
+    os.remove(script)
+    assert.equal(20, asked)
+    return served
+end
+
+describe('an address', function()
     it('is had by one of two that ask at the same moment, every time', function()
-        local script = os.tmpname()
-        local out = assert(io.open(script, 'w'))
-        out:write [[
-            local core = require 'dutch-master.core'
-            local first, last, go = tonumber(arg[1]), tonumber(arg[2]), tonumber(arg[3])
-            while core.now() < go do end
-            for port = first, last do
-                local listener = core.listen(core.address('127.0.0.1:' .. port), { reuseport = true })
-                print(port, listener and listener:lane() and 'served' or 'refused')
-                _G[port] = listener
-                while core.now() < go + (port - first + 1) * 10 do end
-            end
-            io.stdout:flush()
-            io.open(arg[4], 'w'):close()
-            while not core.stat(arg[5]) and core.now() < go + 20000 do end
-        ]]
-        out:close()
         -- Below those that the kernel gives to clients: other specs run beside this one, and have many.
         local first = 20000 + sys.C.getpid() % 1200 * 10
-        -- Each stays until both have asked for all of them.
-        local done = { sys.temp_dir() .. '/1', sys.temp_dir() .. '/2' }
-        local go, runs = core.now() + 500, {}
-        for i = 1, 2 do
-            runs[i] = io.popen(('%s %s %d %d %d %s %s'):format(runner(), script, first, first + 9, go, done[i], done[3 - i]))
-        end
-        local served, asked = {}, 0
-        for _, run in ipairs(runs) do
-            for line in run:lines() do
-                local port, what = line:match '^(%d+)%s+(%a+)'
-                asked = asked + 1
-                served[port] = (served[port] or 0) + (what == 'served' and 1 or 0)
-            end
-            run:close()
-        end
-        os.remove(script)
-        assert.equal(20, asked)
         local taken_by_others = 0
-        for port, count in pairs(served) do
+        for port, count in pairs(race('127.0.0.1:', first)) do
             assert.is_true(count <= 1, port .. ' is served by two')
             taken_by_others = taken_by_others + (count == 0 and 1 or 0)
         end
         assert.is_true(taken_by_others <= 2, taken_by_others)
+    end)
+
+    it('that is a path too', function()
+        local where = sys.temp_dir() .. '/sock-'
+        for number, count in pairs(race('unix:' .. where, 1)) do
+            assert.equal(1, count, where .. number)
+        end
     end)
 
     it('is not kept by a name that another user sits on', function()
