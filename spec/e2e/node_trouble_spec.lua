@@ -151,7 +151,7 @@ describe('on the channel of a Node worker', function()
         for i, junk in ipairs(JUNK) do
             local clients = load.start { port = port, mode = 'close', clients = 4 }
             local handle = send_code(port, junk[2])
-            m:await('Worker exited', { count = i, timeout = 15000 })
+            m:await('Worker exited', { count = i, timeout = 40000 })
             m:await('Worker listening', { count = 3 + i })
             clients:await(clients.counts.total + 20)
             local counts = clients:stop()
