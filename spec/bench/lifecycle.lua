@@ -1,5 +1,5 @@
 --- What the README's figures about the life of workers come from.
--- usage: build/dm-spec spec/bench/lifecycle.lua [latency|memory|idle|thousand|rolls|cycles]...   (all without a name)
+-- usage: build/dm-spec spec/bench/lifecycle.lua [latency|memory|idle|thousand|boot|rolls|cycles]...   (all without a name)
 -- DM_ROLLS and DM_CYCLES shorten the long ones.
 
 local uv = require 'luv'
@@ -198,7 +198,8 @@ end
 
 function benches.cycles()
     local m = master.start { script = [[
-require('dutch-master').start { worker = { '/bin/true' }, numWorkers = 2, backoff = { first = 0.001, max = 0.001 },
+require('dutch-master').start { worker = { 'sleep', '0.01' }, numWorkers = 2, backoff = { first = 0.001, max = 0.001 },
+    ready = { alive = 0.001 }, -- else the boot fails
     logger = require('dutch-master').logger { level = 'warn' },
     onWorkerExit = function() local store = require('dutch-master').store; store.n = (store.n or 0) + 1
         if store.n % 1000 == 0 then require('dutch-master').log:warn({ n = store.n }, 'cycles') end end }]] }
@@ -213,7 +214,28 @@ require('dutch-master').start { worker = { '/bin/true' }, numWorkers = 2, backof
     m:finish()
 end
 
-local wanted = #arg > 0 and arg or { 'latency', 'memory', 'idle', 'thousand', 'rolls', 'cycles' }
+--- Boots of 64 workers, the script evaluated for each; with DM_OTHER=PROGRAM in turns with that one.
+function benches.boot()
+    local programs = { master.binary(), os.getenv 'DM_OTHER' }
+    local times = { {}, {} }
+    for _ = 1, 15 do
+        for i, program in ipairs(programs) do
+            local begun = uv.hrtime()
+            local m = master.start { binary = program, script = [[require('dutch-master').start { worker = { 'sleep', '1000' },
+                numWorkers = 64, ready = { alive = 0.001 }, beforeFork = function() end }]] }
+            m:await 'Cluster ready'
+            table.insert(times[i], (uv.hrtime() - begun) / 1e6)
+            m:finish()
+        end
+    end
+    local mine = median(times[1])
+    report('boot of 64 workers, median of 15', ('%.0f ms'):format(mine))
+    if programs[2] then
+        report('  against ' .. programs[2], ('%.2f'):format(mine / median(times[2])), '1.00')
+    end
+end
+
+local wanted = #arg > 0 and arg or { 'latency', 'memory', 'idle', 'thousand', 'boot', 'rolls', 'cycles' }
 for _, name in ipairs(wanted) do
     assert(benches[name], 'no such bench: ' .. name)()
 end
