@@ -26,15 +26,17 @@ local function start(options, env)
 end
 
 -- Answers whoever connects, after three seconds.
+-- An HTTP server that thinks for 20 s before it answers.
 local function slow_server()
     local server = uv.new_tcp()
     assert(server:bind('127.0.0.1', 0))
     assert(server:listen(8, function()
         local client, timer = uv.new_tcp(), uv.new_timer()
         server:accept(client)
-        timer:start(3000, 0, function()
+        client:read_start(function() end)
+        timer:start(20000, 0, function()
             timer:close()
-            client:write('slow but ', function() client:close() end)
+            client:write('HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\nslow but', function() client:close() end)
         end)
     end))
     return { port = server:getsockname().port, close = function() server:close() end }
@@ -166,10 +168,10 @@ describe('a script in a process of its own', function()
 
     it('whose judge asks a slow server for long decides then, and delays no other hook and no fork', function()
         local server = slow_server()
-        local m = start(([[numWorkers = 2, hookTimeout = 1, restartConcurrency = { canary = { soak = 0.1, timeout = 30,
+        local m = start(([[numWorkers = 2, hookTimeout = 1, restartConcurrency = { canary = { soak = 0.1, timeout = 60,
             judge = function(new, old)
-                local answer = io.popen "bash -c 'exec 3<>/dev/tcp/127.0.0.1/%d && echo GET >&3 && cat <&3'":read '*a'
-                return false, answer .. new.state
+                local answer = io.popen 'curl -s http://127.0.0.1:%d/errors':read '*a'
+                return false, answer .. ' ' .. new.state
             end } }, onWorkerExit = function() dutch.log:info 'hook: gone' end]]):format(server.port))
         local watch = watched(m)
         m:signal 'SIGUSR2'
@@ -179,7 +181,7 @@ describe('a script in a process of its own', function()
         uv.kill(old[2].workerPid, 'sigkill')
         m:await('hook: gone', { after = mark, timeout = 2500 })
         m:await('Worker listening', { after = mark, timeout = 2500 })
-        local verdict = m:await(function(record) return record.msg:find('^Restart aborted') end, { timeout = 20000 })
+        local verdict = m:await(function(record) return record.msg:find('^Restart aborted') end, { timeout = 40000 })
         assert.matches('the canary was rejected: slow but running', verdict.reason)
         check_held(watch, 'judge')
         m:finish()
@@ -212,26 +214,30 @@ describe('a script in a process of its own', function()
     end)
 
     it('is killed by hand in every phase of a roll: the next request has another, and the verdict is right', function()
-        local m = start [[numWorkers = 2, restartConcurrency = 1,
-            beforeFork = function() dutch.store.forks = (dutch.store.forks or 0) + 1 end]]
+        local m = start [[numWorkers = 2,
+            restartConcurrency = { canary = { soak = 0.1, judge = function()
+                dutch.log:info 'hook: judging'
+                os.execute 'sleep 0.3'
+                return true
+            end } },
+            beforeFork = function()
+                dutch.store.forks = (dutch.store.forks or 0) + 1
+                dutch.log:info 'hook: preparing'
+                os.execute 'sleep 0.1'
+            end]]
         local watch = watched(m)
-        for round = 1, 6 do
+        -- The script is evaluated; its hook runs; the worker starts; it proves itself; it is judged.
+        for _, phase in ipairs { 'Restart requested', 'hook: preparing', 'Creating new worker', 'Worker listening', 'hook: judging' } do
             local mark = m:mark()
             m:signal 'SIGUSR2'
-            if round % 3 == 1 then
-                m:await('Restart requested', { after = mark })
-            elseif round % 3 == 2 then
-                m:await('Creating new worker', { after = mark })
-            else
-                m:await('Worker listening', { after = mark })
-            end
+            m:await(phase, { after = mark })
             for _, pid in ipairs(scripts_of(m)) do
                 pcall(uv.kill, pid, 'sigkill')
             end
             local verdict = m:await(function(record)
                 return record.msg == 'Restart complete' or record.msg:find('^Restart aborted') ~= nil
             end, { after = mark })
-            if verdict.msg ~= 'Restart complete' then -- it was being evaluated
+            if verdict.msg ~= 'Restart complete' then -- it was being evaluated, or asked to judge
                 assert.matches('its process was killed by SIGKILL', verdict.reason)
             end
             m:wait_until(function() return #m:workers() == 2 end, 'two workers')
