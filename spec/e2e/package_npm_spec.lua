@@ -24,6 +24,8 @@ describe('the npm package', function()
     it('has a command that needs nothing else installed', function()
         local dir = master.temp_dir()
         must(("src/package/npm/pack '%s/build' '%s/out'"):format(dir, dir), { cwd = uv.cwd() })
+        must(("src/package/npm/pack '%s/elsewhere/again' '%s/again'"):format(dir, dir), { cwd = uv.cwd() })
+        must(("cmp '%s'/out/*.tgz '%s'/again/*.tgz"):format(dir, dir)) -- the same tree, the same package
         local linked = must(("ldd '%s/build/dutch-master'"):format(dir))
         assert.falsy(linked:find 'luajit' or linked:find 'libuv' or linked:find 'libluv')
         must(([[
