@@ -35,6 +35,17 @@ local PROJECTS = {
         ['package.json'] = '{"name":"shop","scripts":{"start":"node server.js"}}', ['server.js'] = NODE } },
     { 'a package with `main`', program = 'node', worker = "'lib/main.js'", files = {
         ['package.json'] = '{"name":"@a/b","main":"lib/main.js","scripts":{"start":"nodemon"}}', ['lib/main.js'] = NODE } },
+    { 'an app as express-generator makes it', program = 'node', worker = "'./bin/www'", says = "kind = 'node'", files = {
+        ['package.json'] = '{"name":"shop","scripts":{"start":"cross-env DEBUG=shop:* node ./bin/www"}}',
+        ['bin/www'] = { text = '#!/usr/bin/env node\n' .. NODE, mode = '755' } } },
+    { 'a program of a package', program = 'node', worker = "'node_modules/.bin/serve'",
+        says = "args = { 'start', '%-l', 'info' }", files = {
+            ['package.json'] = '{"name":"shop","main":"app.js","scripts":{"start":"serve start -l info"}}',
+            ['node_modules/.bin/serve'] = { text = '#!/usr/bin/env node\n' .. NODE, mode = '755' },
+            ['app.js'] = 'throw new Error("a part of it, and no program")' } },
+    { 'an app of Nest, built', program = 'node', worker = "'dist/main.js'", files = {
+        ['package.json'] = '{"name":"shop","scripts":{"start":"nest start","start:prod":"node dist/main"}}',
+        ['dist/main.js'] = NODE } },
     { 'PM2', program = 'node', worker = "'app.js'", script = 'api.lua', says = 'maxMemory = \'300M\'', files = {
         ['ecosystem.config.js'] = "module.exports = { apps: [{ name: 'api', script: 'app.js', instances: 2, exec_mode: "
             .. "'cluster', max_memory_restart: '300M', kill_timeout: 3000, env: { A: '1', 'b-c': 2 } }, "

@@ -113,6 +113,9 @@ local BY_PROGRAM = {
     puma = ruby_server 'puma', unicorn = ruby_server 'unicorn',
 }
 
+-- What stands before a command, and changes nothing that counts here.
+local SKIPPED = { exec = true, bundle = true, npx = true, ['cross-env'] = true }
+
 --- Facts of a command line.
 function M.of_command(command)
     local words = split(command)
@@ -121,7 +124,7 @@ function M.of_command(command)
         local name, value = words[first]:match '^([%a_][%w_]*)=(.*)$'
         if name then
             environment[name] = value
-        elseif words[first] ~= 'exec' and words[first] ~= 'bundle' and words[first] ~= 'npx' then
+        elseif not SKIPPED[words[first]] then
             break
         end
         first = first + 1
@@ -141,6 +144,9 @@ function M.of_command(command)
         end
         if words[i] then
             facts = { worker = quote(words[i]), options = {} }
+            if not words[i]:find '%.[cm]?[jt]s$' then -- bin/www
+                table.insert(facts.options, { 'kind', quote 'node' })
+            end
             if before[2] then
                 table.insert(facts.options, { 'interpreter', list_text(before) })
             end
@@ -175,16 +181,59 @@ local function of_procfile(world)
     return facts
 end
 
+-- What starts the app in a process of its own, which keeps the channel to itself, or watches files.
+local LAUNCHERS = {}
+for name in ('npm yarn pnpm nodemon node-dev ts-node-dev tsx concurrently pm2 forever nest react-scripts vite turbo nx '
+    .. 'dotenv env-cmd sh bash'):gmatch '%S+' do
+    LAUNCHERS[name] = true
+end
+
+-- A start script that names a program of a package: `fastify start app.js`, `next start`. It is a script for Node.
+local function of_package_program(command)
+    local facts = not command:find '[|&;<>$`/]' and M.of_command(command) or nil
+    local words = facts and split(command) or {}
+    while words[1] and (SKIPPED[words[1]] or words[1]:find '^[%a_][%w_]*=') do
+        table.remove(words, 1)
+    end
+    if not words[1] or LAUNCHERS[words[1]] or BY_PROGRAM[words[1]] then
+        return nil
+    end
+    local options = { { 'kind', quote 'node' } }
+    if words[2] then
+        table.insert(options, { 'args', list_text { unpack(words, 2) } })
+    end
+    return { worker = quote('node_modules/.bin/' .. words[1]), options = options, environment = facts.environment }
+end
+
+local function of_start_script(command, world)
+    local before = command:gsub('cross%-env%s+', ''):gsub('^%s*[%w_]+=%S*%s+', '')
+    if not before:find '^%s*node ' then
+        return of_package_program(command)
+    end
+    -- `node dist/main` is dist/main.js, which may not be built yet.
+    local completed = command:gsub('(node%s+)([%w_./-]+)', function(node, path)
+        if not path:find '%.[cm]?[jt]s$' and exists(world, path) ~= 'file' then
+            path = exists(world, path .. '/index.js') and path .. '/index.js' or path .. '.js'
+        end
+        return node .. path
+    end, 1)
+    return M.of_command(completed)
+end
+
 local function of_node(world)
     local package = cjson.decode(read(world, 'package.json') or '')
     if type(package) ~= 'table' then
         return nil
     end
-    local script = type(package.scripts) == 'table' and package.scripts.start
-    local facts = type(script) == 'string' and script:find '^[%w_=]*%s*node ' and M.of_command(script) or nil
-    if facts then
-        facts.found = 'the script `start` of package.json'
-    else
+    local facts
+    for _, name in ipairs { 'start:prod', 'start:production', 'start' } do
+        local script = type(package.scripts) == 'table' and package.scripts[name]
+        facts = facts or type(script) == 'string' and of_start_script(script, world) or nil
+        if facts then
+            facts.found = facts.found or ('the script `%s` of package.json'):format(name)
+        end
+    end
+    if not facts then
         local names = { 'server.js', 'app.js', 'index.js', 'src/server.js', 'src/index.js', 'server.mjs', 'index.mjs' }
         if type(package.main) == 'string' then
             table.insert(names, 1, package.main)
