@@ -221,7 +221,8 @@ function benches.boot()
     for _ = 1, 15 do
         for i, program in ipairs(programs) do
             local begun = uv.hrtime()
-            local m = master.start { binary = program, script = [[require('dutch-master').start { worker = { 'sleep', '1000' },
+            local m = master.start { binary = program, env = { DUTCH_MASTER_LUA = false }, script = [[
+                require('dutch-master').start { worker = { 'sleep', '1000' },
                 numWorkers = 64, ready = { alive = 0.001 }, beforeFork = function() end }]] }
             m:await 'Cluster ready'
             table.insert(times[i], (uv.hrtime() - begun) / 1e6)
