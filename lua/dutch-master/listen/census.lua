@@ -126,6 +126,15 @@ local function look_at_one(self, now)
     return has == false and self.had[entry.id] and entry.id or nil
 end
 
+--- A worker begins to serve from this lane. Whether it has the socket now is known before it can let go of it.
+function Census:meet(worker_id, lane)
+    for _, id in ipairs(self.holds and lane:silent_users() or {}) do
+        if id == worker_id then
+            self.had[id] = self.holds(id, lane.fd) == true -- one that hides it from us is not judged
+        end
+    end
+end
+
 --- Looks, if it is time. @return the id of a worker that has let go of its socket, or nil
 function Census:look(now)
     look_for_strangers(self, now)

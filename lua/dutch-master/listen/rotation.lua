@@ -219,6 +219,9 @@ function Rotation:join(worker_id)
     self.served = self.served or lane ~= nil or self.guests[worker_id] ~= nil
     if lane and lane:join(worker_id) then
         self.steering:join(worker_id, self.want)
+        if self.census then
+            self.census:meet(worker_id, lane)
+        end
         empty_free(self)
     end
 end

@@ -69,6 +69,22 @@ describe('census', function()
         assert.equal(0, #records)
     end)
 
+    it('knows of a worker from the moment it serves, so that it may let go of its socket at once', function()
+        local one = lane(1, true)
+        census:meet(1, one)
+        census:meet(2, one) -- of another lane
+        assert.same({ 1 }, asked)
+        holds[1] = false
+        assert.equal(1, census:look(10000))
+        local hidden = lane(3, true)
+        holds[3] = nil
+        census:meet(3, hidden)
+        holds[3] = false
+        lanes[1] = nil
+        lanes[1], lanes[2] = hidden, nil
+        assert.is_nil(census:look(20000))
+    end)
+
     it('finds a worker that has let go of its socket, one look at a time', function()
         lane(1)
         lane(2)
