@@ -196,7 +196,7 @@ describe('a roll', function()
         -- A crash now is replaced by what there is, and a good release rolls.
         m:rewrite('app.lua', apps.http)
         uv.kill(old[1], 'sigkill')
-        m:await({ msg = 'Worker listening' }, { after = m:records('Worker disconnection was unexpected')[1] })
+        m:await({ msg = 'Worker listening' }, { after = m:await 'Worker disconnection was unexpected' })
         m:signal 'SIGUSR2'
         m:await 'Restart complete'
         m:finish()
