@@ -132,7 +132,8 @@ local function group_of(pid)
     return list
 end
 
--- Kills the first process of a worker. What its group had inside then is lost, and nothing else.
+-- Kills a worker, all of its group: what went on would take another connection before it ends. What the group had
+-- inside then is lost, and nothing else.
 local function crash(m, server)
     local l = crowd(m, server)
     local victim, inside = status(m).workers[1].pid, {}
@@ -145,9 +146,8 @@ local function crash(m, server)
             inside[port] = true
         end
     end
-    uv.kill(victim, 'sigkill')
     for _, pid in ipairs(group) do
-        uv.kill(pid, 'sigcont')
+        uv.kill(pid, 'sigkill')
     end
     local counts = l:stop()
     m.slowest = math.max(m.slowest, counts.max_ms)
