@@ -377,7 +377,8 @@ describe('spawn', function()
             p.await(function() return not core.proc_stat(tonumber(pids[i])) end, 5000, 'the death of number ' .. i)
         end
         assert.is_table(core.proc_stat(tonumber(pids[4])))
-        -- The watcher has gone as well.
+        -- The watcher goes as well.
+        p.await(function() return #loop.adopted() == 1 end)
         assert.are.same({ tonumber(pids[4]) }, loop.adopted())
         core.kill_adopted()
     end)
