@@ -4,7 +4,7 @@
 -- against none on a Node worker, in turns.
 
 local uv = require 'luv'
-local cjson = require 'cjson'
+local browser = require 'spec.support.browser'
 local cli = require 'spec.support.cli'
 local http = require 'spec.support.http'
 local master = require 'spec.support.master'
@@ -80,18 +80,17 @@ if not PART or PART == 'scrape' then
     print(('memory before and after 1,000 scrapes: master %.1f and %.1f MiB, web %.1f and %.1f MiB'):format(before_master,
         rss(m.pid), before_web, rss(web.pid)))
     if NODE then
-        m:rewrite('steps.json', cjson.encode {
-            { wait = "document.querySelectorAll('#workers tr').length === 100" },
-            { url = ('http://127.0.0.1:%d/'):format(port) },
-            { wait = "document.querySelectorAll('#workers tr').length === 100" },
-            { eval = "performance.getEntriesByName('first-contentful-paint')[0].startTime" },
-        })
+        local url = ('http://127.0.0.1:%d/'):format(port)
         local paint = {}
         for i = 1, 5 do
-            local c = cli.run(m, { '-c', ("exec '%s' '%s/spec/support/nodejs/browser.cjs' http://127.0.0.1:%d/ <steps.json")
-                :format(NODE, uv.cwd(), port) }, { program = 'sh' })
-            assert(c.code == 0, c.err)
-            paint[i] = cjson.decode(c.out).results[1]
+            local page = browser.open(url, NODE)
+            paint[i] = page:run({
+                { wait = "document.querySelectorAll('#workers tr').length === 100" },
+                { url = url },
+                { wait = "document.querySelectorAll('#workers tr').length === 100" },
+                { eval = "performance.getEntriesByName('first-contentful-paint')[0].startTime" },
+            })[1]
+            page:close()
         end
         local first, last = median(paint)
         print(('first paint of the page with 100 workers: median %.0f ms, worst %.0f ms of 5'):format(first, last))

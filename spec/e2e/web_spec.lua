@@ -2,7 +2,7 @@
 
 local bit = require 'bit'
 local uv = require 'luv'
-local cjson = require 'cjson'
+local browser = require 'spec.support.browser'
 local cli = require 'spec.support.cli'
 local http = require 'spec.support.http'
 local master = require 'spec.support.master'
@@ -44,23 +44,11 @@ local function ask(m, port, path, ...)
     return status, c.out
 end
 
-local function browser(m, port, steps)
-    local node = versions.binary '22'
-    m:rewrite('steps.json', cjson.encode(steps))
-    local words = ("exec '%s' '%s/spec/support/nodejs/browser.cjs' http://127.0.0.1:%d/ < steps.json"):format(node,
-        uv.cwd(), port)
-    local c = cli.start(m, { '-c', words }, { program = 'sh' })
-    return function()
-        c:wait { timeout = 60000 }
-        assert.equal(0, c.code, c.err)
-        local answer = cjson.decode(c.out)
-        assert.same({}, answer.complaints)
-        return answer.results
-    end
-end
-
 describe('web', function()
-    after_each(master.cleanup)
+    after_each(function()
+        browser.cleanup()
+        master.cleanup()
+    end)
 
     it('answers whoever is on this machine and names it rightly, and changes nothing', function()
         local m = start()
@@ -148,7 +136,8 @@ describe('web', function()
         end
         local m = start(2)
         local c, port = start_web(m)
-        local results = browser(m, port, {
+        local page = browser.open(('http://127.0.0.1:%d/'):format(port), versions.binary '22')
+        local results = page:run {
             { width = 1280, scheme = 'light' },
             { wait = "document.querySelectorAll('#workers tr').length === 2" },
             { wait = "document.querySelectorAll('#lines div').length === 2" },
@@ -162,29 +151,24 @@ describe('web', function()
             { wait = "/Cluster ready/.test(document.getElementById('lines').textContent)" },
             { key = '/' },
             { eval = 'document.activeElement.id' },
-        })()
+        }
         assert.equal('steady', results[1])
         assert.matches('worker 1<img src=x onerror="document.title=1"><script>alert%(1%)</script> worker 1', results[2])
         assert.same({ 0, true, 'rgb(16, 20, 26)', 'filter' }, { results[3], results[4], results[5], results[6] })
-        -- A restart as it happens, its verdict and the exits, in a page that was open before.
-        local finish = browser(m, port, {
+        -- A restart as it happens, its verdict and the exits.
+        assert.equal(0, cli.run(m, { 'restart', '--wait' }).code)
+        results = page:run {
             { wait = "/generation 2/.test(document.getElementById('restart-text').textContent) && "
                 .. "/is done/.test(document.getElementById('restart-text').textContent)" },
             { wait = "document.querySelectorAll('#exits details').length === 2" },
             { eval = "document.querySelector('#exits details').textContent" },
-        })
-        assert.equal(0, cli.run(m, { 'restart', '--wait' }).code)
-        assert.matches('A new worker had taken its place', finish()[1])
+        }
+        assert.matches('A new worker had taken its place', results[1])
         -- The master goes and says nothing: so does the page.
-        local shot = m:path 'steady.png'
-        finish = browser(m, port, {
-            { wait = "document.getElementById('state').textContent === 'steady'" },
-            { shot = shot },
-            { wait = "document.getElementById('state').textContent === 'not running'" },
-        })
-        m:wait_until(function() return uv.fs_stat(shot) end, 'the page to be there')
+        page:run { { wait = "document.getElementById('state').textContent === 'steady'" } }
         m:signal 'SIGTERM'
-        finish()
+        page:run { { wait = "document.getElementById('state').textContent === 'not running'" } }
+        page:close()
         stop(c)
         m:finish()
     end)
