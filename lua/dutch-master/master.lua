@@ -230,6 +230,9 @@ function Master:bind()
         stalled = function(worker_id, port)
             self.cluster:stalled(worker_id, port)
         end,
+        awaits_workers = function()
+            return self.cluster:awaits_workers()
+        end,
     }
     self.launcher:use_sockets(self.sockets)
     local ok, message, errno = self.sockets:open(plan.listen)

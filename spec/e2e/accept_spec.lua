@@ -3,6 +3,8 @@
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
+local netns = require 'spec.support.netns'
+local wait = require 'spec.support.wait'
 
 -- By its release, which is the content of the file `mode`: what it does before it accepts, and instead.
 local SERVER = [[
@@ -67,6 +69,10 @@ if mode == 'good' or mode == 'slow':
 if mode == 'stalls':
     s.accept()[0].close()
     rest(1000)
+if mode == 'dies':
+    s.accept()[0].close()
+    rest(0.6)
+    os._exit(3)
 serve(s, mode if mode in ('greets', 'keeps') else 'http')
 ]]
 
@@ -119,17 +125,56 @@ describe('a worker with sockets', function()
         m:finish()
     end)
 
-    it('that stops to accept while it has to prove itself has failed', function()
-        local m, port = start('good', 'restartSoak = 1, stopTimeout = 3, killTimeout = 1')
-        m:await 'Cluster ready'
-        m:rewrite('mode', 'stalls')
-        local l = load.start { port = port, clients = 4, rate = 100, timeout = 20000 }
+    local function ms_between(first, second)
+        local function ms(record)
+            local h, min, s = record.time:match 'T(%d+):(%d+):([%d.]+)Z'
+            return (h * 3600 + min * 60 + s) * 1000
+        end
+        return (ms(second) - ms(first)) % 86400000
+    end
+
+    -- Who waits for such a one when it is given up: the kernel moves them, if it may; else they are told at once.
+    local function fails_in_its_soak(m, port, mode, moves)
+        m:rewrite('mode', mode)
+        local l = load.start { port = port, clients = 8, rate = 100, timeout = 30000 }
+        local mark = m:mark()
         m:signal 'SIGUSR2'
-        local record = m:await('Restart aborted, the old workers stay', { timeout = 20000 })
-        assert.matches('took no connection for 1 s while it had to prove itself %(restartSoak%)$', record.reason)
-        local before = l.counts.total
-        l:await(before + 50)
-        l:stop()
+        local aborted = m:await('Restart aborted, the old workers stay', { timeout = 20000, after = mark })
+        local ended = m:await(moves and 'Waiting connections moved to other workers by the kernel'
+            or 'Waiting connections lost, nobody served them in time', { after = mark })
+        local limit_ms = (mode == 'stalls' and 4000 or 1000) * wait.scale
+        assert.is_true(ms_between(aborted, ended) < limit_ms, m:dump())
+        l:await(l.counts.total + 50)
+        local counts = l:stop()
+        assert.is_true(counts.max_ms < limit_ms + 2000 * wait.scale, counts.text)
+        assert.equal(counts.reset, counts.failed, counts.text)
+        if moves then
+            assert.equal(0, counts.failed, counts.text .. m:dump())
+        end
+        return aborted
+    end
+
+    it('that takes none while it has to prove itself has failed, and keeps nobody waiting', function()
+        local MIGRATE = 'net/ipv4/tcp_migrate_req'
+        local leave = netns.enter()
+        if not leave then
+            return pending 'a network namespace needs root'
+        elseif not netns.set(MIGRATE, 0) then
+            leave()
+            return pending 'the kernel has no tcp_migrate_req'
+        end
+        finally(function()
+            master.cleanup()
+            leave()
+        end)
+        local m, port = start('good', 'restartSoak = 1, stopTimeout = 20')
+        m:await 'Cluster ready'
+        for _, moves in ipairs { 0, 1 } do
+            netns.set(MIGRATE, moves)
+            local aborted = fails_in_its_soak(m, port, 'stalls', moves == 1)
+            assert.matches('took no connection for 1 s while it had to prove itself %(restartSoak%)$', aborted.reason)
+            fails_in_its_soak(m, port, 'dies', moves == 1)
+        end
         m:finish()
     end)
 

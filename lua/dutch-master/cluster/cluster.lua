@@ -211,6 +211,16 @@ function Cluster:stalled(id, port)
     end
 end
 
+--- Whether another worker is to come, who may take what waits where nobody serves.
+function Cluster:awaits_workers()
+    for _, slot in ipairs(self.slots) do
+        if slot.state ~= 'serving' then
+            return true
+        end
+    end
+    return self.restarting ~= nil
+end
+
 --- Whether one worker's server `name` can be handed a waiting connection.
 function Cluster:takes(id, name)
     local worker = self.workers[id]

@@ -443,11 +443,12 @@ local function stop_starting(self, why)
     return ask(self)
 end
 
-local function walk_out(self)
+-- sick: it is known to take no connection that waits for it.
+local function walk_out(self, sick)
     self.leaving:allow(self.plan.stop_timeout_ms)
     self.sockets:leave(self.id, function()
         self.agenda:post(self, 'settled')
-    end, self.plan.stop_timeout_ms * EMPTYING_SHARE)
+    end, self.plan.stop_timeout_ms * EMPTYING_SHARE, sick)
     if self.channel_open and self.plan.drain ~= false then
         self.conversation:drain()
     end
@@ -615,7 +616,7 @@ local function failed(self, why)
     self.leaving.late = why
     self.log:warn('Worker failed: ' .. why)
     lose(self, why)
-    return walk_out(self)
+    return walk_out(self, true)
 end
 
 local function exit_while_serving(self, status)

@@ -68,6 +68,7 @@ end
 function Lane:add(worker_id, request)
     if self.state == 'free' then
         self.stalled, self.since, self.probation, self.busy_until, self.deaf = nil, nil, nil, nil, nil
+        self.given_up = nil
         self.clean = not self.steered and self:waiting() == 0
     end
     self.quiet = true -- its first listen() may change the backlog, as any server's
@@ -123,6 +124,11 @@ function Lane:leave(worker_id)
     user.state = 'leaving'
     update(self)
     return true
+end
+
+--- Its users are asked to go although connections wait in it, for they take none of them.
+function Lane:give_up()
+    self.given_up = self.state == 'leaving'
 end
 
 -- Connections of the master's own by which it saw whether somebody accepts (see acceptance.lua), and nobody did.
@@ -373,9 +379,11 @@ function Lane:repair(ended)
     self.quiet = false
 end
 
---- Connections wait in it and nobody has it. @return how long that has been so, in ms, if others could have served them
+--- Connections wait in it and nobody has it, or nobody who takes any.
+-- @return how long that has been so, in ms, if others could have served them
 function Lane:orphaned(now, others)
-    if self.state ~= 'free' or self.steered or not others or self.depth == 0 then
+    local abandoned = self.state == 'free' or self.given_up and self.state == 'leaving' and self:measure() > 0
+    if not abandoned or self.steered or not others or self.depth == 0 then
         self.orphaned_at = nil
         return nil
     end

@@ -21,7 +21,7 @@ Rotation.MAX_WORKERS = 512
 --   as (whose rights it is bound with, see platform.listen), owner (whom a unix path belongs to),
 --   fd (inherited), may_block (workers choose how they accept), stall_timeout_ms, want,
 --   lost_after_ms (what waits where nobody serves is reset then),
---   give = sockets.lua's rescue, takes, idle, worker_of, holds, or nil, deserted, stalled}
+--   give = sockets.lua's rescue, takes, idle, worker_of, holds, or nil, deserted, stalled, awaits_workers}
 function Rotation.new(options)
     local self = setmetatable({}, Rotation)
     for key, value in pairs(options) do
@@ -234,6 +234,14 @@ function Rotation:leave(worker_id)
         self.steering:leave(worker_id, self.want)
     end
     return lane ~= nil
+end
+
+--- It is asked to go although connections wait for it, for it takes none of them.
+function Rotation:give_up(worker_id)
+    local lane = self.users[worker_id]
+    if lane then
+        lane:give_up()
+    end
 end
 
 --- The process is gone. Its lane stays, with what waits in it.
@@ -508,12 +516,12 @@ local function look(self, lane, now)
 end
 
 -- What waits where nobody serves and nobody can be given it: the kernel moves it, if it may; else the next worker takes
--- the lane; what none has taken in time is reset, so that its clients know.
+-- the lane. Where none is to come, or came in time, it is reset, so that its clients know.
 local function look_after_orphan(self, i, now)
     local lane = self.lanes[i]
     local age = lane:orphaned(now, can_take(self, lane))
     local moves = age and self.platform.migrates()
-    if not age or not moves and age < self.lost_after_ms then
+    if not age or not moves and age < self.lost_after_ms and self.awaits_workers() then
         return
     end
     local waiting = lane:waiting()
@@ -521,6 +529,9 @@ local function look_after_orphan(self, i, now)
         return -- the steering in force cannot do without it, at this moment
     end
     table.remove(self.lanes, i)
+    for id in pairs(lane.users) do
+        self.users[id] = nil
+    end
     local fields = { address = self.address.text, connections = waiting }
     if moves then
         self.log:info(fields, 'Waiting connections moved to other workers by the kernel')

@@ -11,7 +11,7 @@ Sockets.__index = Sockets
 
 -- How long connections that are being accepted need to be parsed: Node 26 resets those it accepted but did not parse.
 local SETTLE_MS = 150
--- How often a leaving worker's queue is looked at, and how long one that does not move.
+-- How often a leaving worker's queue is looked at, and how long, at least, one that does not move.
 local LEAVE_POLL_MS, LEAVE_LIMIT_MS = 20, 2000
 -- What nobody reports is still looked for: a unix path that was removed, and what a worker did to a socket's options.
 local REST_PATH_MS, REST_MS = 1000, 5000
@@ -31,7 +31,8 @@ local BALANCES = { steered = true, queue = true, sticky = true, shared = true }
 --   worker_of = function(process group) -> the worker that has it, or nil,
 --   holds = function(worker_id, fd) -> whether the worker has this socket of ours, nil if that cannot be seen,
 --   deserted = function(worker_id): it has let go of a socket, and gets nothing there any more,
---   stalled = function(worker_id, port): somebody has waited for it there for stallTimeout}
+--   stalled = function(worker_id, port): somebody has waited for it there for stallTimeout,
+--   awaits_workers = function() -> whether another worker is to come, nil: always}
 -- rescue's descriptor stays ours; done(accepted) is called later, once, if it returned true. request is what that
 -- worker gave to `query` for the listener in question, nil after `take`.
 function Sockets.new(options)
@@ -50,6 +51,9 @@ function Sockets.new(options)
             give = options.rescue, takes = options.takes, idle = options.idle,
             worker_of = options.worker_of, holds = options.holds, deserted = options.deserted,
             stalled = options.stalled or function() end,
+            awaits_workers = options.awaits_workers or function()
+                return true
+            end,
             lost_after_ms = options.lost_after_ms or LOST_AFTER_MS, backlog = options.backlog or 511,
         },
     }
@@ -215,19 +219,27 @@ local function served_by_others(self, id)
     return false
 end
 
--- Empty, and empty still after the settling time; or it has not moved for half of the limit (at least two seconds):
--- nobody takes anything.
+local function give_up(self, id)
+    for _, rotation in ipairs(self.directory:each()) do
+        rotation:give_up(id)
+    end
+end
+
+-- Empty, and empty still after the settling time; or it has not moved for so long that nobody takes anything.
 -- Who leaves a lane that others go on serving helps them until it is empty once: new connections come all the time.
-local function await_empty(self, id, worker, done, limit_ms)
+local function await_empty(self, id, worker, done, limit_ms, patience_ms)
     local begun = self.platform.now()
     local settling, before, moved_at = false, nil, begun
     local function look()
         local now, count = self.platform.now(), waiting(self, id)
         moved_at = (not before or count < before) and now or moved_at
         before = count
-        local empty = count == 0
-        local late = now - begun >= limit_ms or now - moved_at >= math.max(limit_ms / 2, LEAVE_LIMIT_MS)
+        local empty, stuck = count == 0, now - moved_at >= patience_ms
+        local late = now - begun >= limit_ms or stuck
         if empty and (settling or served_by_others(self, id)) or not empty and late then
+            if stuck then
+                give_up(self, id)
+            end
             stop_leaving(worker)
             return done()
         end
@@ -240,7 +252,8 @@ end
 
 --- Out of rotation. done() once nothing waits for the worker and what it accepted last has settled: at once if it has
 -- no lane, at the latest after limit_ms (two seconds); not at all if it is dropped before.
-function Sockets:leave(id, done, limit_ms)
+-- @param sick whether it is known to take nothing: then it is not waited for half of the limit before it is given up
+function Sockets:leave(id, done, limit_ms, sick)
     local worker = self.workers[id]
     local has_lane = false
     if not worker then
@@ -255,7 +268,8 @@ function Sockets:leave(id, done, limit_ms)
     if not has_lane then
         return done()
     end
-    await_empty(self, id, worker, done, limit_ms or LEAVE_LIMIT_MS)
+    limit_ms = limit_ms or LEAVE_LIMIT_MS
+    await_empty(self, id, worker, done, limit_ms, sick and LEAVE_LIMIT_MS or math.max(limit_ms / 2, LEAVE_LIMIT_MS))
 end
 
 --- The cluster stops: who waits is served, nobody new may come.

@@ -3,7 +3,7 @@ local Rotation = require 'dutch-master.listen.rotation'
 local fake_network = require 'spec.support.fake_network'
 
 describe('a rotation', function()
-    local platform, network, rotation, records
+    local platform, network, rotation, records, awaited
 
     local log = setmetatable({}, {
         __index = function(_, level)
@@ -16,7 +16,10 @@ describe('a rotation', function()
     local function new(fields)
         local options = { platform = platform, log = log, key = ':80', address = platform.address ':80',
             balance = 'steered', backlog = 511, want = 2, stall_timeout_ms = 1000,
-            stalled = function() end }
+            stalled = function() end,
+            awaits_workers = function()
+                return awaited
+            end }
         for key, value in pairs(fields or {}) do
             options[key] = value
         end
@@ -26,7 +29,7 @@ describe('a rotation', function()
     end
 
     before_each(function()
-        platform, records = Platform.new(), {}
+        platform, records, awaited = Platform.new(), {}, true
         network = fake_network.add(platform)
     end)
 
@@ -234,6 +237,33 @@ describe('a rotation', function()
             assert.equal('Waiting connections lost, nobody served them in time', records[#records].message)
             assert.same({ 0, 0, 2 }, { rotation:count() })
             assert.equal(0, rotation:snapshot().unserved)
+        end)
+
+        it('resets them at once where no worker is to come', function()
+            network.resets, awaited = true, false
+            tick()
+            assert.same({ 0, 0, 2 }, { rotation:count() })
+        end)
+
+        it('does the same in the lane of who is asked to go and takes none of them', function()
+            network.resets = true
+            rotation:assign(3, nil, 3, true)
+            rotation:join(3)
+            rotation:leave(3)
+            assert.equal(2, rotation:waiting(3))
+            awaited = false
+            tick()
+            assert.equal(2, rotation:waiting(3)) -- not asked yet
+            rotation:give_up(3)
+            awaited = true
+            tick()
+            assert.equal(2, rotation:waiting(3)) -- somebody may come for them
+            awaited = false
+            tick()
+            assert.same({ 0, 0, 2 }, { rotation:count() })
+            assert.equal(0, rotation:waiting(3))
+            rotation:drop(3)
+            assert.equal(1, #rotation:snapshot().lanes)
         end)
 
         it('leaves them to the next worker of any generation', function()

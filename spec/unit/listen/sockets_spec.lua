@@ -270,11 +270,11 @@ describe('sockets', function()
                 lane = network.open[A].client()
             end
             serving(2)
-            local function leaves(id, step)
+            local function leaves(id, step, sick)
                 local begun, settled = platform.now(), nil
                 sockets:leave(id, function()
                     settled = platform.now() - begun
-                end, 12000)
+                end, 12000, sick)
                 while not settled do
                     platform:advance(100)
                     if step and #lane.waiting > 0 and (platform.now() - begun) % step == 0 then
@@ -289,6 +289,11 @@ describe('sockets', function()
             lane = network.open[A].client()
             took = leaves(2)
             assert.is_true(took >= 6000 and took <= 6100, tostring(took))
+            lane.waiting = {}
+            serving(3)
+            lane = network.open[A].client()
+            took = leaves(3, nil, true)
+            assert.is_true(took >= 2000 and took <= 2100, tostring(took))
         end)
 
         it('helps to empty a queue before it leaves others alone with it', function()
