@@ -21,7 +21,6 @@ local Output = require 'dutch-master.log.output'
 local options = require 'dutch-master.script.options'
 local orphans = require 'dutch-master.control.orphans'
 local Recycle = require 'dutch-master.cluster.recycle'
-local rehearsal = require 'dutch-master.launch.rehearsal'
 local Script = require 'dutch-master.script.session'
 local Sockets = require 'dutch-master.listen.sockets'
 local systemd = require 'dutch-master.control.systemd'
@@ -87,14 +86,6 @@ function Master:evaluate()
             self.platform.stop(code)
         end
     end)
-end
-
---- What this user may not set for the workers is known before anything is forked.
-function Master:rehearse()
-    local may, message = rehearsal.check(self.platform, self.loaded.plan)
-    if not may then
-        return self:refuse(EXIT_SCRIPT, message)
-    end
 end
 
 --- One master for a script.
@@ -273,9 +264,6 @@ function Master:assemble()
     self.cluster = Cluster.new {
         platform = self.platform, agenda = self.agenda, log = self.log, launcher = self.launcher, script = self.path,
         sockets = self.sockets,
-        may = function(plan)
-            return rehearsal.check(self.platform, plan)
-        end,
         on_adopt = function(plan)
             self:adopt(plan)
         end,
@@ -522,7 +510,7 @@ end
 --- What follows when the script is there. @return an exit code if it could not start, or nil
 function Master:start()
     local former = orphans.predecessor(self.platform, self.path)
-    local code = self:rehearse() or self:claim() or self:open_log()
+    local code = self:claim() or self:open_log()
     if code then
         return code
     end

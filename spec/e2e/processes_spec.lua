@@ -5,6 +5,8 @@ local apps = require 'spec.support.apps'
 local http = require 'spec.support.http'
 local master = require 'spec.support.master'
 
+local NOBODY = { 'setpriv', '--reuid=65534', '--regid=65534', '--clear-groups' }
+
 local function start_report(options, more)
     local dir = master.temp_dir()
     assert(uv.fs_chmod(dir, tonumber('777', 8)))
@@ -101,6 +103,40 @@ describe('a worker', function()
         assert.is_nil((' ' .. report.Groups .. ' '):find ' 0 ')
         assert.same({ '0027', '5', '123 456', '0', '0' }, { report.umask, report.nice, report.nofile, report.core,
             report.Cpus_allowed_list })
+        m:finish()
+    end)
+
+    it('is not made of what this user may not set: the boot and a restart name the option and its line', function()
+        if uv.getuid() ~= 0 then
+            return pending 'the refused one must be able to become nobody'
+        elseif os.execute(table.concat(NOBODY, ' ') .. ' test -x ' .. master.binary()) ~= 0 then
+            return pending 'the tree cannot be read by an ordinary user'
+        end
+        local runtime = master.temp_dir()
+        assert(uv.fs_chown(runtime, 65534, 65534))
+        local env = { DUTCH_MASTER_RUNTIME_DIR = runtime }
+        local function script(option)
+            return ("require('dutch-master').start {\n worker = { 'sleep', '1000' },\n %s }"):format(option)
+        end
+        local function refusal(option)
+            return ('master.lua:3: %s: nobody may not set it for the workers: '):format(option)
+        end
+        local m
+        for _, case in ipairs { { "user = 'daemon'", 'user', 'start workers as another user' }, { 'nice = -5', 'nice',
+            'raise a priority' }, { 'limits = { nofile = 99999999 }', 'limits.nofile', 'raise a hard limit' } } do
+            m = master.start { script = script(case[1]), wrap = NOBODY, env = env }
+            m:exit()
+            assert.matches('^dutch%-master: ' .. refusal(case[2]):gsub('%p', '%%%0') .. '[^\n]*: only root can '
+                .. case[3], m.stderr)
+            m:finish { code = 78 }
+        end
+        m = master.start { script = script 'nice = 5', wrap = NOBODY, env = env }
+        m:await 'Cluster ready'
+        m:rewrite('master.lua', script 'nice = -5')
+        m:signal 'SIGUSR2'
+        m:await(function(record)
+            return record.msg:find '^Restart' and (record.reason or record.msg):find(refusal 'nice', 1, true)
+        end)
         m:finish()
     end)
 

@@ -259,9 +259,6 @@ function M.new(options)
     }
     world.cluster = Cluster.new {
         platform = platform, agenda = world.agenda, log = world.log, launcher = world.launcher, sockets = world.sockets,
-        may = function()
-            return true
-        end,
         on_adopt = function() end,
         on_gone = function() end,
         on_exit = function(code)

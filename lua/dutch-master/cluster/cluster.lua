@@ -33,7 +33,6 @@ local EXIT_SYSTEM = 71
 local definition
 
 --- @param options {platform, agenda, log, launcher (see launcher.lua), sockets, on_exit = function(code),
---   may = function(plan) -> true, or nil, message: whether this user may give the workers what it asks for,
 --   on_adopt = function(plan), on_gone = function(worker): its process is reaped}
 function Cluster.new(options)
     local self = setmetatable(options, Cluster)
@@ -438,10 +437,7 @@ end
 -- @return true, or nil, message when an address, or so many workers, could not be had (nothing has changed then)
 function Cluster:adopt(loaded)
     local count = loaded.num_workers ~= self.configured and loaded.num_workers or self.wanted
-    local ok, message = self.may(loaded.plan)
-    if ok then
-        ok, message = self.sockets:update(loaded.plan.listen or {}, count)
-    end
+    local ok, message = self.sockets:update(loaded.plan.listen or {}, count)
     if not ok then
         return nil, message
     end

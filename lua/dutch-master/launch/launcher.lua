@@ -9,8 +9,8 @@ local compare = require 'dutch-master.script.plan_diff'
 local Hooks = require 'dutch-master.launch.hooks'
 local kinds = require 'dutch-master.launch.kinds'
 local preload = require 'dutch-master.launch.node_preload'
-local rehearsal = require 'dutch-master.launch.rehearsal'
 local Releases = require 'dutch-master.launch.releases'
+local rights = require 'dutch-master.script.rights'
 local Worker = require 'dutch-master.cluster.worker'
 
 local Launcher = {}
@@ -143,7 +143,7 @@ end
 -- One fork
 
 local function add_identity(fields, plan)
-    for name, value in pairs(rehearsal.fields(plan)) do
+    for name, value in pairs(rights.fields(plan)) do
         fields[name] = value
     end
 end

@@ -7,7 +7,6 @@
 local addresses = require 'dutch-master.script.addresses'
 local key_lines = require 'dutch-master.script.key_lines'
 local options = require 'dutch-master.script.options'
-local rights = require 'dutch-master.script.rights'
 local schema = require 'dutch-master.script.schema'
 local types = require 'dutch-master.script.option_types'
 
@@ -267,7 +266,8 @@ function M.check(name, value, where)
     return inside
 end
 
---- Builds the plan. where = { file =, line = of the start call, source = text of the script, getuser =, getgroup = }.
+--- Builds the plan. where = { file =, line = of the start call, source = text of the script, getuser =, getgroup =,
+-- rights = what rights.new gives }.
 -- Returns the plan, or nil and the list of all messages, in the order of their lines.
 function M.build(raw, where)
     where = where or {}
@@ -315,7 +315,9 @@ function M.build(raw, where)
         end
         resolve_account(plan, where, at)
         resolve_owners(plan, where, at)
-        rights.check(plan, { uid = where.uid, limits = where.limits }, at)
+        if where.rights and #at.errors == 0 then
+            where.rights(plan, at)
+        end
     end
     if #at.errors > 0 then
         return nil, sorted_messages(at.errors, where)

@@ -1,41 +1,72 @@
--- rights.lua: options that this user may not set, found before anything is forked. Otherwise each worker would fail at
--- its start, again and again. Pure: what the system allows is given as text of /proc/self/limits and the user's number.
+--- rights.lua: whether this user may give workers what the plan asks for: another user, limits, priority, processors.
+-- The kernel is asked, by a child that tries all of it and ends. It is asked when the plan is made: an error of the
+-- script, at its line, instead of workers that fail one after the other.
 
 local M = {}
 
---- Names of limits in /proc/self/limits.
-local TITLES = {
-    as = 'Max address space', core = 'Max core file size', cpu = 'Max cpu time', data = 'Max data size',
-    fsize = 'Max file size', memlock = 'Max locked memory', msgqueue = 'Max msgqueue size', nice = 'Max nice priority',
-    nofile = 'Max open files', nproc = 'Max processes', rss = 'Max resident set', rtprio = 'Max realtime priority',
-    rttime = 'Max realtime timeout', sigpending = 'Max pending signals', stack = 'Max stack size',
+-- The step of a start that failed -> the options that it comes from, and who may.
+local STEPS = {
+    nice = { options = { 'nice' }, who = 'only root can raise a priority' },
+    affinity = { options = { 'cpus' }, who = 'there are no such processors for this user or in this container' },
+    limits = { options = { 'limits' }, who = 'only root can raise a hard limit (ulimit -H shows it)' },
+    groups = { options = { 'user', 'group' }, who = 'only root can start workers as another user' },
+    gid = { options = { 'group', 'user' }, who = 'only root can start workers as another group' },
+    uid = { options = { 'user' }, who = 'only root can start workers as another user' },
 }
+local ASKED = { 'uid', 'gid', 'groups', 'nice', 'cpus' }
 
-local function hard_limit(text, name)
-    local title = TITLES[name]:gsub('%p', '%%%0')
-    local hard = text:match(title .. '%s+%S+%s+(%S+)')
-    return hard == 'unlimited' and math.huge or tonumber(hard)
+--- What core.spawn takes of it.
+function M.fields(plan)
+    return {
+        uid = plan.uid, gid = plan.gid, groups = plan.groups, umask = plan.umask, limits = plan.limits,
+        nice = plan.nice, cpus = plan.cpus, die_with_master = plan.die_with_master,
+    }
 end
 
---- Says at `at` what a user other than root may not set.
--- @param own { uid =, groups = set or nil, limits = text of /proc/self/limits or nil }
-function M.check(plan, own, at)
-    if own.uid == nil or own.uid == 0 then
-        return
+-- All that matters, as text: it is asked once for the same.
+local function wishes(plan)
+    local parts = {}
+    for i, name in ipairs(ASKED) do
+        local value = plan[name]
+        parts[i] = type(value) == 'table' and table.concat(value, ',') or tostring(value)
     end
-    if plan.uid ~= nil and plan.uid ~= own.uid then
-        at:key('user'):say(('only root can start workers as another user (this is user %d)'):format(own.uid))
+    for _, limit in ipairs(plan.limits or {}) do
+        parts[#parts + 1] = ('%s %s %s'):format(limit.name, tostring(limit.soft), tostring(limit.hard))
     end
-    if plan.nice ~= nil and plan.nice < 0 then
-        at:key('nice'):say(('only root can raise a priority: expected 0 or more, found %d'):format(plan.nice))
+    return table.concat(parts, ' ')
+end
+
+local NO_WISHES = wishes {}
+
+local function say(platform, plan, failed, at)
+    local step = STEPS[failed.step]
+    local place
+    for _, option in ipairs(step and step.options or {}) do
+        place = place or plan[option] ~= nil and at:key(option) or nil
     end
-    for _, limit in ipairs(own.limits and plan.limits or {}) do
-        local hard = hard_limit(own.limits, limit.name)
-        local wanted = limit.hard == 'unlimited' and math.huge or limit.hard
-        if hard and wanted and wanted > hard then
-            at:key('limits'):key(limit.name):say(('only root can raise a limit: the hard limit here is %.0f, found %s')
-                :format(hard, tostring(limit.hard)))
+    place = place or at:key(step and step.options[1] or failed.step)
+    place = failed.path and place:key(failed.path) or place
+    local user = platform.getuser(platform.uid())
+    place:say(('%s may not set it for the workers: %s%s'):format(user and user.name or 'user ' .. platform.uid(),
+        failed.message:match ': ([^:]*)$' or failed.message,
+        step and (platform.uid() ~= 0 or failed.step == 'affinity') and ': ' .. step.who or ''))
+end
+
+--- @return function(plan, at): says at its place what may not be set
+function M.new(platform)
+    local allowed = NO_WISHES
+    return function(plan, at)
+        local wished = wishes(plan)
+        if wished == NO_WISHES or wished == allowed then
+            return
         end
+        local fields = M.fields(plan)
+        fields.file, fields.argv = 'true', { 'true' }
+        local ok, failed = platform.rehearse(fields)
+        if not ok then
+            return say(platform, plan, failed, at)
+        end
+        allowed = wished
     end
 end
 

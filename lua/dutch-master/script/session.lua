@@ -9,6 +9,7 @@
 -- exit (os.exit), died (its process), junk (on its socket), system (no process), closed (the master ends).
 
 local plan = require 'dutch-master.script.plan'
+local rights = require 'dutch-master.script.rights'
 local values = require 'dutch-master.script.values'
 
 local M = {}
@@ -31,7 +32,7 @@ function M.new(given)
         name = given.name or path:match('[^/]+$') or path,
         directory = path:match('^(.*)/[^/]*$') or '.',
         budget_ms = given.budget_ms or BUDGET_MS,
-        limits = given.platform.read_file('/proc/self/limits', 65536), -- what of the plan this user may set
+        rights = rights.new(given.platform),
         totals = {}, -- hook -> { calls, failures, ms }
     }, Script)
 end
@@ -134,7 +135,7 @@ local function build(session, answer)
     session.where = {
         file = file, line = line, source = file == script.name and session.source or nil,
         getuser = script.platform.getuser, getgroup = script.platform.getgroup,
-        uid = script.platform.uid and script.platform.uid(), limits = script.limits,
+        rights = script.rights,
     }
     local built, messages = plan.build(options, session.where)
     if not built then

@@ -8,9 +8,7 @@ local function fake(given)
     local platform = {
         cwd = function() return '/start' end,
         read_file = function(path, ...)
-            if path == '/proc/self/limits' then
-                return ''
-            elseif given.read_file then
+            if given.read_file then
                 return given.read_file(path, ...)
             end
             log.path = path
