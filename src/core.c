@@ -21,6 +21,7 @@ int dm_core_init(struct dm_core *core, uv_loop_t *loop) {
     dm_spawn_raise_descriptors();
     dm_signals_init(&core->signals, core, ignore_signal);
     dm_timers_init(&core->timers, loop);
+    dm_helpers_init(&core->helpers, &core->reaper, &core->timers);
     const int rc = dm_reaper_init(&core->reaper, loop);
     if (rc != 0) {
         dm_timers_deinit(&core->timers);
@@ -36,6 +37,7 @@ void dm_core_stop(struct dm_core *core, int exit_code) {
 
 void dm_children_stop_all(struct dm_core *core) {
     core->silent = true;
+    dm_helpers_cancel(&core->helpers);
     dm_reaper_stop_all(&core->reaper, LAST_RESORT_MS);
 }
 

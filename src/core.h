@@ -5,6 +5,7 @@
 #include "base/signals.h"
 #include "base/timer.h"
 #include "process/deathwatch.h"
+#include "process/helper.h"
 #include "process/reaper.h"
 
 #include <stdbool.h>
@@ -15,6 +16,7 @@ struct dm_core {
     struct dm_reaper reaper;
     struct dm_deathwatch deathwatch;
     struct dm_timers timers;
+    struct dm_helpers helpers;
     struct dm_signals signals; /* those that policy listens to; its owner sets the callback */
     int exit_code;
     bool stopped;

@@ -80,6 +80,10 @@ local function new_listener(network, address, options)
         end
         return queued
     end
+    function listener.await_path(_, fn)
+        listener.settled = listener.mending and fn or nil
+        return listener.mending or false
+    end
     function listener.strangers()
         return listener.others, #listener.others
     end
@@ -117,6 +121,7 @@ end
 
 --- @return the network: open (text -> listener), closed (texts, in order), taken (text -> true: EADDRINUSE),
 --  steering_fails, watching_fails, wake(lane), live_fds, quiet_ms (how long every client has been silent),
+--  helpers (a list, if set: what is bound with others' rights waits there, to be called),
 --  groups (a stranger's inode -> its process group); of a listener, others (inodes of strangers)
 function M.add(platform)
     local network = { open = {}, closed = {}, taken = {}, live_fds = {}, next_fd = 100, next_port = 40000,
@@ -134,7 +139,7 @@ function M.add(platform)
         return { family = 'inet', type = 'stream', host = host == '' and '::' or host, port = tonumber(port),
             dual = host == '', text = text }
     end
-    function platform.listen(address, options)
+    local function listen(address, options)
         if network.taken[address.text] or network.open[address.text] then
             return nil, 'EADDRINUSE: address already in use: ' .. address.text, 'EADDRINUSE'
         end
@@ -147,6 +152,15 @@ function M.add(platform)
         local listener = new_listener(network, address, options)
         network.open[address.text] = listener
         return listener
+    end
+    function platform.listen(address, options, done)
+        if done and network.helpers and options.as and address.path then
+            network.helpers[#network.helpers + 1] = function()
+                done(listen(address, options))
+            end
+            return true
+        end
+        return listen(address, options)
     end
     function platform.watch(fn)
         local watch = {}

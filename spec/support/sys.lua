@@ -33,6 +33,8 @@ ffi.cdef [[
     int setenv(const char *name, const char *value, int overwrite);
     int unsetenv(const char *name);
     int seteuid(unsigned uid);
+    int mount(const char *source, const char *target, const char *type, unsigned long flags, const void *data);
+    int umount2(const char *target, int flags);
     char *strerror(int error);
 ]]
 

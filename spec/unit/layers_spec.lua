@@ -77,7 +77,8 @@ local NO_SPEC = {
     ['worker/wire'] = 'node_wire_spec', ['worker/wire_binding'] = 'node_wire_spec',
     ['service/sdnotify'] = 'notify_spec', ['service/target'] = 'sink_spec',
     ['service/server'] = 'stream_spec', ['base/fdpass'] = 'channel_spec',
-    ['base/errors'] = 'every core spec', ['base/rights'] = 'net/rights_spec', ['net/repair'] = 'lane_spec',
+    ['base/errors'] = 'every core spec', ['base/rights'] = 'net/rights_spec', ['process/helper'] = 'net/rights_spec',
+    ['net/repair'] = 'lane_spec',
     ['net/diag'] = 'dial_spec',
     ['net/holder'] = 'listener_spec', ['net/unix_path'] = 'listener_spec', ['net/group_order'] = 'steering_spec',
 }

@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/fsuid.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -50,18 +51,31 @@ static int become(const struct dm_rights *rights) {
     return 0;
 }
 
+/* A listener or a client of ours that it kept would outlive our end of it, if it hangs. */
+static void close_others(int one, int other) {
+    const unsigned low = (unsigned)(one < other ? one : other);
+    const unsigned high = (unsigned)(one < other ? other : one);
+    if (low > 0) {
+        syscall(SYS_close_range, 0, low - 1, 0);
+    }
+    if (high > low + 1) {
+        syscall(SYS_close_range, low + 1, high - 1, 0);
+    }
+    syscall(SYS_close_range, high + 1, ~0U, 0);
+}
+
 /* In the child, with all signals blocked: the handlers are the master's. */
-static _Noreturn void perform(const struct dm_rights *rights,
-                              int (*work)(void *, int[DM_RIGHTS_FDS]), void *ctx, size_t size,
+static _Noreturn void perform(const struct dm_rights *rights, const struct dm_rights_work *work,
                               int socket) {
     int fds[DM_RIGHTS_FDS] = {-1, -1};
+    close_others(socket, work->keep >= 0 ? work->keep : socket);
     int result = become(rights);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (result == 0) {
-        result = work(ctx, fds);
+        result = work->work(work->ctx, fds);
     }
     struct iovec parts[2] = {{.iov_base = &result, .iov_len = sizeof result},
-                             {.iov_base = ctx, .iov_len = size}};
+                             {.iov_base = work->ctx, .iov_len = work->size}};
     size_t count = 0;
     while (count < DM_RIGHTS_FDS && fds[count] >= 0) {
         count++;
@@ -70,8 +84,7 @@ static _Noreturn void perform(const struct dm_rights *rights,
     _exit(0);
 }
 
-/* Whether it only waits for a processor, on a busy machine: then nobody holds it up. */
-static bool is_runnable(pid_t pid) {
+bool dm_rights_is_runnable(pid_t pid) {
     char path[32], text[256];
     snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
     const int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -92,24 +105,21 @@ static int await_answer(int socket, pid_t pid) {
     int ready = 0;
     for (uint64_t spent = 0; ready <= 0 && spent < limit; spent = dm_now_ms() - began) {
         ready = poll(&answered, 1, (int)(limit - spent));
-        if (ready == 0 && limit < DM_RIGHTS_BUSY_MS && is_runnable(pid)) {
+        if (ready == 0 && limit < DM_RIGHTS_BUSY_MS && dm_rights_is_runnable(pid)) {
             limit += DM_RIGHTS_MS;
         }
     }
     return ready;
 }
 
-static int collect(int socket, pid_t pid, void *ctx, size_t size, int fds[DM_RIGHTS_FDS]) {
+int dm_rights_collect(int socket, void *ctx, size_t size, int fds[DM_RIGHTS_FDS]) {
     int result, received[DM_FDPASS_MAX];
     char answer[sizeof result + DM_RIGHTS_CONTEXT];
     size_t count = 0;
-    if (await_answer(socket, pid) <= 0) {
-        return -ETIMEDOUT;
-    }
     const ssize_t n = dm_fdpass_receive(socket, answer, sizeof result + size, received, &count);
     if (n != (ssize_t)(sizeof result + size) || count > DM_RIGHTS_FDS) {
         dm_fdpass_close(received, count);
-        return n < 0 ? (int)n : -ECHILD; /* somebody of that user has killed it */
+        return -ECHILD; /* somebody of that user has killed it */
     }
     memcpy(&result, answer, sizeof result);
     memcpy(ctx, answer + sizeof result, size);
@@ -117,41 +127,56 @@ static int collect(int socket, pid_t pid, void *ctx, size_t size, int fds[DM_RIG
     return result;
 }
 
-int dm_rights_run(const struct dm_rights *rights, int (*work)(void *ctx, int fds[DM_RIGHTS_FDS]),
-                  void *ctx, size_t size, int fds[DM_RIGHTS_FDS]) {
-    int pair[2], pidfd = -1;
+int dm_rights_start(const struct dm_rights *rights, const struct dm_rights_work *work, pid_t *pid,
+                    int *pidfd, int *socket) {
+    int pair[2];
     sigset_t all, before;
-    siginfo_t info = {0};
-    fds[0] = fds[1] = -1;
-    if (size > DM_RIGHTS_CONTEXT) {
-        return -E2BIG;
-    }
-    if (!dm_rights_matter(rights)) {
-        return work(ctx, fds);
-    }
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) {
         return -errno;
     }
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, &before);
-    const long pid = syscall(SYS_clone, CLONE_PIDFD | SIGCHLD, NULL, &pidfd, NULL, NULL);
-    if (pid == 0) {
-        close(pair[0]);
-        perform(rights, work, ctx, size, pair[1]);
+    *pidfd = -1;
+    *pid = (pid_t)syscall(SYS_clone, CLONE_PIDFD | SIGCHLD, NULL, pidfd, NULL, NULL);
+    if (*pid == 0) {
+        perform(rights, work, pair[1]);
     }
-    int result = pid < 0 ? -errno : 0;
+    const int error = *pid < 0 ? -errno : 0;
     sigprocmask(SIG_SETMASK, &before, NULL);
     close(pair[1]);
-    if (result == 0) {
-        result = collect(pair[0], (pid_t)pid, ctx, size, fds);
-        syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
-        /* It may take its time to die, in a file system that hangs: then the reaper finds it. */
-        struct pollfd ended = {.fd = pidfd, .events = POLLIN};
-        if (poll(&ended, 1, result == -ETIMEDOUT ? 0 : DM_RIGHTS_MS) > 0) {
-            waitid((idtype_t)DM_P_PIDFD, (id_t)pidfd, &info, WEXITED);
-        }
-        close(pidfd);
+    if (error) {
+        close(pair[0]);
+        return error;
     }
-    close(pair[0]);
+    *socket = pair[0];
+    return 0;
+}
+
+int dm_rights_run(const struct dm_rights *rights, const struct dm_rights_work *work,
+                  int fds[DM_RIGHTS_FDS]) {
+    int pidfd, socket;
+    pid_t pid;
+    siginfo_t info = {0};
+    fds[0] = fds[1] = -1;
+    if (work->size > DM_RIGHTS_CONTEXT) {
+        return -E2BIG;
+    }
+    if (!dm_rights_matter(rights)) {
+        return work->work(work->ctx, fds);
+    }
+    int result = dm_rights_start(rights, work, &pid, &pidfd, &socket);
+    if (result) {
+        return result;
+    }
+    result = await_answer(socket, pid) > 0 ? dm_rights_collect(socket, work->ctx, work->size, fds)
+                                           : -ETIMEDOUT;
+    syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+    /* It may take its time to die, in a file system that hangs: then the reaper finds it. */
+    struct pollfd ended = {.fd = pidfd, .events = POLLIN};
+    if (poll(&ended, 1, result == -ETIMEDOUT ? 0 : DM_RIGHTS_MS) > 0) {
+        waitid((idtype_t)DM_P_PIDFD, (id_t)pidfd, &info, WEXITED);
+    }
+    close(pidfd);
+    close(socket);
     return result;
 }

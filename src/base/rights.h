@@ -31,8 +31,25 @@ struct dm_rights {
 /* Whether it makes a difference: only root can take another's rights. */
 bool dm_rights_matter(const struct dm_rights *rights);
 
-/* Runs work(ctx, fds) with these rights (NULL, or none that matter: here). `size` bytes of ctx, and
- * the descriptors that work has put into fds (-1 before), come back. Returns what work returned;
- * -ETIMEDOUT; or what failed. No memory that work allocates survives. */
-int dm_rights_run(const struct dm_rights *rights, int (*work)(void *ctx, int fds[DM_RIGHTS_FDS]),
-                  void *ctx, size_t size, int fds[DM_RIGHTS_FDS]);
+struct dm_rights_work {
+    /* What it opens is in fds (-1 before). No memory that it allocates survives. */
+    int (*work)(void *ctx, int fds[DM_RIGHTS_FDS]);
+    void *ctx;
+    size_t size; /* bytes of ctx that come back */
+    int keep;    /* a descriptor that it uses, or -1: all others of ours are closed there */
+};
+
+/* Runs work with these rights (NULL, or none that matter: here) and waits for it. Returns what it
+ * returned; -ETIMEDOUT; or what failed. */
+int dm_rights_run(const struct dm_rights *rights, const struct dm_rights_work *work,
+                  int fds[DM_RIGHTS_FDS]);
+
+/* -- the same in parts, for who does not wait: see process/helper.h --------------------------- */
+
+/* A child of ours, with a socket on which its answer comes. It ends by itself. */
+int dm_rights_start(const struct dm_rights *rights, const struct dm_rights_work *work, pid_t *pid,
+                    int *pidfd, int *socket);
+/* Reads the answer, which is there, or the socket's end. -ECHILD: it ended without an answer. */
+int dm_rights_collect(int socket, void *ctx, size_t size, int fds[DM_RIGHTS_FDS]);
+/* Whether it only waits for a processor, on a busy machine: then nobody holds it up. */
+bool dm_rights_is_runnable(pid_t pid);

@@ -1,7 +1,9 @@
-/* lua/listener.c: core.listen: listeners with their steering for Lua. */
+/* lua/listener.c: core.listen: listeners with their steering for Lua. Longer than 400 lines: one
+ * type with all that is asked of it. */
 #include "net/listener.h"
 #include "base/errors.h"
 #include "lua/address.h"
+#include "lua/call.h"
 #include "lua/lane.h"
 #include "lua/open.h"
 #include "lua/support.h"
@@ -11,6 +13,7 @@
 #include <errno.h>
 #include <lauxlib.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -22,6 +25,8 @@ enum { WEIGHT_SCALE = 65536, DEFAULT_BACKLOG = 511, DEFAULT_BUCKETS = 256 };
 struct proxy {
     struct dm_listener listener;
     bool open;
+    lua_State *L;
+    int settled; /* a function that waits for its path, kept */
 };
 
 static struct dm_listener *to_listener(lua_State *L, int index) {
@@ -83,11 +88,78 @@ static int fail_stale(lua_State *L, const char *where) {
     return 3;
 }
 
-/* listen(address [, { backlog =, reuseport =, reuse =, mode =, fd =, as =, owner = }])
- */
+static int fail_open(lua_State *L, int error, const struct dm_address *address) {
+    char text[DM_ADDRESS_TEXT];
+    dm_address_text(address, text);
+    if (error == -EPERM && dm_address_is_path(address)) {
+        return fail_stale(L, text);
+    }
+    return error == -EADDRINUSE ? fail_in_use(L, address, text) : dm_lua_fail_at(L, error, text);
+}
+
+/* ---- opened with the rights of whoever asked ---- */
+
+struct opening {
+    lua_State *L;
+    struct proxy *proxy;
+    struct dm_address address;
+    int self, done; /* kept */
+};
+
+static void on_opened(void *data, int error) {
+    struct opening *opening = data;
+    lua_State *L = opening->L;
+    const struct dm_address address = opening->address;
+    const int self = opening->self, done = opening->done;
+    struct proxy *proxy = opening->proxy;
+    free(opening);
+    proxy->open = error == 0; /* nobody closes it at a silent end but the collector */
+    lua_rawgeti(L, LUA_REGISTRYINDEX, done);
+    lua_rawgeti(L, LUA_REGISTRYINDEX, self);
+    luaL_unref(L, LUA_REGISTRYINDEX, done);
+    luaL_unref(L, LUA_REGISTRYINDEX, self);
+    if (dm_lua_core(L)->silent) {
+        lua_pop(L, 2);
+        return;
+    }
+    int count = 1;
+    if (error) {
+        lua_pop(L, 1);
+        const int below = lua_gettop(L);
+        count = fail_open(L, error, &address);
+        while (lua_gettop(L) > below + count) {
+            lua_remove(L, below + 1);
+        }
+    }
+    dm_lua_call(L, count, 0, "listen");
+}
+
+/* Stack: 3 the function, last the proxy. */
+static int open_theirs(lua_State *L, struct proxy *proxy, const struct dm_address *address,
+                       const struct dm_listener_options *options) {
+    struct dm_core *core = dm_lua_core(L);
+    struct opening *opening = malloc(sizeof *opening);
+    if (!opening) {
+        return -ENOMEM;
+    }
+    *opening = (struct opening){dm_lua_main(L), proxy, *address, LUA_NOREF, LUA_NOREF};
+    const int error = dm_listener_open_theirs(&proxy->listener, address, options, &core->helpers,
+                                              on_opened, opening);
+    if (error) {
+        free(opening);
+        return error;
+    }
+    opening->self = luaL_ref(L, LUA_REGISTRYINDEX);
+    lua_pushvalue(L, 3);
+    opening->done = luaL_ref(L, LUA_REGISTRYINDEX);
+    return 0;
+}
+
+/* listen(address [, { backlog =, reuseport =, reuse =, mode =, fd =, as =, owner = } [, done]])
+ * -> listener. With `done`, where it is bound with others' rights: true, and done(listener) or
+ * done(nil, message, code) follows. */
 int core_listen(lua_State *L) {
     struct dm_address address;
-    char text[DM_ADDRESS_TEXT];
     const char *why = NULL;
     int error = dm_lua_check_address(L, 1, &address, &why);
     if (error) {
@@ -107,20 +179,22 @@ int core_listen(lua_State *L) {
         options.reuse = lua_toboolean(L, -1);
         lua_pop(L, 2);
     }
+    const bool later = lua_isfunction(L, 3) && dm_listener_is_theirs(&address, &options);
     struct proxy *proxy = lua_newuserdata(L, sizeof *proxy);
     proxy->open = false;
+    proxy->settled = LUA_NOREF;
     luaL_getmetatable(L, LISTENER);
     lua_setmetatable(L, -2);
-    error = dm_listener_open(&proxy->listener, &address, &options);
+    error = later ? open_theirs(L, proxy, &address, &options)
+                  : dm_listener_open(&proxy->listener, &address, &options);
     if (error) {
-        dm_address_text(&address, text);
-        if (error == -EPERM && dm_address_is_path(&address)) {
-            return fail_stale(L, text);
-        }
-        return error == -EADDRINUSE ? fail_in_use(L, &address, text)
-                                    : dm_lua_fail_at(L, error, text);
+        return fail_open(L, error, &address);
     }
-    proxy->open = true;
+    if (later) {
+        lua_pushboolean(L, true);
+    } else {
+        proxy->open = true;
+    }
     return 1;
 }
 
@@ -225,6 +299,33 @@ static int l_listener_close(lua_State *L) {
     proxy->open = false;
     dm_listener_close(&proxy->listener);
     return 0;
+}
+
+/* ---- the path ---- */
+
+static void on_settled(void *data) {
+    struct proxy *proxy = data;
+    lua_State *L = proxy->L;
+    lua_rawgeti(L, LUA_REGISTRYINDEX, proxy->settled);
+    dm_lua_drop(L, &proxy->settled);
+    if (dm_lua_core(L)->silent) {
+        lua_pop(L, 1);
+    } else {
+        dm_lua_call(L, 0, 0, "path");
+    }
+}
+
+/* await_path(fn) -> whether its path is being put back: then fn() follows, once. */
+static int l_listener_await_path(lua_State *L) {
+    struct proxy *proxy = luaL_checkudata(L, 1, LISTENER);
+    luaL_checktype(L, 2, LUA_TFUNCTION);
+    const bool waits = proxy->open && dm_unix_path_await(&proxy->listener.path, on_settled, proxy);
+    if (waits) {
+        proxy->L = dm_lua_main(L);
+        dm_lua_keep(L, 2, &proxy->settled);
+    }
+    lua_pushboolean(L, waits);
+    return 1;
 }
 
 /* ---- steering ---- */
@@ -347,9 +448,16 @@ static int l_listener_steer(lua_State *L) {
 /* ---- registration ---- */
 
 static const luaL_Reg listener_methods[] = {
-    {"address", l_listener_address},     {"shared", l_listener_shared}, {"lane", l_listener_lane},
-    {"lanes", l_listener_lanes},         {"queued", l_listener_queued}, {"steer", l_listener_steer},
-    {"strangers", l_listener_strangers}, {"close", l_listener_close},   {NULL, NULL},
+    {"address", l_listener_address},
+    {"shared", l_listener_shared},
+    {"lane", l_listener_lane},
+    {"lanes", l_listener_lanes},
+    {"queued", l_listener_queued},
+    {"steer", l_listener_steer},
+    {"strangers", l_listener_strangers},
+    {"close", l_listener_close},
+    {"await_path", l_listener_await_path},
+    {NULL, NULL},
 };
 
 void dm_lua_open_listener(lua_State *L) {

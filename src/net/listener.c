@@ -84,20 +84,57 @@ static int bind_work(void *ctx, int fds[DM_RIGHTS_FDS]) {
     return error;
 }
 
-/* Binds without SO_REUSEPORT, so that a port that anybody listens on is seen to be taken. */
-static int bind_alone(struct dm_listener *self, const struct dm_rights *rights, bool reuse,
+/* A port that only root may have is refused to anybody else; all others are anybody's. */
+static bool may_bind(const struct dm_address *address, const struct dm_rights *rights) {
+    const int port = dm_address_port(address);
+    int first = 1024;
+    FILE *file = NULL;
+    if (port == 0 || !rights || rights->owner_only || rights->uid == 0) {
+        return true;
+    }
+    file = fopen("/proc/sys/net/ipv4/ip_unprivileged_port_start", "re");
+    if (file) {
+        if (fscanf(file, "%d", &first) != 1) {
+            first = 1024;
+        }
+        fclose(file);
+    }
+    return port >= first;
+}
+
+static struct asked ask_for(const struct dm_listener *self,
+                            const struct dm_listener_options *options) {
+    return (struct asked){.address = self->address,
+                          .backlog = self->backlog,
+                          .reuse = options->reuse,
+                          .listens = dm_address_is_unix(&self->address) &&
+                                     self->address.type == SOCK_STREAM &&
+                                     dm_rights_matter(options->rights)};
+}
+
+static int note_bound(struct dm_listener *self, const struct asked *asked, int fd) {
+    self->address = asked->address;
+    return dm_address_is_unix(&self->address) ? 0 : dm_address_of(fd, &self->address);
+}
+
+/* Binds without SO_REUSEPORT, so that a port that anybody listens on is seen to be taken. A port is
+ * bound by us: with another's rights only a unix socket would be another one. */
+static int bind_alone(struct dm_listener *self, const struct dm_listener_options *options,
                       int *fd) {
-    struct asked asked = {.address = self->address, .backlog = self->backlog, .reuse = reuse};
-    int fds[DM_RIGHTS_FDS];
-    asked.listens = dm_address_is_unix(&self->address) && self->address.type == SOCK_STREAM &&
-                    dm_rights_matter(rights);
-    int error = dm_rights_run(rights, bind_work, &asked, sizeof asked, fds);
+    struct asked asked = ask_for(self, options);
+    const struct dm_rights_work work = {bind_work, &asked, sizeof asked, -1};
+    const bool is_unix = dm_address_is_unix(&self->address);
+    int fds[DM_RIGHTS_FDS] = {-1, -1};
+    if (!is_unix && dm_rights_matter(options->rights) &&
+        !may_bind(&self->address, options->rights)) {
+        return -EACCES;
+    }
+    const int error = is_unix ? dm_rights_run(options->rights, &work, fds) : bind_work(&asked, fds);
     if (error) {
         return error;
     }
     *fd = fds[0];
-    self->address = asked.address;
-    return dm_address_is_unix(&self->address) ? 0 : dm_address_of(*fd, &self->address);
+    return note_bound(self, &asked, *fd);
 }
 
 /* Two masters of one user could both bind a port on which nobody listens yet, and both listen then,
@@ -147,9 +184,11 @@ static int claim_path(struct dm_listener *self, const struct dm_rights *rights) 
     return claim(self, name);
 }
 
-static int open_guard(struct dm_listener *self, const struct dm_rights *rights) {
-    int error = dm_address_port(&self->address) != 0 ? claim_port(self) : 0;
-    return error ? error : bind_alone(self, rights, false, &self->guard);
+static int open_guard(struct dm_listener *self, const struct dm_listener_options *options) {
+    struct dm_listener_options alone = *options;
+    const int error = dm_address_port(&self->address) != 0 ? claim_port(self) : 0;
+    alone.reuse = false;
+    return error ? error : bind_alone(self, &alone, &self->guard);
 }
 
 static void close_guard(struct dm_listener *self) {
@@ -494,6 +533,24 @@ int dm_listener_census(struct dm_listener *self) {
 
 /* ---- opening and closing ---- */
 
+static int open_path(struct dm_listener *self, const struct dm_listener_options *options, int *fd) {
+    struct dm_binding binding =
+        dm_unix_path_binding(&self->address, options->mode, self->backlog, options->rights);
+    const struct dm_rights_work work = {dm_unix_path_bind, &binding, sizeof binding, -1};
+    int fds[DM_RIGHTS_FDS] = {-1, -1};
+    int error = claim_path(self, options->rights);
+    error = error ? error : dm_rights_run(options->rights, &work, fds);
+    if (error) {
+        return error;
+    }
+    error = dm_unix_path_open(&self->path, &binding, fds[1], options->rights, NULL);
+    if (error) {
+        close(fds[0]);
+    }
+    *fd = fds[0];
+    return error;
+}
+
 static int open_shared(struct dm_listener *self, const struct dm_listener_options *options) {
     struct dm_lane *lane;
     int fd = -1;
@@ -502,22 +559,19 @@ static int open_shared(struct dm_listener *self, const struct dm_listener_option
         fd = options->fd;
         error = fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) == 0 ? 0 : -errno;
     } else if (dm_address_is_path(&self->address)) {
-        error = claim_path(self, options->rights);
-        error = error ? error
-                      : dm_unix_path_bind(&self->path, &self->address, options->mode, self->backlog,
-                                          options->rights, &fd);
+        error = open_path(self, options, &fd);
     } else if (dm_address_is_unix(&self->address) || self->address.type != SOCK_STREAM) {
-        error = bind_alone(self, options->rights, options->reuse, &fd);
+        error = bind_alone(self, options, &fd);
     } else {
         /* Bound a second time, to the port by number: only then does shutdown() keep the port. */
-        error = open_guard(self, options->rights);
+        error = open_guard(self, options);
         error = error ? error : bound_socket(&self->address, false, false, &fd);
     }
     return error ? error : adopt(self, fd, &lane);
 }
 
-int dm_listener_open(struct dm_listener *self, const struct dm_address *address,
-                     const struct dm_listener_options *options) {
+static void init(struct dm_listener *self, const struct dm_address *address,
+                 const struct dm_listener_options *options) {
     memset(self, 0, sizeof *self);
     self->address = *address;
     self->backlog = options->backlog;
@@ -526,16 +580,89 @@ int dm_listener_open(struct dm_listener *self, const struct dm_address *address,
     self->shared = self->foreign || !options->reuseport || address->type != SOCK_STREAM ||
                    dm_address_is_unix(address);
     self->in_force = self->shared ? DM_SHARED : DM_HASH;
-    const int error = self->shared ? open_shared(self, options) : open_guard(self, options->rights);
+}
+
+int dm_listener_open(struct dm_listener *self, const struct dm_address *address,
+                     const struct dm_listener_options *options) {
+    init(self, address, options);
+    const int error = self->shared ? open_shared(self, options) : open_guard(self, options);
     if (error) {
         dm_listener_close(self);
     }
     return error;
 }
 
+/* ---- opening with the rights of whoever asked ---- */
+
+struct dm_opening {
+    struct dm_listener *listener;
+    struct dm_rights rights;
+    struct dm_helpers *helpers;
+    void (*done)(void *data, int error);
+    void *data;
+};
+
+bool dm_listener_is_theirs(const struct dm_address *address,
+                           const struct dm_listener_options *options) {
+    return options->fd < 0 && dm_address_is_unix(address) && dm_rights_matter(options->rights) &&
+           !options->rights->owner_only;
+}
+
+static int take_bound(const struct dm_opening *opening, const void *ctx, const int *fds) {
+    struct dm_listener *self = opening->listener;
+    struct dm_lane *lane;
+    int error;
+    if (dm_address_is_path(&self->address)) {
+        error = dm_unix_path_open(&self->path, ctx, fds[1], &opening->rights, opening->helpers);
+    } else {
+        error = note_bound(self, ctx, fds[0]);
+    }
+    if (error) {
+        close(fds[0]);
+    }
+    return error ? error : adopt(self, fds[0], &lane);
+}
+
+static void on_bound(void *data, int error, void *ctx, int fds[DM_RIGHTS_FDS]) {
+    struct dm_opening *opening = data;
+    void (*done)(void *, int) = opening->done;
+    void *owner = opening->data;
+    error = error ? error : take_bound(opening, ctx, fds);
+    if (error) {
+        dm_listener_close(opening->listener);
+    }
+    free(opening);
+    done(owner, error);
+}
+
+int dm_listener_open_theirs(struct dm_listener *self, const struct dm_address *address,
+                            const struct dm_listener_options *options, struct dm_helpers *helpers,
+                            void (*done)(void *data, int error), void *data) {
+    struct dm_opening *opening = malloc(sizeof *opening);
+    if (!opening) {
+        return -ENOMEM;
+    }
+    init(self, address, options);
+    *opening = (struct dm_opening){self, *options->rights, helpers, done, data};
+    const struct asked asked = ask_for(self, options);
+    const struct dm_binding binding =
+        dm_unix_path_binding(&self->address, options->mode, self->backlog, options->rights);
+    const bool is_path = dm_address_is_path(&self->address);
+    const struct dm_helper_work work = {is_path ? dm_unix_path_bind : bind_work,
+                                        is_path ? (const void *)&binding : &asked,
+                                        is_path ? sizeof binding : sizeof asked,
+                                        -1,
+                                        on_bound,
+                                        opening};
+    const int error = dm_helper_start(helpers, options->rights, &work, NULL);
+    if (error) {
+        free(opening);
+    }
+    return error;
+}
+
 void dm_listener_close(struct dm_listener *self) {
     close_guard(self);
-    dm_unix_path_close(&self->path);
     for (size_t i = 0; i < self->count; i++) {
         if (!self->foreign && self->address.type == SOCK_STREAM) {
             shutdown(self->lanes[i]->fd, SHUT_RDWR);
@@ -547,4 +674,5 @@ void dm_listener_close(struct dm_listener *self) {
     self->lanes = NULL;
     self->count = self->members = self->capacity = 0;
     forget_steer(&self->steer);
+    dm_unix_path_close(&self->path);
 }

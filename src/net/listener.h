@@ -66,6 +66,14 @@ struct dm_listener {
 /* Binds; a shared listener also listens. Frees what it took if it fails. */
 int dm_listener_open(struct dm_listener *listener, const struct dm_address *address,
                      const struct dm_listener_options *options);
+/* Whether it is bound with the rights of whoever asked, who may let it hang: then it is opened so.
+ * 0: done() follows, from the loop; or what failed. The listener must stay where it is until then.
+ */
+bool dm_listener_is_theirs(const struct dm_address *address,
+                           const struct dm_listener_options *options);
+int dm_listener_open_theirs(struct dm_listener *listener, const struct dm_address *address,
+                            const struct dm_listener_options *options, struct dm_helpers *helpers,
+                            void (*done)(void *data, int error), void *data);
 /* A new lane, listening, last in the group; the one lane of a shared listener. */
 int dm_listener_lane(struct dm_listener *listener, struct dm_lane **lane);
 /* Removes a lane from the group for all who hold it. -EBUSY if the steering in force cannot do

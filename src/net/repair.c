@@ -56,8 +56,8 @@ int dm_lane_repair(struct dm_lane *lane, bool may_block) {
         fcntl(lane->fd, F_SETFL, flags | O_NONBLOCK);
         done |= DM_LANE_NONBLOCK;
     }
-    if (!dm_unix_path_intact(path)) {
-        done |= dm_unix_path_repair(path) == 0 ? DM_LANE_PATH : DM_LANE_PATH_LOST;
-    }
+    const enum dm_path_state state = dm_unix_path_look(path);
+    done |= state == DM_PATH_REPAIRED ? DM_LANE_PATH : 0;
+    done |= state == DM_PATH_LOST ? DM_LANE_PATH_LOST : 0;
     return done;
 }

@@ -5,11 +5,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/sysmacros.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 /* ".NAME.dutch-master.new" */
@@ -33,18 +36,6 @@ static int address_in(int directory, const char *name, const struct dm_address *
 /* -- binding ------------------------------------------------------------------------------------
  */
 
-struct binding {
-    struct dm_address address;
-    int mode, backlog;
-    bool listens;
-    uid_t owner; /* to be, if this process cannot be it; -1 */
-    gid_t group;
-    uid_t us; /* whose stale socket may be replaced, beside that of who does it */
-    dev_t device;
-    ino_t inode;
-    bool has_twin;
-};
-
 /* 0 if a process listens behind the path, else why not. Only "refused" proves that none does. */
 static int ask(const struct sockaddr_un *address, socklen_t length, int type) {
     const int fd = socket(AF_UNIX, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -58,7 +49,7 @@ static int ask(const struct sockaddr_un *address, socklen_t length, int type) {
 
 /* Removes what a dead process of ours left there. */
 static int clear(int directory, const char *name, const struct sockaddr_un *address,
-                 socklen_t length, const struct binding *b) {
+                 socklen_t length, const struct dm_binding *b) {
     struct stat st;
     if (fstatat(directory, name, &st, AT_SYMLINK_NOFOLLOW) != 0) {
         return errno == ENOENT ? 0 : -errno;
@@ -96,7 +87,7 @@ static bool make_twin(int directory, const char *name) {
 }
 
 static int bind_socket(int fd, const struct sockaddr_un *address, socklen_t length,
-                       const struct binding *b) {
+                       const struct dm_binding *b) {
     const bool has_mode = b->mode >= 0;
     const mode_t before = has_mode ? umask(0777 & ~(mode_t)b->mode) : 0;
     int error = bind(fd, (const struct sockaddr *)address, length) == 0 ? 0 : -errno;
@@ -109,7 +100,7 @@ static int bind_socket(int fd, const struct sockaddr_un *address, socklen_t leng
     return error;
 }
 
-static int bind_in(int directory, const char *name, struct binding *b, int fds[DM_RIGHTS_FDS]) {
+static int bind_in(int directory, const char *name, struct dm_binding *b, int fds[DM_RIGHTS_FDS]) {
     struct sockaddr_un address;
     socklen_t length;
     struct stat st;
@@ -142,9 +133,14 @@ static int bind_in(int directory, const char *name, struct binding *b, int fds[D
     return error;
 }
 
-/* fds: the socket, its directory */
-static int bind_work(void *ctx, int fds[DM_RIGHTS_FDS]) {
-    struct binding *b = ctx;
+/* Of a file system that a user's own process serves, every answer may be late. */
+static bool is_users(int directory) {
+    struct statfs fs;
+    return fstatfs(directory, &fs) != 0 || (unsigned long)fs.f_type == FUSE_SUPER_MAGIC;
+}
+
+int dm_unix_path_bind(void *ctx, int fds[DM_RIGHTS_FDS]) {
+    struct dm_binding *b = ctx;
     char path[DM_PATH_MAX + 1];
     strcpy(path, b->address.path);
     char *slash = strrchr(path, '/');
@@ -164,66 +160,57 @@ static int bind_work(void *ctx, int fds[DM_RIGHTS_FDS]) {
         fds[0] = -1;
         return error;
     }
+    b->theirs = is_users(directory);
     fds[1] = directory;
     return 0;
 }
 
-static int note(struct dm_unix_path *self, const struct binding *b, int directory) {
-    char twin[TWIN_MAX];
-    const char *name = strrchr(b->address.path, '/') + 1;
-    self->directory = directory;
-    self->device = b->device;
-    self->inode = b->inode;
-    self->name = strdup(name);
-    self->twin = b->has_twin && twin_name(name, twin) ? strdup(twin) : NULL;
-    return self->name && (self->twin || !b->has_twin) ? 0 : -ENOMEM;
-}
-
-int dm_unix_path_bind(struct dm_unix_path *self, const struct dm_address *address, int mode,
-                      int backlog, const struct dm_rights *rights, int *fd) {
+struct dm_binding dm_unix_path_binding(const struct dm_address *address, int mode, int backlog,
+                                       const struct dm_rights *rights) {
     const bool theirs = dm_rights_matter(rights);
-    struct binding binding = {.address = *address,
-                              .mode = mode,
-                              .backlog = backlog,
-                              .owner = (uid_t)-1,
-                              .group = (gid_t)-1,
-                              .listens = theirs && !rights->owner_only,
-                              .us = theirs ? rights->uid : geteuid()};
-    int fds[DM_RIGHTS_FDS];
+    struct dm_binding binding = {.address = *address,
+                                 .mode = mode,
+                                 .backlog = backlog,
+                                 .owner = (uid_t)-1,
+                                 .group = (gid_t)-1,
+                                 .listens = theirs && !rights->owner_only,
+                                 .us = theirs ? rights->uid : geteuid()};
     if (rights && rights->owner_only && geteuid() != 0) { /* one of our groups, at most */
         binding.owner = rights->uid != geteuid() ? rights->uid : (uid_t)-1;
         binding.group = rights->gid != getegid() ? rights->gid : (gid_t)-1;
     }
-    *self = (struct dm_unix_path){.directory = -1};
-    int error = dm_rights_run(rights, bind_work, &binding, sizeof binding, fds);
-    if (error) {
-        return error;
-    }
-    self->has_rights = theirs && !rights->owner_only;
+    return binding;
+}
+
+int dm_unix_path_open(struct dm_unix_path *self, const struct dm_binding *bound, int directory,
+                      const struct dm_rights *rights, struct dm_helpers *helpers) {
+    char twin[TWIN_MAX];
+    const char *name = strrchr(bound->address.path, '/') + 1;
+    *self = (struct dm_unix_path){
+        .directory = directory, .device = bound->device, .inode = bound->inode, .helpers = helpers};
+    self->has_rights = dm_rights_matter(rights) && !rights->owner_only;
     if (self->has_rights) {
         self->rights = *rights;
+        self->theirs = bound->theirs;
     }
-    error = note(self, &binding, fds[1]);
-    if (error) {
-        dm_unix_path_close(self);
-        close(fds[0]);
-        return error;
+    self->name = strdup(name);
+    self->twin = bound->has_twin && twin_name(name, twin) ? strdup(twin) : NULL;
+    if (self->name && (self->twin || !bound->has_twin)) {
+        return 0;
     }
-    *fd = fds[0];
-    return 0;
+    dm_unix_path_close(self);
+    return -ENOMEM;
 }
 
 /* -- looking after it ---------------------------------------------------------------------------
  */
 
 static bool leads_to_us(const struct dm_unix_path *self, const char *name) {
-    struct stat st;
-    return fstatat(self->directory, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-           st.st_dev == self->device && st.st_ino == self->inode;
-}
-
-bool dm_unix_path_intact(const struct dm_unix_path *self) {
-    return self->directory < 0 || leads_to_us(self, self->name);
+    struct statx st;
+    /* Not asked of a file system that somebody has mounted there meanwhile. */
+    return statx(self->directory, name, AT_SYMLINK_NOFOLLOW | AT_STATX_DONT_SYNC, STATX_INO, &st) ==
+               0 &&
+           makedev(st.stx_dev_major, st.stx_dev_minor) == self->device && st.stx_ino == self->inode;
 }
 
 static int repair_work(void *ctx, int fds[DM_RIGHTS_FDS]) {
@@ -264,21 +251,86 @@ static int remove_work(void *ctx, int fds[DM_RIGHTS_FDS]) {
     return 0;
 }
 
-static int with_rights(struct dm_unix_path *self, int (*work)(void *, int[DM_RIGHTS_FDS])) {
-    int fds[DM_RIGHTS_FDS];
-    return dm_rights_run(self->has_rights ? &self->rights : NULL, work, self, sizeof *self, fds);
+static void on_repaired(void *data, int result, void *ctx, int fds[DM_RIGHTS_FDS]) {
+    struct dm_unix_path *self = data;
+    void (*settled)(void *) = self->on_settled;
+    (void)ctx;
+    (void)fds;
+    self->repair = NULL;
+    self->outcome = result == 0 ? DM_PATH_REPAIRED : DM_PATH_LOST;
+    self->on_settled = NULL;
+    if (settled) {
+        settled(self->data);
+    }
 }
 
-int dm_unix_path_repair(struct dm_unix_path *self) {
-    return with_rights(self, repair_work);
+static enum dm_path_state repair(struct dm_unix_path *self) {
+    const struct dm_helper_work work = {repair_work,     self,        sizeof *self,
+                                        self->directory, on_repaired, self};
+    const struct dm_rights_work at_once = {repair_work, self, sizeof *self, self->directory};
+    int fds[DM_RIGHTS_FDS] = {-1, -1};
+    if (!self->has_rights) {
+        return repair_work(self, fds) == 0 ? DM_PATH_REPAIRED : DM_PATH_LOST;
+    }
+    if (!self->helpers) {
+        return dm_rights_run(&self->rights, &at_once, fds) == 0 ? DM_PATH_REPAIRED : DM_PATH_LOST;
+    }
+    return dm_helper_start(self->helpers, &self->rights, &work, &self->repair) == 0
+               ? DM_PATH_BEING_REPAIRED
+               : DM_PATH_LOST;
+}
+
+enum dm_path_state dm_unix_path_look(struct dm_unix_path *self) {
+    const enum dm_path_state outcome = self->outcome;
+    if (self->repair) {
+        return DM_PATH_BEING_REPAIRED;
+    }
+    if (outcome != DM_PATH_INTACT) {
+        self->outcome = DM_PATH_INTACT;
+        return outcome;
+    }
+    if (self->directory < 0 || self->theirs || leads_to_us(self, self->name)) {
+        return DM_PATH_INTACT;
+    }
+    return repair(self);
+}
+
+bool dm_unix_path_await(struct dm_unix_path *self, void (*on_settled)(void *data), void *data) {
+    if (self->repair) {
+        self->on_settled = on_settled;
+        self->data = data;
+    }
+    return self->repair != NULL;
+}
+
+static void remove_name(struct dm_unix_path *self) {
+    const struct dm_helper_work work = {remove_work,     self, sizeof *self,
+                                        self->directory, NULL, NULL};
+    const struct dm_rights_work at_once = {remove_work, self, sizeof *self, self->directory};
+    int fds[DM_RIGHTS_FDS] = {-1, -1};
+    if (!self->has_rights) {
+        remove_work(self, fds);
+    } else if (!self->helpers || dm_helper_start(self->helpers, &self->rights, &work, NULL) != 0) {
+        dm_rights_run(&self->rights, &at_once, fds);
+    }
 }
 
 void dm_unix_path_close(struct dm_unix_path *self) {
+    void (*settled)(void *) = self->on_settled;
+    void *data = self->data;
+    if (self->repair) {
+        dm_helper_forget(self->repair);
+    }
+    if (self->directory >= 0 && self->name) {
+        remove_name(self);
+    }
     if (self->directory >= 0) {
-        with_rights(self, remove_work);
         close(self->directory);
     }
     free(self->name);
     free(self->twin);
     *self = (struct dm_unix_path){.directory = -1};
+    if (settled) {
+        settled(data);
+    }
 }

@@ -21,6 +21,7 @@ function Directory.new(options)
         inherited = options.inherited, log = options.fields.log,
         plan = {}, -- listeners of the plan, in its order
         by_key = {}, -- those that workers asked for
+        flights = {}, -- key -> list of functions: those that are being bound, and who waits for them
         retired = {}, -- no longer in the plan, still used
         opened = 0, -- listeners, ever
         past = { 0, 0, 0 }, -- what closed ones counted: see count
@@ -126,7 +127,7 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- The plan's
 
-local function open_rotation(self, fields)
+local function new_rotation(self, fields)
     for key, value in pairs(self.fields) do
         if key ~= 'backlog' then
             fields[key] = value
@@ -137,7 +138,11 @@ local function open_rotation(self, fields)
     fields.fd = take_inherited(self, fields.address, fields.fd)
     self.opened = self.opened + 1
     fields.number = self.opened
-    local rotation = Rotation.new(fields)
+    return Rotation.new(fields)
+end
+
+local function open_rotation(self, fields)
+    local rotation = new_rotation(self, fields)
     local ok, message, code = rotation:open()
     if not ok then
         rotation:close()
@@ -253,11 +258,14 @@ local function mode_of(request)
     return bits > 0 and bits or nil
 end
 
--- The n-th listen(0) of every worker is one port; but datagram sockets without a port are each worker's own.
+-- The n-th listen(0) of every worker is one port; but datagram sockets without a port are each worker's own. A unix
+-- socket is its user's: workers of another user have no part in it.
 local function key_of(id, request)
     local key = request.name or request.text
     if not request.stream and request.port == 0 and request.type ~= 'unix' then
         key = key .. '@' .. id
+    elseif request.as and request.text and request.text:find '^unix:' then
+        key = ('%s of %s:%s'):format(key, request.as.uid, request.as.gid)
     end
     return key
 end
@@ -303,28 +311,89 @@ local function asked_for(self)
     for _ in pairs(self.by_key) do
         count = count + 1
     end
+    for _ in pairs(self.flights) do
+        count = count + 1
+    end
     return count
 end
 
--- The address of a listener of ours that an address cannot be beside: 0.0.0.0:80 and :80.
+-- The address of a listener of ours that an address cannot be beside: 0.0.0.0:80 and :80, a path of another user's.
 local function in_the_way(self, address)
     for _, rotation in ipairs(self:each()) do
         local other = rotation.address
+        if address.family == 'unix' and other.text == address.text then
+            return other.text .. " of another user's workers"
+        end
         if address.port and address.port ~= 0 and other.port == address.port and other.type == address.type then
             return other.text
         end
     end
 end
 
+-- One that a worker asked for has been bound, or not. @return it, or nil, message, code
+local function settle(self, key, rotation, ok, message, code)
+    if ok and not self.closed then
+        self.by_key[key] = rotation
+        return rotation
+    end
+    rotation:close()
+    local taken = code == 'EADDRINUSE' or code == 'EPERM' -- its owner's, as seen with other rights
+    local ours = taken and in_the_way(self, rotation.address)
+    if ours and rotation.address.family == 'unix' then
+        return nil, ('%s: the master holds %s: list it in `listen`'):format(rotation.address.text, ours), 'EADDRINUSE'
+    elseif ours then
+        message = ('%s: the master itself holds %s, for the workers before this one. An address cannot take another'
+            .. ' form in a restart: listen on %s, or stop the master and start it again')
+            :format(rotation.address.text, ours, ours)
+    end
+    return nil, message, code
+end
+
+-- Everybody who waits for that address gets the same answer.
+local function land(self, key, ...)
+    local waiting = self.flights[key]
+    self.flights[key] = nil
+    for _, later in ipairs(self.closed and {} or waiting) do
+        later(...)
+    end
+end
+
+local function bind(self, key, request, address, later)
+    local rotation = new_rotation(self, {
+        key = key, address = address, backlog = request.backlog, mode = mode_of(request), fd = request.fd,
+        as = request.as, reuse = request.reuse_address,
+    })
+    local ok, message, code = rotation:open(function(...)
+        land(self, key, settle(self, key, rotation, ...))
+    end)
+    if ok == false then
+        self.flights[key] = { later }
+        return false
+    end
+    return settle(self, key, rotation, ok, message, code)
+end
+
 --- The listener for a worker's request, opened if there is none yet: with the rights request.as, if the script does not
 -- list the address.
--- @return it, or nil, message, code
-function Directory:open(id, request)
+-- @return it; or nil, message, code; or false: later(one of these) follows
+function Directory:open(id, request, later)
     local key = key_of(id, request)
     local address, message, code = address_of(self, request)
     local rotation = find(self, key, request, address)
+    if rotation and rotation:mends(id, function()
+        local found, reason, why = self:open(id, request, later)
+        if found ~= false and not self.closed then
+            later(found, reason, why)
+        end
+    end) then
+        return false
+    end
     if rotation or not address then
         return rotation, message, code
+    end
+    if self.flights[key] then
+        table.insert(self.flights[key], later)
+        return false
     end
     if asked_for(self) >= MAX_ASKED then
         return nil, ('%s: %d addresses are open already'):format(address.text, MAX_ASKED), 'EMFILE'
@@ -337,19 +406,7 @@ function Directory:open(id, request)
     if not ok then
         return nil, message, code
     end
-    rotation, message, code = open_rotation(self, {
-        key = key, address = address, backlog = request.backlog, mode = mode_of(request), fd = request.fd,
-        as = request.as, reuse = request.reuse_address,
-    })
-    if rotation then
-        self.by_key[key] = rotation
-    end
-    local ours = code == 'EADDRINUSE' and in_the_way(self, address)
-    if ours then
-        message = ('%s: the master itself holds %s, for the workers before this one. An address cannot take another'
-            .. ' form in a restart: listen on %s, or stop the master and start it again'):format(message, ours, ours)
-    end
-    return rotation, message, code
+    return bind(self, key, request, address, later)
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -424,6 +481,7 @@ function Directory:close_unused(settled)
 end
 
 function Directory:close()
+    self.closed = true
     for _, rotation in ipairs(self:each()) do
         self:retire(rotation)
     end

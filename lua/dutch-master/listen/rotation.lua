@@ -34,11 +34,11 @@ function Rotation.new(options)
     return self
 end
 
-local function try_listen(self, address, reuseport)
+local function try_listen(self, address, reuseport, done)
     return self.platform.listen(address, {
         backlog = self.backlog, reuseport = reuseport, reuse = self.reuse, mode = self.mode, fd = self.fd,
         as = self.as, owner = self.owner,
-    })
+    }, done)
 end
 
 local function new_lane(self, group)
@@ -90,18 +90,13 @@ local function takers(self, except)
     return able
 end
 
---- Binds.
--- @return true, or nil, message, code
-function Rotation:open()
-    local listener, message, code = try_listen(self, self.address, self.balance ~= 'shared')
-    if not listener then
-        return nil, message, code
-    end
+local function set_up(self, listener)
     self.listener = listener
     self.address = listener:address()
     if not listener:shared() then
         local works, why = steering_works(self)
         if not works then
+            local message, code
             listener, message, code = share(self, why)
             if not listener then
                 return nil, message, code
@@ -131,6 +126,24 @@ function Rotation:open()
     end
     self.log:debug({ address = self.address.text, balance = self:balance_in_force() }, 'Balancing')
     return true
+end
+
+--- Binds.
+-- @param later function(as is returned): called if that takes its time
+-- @return true; or nil, message, code; or false: later(one of these) follows
+function Rotation:open(later)
+    local listener, message, code = try_listen(self, self.address, self.balance ~= 'shared', later and function(...)
+        if ... then
+            return later(set_up(self, ...))
+        end
+        return later(...)
+    end)
+    if listener == true then
+        return false
+    elseif not listener then
+        return nil, message, code
+    end
+    return set_up(self, listener)
 end
 
 --- What the kernel does: 'shared', 'steered', 'sticky'; 'hash': what it does if it refuses a program.
@@ -201,6 +214,28 @@ function Rotation:assign(worker_id, request, generation, blocking)
     self.users[worker_id] = lane
     self.steering:apply()
     return lane:hand_out(lane:worker() == worker_id, blocking)
+end
+
+--- Whether its path is being put back, with the rights of the workers' user; then fn() follows.
+function Rotation:mends(worker_id, fn)
+    if not self.address.path or not self.as then
+        return false
+    elseif self.mending then
+        table.insert(self.mending, fn)
+        return true
+    end
+    local waiting = { fn }
+    self.lanes[1]:repair(worker_id)
+    if not self.listener:await_path(function()
+        self.mending = nil
+        for _, waits in ipairs(waiting) do
+            waits()
+        end
+    end) then
+        return false
+    end
+    self.mending = waiting
+    return true
 end
 
 -- Gives away what waits where nobody serves.

@@ -3,6 +3,7 @@
 -- looked at pace.lua's.
 -- Longer than 400 lines: one interface for all that workers and their masters ask of sockets.
 
+local Asking = require 'dutch-master.listen.asking'
 local Directory = require 'dutch-master.listen.directory'
 local Pace = require 'dutch-master.listen.pace'
 
@@ -57,6 +58,9 @@ function Sockets.new(options)
             lost_after_ms = options.lost_after_ms or LOST_AFTER_MS, backlog = options.backlog or 511,
         },
     }
+    self.asking = Asking.new(function(...)
+        return self.directory:open(...)
+    end)
     self.pace = Pace.new {
         platform = options.platform, busy_ms = math.min(stall_timeout_ms / 5, BUSY_TICK_MS),
         tick = function()
@@ -123,16 +127,11 @@ local function worker_of(self, id)
     return worker
 end
 
---- A worker asks for a socket while it runs. It is bound once for all workers that ask for the same.
--- @param request a socket as protocol.decode describes it: name, text, type, stream, port, backlog, dual, ...
--- @param reply function(fd) or function(nil, code, message); the descriptor stays ours
--- @param generation its
-function Sockets:query(id, request, reply, generation)
-    local worker = worker_of(self, id)
+local function answer(self, id, request, reply, generation, rotation, message, code)
+    local worker = self.workers[id]
     if worker.state == 'leaving' then
         return -- as Node's own primary: who is told to go gets no answer
     end
-    local rotation, message, code = self.directory:open(id, request)
     local fd
     if rotation then
         fd, message, code = rotation:assign(id, request, generation)
@@ -149,6 +148,20 @@ function Sockets:query(id, request, reply, generation)
         rotation:join(id)
     end
     return reply(fd)
+end
+
+--- A worker asks for a socket while it runs. It is bound once for all workers that ask for the same.
+-- @param request a socket as protocol.decode describes it: name, text, type, stream, port, backlog, dual, ...
+-- @param reply function(fd) or function(nil, code, message); the descriptor stays ours. Later, where it is bound with
+-- the worker's own rights, and in the order of the requests
+-- @param generation its
+function Sockets:query(id, request, reply, generation)
+    if worker_of(self, id).state ~= 'leaving' then
+        self.asking:ask(id, request, function(...)
+            self.pace:stir()
+            answer(self, id, request, reply, generation, ...)
+        end)
+    end
 end
 
 --- A datagram socket to refuse a Node worker's datagram query with: it dies of a refusal that brings none.
@@ -323,6 +336,7 @@ function Sockets:drop(id)
     self.pace:stir()
     stop_leaving(worker)
     self.workers[id] = nil
+    self.asking:drop(id)
     for _, rotation in ipairs(self.directory:each()) do
         rotation:drop(id)
     end

@@ -22,6 +22,37 @@ local function own_directory(name, uid)
     return path
 end
 
+-- Listens without waiting, as for a worker. @return what came
+local function ask(address, options)
+    local came
+    assert(core.listen(core.address(address), options, function(...)
+        came = { ... }
+    end))
+    return function()
+        return came
+    end
+end
+
+-- A file system that never answers, as a user's own process may serve one. @return function to take it away, or nil
+local function hang(path)
+    local fd = sys.C.open('/dev/fuse', 2)
+    if fd < 0 then
+        return nil
+    end
+    local options = ('fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other'):format(fd)
+    local mounted = sys.C.mount('fuse', path, 'fuse', 0, sys.ffi.cast('void *', options)) == 0
+    if not mounted then
+        sys.C.close(fd)
+    end
+    return mounted and function()
+        if fd then
+            sys.C.close(fd) -- all that hang there fail
+            sys.C.umount2(path, 2)
+        end
+        fd = nil
+    end
+end
+
 describe('rights:', function()
     if sys.C.geteuid() ~= 0 then
         it('only root has others\' rights to give', function()
@@ -162,6 +193,73 @@ describe('rights:', function()
         assert.equal('socket', core.stat(long .. '/s').type)
         listener:close()
         assert.equal('ENOENT', select(3, core.stat(long .. '/s')))
+    end)
+
+    it('what a worker asks for is bound while the loop goes on, and looked after so', function()
+        local path = own_directory('own', NOBODY) .. '/s'
+        local came = ask('unix:' .. path, { as = AS, mode = octal '766' })
+        assert.is_nil(came())
+        sys.await(came)
+        local listener = assert(came()[1], came()[2])
+        local stat, lane = core.stat(path), listener:lane()
+        assert.same({ NOBODY, NOBODY, octal '766' }, { stat.uid, stat.gid, stat.mode })
+        assert.equal(NOBODY, net.peer_uid(path))
+        os.remove(path)
+        assert.same({}, lane:repair()) -- it has only been asked for
+        local settled
+        assert.is_true(listener:await_path(function() settled = true end))
+        sys.await(function() return settled end)
+        assert.equal(NOBODY, core.stat(path).uid)
+        assert.same({ 'path' }, lane:repair())
+        assert.is_false(listener:await_path(error))
+        assert.same({}, lane:repair())
+        listener:close()
+        sys.await(function() return select(3, core.stat(path)) == 'ENOENT' end)
+        assert.same('', io.popen('ls -A ' .. dir .. '/own'):read '*a')
+
+        came = ask('unix:@dm-rights-' .. core.pid(), { as = AS })
+        sys.await(came)
+        assert.equal(NOBODY, net.peer_uid('@dm-rights-' .. core.pid()))
+        came()[1]:close()
+        came = ask('unix:' .. dir .. '/s', { as = AS })
+        sys.await(came)
+        assert.equal('EACCES', came()[3])
+    end)
+
+    it('a file system that hangs holds up whoever asked there, and nobody else', function()
+        local before = net.descriptors()
+        local hostile = { uid = 54321, gid = 54321, groups = {} } -- who has asked for nothing before
+        sys.C.mkdir(dir .. '/hangs', octal '755')
+        local take_away = hang(dir .. '/hangs')
+        if not take_away then
+            pending 'no file system can be mounted here'
+            return
+        end
+        finally(take_away)
+        local hanging = {}
+        for i = 1, 8 do
+            hanging[i] = ask('unix:' .. dir .. '/hangs/s', { as = hostile })
+            assert.is_nil(hanging[i]()) -- the caller goes on
+        end
+        assert.equal('EAGAIN', select(3, core.listen(core.address('unix:' .. dir .. '/s'), { as = hostile }, error)))
+        local path = own_directory('own', DAEMON) .. '/s'
+        local other = ask('unix:' .. path, { as = { uid = DAEMON, gid = DAEMON, groups = {} } })
+        sys.await(other)
+        local listener = assert(other()[1], other()[2])
+        for i = 1, 8 do
+            sys.await(hanging[i])
+            assert.equal('ETIMEDOUT', hanging[i]()[3])
+        end
+        listener:close()
+        take_away()
+        sys.await(function() return select(3, core.stat(path)) == 'ENOENT' end)
+        -- They are waited for.
+        sys.await(function() return net.descriptors() <= before end)
+        sys.await(function()
+            local now = ask('unix:' .. dir .. '/nowhere/s', { as = hostile })
+            sys.await(now)
+            return now()[3] == 'ENOENT'
+        end)
     end)
 
     it('leave no process behind', function()

@@ -104,6 +104,86 @@ describe('sockets', function()
         end
     end
 
+    describe('bound with others\' rights', function()
+        local AS = { uid = 1000, gid = 1000, groups = {} }
+        local answers
+
+        local function ask(id, text)
+            local asked = request(text, { as = AS, type = 'unix' })
+            sockets:query(id, asked, function(fd, code)
+                answers[#answers + 1] = ('%s %s %s'):format(id, text, fd and 'bound' or code)
+            end)
+        end
+
+        before_each(function()
+            answers = {}
+            network.helpers = {}
+            new()
+        end)
+
+        it('nobody waits but who asks there, and asks on', function()
+            ask(1, 'unix:/a')
+            ask(1, A)
+            ask(2, 'unix:/a') -- the same socket
+            ask(3, 'unix:/b')
+            ask(4, A)
+            assert.same({ '4 ' .. A .. ' bound' }, answers)
+            assert.equal(2, #network.helpers)
+            answers = {}
+            network.helpers[2]()
+            assert.same({ '3 unix:/b bound' }, answers)
+            answers = {}
+            network.helpers[1]()
+            assert.same({ '1 unix:/a bound', '1 ' .. A .. ' bound', '2 unix:/a bound' }, answers)
+            ask(5, 'unix:/a')
+            assert.equal('5 unix:/a bound', answers[4])
+        end)
+
+        it('all who ask there hear why not, and may ask again', function()
+            network.taken['unix:/a'] = true
+            ask(1, 'unix:/a')
+            ask(2, 'unix:/a')
+            network.helpers[1]()
+            assert.same({ '1 unix:/a EADDRINUSE', '2 unix:/a EADDRINUSE' }, answers)
+            network.taken['unix:/a'] = nil
+            ask(1, 'unix:/a')
+            network.helpers[2]()
+            assert.equal('1 unix:/a bound', answers[3])
+        end)
+
+        it('a worker that has gone meanwhile hears nothing, and its socket is closed when it is nobody\'s', function()
+            ask(1, 'unix:/a')
+            sockets:drop(1)
+            ask(1, A)
+            network.helpers[1]()
+            assert.same({ '1 ' .. A .. ' bound' }, answers)
+            sockets:join(1)
+            sockets:close_unused()
+            assert.is_nil(network.open['unix:/a'])
+        end)
+
+        it('a path is put back before whoever asks there is answered', function()
+            ask(1, 'unix:/a')
+            network.helpers[1]()
+            local listener = network.open['unix:/a']
+            listener.mending, answers = true, {}
+            ask(2, 'unix:/a')
+            ask(3, 'unix:/a')
+            assert.same({}, answers)
+            listener.mending = false
+            listener.settled()
+            assert.same({ '2 unix:/a bound', '3 unix:/a bound' }, answers)
+        end)
+
+        it('what is bound after the end is closed again', function()
+            ask(1, 'unix:/a')
+            sockets:close()
+            network.helpers[1]()
+            assert.same({}, answers)
+            assert.is_nil(network.open['unix:/a'])
+        end)
+    end)
+
     describe('of the plan', function()
         it('are bound all, or none', function()
             new()
