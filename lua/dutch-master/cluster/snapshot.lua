@@ -2,8 +2,7 @@
 
 local M = {}
 
---- What the service manager hears at every change, made at no cost: see systemd.lua.
---- How long the present phase may take until its next step, by the workers' own deadlines, in ms.
+-- How long the present phase may take until its next step, by the workers' own deadlines, in ms.
 local function patience(cluster)
     local plan = cluster.launcher.plan
     if cluster.state == 'stopping' then
@@ -25,6 +24,7 @@ local function asked(cluster)
     return longest
 end
 
+--- What the service manager hears at every change, made at no cost: see systemd.lua.
 function M.summary(cluster)
     local serving = 0
     for _, slot in ipairs(cluster.slots) do
@@ -33,8 +33,8 @@ function M.summary(cluster)
     return {
         state = cluster.state, generation = cluster.generation, wanted = cluster.wanted, serving = serving,
         failure = cluster.failure, processes = cluster.process_count, last_verdict = cluster.last_verdict,
-        roll = cluster.restarting and cluster.restarting:progress() or nil, restarts = cluster.newest,
-        patience_ms = patience(cluster), asked_ms = asked(cluster),
+        restarts = cluster.newest, patience_ms = patience(cluster), asked_ms = asked(cluster),
+        roll = cluster.restarting and cluster.restarting:progress() or nil,
     }
 end
 

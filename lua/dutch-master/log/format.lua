@@ -88,7 +88,7 @@ local function encode_table(t, depth)
         return '[' .. table.concat(parts, ',') .. ']'
     end
     for i, key in ipairs(sorted_keys(t)) do
-        parts[i] = quote(tostring(key)) .. ':' .. ENCODE[type(t[key])](t[key], depth + 1)
+        parts[i] = ENCODE.string(tostring(key)) .. ':' .. ENCODE[type(t[key])](t[key], depth + 1)
     end
     return '{' .. table.concat(parts, ',') .. '}'
 end
@@ -100,7 +100,7 @@ local function encode_number(n)
 end
 
 local function encode_string(s)
-    if not s:find '[^%w _.,:@=()-]' then -- nearly every field
+    if not s:find '[^%w _.,:;@=()/+-]' then -- nearly every field
         return '"' .. s .. '"'
     end
     return quote(s)

@@ -21,15 +21,13 @@ local Logger = {}
 Logger.__index = Logger
 
 -- A flood of lesser records must not cost these their place.
-local function is_grave(level)
-    return M.levels[level] >= M.levels.error
-end
+local GRAVE = { error = true, fatal = true }
 
 -- Writes to the sink; a count of lost records that is itself lost is kept for the next time.
 -- @param json the record in that format, if somebody has made it already
 local function write_sink(core, level, fields, msg, json)
     return core.sink:write(json and core.format == format.json and json or core.format(core, level, fields, msg),
-        is_grave(level))
+        GRAVE[level])
 end
 
 local function report_lost(core)
@@ -104,7 +102,7 @@ end
 local function remember(core, level, fields, msg)
     local json = format.json(core, level, fields, msg)
     local line = #json <= RECENT_MAX and json or format.json(core, level, fields, msg, RECENT_MAX)
-    core.recent:push(line, is_grave(level))
+    core.recent:push(line, GRAVE[level])
     if not next(core.subscribers) then return json end
     local record = cjson.decode(line)
     for _, subscriber in pairs(core.subscribers) do

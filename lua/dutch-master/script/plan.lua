@@ -207,14 +207,27 @@ local function check_probe(plan, at)
     end
 end
 
-local function note_hook(plan, option, given, inside)
-    if HOOK_TABLES[option.name] then
+-- What the script says of one option.
+local function take(plan, option, given, at)
+    local inside = option.type.check(given, at:key(option.name))
+    if option.hook and HOOK_TABLES[option.name] then
         plan.hooks[option.name] = inside
-    elseif type(given) == 'function' then
+        return
+    elseif option.hook and type(given) == 'function' then
         plan.hooks[option.name] = true
-        plan[option.inside] = inside
-    else
-        plan[option.inside] = inside
+    end
+    plan[option.inside] = inside
+end
+
+-- What it does not say.
+local function fill_in(plan, raw, at)
+    for _, option in ipairs(options.list) do
+        local default = option.default
+        if raw[option.name] == nil and option.required then
+            at:key(option.name):fail(option.type.expects, nil)
+        elseif raw[option.name] == nil then
+            plan[option.inside] = type(default) == 'table' and copy(default) or default
+        end
     end
 end
 
@@ -276,28 +289,16 @@ function M.build(raw, where)
         at:fail('a table of options', raw)
         return nil, sorted_messages(at.errors, where)
     end
-    for key in pairs(raw) do
-        if not options.by_name[key] then
+    local plan = { hooks = {} }
+    for key, given in pairs(raw) do
+        local option = options.by_name[key]
+        if option then
+            take(plan, option, given, at)
+        else
             at:key(key):unknown(options.names, nil, options.other_names)
         end
     end
-    local plan = { hooks = {} }
-    for _, option in ipairs(options.list) do
-        local given = raw[option.name]
-        if given == nil then
-            if option.required then
-                at:key(option.name):fail(option.type.expects, nil)
-            end
-            plan[option.inside] = type(option.default) == 'table' and copy(option.default) or option.default
-        else
-            local inside = option.type.check(given, at:key(option.name))
-            if option.hook then
-                note_hook(plan, option, given, inside)
-            else
-                plan[option.inside] = inside
-            end
-        end
-    end
+    fill_in(plan, raw, at)
     local concurrency = plan.restart_concurrency
     plan.hooks.judge = type(concurrency) == 'table' and concurrency.canary and concurrency.canary.judge or nil
     plan.logger = plan.logger or options.by_name.logger.type.check({}, at)
