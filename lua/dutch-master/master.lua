@@ -8,6 +8,7 @@
 
 local Cluster = require 'dutch-master.cluster.cluster'
 local compare = require 'dutch-master.script.plan_diff'
+local claims = require 'dutch-master.control.claim'
 local control = require 'dutch-master.control.server'
 local conversation = require 'dutch-master.channel.conversation'
 local hints = require 'dutch-master.script.hints'
@@ -91,7 +92,7 @@ end
 --- One master for a script.
 function Master:claim()
     self:listen_to_signals(self.launcher.plan.restart_signal)
-    local claim, message, code = control.claim {
+    local claim, message, code = claims.take {
         platform = self.platform, script = self.path, plan = self.launcher.plan,
     }
     if not claim then

@@ -1,7 +1,7 @@
 --- What `plan` and `reload` say: the difference between two plans, as the master found it. Pure.
 
 local cjson = require 'cjson'
-local control = require 'dutch-master.control.server'
+local control = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 local options = require 'dutch-master.script.options'
 local values = require 'dutch-master.cli.values'

@@ -3,7 +3,7 @@
 local advice = require 'dutch-master.script.advice'
 local client = require 'dutch-master.cli.client'
 local compare = require 'dutch-master.script.plan_diff'
-local control = require 'dutch-master.control.server'
+local control = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 local hints = require 'dutch-master.script.hints'
 local options = require 'dutch-master.script.options'

@@ -1,7 +1,8 @@
 --- The verbs' side of the control socket: finds the master of a script, asks, and hands over what it says.
 
 local cjson = require 'cjson.safe'
-local control = require 'dutch-master.control.server'
+local claim = require 'dutch-master.control.claim'
+local control = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 local masters = require 'dutch-master.cli.masters'
 local Peer = require 'dutch-master.cli.peer'
@@ -16,7 +17,7 @@ local ANSWER_MS = 5000
 --- Where the master of the script may listen, the likely place first. The master may have been started by a service
 -- manager, without the XDG_RUNTIME_DIR of the shell that asks, or as the owner of the script when root asks.
 local function places(ctx)
-    local platform, name = ctx.platform, control.name_for(ctx.script) .. '.sock'
+    local platform, name = ctx.platform, claim.name_for(ctx.script) .. '.sock'
     local found, seen = {}, {}
     local function add(dir)
         local path = dir and dir .. '/' .. name

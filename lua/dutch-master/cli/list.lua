@@ -1,6 +1,6 @@
 --- dutch-master list: every master there is, a line each.
 
-local control = require 'dutch-master.control.server'
+local control = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 local masters = require 'dutch-master.cli.masters'
 local status = require 'dutch-master.cli.status'

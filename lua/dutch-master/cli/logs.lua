@@ -4,7 +4,7 @@
 
 local cjson = require 'cjson.safe'
 local client = require 'dutch-master.cli.client'
-local control = require 'dutch-master.control.server'
+local control = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 local logs_file = require 'dutch-master.cli.logs_file'
 

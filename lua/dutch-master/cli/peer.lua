@@ -2,7 +2,7 @@
 -- Who the master is, and whether its answers count, is its caller's business: see client.lua.
 
 local cjson = require 'cjson.safe'
-local control = require 'dutch-master.control.server'
+local control = require 'dutch-master.control.wire'
 
 local Peer = {}
 Peer.__index = Peer

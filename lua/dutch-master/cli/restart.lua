@@ -1,7 +1,7 @@
 --- dutch-master restart: a rolling restart, and with --wait its verdict as an exit code.
 
 local client = require 'dutch-master.cli.client'
-local control = require 'dutch-master.control.server'
+local control = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 
 local M = {

@@ -1,7 +1,7 @@
 --- dutch-master scale: more or fewer workers, by the difference only.
 
 local client = require 'dutch-master.cli.client'
-local control = require 'dutch-master.control.server'
+local control = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 
 --- As numWorkers of the script.

@@ -1,7 +1,7 @@
 --- dutch-master stop: a graceful stop of the whole cluster.
 
 local client = require 'dutch-master.cli.client'
-local control = require 'dutch-master.control.server'
+local control = require 'dutch-master.control.wire'
 
 local M = {
     name = 'stop',

@@ -1,7 +1,7 @@
 --- dutch-master why: how workers ended, in sentences.
 
 local client = require 'dutch-master.cli.client'
-local control = require 'dutch-master.control.server'
+local control = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 local restart = require 'dutch-master.cli.restart'
 

@@ -3,7 +3,7 @@
 -- one of them holds an address. A master
 -- that starts says who they are, and with --take-over ends them first, as it would end its own.
 
-local control = require 'dutch-master.control.server'
+local claim = require 'dutch-master.control.claim'
 
 local M = {}
 
@@ -21,7 +21,7 @@ end
 --- The pid of a master of the script that has died without letting go of its place, or nil. To be asked before the
 -- place is taken.
 function M.predecessor(platform, script)
-    local path = control.path_for(script, nil, platform)
+    local path = claim.path_for(script, nil, platform)
     local pid = path and tonumber(read(platform, (path:gsub('%.sock$', '.lock')), 32) or nil)
     return is_dead(platform, pid) and pid or nil
 end

@@ -1,27 +1,16 @@
---- The control socket, the master's side: JSON lines in, JSON lines out.
---   -> {"v":1,"id":1,"verb":"status"}
---   <- {"v":1,"id":1,"event":"progress",...}   none, one or many
---   <- {"v":1,"id":1,"ok":true,...}            exactly one: or {"ok":false,"error":{"message":...,"code":...}}
+--- server.lua: the control socket, the master's side: clients, and their requests in turn. What goes over it: wire.lua;
+-- what may be asked: verbs.lua; who may open it: claim.lua.
 --
 -- Who may connect, how long a line or an unread answer may be and how many clients there are is the platform's
 -- business (serve); here the work is bounded that one turn of the loop does for all clients together, so that a
 -- flood of requests waits and the workers do not. A client that goes away takes back nothing that it asked for.
---
--- Use: claim = control.claim{...} before anything is bound or forked (two masters of one script); then
--- control.new{...}:open(); at the end :close() and claim:release().
--- Longer than 400 lines: one server with its verbs.
 
-local bit = require 'bit'
-local cjson = require 'cjson.safe'
+local null = require('cjson.safe').null
 
-local utf8 = require('dutch-master.log.text').utf8
+local verbs = require 'dutch-master.control.verbs'
+local wire = require 'dutch-master.control.wire'
 
-local M = { VERSION = 1 }
-
-local UNESCAPE = { ['/'] = '/' }
-local json = cjson.new()
-json.decode_max_depth(16)
-json.encode_sparse_array(true)
+local M = {}
 
 --- Requests handled in one turn of the loop, all clients together. A status of 100 workers takes about a millisecond.
 local PER_TURN = 4
@@ -31,155 +20,6 @@ local MAX_WAITING = 256
 local LOOK_MS = 3000
 --- Sockets kept open for the clients they have: two that have names, and some whose names were removed.
 local MAX_SERVERS = 6
---- sun_path has 108 bytes, one for the NUL.
-local MAX_PATH = 107
---- Records kept by the log for `events`.
-local MAX_EVENTS = 1000
---- Of the workers' output, sent for one request: a client that reads slowly asks slowly.
-local OUTPUT_BYTES = 64 * 1024
-
---- An empty list in JSON; cjson would write an empty table as an object.
-local EMPTY_LIST = '\0[]'
-M.EMPTY_LIST = EMPTY_LIST
-
-local function encode(message)
-    local ok, text, reason = pcall(json.encode, message) -- it throws at some values, and returns nil at others
-    if not ok or not text then
-        return nil, ok and reason or text
-    end
-    -- cjson also writes "/" as "\/": correct, but nobody wants to read paths so.
-    return (text:gsub('"\\u0000%[%]"', '[]'):gsub('\\(.)', UNESCAPE))
-end
-
-local function list(items)
-    if not items or #items == 0 then
-        return EMPTY_LIST
-    end
-    return items
-end
-
-M.encode = encode
-
---- FNV-1a, 64 bits: which script, in 16 digits.
-local function hash(text)
-    local value = 0xcbf29ce484222325ULL
-    for i = 1, #text do
-        value = bit.bxor(value, text:byte(i)) * 0x100000001b3ULL
-    end
-    return bit.tohex(value)
-end
-
---- What the files of a script's master are called: its name for people, its path for uniqueness.
-function M.name_for(script)
-    local base = script:match '([^/]+)$':gsub('%.lua$', ''):gsub('[^%w._-]', '_'):sub(1, 40)
-    return base .. '-' .. hash(script)
-end
-
---- The socket of the master of `script` -> path | nil, message, code
-function M.path_for(script, plan, platform)
-    local path = plan and plan.control_socket
-    if not path then
-        local dir, message, code = platform.runtime_dir()
-        if not dir then
-            return nil, message, code
-        end
-        path = dir .. '/' .. M.name_for(script) .. '.sock'
-    end
-    if #path > MAX_PATH then
-        return nil, ('%s: too long for a socket, %d bytes of at most %d'):format(path, #path, MAX_PATH), 'ENAMETOOLONG'
-    end
-    return path
-end
-
-local Claim = {}
-Claim.__index = Claim
-
-function Claim:release()
-    self.lock:close()
-    if self.name then
-        self.name:close()
-    end
-end
-
---- The files may have been removed, with their directory or without (a cleaner of /tmp, a logout): they are made again.
--- Nobody else can be the master meanwhile, for the name of the script's file is held as well.
--- @return the paths of sockets that are gone
-function Claim:look(platform)
-    if not platform.stat(self.lock_path) then
-        platform.runtime_dir() -- made again, if it is that
-        local lock = platform.lock(self.lock_path)
-        if lock then
-            self.lock:close()
-            self.lock = lock
-        end
-    end
-    local gone = {}
-    for _, path in ipairs(self.paths) do
-        if not platform.stat(path) then
-            gone[#gone + 1] = path
-        end
-    end
-    return gone
-end
-
--- By the file and not by its path: whatever becomes of the directory in which the lock is. Its birth too: when the
--- script is replaced, as an edit does it, another file may get its inode while this master runs.
-local function claim_name(platform, script)
-    local file = platform.stat(script)
-    if not file then
-        return nil
-    end
-    return platform.claim(('script/%.0f-%.0f-%s'):format(file.dev, file.ino, file.born or hash(script)))
-end
-
---- Takes the place of the one master of `script`. -> claim | nil, message, code; EAGAIN: another one has it.
--- The socket is also served where the script's path alone puts it: a client can find it without evaluating the script.
-function M.claim(world)
-    local platform, script, plan = world.platform, world.script, world.plan
-    local chosen = plan and plan.control_socket
-    local usual, message, code = M.path_for(script, nil, platform)
-    if chosen then
-        local ok, too_long, why = M.path_for(script, plan, platform)
-        if not ok then
-            return nil, too_long, why
-        end
-    elseif not usual then
-        return nil, message, code
-    end
-    local lock, lock_path
-    if usual then
-        lock_path = usual:gsub('%.sock$', '.lock')
-        lock, message, code = platform.lock(lock_path)
-    end
-    if not lock and code ~= 'EAGAIN' and chosen then
-        usual = nil
-        lock_path = chosen .. '.lock'
-        lock, message, code = platform.lock(lock_path)
-    end
-    local name
-    if lock then
-        local why, kind
-        name, why, kind = claim_name(platform, script)
-        if kind == 'EAGAIN' then
-            lock:close()
-            lock, message, code = nil, why, kind
-        end
-    end
-    if not lock then
-        if code == 'EAGAIN' then
-            message = ('a master of %s is running already: %s'):format(script, message)
-        end
-        return nil, message, code
-    end
-    local paths = {}
-    if chosen then
-        paths[#paths + 1] = chosen
-    end
-    if usual and usual ~= chosen then
-        paths[#paths + 1] = usual
-    end
-    return setmetatable({ lock = lock, lock_path = lock_path, name = name, paths = paths, path = paths[1] }, Claim)
-end
 
 local Control = {}
 Control.__index = Control
@@ -208,10 +48,10 @@ function Answer:send(message)
     if self.client.gone then
         return
     end
-    message.v, message.id = M.VERSION, self.id
-    local text, reason = encode(message)
+    message.v, message.id = wire.VERSION, self.id
+    local text, reason = wire.encode(message)
     if not text then
-        text = encode { v = M.VERSION, id = self.id, ok = false,
+        text = wire.encode { v = wire.VERSION, id = self.id, ok = false,
             error = { message = tostring(reason), code = 'EJSON' } }
     end
     self.client.conn:write(text .. '\n')
@@ -254,166 +94,12 @@ function Answer:who()
     return self.platform.who(self.client.conn:pid(), self.client.conn:uid())
 end
 
-local verbs = {}
-
-function verbs.ping(_, _, answer)
-    answer:done {}
+-- For people who try names.
+local NAMES = {}
+for name in pairs(verbs) do
+    NAMES[#NAMES + 1] = name
 end
-
-function verbs.status(control, _, answer)
-    local snapshot = control.cluster:snapshot()
-    local copy = {}
-    for key, value in pairs(snapshot) do
-        copy[key] = value
-    end
-    copy.workers, copy.slots = list(copy.workers), list(copy.slots)
-    copy.log_lost = control.log.lost and control.log:lost()
-    copy.output = control.output and { lines = control.output.lines, bytes = control.output.bytes,
-        limit = control.output.limit }
-    answer:done { status = copy }
-end
-
-function verbs.restart(control, request, answer)
-    local wait = request.wait == true
-    local who = answer:who() -- before the answer: then the client goes
-    if wait then
-        answer:hold()
-        answer:event('accepted', {})
-    else
-        answer:done {}
-    end
-    control.cluster:restart {
-        cause = 'control',
-        who = who,
-        on_progress = function(progress)
-            answer:event('progress', { done = progress.done, total = progress.total, worker = progress.worker,
-                back = progress.back })
-        end,
-        on_verdict = function(verdict)
-            answer:done { verdict = verdict }
-        end,
-    }
-end
-
-local function answer_changes(answer)
-    return function(changes, err)
-        if not changes then
-            return answer:fail(type(err) == 'table' and err.message or err, 'ESCRIPT')
-        end
-        answer:done { changes = list(changes.changes) }
-    end
-end
-
-function verbs.reload(control, _, answer)
-    answer:hold()
-    control.cluster:reload(answer:who(), answer_changes(answer))
-end
-
-function verbs.plan(control, _, answer)
-    answer:hold()
-    control.cluster:preview(answer_changes(answer))
-end
-
-function verbs.stop(control, request, answer)
-    local wait = request.wait == true
-    local who = answer:who() -- before the answer: then the client goes
-    if wait then
-        answer:hold()
-        answer:event('accepted', {})
-    else
-        answer:done {}
-    end
-    control.cluster:stop {
-        cause = 'control',
-        who = who,
-        on_stopped = function(exit_code)
-            answer:done { exit_code = exit_code }
-        end,
-    }
-end
-
-function verbs.scale(control, request, answer)
-    local before = control.cluster.wanted
-    local wanted, relative = request.workers, type(request.by) == 'number'
-    if relative then
-        wanted = before + request.by
-    end
-    if type(wanted) ~= 'number' or wanted ~= math.floor(wanted) or wanted < 1 or wanted > 4096 then
-        local sum = relative and (': %d now, and %+g'):format(before, request.by) or ''
-        return answer:fail(('expected an integer from 1 to 4096, found %s%s'):format(tostring(wanted), sum), 'EINVAL')
-    end
-    local ok, message, code = control.cluster:scale(wanted, { cause = 'control', who = answer:who() })
-    if not ok then
-        return answer:fail(message, code)
-    end
-    answer:done { from = before, to = wanted }
-end
-
-function verbs.events(control, request, answer)
-    local number = request.last
-    if type(number) ~= 'number' or number < 0 or number ~= math.floor(number) then
-        number = 20
-    end
-    if request.follow == true then
-        answer:event('accepted', {})
-    end
-    for _, record in ipairs(control.log:recent(math.min(number, MAX_EVENTS))) do
-        answer:event('record', { record = record })
-    end
-    if request.follow ~= true then
-        return answer:done {}
-    end
-    local unsubscribe = control.log:subscribe(function(record)
-        answer:event('record', { record = record })
-    end)
-    answer.client.unsubscribe[answer] = unsubscribe
-end
-
-local function natural(value)
-    return type(value) == 'number' and value >= 0 and value == math.floor(value) and value or nil
-end
-
-local function answer_lines(control, wish, answer)
-    local lines, next_line, lost, more = control.output:read(wish)
-    for _, line in ipairs(lines) do
-        line.text = utf8(line.text)
-        answer:event('line', { line = line })
-    end
-    -- What is in the file up to this size is not in the lines that follow.
-    local file = control.output.file
-    local there = file and control.platform.stat(file.path)
-    answer:done { next = next_line, lost = lost, more = more, limit = control.output.limit,
-        kept = control.output:kept(),
-        file = file and { path = file.path, stamped = file.stamped, size = there and there.size or 0 } }
-end
-
---- What the workers wrote. Nothing is pushed: the client asks on from `next`. With `wait` an answer comes when there is
--- something to say, so that nobody asks in vain.
-function verbs.logs(control, request, answer)
-    local wish = { after = natural(request.after), last = natural(request.last), worker = natural(request.worker),
-        since = type(request.since) == 'number' and request.since or nil, bytes = OUTPUT_BYTES }
-    if request.wait ~= true or not wish.after or wish.after < control.output.last then
-        return answer_lines(control, wish, answer)
-    end
-    answer:event('accepted', {})
-    local unsubscribe = answer.client.unsubscribe
-    unsubscribe[answer] = control.output:wait(function()
-        unsubscribe[answer] = nil
-        answer_lines(control, wish, answer)
-    end)
-end
-
-function verbs.why(control, request, answer)
-    if request.worker ~= nil and type(request.worker) ~= 'number' then
-        return answer:fail('worker: expected a number', 'EINVAL')
-    end
-    local why = control.cluster:why(request.worker)
-    why.exits, why.slots = list(why.exits), list(why.slots)
-    answer:done(why)
-end
-
---- For people who try names.
-local VERBS = { 'events', 'logs', 'ping', 'plan', 'reload', 'restart', 'scale', 'status', 'stop', 'why' }
+table.sort(NAMES)
 
 local function forget(client)
     client.gone = true
@@ -454,26 +140,26 @@ local function perform(control, client, answer, request)
         answer:fail('not a JSON object', 'EJSON')
         return hang_up(client)
     end
-    if request.id ~= nil and request.id ~= cjson.null and not is_id(request.id) then
+    if request.id ~= nil and request.id ~= null and not is_id(request.id) then
         return answer:fail('id: expected a string of at most 64 bytes, or a number that JSON can write back', 'EINVAL')
     end
     answer.id = is_id(request.id) and request.id or nil
     if has_odd_number(request) then
         return answer:fail('a number in the request is none that JSON can write back', 'EINVAL')
     end
-    if request.v ~= M.VERSION then
-        return answer:fail(('this master speaks version %d'):format(M.VERSION), 'EVERSION')
+    if request.v ~= wire.VERSION then
+        return answer:fail(('this master speaks version %d'):format(wire.VERSION), 'EVERSION')
     end
     local verb = type(request.verb) == 'string' and verbs[request.verb]
     if not verb then
-        return answer:fail('unknown verb, there are: ' .. table.concat(VERBS, ', '), 'ENOVERB')
+        return answer:fail('unknown verb, there are: ' .. table.concat(NAMES, ', '), 'ENOVERB')
     end
     verb(control, request, answer)
 end
 
 -- Whatever a request makes of its verb, the next one is handled, and this one is answered.
 local function handle(control, client, line)
-    local request = json.decode(line)
+    local request = wire.decode(line)
     local answer = setmetatable({ client = client, platform = control.platform, over = false }, Answer)
     client.open = client.open + 1
     local ok, message = pcall(perform, control, client, answer, request)

@@ -4,7 +4,8 @@
 local cqueues = require 'cqueues'
 local condition = require 'cqueues.condition'
 
-local control = require 'dutch-master.control.server'
+local claim = require 'dutch-master.control.claim'
+local control = require 'dutch-master.control.wire'
 local masters = require 'dutch-master.cli.masters'
 local Watcher = require 'dutch-master.web.watcher'
 
@@ -31,7 +32,7 @@ local function wanted(self, path)
     end
     local name = path:match '([^/]+)%.sock$'
     for script in pairs(self.scripts) do
-        if control.name_for(script) == name then
+        if claim.name_for(script) == name then
             return true
         end
     end

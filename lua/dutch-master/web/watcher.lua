@@ -6,7 +6,7 @@ local cjson = require 'cjson.safe'
 local cqueues = require 'cqueues'
 local socket = require 'cqueues.socket'
 
-local control = require 'dutch-master.control.server'
+local control = require 'dutch-master.control.wire'
 local list = require 'dutch-master.cli.list'
 local measured = require 'dutch-master.channel.measured'
 local why = require 'dutch-master.cli.why'

@@ -4,8 +4,8 @@ local cli = require 'dutch-master.cli'
 local cjson = require 'cjson'
 
 local SCRIPT = '/srv/app/master.lua'
-local control = require 'dutch-master.control.server'
-local SOCKET = '/run/user/1000/dutch-master/' .. control.name_for(SCRIPT) .. '.sock'
+local claims = require 'dutch-master.control.claim'
+local SOCKET = '/run/user/1000/dutch-master/' .. claims.name_for(SCRIPT) .. '.sock'
 
 local function run(world, ...)
     local w = fake.new(world)

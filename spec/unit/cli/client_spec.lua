@@ -2,10 +2,10 @@
 
 local fake = require 'spec.support.fake_cli'
 local cli = require 'dutch-master.cli'
-local control = require 'dutch-master.control.server'
+local claims = require 'dutch-master.control.claim'
 
 local SCRIPT = '/srv/app/master.lua'
-local NAME = control.name_for(SCRIPT) .. '.sock'
+local NAME = claims.name_for(SCRIPT) .. '.sock'
 
 local function tried(world)
     local w = fake.new(world)

@@ -1,0 +1,170 @@
+--- verbs.lua: what a client of the control socket may ask for. Each verb is function(control, request, answer), and
+-- ends with exactly one answer:done() or answer:fail(), now or later: see server.lua.
+
+local utf8 = require('dutch-master.log.text').utf8
+local wire = require 'dutch-master.control.wire'
+
+--- Records kept by the log for `events`.
+local MAX_EVENTS = 1000
+--- Of the workers' output, sent for one request: a client that reads slowly asks slowly.
+local OUTPUT_BYTES = 64 * 1024
+
+local verbs = {}
+
+function verbs.ping(_, _, answer)
+    answer:done {}
+end
+
+function verbs.status(control, _, answer)
+    local snapshot = control.cluster:snapshot()
+    local copy = {}
+    for key, value in pairs(snapshot) do
+        copy[key] = value
+    end
+    copy.workers, copy.slots = wire.list(copy.workers), wire.list(copy.slots)
+    copy.log_lost = control.log.lost and control.log:lost()
+    copy.output = control.output and { lines = control.output.lines, bytes = control.output.bytes,
+        limit = control.output.limit }
+    answer:done { status = copy }
+end
+
+function verbs.restart(control, request, answer)
+    local wait = request.wait == true
+    local who = answer:who() -- before the answer: then the client goes
+    if wait then
+        answer:hold()
+        answer:event('accepted', {})
+    else
+        answer:done {}
+    end
+    control.cluster:restart {
+        cause = 'control',
+        who = who,
+        on_progress = function(progress)
+            answer:event('progress', { done = progress.done, total = progress.total, worker = progress.worker,
+                back = progress.back })
+        end,
+        on_verdict = function(verdict)
+            answer:done { verdict = verdict }
+        end,
+    }
+end
+
+local function answer_changes(answer)
+    return function(changes, err)
+        if not changes then
+            return answer:fail(type(err) == 'table' and err.message or err, 'ESCRIPT')
+        end
+        answer:done { changes = wire.list(changes.changes) }
+    end
+end
+
+function verbs.reload(control, _, answer)
+    answer:hold()
+    control.cluster:reload(answer:who(), answer_changes(answer))
+end
+
+function verbs.plan(control, _, answer)
+    answer:hold()
+    control.cluster:preview(answer_changes(answer))
+end
+
+function verbs.stop(control, request, answer)
+    local wait = request.wait == true
+    local who = answer:who() -- before the answer: then the client goes
+    if wait then
+        answer:hold()
+        answer:event('accepted', {})
+    else
+        answer:done {}
+    end
+    control.cluster:stop {
+        cause = 'control',
+        who = who,
+        on_stopped = function(exit_code)
+            answer:done { exit_code = exit_code }
+        end,
+    }
+end
+
+function verbs.scale(control, request, answer)
+    local before = control.cluster.wanted
+    local wanted, relative = request.workers, type(request.by) == 'number'
+    if relative then
+        wanted = before + request.by
+    end
+    if type(wanted) ~= 'number' or wanted ~= math.floor(wanted) or wanted < 1 or wanted > 4096 then
+        local sum = relative and (': %d now, and %+g'):format(before, request.by) or ''
+        return answer:fail(('expected an integer from 1 to 4096, found %s%s'):format(tostring(wanted), sum), 'EINVAL')
+    end
+    local ok, message, code = control.cluster:scale(wanted, { cause = 'control', who = answer:who() })
+    if not ok then
+        return answer:fail(message, code)
+    end
+    answer:done { from = before, to = wanted }
+end
+
+function verbs.events(control, request, answer)
+    local number = request.last
+    if type(number) ~= 'number' or number < 0 or number ~= math.floor(number) then
+        number = 20
+    end
+    if request.follow == true then
+        answer:event('accepted', {})
+    end
+    for _, record in ipairs(control.log:recent(math.min(number, MAX_EVENTS))) do
+        answer:event('record', { record = record })
+    end
+    if request.follow ~= true then
+        return answer:done {}
+    end
+    local unsubscribe = control.log:subscribe(function(record)
+        answer:event('record', { record = record })
+    end)
+    answer.client.unsubscribe[answer] = unsubscribe
+end
+
+local function natural(value)
+    return type(value) == 'number' and value >= 0 and value == math.floor(value) and value or nil
+end
+
+local function answer_lines(control, wish, answer)
+    local lines, next_line, lost, more = control.output:read(wish)
+    for _, line in ipairs(lines) do
+        line.text = utf8(line.text)
+        answer:event('line', { line = line })
+    end
+    -- What is in the file up to this size is not in the lines that follow.
+    local file = control.output.file
+    local there = file and control.platform.stat(file.path)
+    answer:done { next = next_line, lost = lost, more = more, limit = control.output.limit,
+        kept = control.output:kept(),
+        file = file and { path = file.path, stamped = file.stamped, size = there and there.size or 0 } }
+end
+
+--- What the workers wrote. Nothing is pushed: the client asks on from `next`. With `wait` an answer comes when there is
+-- something to say, so that nobody asks in vain.
+function verbs.logs(control, request, answer)
+    local wish = { after = natural(request.after), last = natural(request.last), worker = natural(request.worker),
+        since = type(request.since) == 'number' and request.since or nil, bytes = OUTPUT_BYTES }
+    if request.wait ~= true or not wish.after or wish.after < control.output.last then
+        return answer_lines(control, wish, answer)
+    end
+    answer:event('accepted', {})
+    local unsubscribe = answer.client.unsubscribe
+    unsubscribe[answer] = control.output:wait(function()
+        unsubscribe[answer] = nil
+        answer_lines(control, wish, answer)
+    end)
+end
+
+function verbs.why(control, request, answer)
+    if request.worker ~= nil and type(request.worker) ~= 'number' then
+        return answer:fail('worker: expected a number', 'EINVAL')
+    end
+    local why = control.cluster:why(request.worker)
+    why.exits, why.slots = wire.list(why.exits), wire.list(why.slots)
+    answer:done(why)
+end
+
+return verbs
