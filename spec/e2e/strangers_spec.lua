@@ -56,9 +56,9 @@ describe('an address', function()
             l:await(l.counts.total + 50)
         end
         local counts = l:stop()
-        -- Sockets of others that are closed are seen within a second. Until then the kernel's order is not what the master
-        -- takes it for, and a connection may come to one that is just being closed. Three rolls in a second are the worst.
-        assert.is_true(counts.failed <= counts.total / 100, counts.text .. m:dump())
+        -- Sockets of others that are closed are seen some milliseconds later. Until then the kernel's order is not what
+        -- the master takes it for, and a connection may come to one that is just being closed.
+        assert.is_true(counts.failed <= counts.total / 250, counts.text .. m:dump())
         local status = cli.run(m, { 'status', '--json' }).out
         assert.is_true(cjson.decode(status).strangers > 0, status)
         assert.matches('sockets? of others at our addresses', cli.run(m, { 'status' }).out)

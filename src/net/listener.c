@@ -296,9 +296,28 @@ static int adopt(struct dm_listener *self, int fd, struct dm_lane **out) {
     return 0;
 }
 
-/* A lane has come or gone: behind or before others' sockets, which nobody can tell. */
+static int by_inode(const void *a, const void *b) {
+    const unsigned long x = *(const unsigned long *)a, y = *(const unsigned long *)b;
+    return x < y ? -1 : x > y;
+}
+
+static int count_strangers(const struct dm_listener *self, struct dm_strangers *found) {
+    unsigned long ours[DM_STEERING_LANES];
+    for (size_t i = 0; i < self->count; i++) {
+        ours[i] = self->lanes[i]->inode;
+    }
+    qsort(ours, self->count, sizeof *ours, by_inode);
+    return dm_strangers_find(&self->address, ours, self->count, found);
+}
+
+/* A lane has come or gone: behind or before others' sockets, which nobody can tell, and of which
+ * some may have come or gone as well. */
 static void learn_among_strangers(struct dm_listener *self) {
+    struct dm_strangers found;
     if (self->strangers.count > 0) {
+        if (count_strangers(self, &found) == 0) {
+            self->strangers = found;
+        }
         self->uncertain = dm_group_order_learn(self) != 0;
     }
 }
@@ -503,22 +522,12 @@ int dm_listener_rejoin(struct dm_lane *lane) {
 
 /* ---- strangers ---- */
 
-static int by_inode(const void *a, const void *b) {
-    const unsigned long x = *(const unsigned long *)a, y = *(const unsigned long *)b;
-    return x < y ? -1 : x > y;
-}
-
 int dm_listener_census(struct dm_listener *self) {
-    unsigned long ours[DM_STEERING_LANES];
     struct dm_strangers found;
     if (self->shared || self->members == 0) {
         return 0;
     }
-    for (size_t i = 0; i < self->count; i++) {
-        ours[i] = self->lanes[i]->inode;
-    }
-    qsort(ours, self->count, sizeof *ours, by_inode);
-    const int error = dm_strangers_find(&self->address, ours, self->count, &found);
+    const int error = count_strangers(self, &found);
     if (error) {
         return error;
     }

@@ -6,8 +6,10 @@
 local Census = {}
 Census.__index = Census
 
--- Between two looks. The one for strangers reads a table of the kernel's, the one for one worker all of /proc.
-local STRANGERS_MS, HOLDS_MS, HOLDS_SOON_MS = 1000, 4500, 1000
+-- Between two looks. The one for strangers reads a table of the kernel's, the one for one worker all of /proc. While a
+-- worker starts or leaves, strangers come and go with it, and lanes change places: they are looked for each tick then.
+local STRANGERS_MS, STRANGERS_SOON_MS = 1000, 45
+local HOLDS_MS, HOLDS_SOON_MS = 4500, 1000
 
 local HINT = 'They get no connections. A server accepts from the socket that it was given, and opens none of its own.'
     .. ' For nginx: no "reuseport" in a "listen" line'
@@ -52,11 +54,24 @@ local function note_strangers(self, inodes, count)
     end
 end
 
+--- Whether strangers may come or go at this moment: there are some, and a worker starts or leaves.
+function Census:is_restless()
+    if self.count > 0 then
+        for _, lane in ipairs(self.lanes) do
+            if lane:is_changing() then
+                return true
+            end
+        end
+    end
+    return false
+end
+
 local function look_for_strangers(self, now)
-    if now - (self.strangers_at or -STRANGERS_MS) < STRANGERS_MS then
+    local pause = (self.due or self:is_restless()) and STRANGERS_SOON_MS or STRANGERS_MS
+    if now - (self.strangers_at or -STRANGERS_MS) < pause then
         return
     end
-    self.strangers_at = now
+    self.strangers_at, self.due = now, false
     local inodes, count = self.listener:strangers()
     if inodes then
         note_strangers(self, inodes, count)
@@ -133,6 +148,12 @@ function Census:meet(worker_id, lane)
             self.had[id] = self.holds(id, lane.fd) == true -- one that hides it from us is not judged
         end
     end
+end
+
+--- A worker is ready, or its process is gone: sockets that it opened are there, or closed.
+function Census:changed(now)
+    self.due = true
+    look_for_strangers(self, now)
 end
 
 --- Looks, if it is time. @return the id of a worker that has let go of its socket, or nil

@@ -207,6 +207,16 @@ function Lane:silent_users()
     return list
 end
 
+--- Whether one of its users starts or leaves.
+function Lane:is_changing()
+    for _, user in pairs(self.users) do
+        if user.state ~= 'live' then
+            return true
+        end
+    end
+    return false
+end
+
 -- ---------------------------------------------------------------------------------------------------------------------
 -- What waits
 

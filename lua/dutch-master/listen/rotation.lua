@@ -253,10 +253,11 @@ function Rotation:join(worker_id)
     local lane = self.users[worker_id]
     self.served = self.served or lane ~= nil or self.guests[worker_id] ~= nil
     if lane and lane:join(worker_id) then
-        self.steering:join(worker_id, self.want)
         if self.census then
             self.census:meet(worker_id, lane)
+            self.census:changed(self.platform.now())
         end
+        self.steering:join(worker_id, self.want)
         empty_free(self)
     end
 end
@@ -294,6 +295,9 @@ function Rotation:drop(worker_id)
     end
     self.users[worker_id] = nil
     lane:remove(worker_id)
+    if self.census then
+        self.census:changed(self.platform.now())
+    end
     self.steering:unprobe(worker_id)
     self.steering:leave(worker_id, self.want)
     if lane.state == 'free' then
@@ -607,7 +611,8 @@ local function let_go(self, worker_id)
     self.deserted(worker_id)
 end
 
---- @return 'busy' if connections wait somewhere: look again soon; 'unsettled' if there is something to come back to
+--- @return 'busy' if connections wait somewhere, or strangers may come or go: look again soon; 'unsettled' if there is
+-- something to come back to
 function Rotation:tick(now)
     repair(self, now)
     local deserter = self.census and self.census:look(now)
@@ -635,7 +640,8 @@ function Rotation:tick(now)
     for _, lane in ipairs(self.lanes) do
         unsettled = unsettled or lane.broken ~= nil
     end
-    return (busy or self.rescue:waiting() > 0) and 'busy' or unsettled and 'unsettled' or nil
+    busy = busy or self.rescue:waiting() > 0 or self.census ~= nil and self.census:is_restless()
+    return busy and 'busy' or unsettled and 'unsettled' or nil
 end
 
 --- Adds the sockets to watch while nothing happens. One of datagrams has no queue to look after.

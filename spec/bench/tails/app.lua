@@ -2,9 +2,6 @@
 local uv = require 'luv'
 local worker = require 'dutch-master.worker'
 
-local FAST, SLOW, SLOW_SHARE = 2, 100, 0.05
-math.randomseed(uv.os_getpid())
-
 local server = assert(worker.listen('127.0.0.1:' .. os.getenv 'PORT'))
 server:accept(function(connection)
     local seen = ''
@@ -16,10 +13,11 @@ server:accept(function(connection)
         if not seen:find '\r\n\r\n' then
             return
         end
-        local ms = math.random() < SLOW_SHARE and SLOW or FAST
-        uv['sleep'](ms)
-        local body = tostring(ms)
-        connection:write(('HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s'):format(#body, body))
+        local ms = tonumber(seen:match '^GET /(%d+)')
+        if ms > 0 then
+            uv['sleep'](ms)
+        end
+        connection:write 'HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok'
         connection:shutdown()
     end)
 end)

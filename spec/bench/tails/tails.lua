@@ -1,10 +1,11 @@
 --- Who waits for a busy worker: quick and slow requests in one process, at half of the capacity, a connection each.
---   build/dm-spec spec/bench/tails/tails.lua [VERSION of Node = 22] [SECONDS of each measurement = 6] [ROUNDS = 3] [PART...]
+--   build/dm-spec spec/bench/tails/tails.lua [VERSION of Node = 22] [SECONDS of each measurement = 6] [ROUNDS = 5] [PART...]
 -- A part is a number of workers (8, 4, 2), "costs" or "spread"; all of them without one.
 -- What is measured is waiting: latency since a request was due (a late generator hides nothing) less what the request
--- itself took. All subjects in one run on one machine, in turns; the median of the rounds counts. Ratios to one shared
--- socket (p90) and to Node's round robin (p99), the CPU of the master under many short connections, its wake-ups while
--- nothing happens.
+-- itself takes. All subjects run at once and are measured in turns; in a round each gets the same requests at the same
+-- moments. Percentiles are those of all rounds together, a ratio is that of them, with the median of the rounds' own
+-- beside it. Ratios to one shared socket (p90) and to Node's round robin (p99), the CPU of the master under many short
+-- connections, its wake-ups while nothing happens.
 
 local uv = require 'luv'
 local http = require 'spec.support.http'
@@ -16,10 +17,11 @@ io.stdout:setvbuf 'line'
 
 local VERSION = arg and arg[1] or '22'
 local SECONDS = tonumber(arg and arg[2]) or 6
-local ROUNDS = tonumber(arg and arg[3]) or 3
+local ROUNDS = tonumber(arg and arg[3]) or 5
 local NODE = assert(versions.binary(VERSION), 'Node ' .. VERSION .. ' is not installed: spec/support/install-node')
 local HERE = 'spec/bench/tails/'
 local RATE_OF_A_WORKER = 62.5 -- requests a second: half of what 0.95 * 2 ms + 0.05 * 100 ms allow, and a little more
+local FAST_MS, SLOW_MS, SLOW_SHARE = 2, 100, 0.05
 
 local function read(name)
     local file = assert(io.open(HERE .. name))
@@ -74,13 +76,18 @@ end
 -- Load
 
 -- Requests come at random moments, `rate` a second on average. -> sorted list of waiting times in ms, failures
-local function measure(port, rate, seconds, random)
+-- @param slow share of requests that take long, nil: all are answered at once
+local function measure(port, rate, seconds, random, slow)
     local waited, failed, open = {}, 0, 0
-    local text = http.request_text({ port = port, path = '/' }, false)
+    local texts = {}
+    for _, ms in ipairs { 0, FAST_MS, SLOW_MS } do
+        texts[ms] = http.request_text({ port = port, path = '/' .. ms }, false)
+    end
     local start = uv.hrtime() / 1e6
     local due, last = start, start + seconds * 1000
 
     local function request(at)
+        local ms = not slow and 0 or random() < slow and SLOW_MS or FAST_MS
         open = open + 1
         local parser = http.parser()
         local function finish(outcome, handle)
@@ -89,7 +96,7 @@ local function measure(port, rate, seconds, random)
             end
             open = open - 1
             if outcome == 'done' then
-                waited[#waited + 1] = uv.hrtime() / 1e6 - at - tonumber(parser.body)
+                waited[#waited + 1] = uv.hrtime() / 1e6 - at - ms
             else
                 failed = failed + 1
             end
@@ -102,7 +109,7 @@ local function measure(port, rate, seconds, random)
             if err then
                 return finish('refused', handle)
             end
-            handle:write(text)
+            handle:write(texts[ms])
             handle:read_start(function(read_error, data)
                 local outcome = parser and (data and parser:feed(data) or not data and (read_error or parser:finish()))
                 if outcome then
@@ -149,36 +156,73 @@ local SUBJECTS = {
     { name = 'Lua, shared', start = ours('lua', 'shared') },
 }
 
-local function compare(count)
-    local results, rate = {}, count * RATE_OF_A_WORKER
-    print(('%d workers, %g requests a second: waiting in ms'):format(count, rate))
+local function ratio_of(results, one, other, key)
+    local rounds = {}
     for round = 1, ROUNDS do
-        for _, subject in ipairs(SUBJECTS) do
+        rounds[round] = results[one].rounds[round][key] / results[other].rounds[round][key]
+    end
+    return results[one].all[key] / results[other].all[key], median(rounds)
+end
+
+local SHARES = { p50 = 0.5, p90 = 0.9, p99 = 0.99 }
+
+local function percentiles(list)
+    local result = {}
+    for name, share in pairs(SHARES) do
+        result[name] = percentile(list, share)
+    end
+    return result
+end
+
+-- Measures each subject in each round. @return name -> { all = percentiles, rounds = list of percentiles }
+local function measure_all(count, ports)
+    local results, rate = {}, count * RATE_OF_A_WORKER
+    for _, subject in ipairs(SUBJECTS) do
+        results[subject.name] = { rounds = {}, waited = {} }
+        measure(ports[subject.name], rate, 1, math.random, SLOW_SHARE) -- to warm up
+    end
+    for round = 1, ROUNDS do
+        for i = 1, #SUBJECTS do
+            local subject = SUBJECTS[(i + round) % #SUBJECTS + 1]
             math.randomseed(round)
-            local port = http.free_port()
-            local stop = subject.start(port, count)
-            measure(port, rate, 1, math.random) -- to warm up
-            local waited, failed = measure(port, rate, SECONDS, math.random)
-            stop()
+            local waited, failed = measure(ports[subject.name], rate, SECONDS, math.random, SLOW_SHARE)
             assert(failed == 0, ('%s: %d failed'):format(subject.name, failed))
-            local result = results[subject.name] or { p50 = {}, p90 = {}, p99 = {} }
-            results[subject.name] = result
-            for name, share in pairs { p50 = 0.5, p90 = 0.9, p99 = 0.99 } do
-                table.insert(result[name], percentile(waited, share))
+            local result = results[subject.name]
+            result.rounds[round] = percentiles(waited)
+            for _, ms in ipairs(waited) do
+                result.waited[#result.waited + 1] = ms
             end
         end
     end
-    for _, subject in ipairs(SUBJECTS) do
-        local result = results[subject.name]
-        result.p50, result.p90, result.p99 = median(result.p50), median(result.p90), median(result.p99)
-        print(('  %-14s p50 %6.1f  p90 %6.1f  p99 %6.1f'):format(subject.name, result.p50, result.p90, result.p99))
+    for _, result in pairs(results) do
+        table.sort(result.waited)
+        result.all = percentiles(result.waited)
     end
-    local function ratio(what, one, other, key)
-        print(('  %-46s %.2f'):format(what, results[one][key] / results[other][key]))
+    return results
+end
+
+local function compare(count)
+    local ports, stops = {}, {}
+    print(('%d workers, %g requests a second: waiting in ms'):format(count, count * RATE_OF_A_WORKER))
+    for i, subject in ipairs(SUBJECTS) do
+        ports[subject.name] = http.free_port()
+        stops[i] = subject.start(ports[subject.name], count)
+    end
+    local results = measure_all(count, ports)
+    for _, stop in ipairs(stops) do
+        stop()
+    end
+    for _, subject in ipairs(SUBJECTS) do
+        local all = results[subject.name].all
+        print(('  %-14s p50 %6.1f  p90 %6.1f  p99 %6.1f'):format(subject.name, all.p50, all.p90, all.p99))
+    end
+    local function ratio(what, ...)
+        print(('  %-46s %.2f (median of rounds %.2f)'):format(what, ratio_of(results, ...)))
     end
     ratio('p90 steered / shared (aim: 2.5 at most)', 'steered', 'shared', 'p90')
     ratio('p99 steered / round robin (aim: 1.1 at most)', 'steered', 'round robin', 'p99')
-    ratio('p90 queue / shared', 'queue', 'shared', 'p90')
+    ratio('p90 queue / shared (aim: 2.5 at most)', 'queue', 'shared', 'p90')
+    ratio('p99 queue / round robin (aim: 1.1 at most)', 'queue', 'round robin', 'p99')
     ratio('p90 Lua, steered / shared (aim: 2.5 at most)', 'Lua, steered', 'Lua, shared', 'p90')
     ratio('p99 Lua, steered / round robin (aim: 1.1 at most)', 'Lua, steered', 'round robin', 'p99')
 end
@@ -222,7 +266,7 @@ local function costs()
     local m = master.start {
         script = ([[require('dutch-master').start { worker = 'app.lua', numWorkers = 4,
             workerEnvironment = { PORT = '%d' } }]]):format(port),
-        files = { ['app.lua'] = (read 'app.lua':gsub("uv%['sleep'%]%(ms%)", '')) },
+        files = { ['app.lua'] = read 'app.lua' },
     }
     m:await('Cluster ready', { timeout = 60000 })
     local before = cpu_ms(m.pid)

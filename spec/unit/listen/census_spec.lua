@@ -1,10 +1,10 @@
 local Census = require 'dutch-master.listen.census'
 
 describe('census', function()
-    local census, others, records, lanes, holds, asked
+    local census, others, records, lanes, holds, asked, changing, looks
 
     before_each(function()
-        others, records, lanes, holds, asked = {}, {}, {}, {}, {}
+        others, records, lanes, holds, asked, changing, looks = {}, {}, {}, {}, {}, false, 0
         census = Census.new {
             address = ':80', lanes = lanes,
             platform = { holders = function(inodes)
@@ -19,7 +19,10 @@ describe('census', function()
                     records[#records + 1] = { level = level, msg = message, fields = fields }
                 end
             end }),
-            listener = { strangers = function() return others, #others end },
+            listener = { strangers = function()
+                looks = looks + 1
+                return others, #others
+            end },
             worker_of = function(group) return group == 700 and 3 or nil end,
             holds = function(id, fd)
                 asked[#asked + 1] = id
@@ -32,7 +35,7 @@ describe('census', function()
     -- A lane with one worker that serves and has no channel.
     local function lane(id, stuck)
         lanes[#lanes + 1] = { fd = 30 + id, silent_users = function() return { id } end,
-            is_stuck = function() return stuck end }
+            is_stuck = function() return stuck end, is_changing = function() return changing end }
         holds[id] = true
         return lanes[#lanes]
     end
@@ -61,6 +64,34 @@ describe('census', function()
         census:look(5000)
         assert.equal('Nobody else has sockets at this address any more', records[3].msg)
         assert.equal(0, census.count)
+    end)
+
+    it('looks at every tick while known strangers may come and go with their worker', function()
+        lane(1)
+        changing = true
+        census:look(0)
+        census:look(50)
+        assert.same({ 1, false }, { looks, census:is_restless() }) -- there are none
+        others = { 11 }
+        census:look(1000)
+        assert.is_true(census:is_restless())
+        census:look(1050)
+        census:look(1060) -- too early
+        assert.equal(3, looks)
+        changing = false
+        census:look(1100)
+        assert.same({ 3, false }, { looks, census:is_restless() })
+    end)
+
+    it('looks when a worker is ready or gone, and soon after if it has just looked', function()
+        census:look(0)
+        census:changed(300)
+        assert.equal(2, looks)
+        census:changed(310)
+        assert.equal(2, looks)
+        census:look(350)
+        census:look(400)
+        assert.equal(3, looks)
     end)
 
     it('says nothing where the kernel does not tell', function()
