@@ -29,6 +29,21 @@ function Leaving:order(why)
     self.why = self.why or why
 end
 
+--- What it is replaced for: that comes before a reason given later.
+function Leaving:blame(why)
+    self.why = why
+end
+
+--- It was not ready in time, or has not proved itself: `words` say how.
+function Leaving:fail(words)
+    self.late = words
+end
+
+--- It has put itself into the background, in these words.
+function Leaving:hide(words)
+    self.daemon = words
+end
+
 --- It goes, and nobody told it to.
 -- @return whether its owner has to hear it: once
 function Leaving:lose()

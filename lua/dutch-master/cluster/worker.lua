@@ -344,7 +344,7 @@ end
 
 --- It is to be replaced: because it asked for it, hangs, or is too large or too old. Who has no place any more goes on.
 function Worker:replace(why)
-    self.leaving.why = why
+    self.leaving:blame(why)
     self.on.replace(self, why)
 end
 
@@ -496,7 +496,7 @@ local function start_deadline(self)
     local missing, hint = self.health:missing()
     local seconds, asked = (self.ready_by - self.forked_at) / 1000, missing and ': ' .. missing
     self.health:close()
-    self.leaving.late = ('was not ready within %g s'):format(seconds) .. (asked or '') .. (hint and '. ' .. hint or '')
+    self.leaving:fail(('was not ready within %g s'):format(seconds) .. (asked or '') .. (hint and '. ' .. hint or ''))
     self.log:warn({ readyTimeout = seconds, listening = self.listening, hint = hint },
         'Worker was not ready in time' .. (asked or suspicion(self)))
     lose(self, 'was not ready in time' .. (asked or ''))
@@ -556,7 +556,7 @@ local function find_daemon(self, status)
     if not left[1] then
         return
     elseif not self.leaving.daemon then -- else it is said: it was in its group for a moment
-        self.leaving.daemon = IN_THE_BACKGROUND
+        self.leaving:hide(IN_THE_BACKGROUND)
         self.log:warn({ code = status.code, processes = left, hint = IN_THE_FOREGROUND },
             'Worker has put itself into the background, what it left behind is asked to end')
     end
@@ -598,7 +598,7 @@ local function headless(self, status)
     self.sockets:leave(self.id, function() end)
     local facts = { code = status.code, signal = status.signal, processes = self.child:others() }
     if status.code == 0 and not self.leaving.told and not self.leaving.lost then
-        self.leaving.daemon = IN_THE_BACKGROUND
+        self.leaving:hide(IN_THE_BACKGROUND)
         facts.hint = IN_THE_FOREGROUND
         self.log:warn(facts, 'Worker has put itself into the background, what it left behind is asked to end')
     else
@@ -613,7 +613,7 @@ end
 -- It serves, as a replacement that has to prove itself, and has failed in that. It may finish what it has.
 local function failed(self, why)
     self.health:close()
-    self.leaving.late = why
+    self.leaving:fail(why)
     self.log:warn('Worker failed: ' .. why)
     lose(self, why)
     return walk_out(self, true)

@@ -21,6 +21,7 @@ function Hooks.new(options)
     local self = setmetatable(options, Hooks)
     self.lanes, self.totals = {}, self.script.totals
     self.release = nil -- the newest good evaluation: {source, plan}
+    self.evaluated = setmetatable({}, { __mode = 'k' }) -- process -> of which evaluation the state is that it keeps
     self.waiting, self.skipped = 0, 0 -- events
     self.due = {} -- index of `every` -> true while it waits
     self.slow = nil -- the hook whose last call took all its time
@@ -39,6 +40,10 @@ function Hooks.new(options)
     return self
 end
 
+function Hooks:use_log(log)
+    self.log = log
+end
+
 --- A good evaluation: its hooks are called from now on.
 function Hooks:adopt(release)
     self.release = release
@@ -53,7 +58,7 @@ end
 -- meanwhile, the one before serves on.
 local function with_session(self, process, done)
     local release = self.release
-    if process.release == release then
+    if self.evaluated[process] == release then
         return done(process.kept)
     end
     local budget_ms = release.plan.hook_timeout_ms
@@ -61,7 +66,7 @@ local function with_session(self, process, done)
         function(session, err)
         if session then
             session:keep()
-            process.release = release
+            self.evaluated[process] = release
         end
         done(session or process.kept, err)
     end)

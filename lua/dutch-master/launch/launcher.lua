@@ -34,7 +34,9 @@ end
 
 --- The log, as soon as there is one.
 function Launcher:use_log(log)
-    self.log, self.releases.log, self.hooks.log = log, log, log
+    self.log = log
+    self.releases:use_log(log)
+    self.hooks:use_log(log)
 end
 
 --- The book of what workers write (see log/output.lua).

@@ -13,6 +13,10 @@ function Releases.new(options)
     return self
 end
 
+function Releases:use_log(log)
+    self.log = log
+end
+
 --- Later forks of this generation run where its first one did, wherever the script would have them by now.
 function Releases:pin(generation)
     local known = self.known[generation]

@@ -59,7 +59,7 @@ end
 
 local function start_process(self)
     local fields = {
-        platform = self.platform, agenda = self.agenda,
+        platform = self.platform, agenda = self.agenda, lane = self,
         on_gone = function(process)
             lost(self, process)
         end,
@@ -69,7 +69,6 @@ local function start_process(self)
     end
     local process, message = Process.new(fields)
     if process then
-        process.lane = self
         self.processes[process] = false
         self.count = self.count + 1
     end
@@ -157,8 +156,7 @@ local function shrink(self, keep)
         if not job and process ~= keep then
             self.processes[process] = nil
             self.count = self.count - 1
-            process.on_gone = function() end
-            process:close()
+            process:retire()
         end
     end
 end

@@ -35,7 +35,7 @@ local function environment(environ)
 end
 
 --- Starts a process.
--- @param options {platform, agenda, script (its path, for `ps`), executable or nil,
+-- @param options {platform, agenda, lane = whose it is, script (its path, for `ps`), executable or nil,
 --   ask = function(name, process, ...) -> results; commands come as functions by process:later(name, fn),
 --   on_gone = function(process) it takes no request any more; comes before the answer of the one it had}
 -- @return the process, or nil, message
@@ -94,8 +94,9 @@ function Process:new_state()
     return self.next_state
 end
 
---- Keeps the state of a good evaluation; the one that was kept before goes.
-function Process:keep(state)
+--- Keeps the state of a good evaluation, of this session; the one that was kept before goes.
+function Process:keep(state, session)
+    self.kept = session
     if not self.reported then
         self.child:send('K' .. state)
     end
@@ -116,6 +117,12 @@ end
 --- Ends it now, with all of its group.
 function Process:close()
     self.agenda:post(self, 'close')
+end
+
+--- The same of one that is idle and was only needed for a rush: its owner has forgotten it.
+function Process:retire()
+    self.reported = true
+    self:close()
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------

@@ -242,8 +242,7 @@ end
 function Session:keep()
     if not self.kept then
         self.kept = true
-        self.process.kept = self
-        self.process:keep(self.state)
+        self.process:keep(self.state, self)
     end
 end
 

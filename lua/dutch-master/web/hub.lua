@@ -23,6 +23,7 @@ local FORGET_S = 600
 function Hub.new(options)
     local self = setmetatable(options, Hub)
     self.watchers, self.clients, self.count = {}, {}, 0
+    self.seen_at = {} -- path of a watcher -> when its socket was there last
     return self
 end
 
@@ -53,10 +54,10 @@ local function discover(self)
     end
     local now = cqueues.monotime()
     for path, watcher in pairs(self.watchers) do
-        watcher.seen_at = there[path] and now or watcher.seen_at or now
-        if now - watcher.seen_at > FORGET_S then
+        self.seen_at[path] = there[path] and now or self.seen_at[path] or now
+        if now - self.seen_at[path] > FORGET_S then
             watcher:close()
-            self.watchers[path] = nil
+            self.watchers[path], self.seen_at[path] = nil, nil
             self:tell('gone', { id = watcher.id })
         end
     end

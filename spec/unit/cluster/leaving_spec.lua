@@ -14,6 +14,15 @@ describe('leaving', function()
         assert.same({ 'too old', true }, { leaving.why, leaving.told })
     end)
 
+    it('remembers what a worker is replaced for before anything is ordered, and what it has done', function()
+        leaving:blame 'too large'
+        leaving:fail 'was not ready'
+        leaving:hide 'has gone into the background'
+        leaving:order 'restart'
+        assert.same({ 'too large', 'was not ready', 'has gone into the background' },
+            { leaving.why, leaving.late, leaving.daemon })
+    end)
+
     it('is a loss once, and none for who was told', function()
         assert.is_true(leaving:lose())
         assert.is_false(leaving:lose())

@@ -19,7 +19,8 @@ local function fake(given)
     function process.new_state()
         return 7
     end
-    function process.keep(_, state)
+    function process.keep(_, state, session)
+        process.kept = session
         table.insert(log.kept, state)
     end
     local function answer(done, ok, ...)
