@@ -1,6 +1,7 @@
 /* core.c: see core.h. */
 #include "core.h"
 
+#include "base/poll.h"
 #include "process/spawn.h"
 
 #include <stdio.h>
@@ -22,8 +23,11 @@ int dm_core_init(struct dm_core *core, uv_loop_t *loop) {
     dm_signals_init(&core->signals, core, ignore_signal);
     dm_timers_init(&core->timers, loop);
     dm_helpers_init(&core->helpers, &core->reaper, &core->timers);
-    const int rc = dm_reaper_init(&core->reaper, loop);
+    int rc = dm_polls_init(&core->timers);
+    rc = rc != 0 ? rc : dm_reaper_init(&core->reaper, loop);
     if (rc != 0) {
+        fprintf(stderr, "dutch-master: the kernel has no room to watch descriptors: %s\n",
+                uv_strerror(rc));
         dm_timers_deinit(&core->timers);
     }
     return rc;
@@ -46,6 +50,7 @@ void dm_core_deinit(struct dm_core *core) {
     dm_deathwatch_stop(&core->deathwatch, &core->reaper);
     dm_reaper_deinit(&core->reaper);
     dm_signals_deinit(&core->signals);
+    dm_polls_deinit();
     dm_timers_deinit(&core->timers);
 }
 

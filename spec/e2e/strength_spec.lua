@@ -6,7 +6,10 @@ local apps = require 'spec.support.apps'
 local cjson = require 'cjson'
 local cli = require 'spec.support.cli'
 local master = require 'spec.support.master'
+local sys = require 'spec.support.sys'
 local wait = require 'spec.support.wait'
+
+sys.C.signal(13, sys.ffi.cast('void (*)(int)', 1)) -- SIGPIPE: a client that was sent away may write still
 
 local SCRIPT = [[require('dutch-master').start { worker = 'app.lua', numWorkers = 1, %s }]]
 
@@ -84,6 +87,24 @@ describe('the master', function()
         end
         hang_up()
         assert.equal(0, deploy:wait().code, deploy.err)
+        m:finish()
+    end)
+
+    it('has no descriptor left, and is there again when it has some', function()
+        local m = start('restartAttempts = 2,', { wrap = { 'sh', '-c', 'ulimit -n 44; exec "$0" "$@"' } })
+        local path = socket_of(m)
+        local clients = {}
+        for i = 1, 40 do
+            clients[i] = ask(path, '{"v":1,"id":1,"verb":"ping"}\n')
+            wait.wait_until(function() return clients[i].received ~= '' or clients[i].err or clients[i].ended end,
+                { what = 'an answer, or none' })
+        end
+        m:signal 'SIGTTIN' -- one more worker
+        m:signal 'SIGHUP'
+        m:await(function(record) return tostring(record.reason or record.msg):match 'EMFILE' end, { timeout = 20000 })
+        hang_up()
+        assert.equal(0, cli.run(m, { 'restart', '--wait' }).code)
+        assert.is_nil(m.ended)
         m:finish()
     end)
 

@@ -62,14 +62,14 @@ int dm_signals_set(struct dm_signals *signals, uv_loop_t *loop, const sigset_t *
         return -errno;
     }
     if (signals->fd < 0) {
-        const int rc = uv_poll_init(loop, &signals->poll, fd);
+        const int rc = dm_poll_init(loop, &signals->poll, fd);
         if (rc != 0) {
             close(fd);
             return rc;
         }
         signals->fd = fd;
-        signals->poll.data = signals;
-        uv_poll_start(&signals->poll, UV_READABLE, on_readable);
+        signals->poll.uv.data = signals;
+        dm_poll_start(&signals->poll, UV_READABLE, on_readable);
     }
     sigset_t dropped;
     sigemptyset(&dropped);
@@ -90,10 +90,10 @@ int dm_signals_set(struct dm_signals *signals, uv_loop_t *loop, const sigset_t *
 
 void dm_signals_deinit(struct dm_signals *signals) {
     if (signals->fd >= 0) {
-        uv_poll_stop(&signals->poll);
+        dm_poll_stop(&signals->poll);
         close(signals->fd);
         signals->fd = -1;
-        uv_close((uv_handle_t *)&signals->poll, NULL);
+        dm_poll_close(&signals->poll, NULL);
     }
 }
 

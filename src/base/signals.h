@@ -2,6 +2,8 @@
  * nothing runs in the middle of anything and no number of them can push another out. */
 #pragma once
 
+#include "base/poll.h"
+
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -14,7 +16,7 @@ void dm_signals_hold(void);
 void dm_signals_release(void);
 
 struct dm_signals {
-    uv_poll_t poll;
+    struct dm_poll poll;
     int fd; /* -1 before the first dm_signals_set */
     sigset_t set;
     void (*on_signal)(struct dm_signals *signals, int number, pid_t sender, uid_t sender_uid);

@@ -3,6 +3,7 @@
  */
 #include "net/dial.h"
 
+#include "base/poll.h"
 #include "net/diag.h"
 
 #include <errno.h>
@@ -13,7 +14,7 @@
 enum { READ_SIZE = 16384 }; /* bytes in one turn of the loop */
 
 struct dm_dial {
-    uv_poll_t poll;
+    struct dm_poll poll;
     int fd;
     int port;
     struct dm_address to;
@@ -59,7 +60,7 @@ int dm_dial_open(uv_loop_t *loop, const struct dm_address *to, const struct dm_d
     self->ctx = ctx;
     dm_address_from_here(&self->to);
     self->fd = bound_socket(&self->to, &self->port);
-    int error = self->fd < 0 ? self->fd : uv_poll_init(loop, &self->poll, self->fd);
+    int error = self->fd < 0 ? self->fd : dm_poll_init(loop, &self->poll, self->fd);
     if (error) {
         if (self->fd >= 0) {
             close(self->fd);
@@ -89,7 +90,7 @@ int dm_dial_start(struct dm_dial *self, const char *text, size_t size, bool fini
     if (connect(self->fd, &self->to.u.any, self->to.length) != 0 && errno != EINPROGRESS) {
         return -errno;
     }
-    return uv_poll_start(&self->poll, UV_WRITABLE, on_poll);
+    return dm_poll_start(&self->poll, UV_WRITABLE, on_poll);
 }
 
 enum dm_accepted dm_dial_accepted(const struct dm_dial *self) {
@@ -101,7 +102,7 @@ enum dm_accepted dm_dial_accepted(const struct dm_dial *self) {
 }
 
 static void end(struct dm_dial *self, int error) {
-    uv_poll_stop(&self->poll);
+    dm_poll_stop(&self->poll);
     self->events.on_end(self->ctx, error);
 }
 
@@ -117,7 +118,7 @@ static int send_rest(struct dm_dial *self) {
     if (self->finish && shutdown(self->fd, SHUT_WR) != 0) {
         return -errno;
     }
-    return uv_poll_start(&self->poll, UV_READABLE, on_poll);
+    return dm_poll_start(&self->poll, UV_READABLE, on_poll);
 }
 
 /* A poll that failed (status < 0) is stopped, but what came before that is still to be read. */
@@ -127,7 +128,7 @@ static void receive(struct dm_dial *self, int status) {
     if (n > 0) {
         self->events.on_data(self->ctx, data, (size_t)n);
         if (status < 0 && !uv_is_closing((uv_handle_t *)&self->poll)) {
-            uv_poll_start(&self->poll, UV_READABLE, on_poll);
+            dm_poll_start(&self->poll, UV_READABLE, on_poll);
         }
     } else if (n == 0) {
         end(self, 0);
@@ -172,7 +173,7 @@ static void on_closed(uv_handle_t *handle) {
 }
 
 void dm_dial_close(struct dm_dial *self) {
-    uv_poll_stop(&self->poll);
+    dm_poll_stop(&self->poll);
     close(self->fd);
-    uv_close((uv_handle_t *)&self->poll, on_closed);
+    dm_poll_close(&self->poll, on_closed);
 }

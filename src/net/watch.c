@@ -16,7 +16,7 @@ int dm_watch_open(struct dm_watch **watch, uv_loop_t *loop,
     }
     self->on_ready = on_ready;
     self->epoll = epoll_create1(EPOLL_CLOEXEC);
-    int error = self->epoll < 0 ? -errno : uv_poll_init(loop, &self->poll, self->epoll);
+    int error = self->epoll < 0 ? -errno : dm_poll_init(loop, &self->poll, self->epoll);
     if (error) { /* a failed init leaves nothing in the loop */
         if (self->epoll >= 0) {
             close(self->epoll);
@@ -51,13 +51,13 @@ int dm_watch_start(struct dm_watch *self, const int *fds, size_t count) {
         }
         self->fds[self->count] = fds[self->count];
     }
-    return uv_poll_start(&self->poll, UV_READABLE, on_poll);
+    return dm_poll_start(&self->poll, UV_READABLE, on_poll);
 }
 
 void dm_watch_stop(struct dm_watch *self) {
     struct epoll_event event; /* old kernels want one */
     memset(&event, 0, sizeof event);
-    uv_poll_stop(&self->poll);
+    dm_poll_stop(&self->poll);
     while (self->count > 0) {
         epoll_ctl(self->epoll, EPOLL_CTL_DEL, self->fds[--self->count], &event);
     }
@@ -71,6 +71,6 @@ static void on_closed(uv_handle_t *handle) {
 
 void dm_watch_close(struct dm_watch *self) {
     dm_watch_stop(self);
-    uv_close((uv_handle_t *)&self->poll, on_closed);
+    dm_poll_close(&self->poll, on_closed);
     close(self->epoll);
 }

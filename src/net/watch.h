@@ -5,11 +5,13 @@
  * not want. */
 #pragma once
 
+#include "base/poll.h"
+
 #include <stddef.h>
 #include <uv.h>
 
 struct dm_watch {
-    uv_poll_t poll; /* of the epoll descriptor */
+    struct dm_poll poll; /* of the epoll descriptor */
     int epoll;
     int *fds;
     size_t count;

@@ -2,6 +2,7 @@
 #include "process/capture.h"
 
 #include "base/outqueue.h"
+#include "base/poll.h"
 #include "service/target.h"
 
 #include <errno.h>
@@ -20,7 +21,7 @@ enum {
 };
 
 struct dm_capture {
-    uv_poll_t poll;
+    struct dm_poll poll;
     struct dm_timer retry;
     void (*on_freed)(void *ctx);
     void (*on_data)(void *ctx, const struct dm_capture *c, const char *data, size_t size);
@@ -187,7 +188,7 @@ static void on_retry(struct dm_timer *timer) {
  */
 
 static void end(struct dm_capture *c) {
-    uv_poll_stop(&c->poll);
+    dm_poll_stop(&c->poll);
     c->ended = c->fd; /* closed with the handle */
     c->fd = -1;
 }
@@ -210,7 +211,7 @@ static void on_readable(uv_poll_t *poll, int status, int events) {
     struct dm_capture *c = poll->data;
     read_some(c);
     if (c->fd >= 0 && status < 0) {
-        uv_poll_start(&c->poll, UV_READABLE, on_readable);
+        dm_poll_start(&c->poll, UV_READABLE, on_readable);
     }
 }
 
@@ -244,7 +245,7 @@ void dm_capture_close(struct dm_capture *c) {
     }
     dm_target_close(&c->target);
     close(c->ended);
-    uv_close((uv_handle_t *)&c->poll, on_handle_closed);
+    dm_poll_close(&c->poll, on_handle_closed);
 }
 
 void dm_capture_listen(struct dm_capture *c,
@@ -255,11 +256,11 @@ void dm_capture_listen(struct dm_capture *c,
 struct dm_capture *dm_capture_open(uv_loop_t *loop, struct dm_timers *timers, int fd, int target,
                                    void (*on_freed)(void *ctx), void *ctx) {
     struct dm_capture *c = calloc(1, sizeof *c);
-    if (!c || uv_poll_init(loop, &c->poll, fd) != 0) {
+    if (!c || dm_poll_init(loop, &c->poll, fd) != 0) {
         free(c);
         return NULL;
     }
-    c->poll.data = c;
+    c->poll.uv.data = c;
     c->on_freed = on_freed;
     c->ctx = ctx;
     c->fd = fd;
@@ -268,6 +269,6 @@ struct dm_capture *dm_capture_open(uv_loop_t *loop, struct dm_timers *timers, in
         c->target.fd = -1;
     }
     dm_timer_init(&c->retry, timers, on_retry);
-    uv_poll_start(&c->poll, UV_READABLE, on_readable);
+    dm_poll_start(&c->poll, UV_READABLE, on_readable);
     return c;
 }

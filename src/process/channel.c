@@ -5,6 +5,7 @@
 #include "base/errors.h"
 #include "base/fdpass.h"
 #include "base/outqueue.h"
+#include "base/poll.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -31,7 +32,7 @@ struct passed {
 };
 
 struct dm_channel {
-    uv_poll_t poll;
+    struct dm_poll poll;
     struct dm_timers *timers;
     const struct dm_channel_events *events;
     void *ctx;
@@ -57,9 +58,9 @@ static void watch(struct dm_channel *channel) {
         return;
     }
     if (events) {
-        uv_poll_start(&channel->poll, events, on_poll);
+        dm_poll_start(&channel->poll, events, on_poll);
     } else {
-        uv_poll_stop(&channel->poll);
+        dm_poll_stop(&channel->poll);
     }
 }
 
@@ -103,10 +104,10 @@ void dm_channel_close(struct dm_channel *channel) {
     }
     drop_queue(channel);
     drop_received(channel);
-    uv_poll_stop(&channel->poll);
+    dm_poll_stop(&channel->poll);
     close(channel->fd);
     channel->fd = -1;
-    uv_close((uv_handle_t *)&channel->poll, on_handle_closed);
+    dm_poll_close(&channel->poll, on_handle_closed);
 }
 
 static void close_with(struct dm_channel *channel, const char *reason) {
@@ -316,11 +317,11 @@ static void on_poll(uv_poll_t *poll, int status, int events) {
 struct dm_channel *dm_channel_open(uv_loop_t *loop, struct dm_timers *timers, int fd,
                                    const struct dm_channel_events *events, void *ctx) {
     struct dm_channel *channel = calloc(1, sizeof *channel);
-    if (!channel || uv_poll_init(loop, &channel->poll, fd) != 0) {
+    if (!channel || dm_poll_init(loop, &channel->poll, fd) != 0) {
         free(channel);
         return NULL;
     }
-    channel->poll.data = channel;
+    channel->poll.uv.data = channel;
     channel->timers = timers;
     channel->events = events;
     channel->ctx = ctx;

@@ -23,7 +23,7 @@ struct dm_child {
     struct dm_core *core;
     const struct dm_child_events *events;
     void *ctx;
-    uv_poll_t error_poll;
+    struct dm_poll error_poll;
     int error_fd; /* -1 once the outcome of the start is known */
     struct dm_spawn_error *failure;
     struct dm_channel *channel;     /* NULL once closed */
@@ -70,10 +70,10 @@ static void close_parts(struct dm_child *child) {
  */
 
 static void close_error_pipe(struct dm_child *child) {
-    uv_poll_stop(&child->error_poll);
+    dm_poll_stop(&child->error_poll);
     close(child->error_fd);
     child->error_fd = -1;
-    uv_close((uv_handle_t *)&child->error_poll, on_error_poll_closed);
+    dm_poll_close(&child->error_poll, on_error_poll_closed);
 }
 
 /* EOF alone does not mean that the program runs: a child killed before exec closes the pipe too. */
@@ -327,14 +327,14 @@ static int start(struct dm_child *child, const struct dm_child_options *o,
     if (spawn.die_with_master) {
         dm_deathwatch_add(&child->core->deathwatch, leader->pid);
     }
-    rc = uv_poll_init(child->core->loop, &child->error_poll, child->error_fd);
+    rc = dm_poll_init(child->core->loop, &child->error_poll, child->error_fd);
     if (rc != 0) {
         close(child->error_fd);
         child->error_fd = -1;
         dm_reaper_abandon(leader->pid, leader->pidfd);
         return rc;
     }
-    child->error_poll.data = child;
+    child->error_poll.uv.data = child;
     child->handles++;
     leader->lingers = o->lingers;
     leader->before_reap = before_reap;
@@ -348,7 +348,7 @@ static int start(struct dm_child *child, const struct dm_child_options *o,
         return rc;
     }
     child->handles++;
-    uv_poll_start(&child->error_poll, UV_READABLE, on_error_pipe);
+    dm_poll_start(&child->error_poll, UV_READABLE, on_error_pipe);
     return 0;
 }
 

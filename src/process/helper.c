@@ -10,7 +10,7 @@
 struct dm_helper {
     struct dm_leader leader;
     struct dm_link link;
-    uv_poll_t answer;
+    struct dm_poll answer;
     struct dm_timer deadline;
     struct dm_helper_work work;
     uid_t uid;
@@ -54,8 +54,8 @@ static void finish(struct dm_helper *self, int result, int fds[DM_RIGHTS_FDS]) {
     const struct dm_helper_work work = self->work;
     memcpy(ctx, self->ctx, work.size);
     dm_timer_stop(&self->deadline);
-    uv_poll_stop(&self->answer);
-    uv_close((uv_handle_t *)&self->answer, on_answer_closed);
+    dm_poll_stop(&self->answer);
+    dm_poll_close(&self->answer, on_answer_closed);
     close(self->socket);
     self->socket = -1;
     dm_leader_signal(&self->leader, SIGKILL);
@@ -120,20 +120,20 @@ static int count_of(const struct dm_helpers *helpers, uid_t uid) {
 /* Its handles; the process is there already. */
 static int watch(struct dm_helpers *helpers, struct dm_helper *self) {
     struct dm_leader *leader = &self->leader;
-    int error = uv_poll_init(helpers->reaper->loop, &self->answer, self->socket);
+    int error = dm_poll_init(helpers->reaper->loop, &self->answer, self->socket);
     if (error) {
         free(self);
         return error;
     }
-    self->answer.data = self;
+    self->answer.uv.data = self;
     self->open = 1;
     error = dm_reaper_add(helpers->reaper, leader);
     if (error) {
-        uv_close((uv_handle_t *)&self->answer, on_answer_closed);
+        dm_poll_close(&self->answer, on_answer_closed);
         return error;
     }
     self->open = 2;
-    uv_poll_start(&self->answer, UV_READABLE, on_answer);
+    dm_poll_start(&self->answer, UV_READABLE, on_answer);
     dm_list_append(&helpers->alive, &self->link);
     dm_timer_init(&self->deadline, helpers->timers, on_due);
     dm_timer_start(&self->deadline, self->limit_ms);

@@ -78,7 +78,7 @@ static bool end(struct dm_leader *leader) {
         return leader->ended;
     }
     leader->ended = true;
-    uv_poll_stop(&leader->poll); /* a zombie's pidfd stays readable */
+    dm_poll_stop(&leader->poll); /* a zombie's pidfd stays readable */
     set_exit(&leader->exit, &info);
     if (leader->before_reap) {
         leader->before_reap(leader);
@@ -266,7 +266,7 @@ int dm_reaper_init(struct dm_reaper *reaper, uv_loop_t *loop) {
 static void let_go(struct dm_reaper *reaper, struct dm_link *list) {
     while (!dm_list_empty(list)) {
         struct dm_leader *leader = dm_container(list->next, struct dm_leader, link);
-        uv_poll_stop(&leader->poll);
+        dm_poll_stop(&leader->poll);
         leader->reaped_pidfd = leader->pidfd;
         leader->pidfd = -1;
         dm_list_remove(&leader->link);
@@ -291,21 +291,21 @@ static void on_closed(uv_handle_t *handle) {
 }
 
 int dm_reaper_add(struct dm_reaper *reaper, struct dm_leader *leader) {
-    const int rc = uv_poll_init(reaper->loop, &leader->poll, leader->pidfd);
+    const int rc = dm_poll_init(reaper->loop, &leader->poll, leader->pidfd);
     if (rc != 0) {
         return rc;
     }
-    leader->poll.data = leader;
+    leader->poll.uv.data = leader;
     leader->reaper = reaper;
     dm_list_append(&reaper->alive, &leader->link);
     reaper->count++;
-    uv_poll_start(&leader->poll, UV_READABLE, on_pidfd);
+    dm_poll_start(&leader->poll, UV_READABLE, on_pidfd);
     return 0;
 }
 
 void dm_reaper_close(struct dm_leader *leader) {
     close(leader->reaped_pidfd);
-    uv_close((uv_handle_t *)&leader->poll, on_closed);
+    dm_poll_close(&leader->poll, on_closed);
 }
 
 void dm_reaper_abandon(pid_t pid, int pidfd) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "base/list.h"
+#include "base/poll.h"
 #include "base/signals.h"
 
 #include <stdbool.h>
@@ -25,7 +26,7 @@ struct dm_exit {
 struct dm_leader {
     struct dm_link link;
     struct dm_reaper *reaper;
-    uv_poll_t poll;
+    struct dm_poll poll;
     pid_t pid;
     int pidfd; /* -1 once reaped */
     int reaped_pidfd;

@@ -10,6 +10,7 @@
 #include "service/files.h"
 
 #include "base/fdpass.h"
+#include "base/poll.h"
 #include "base/timer.h"
 
 #include <dirent.h>
@@ -31,7 +32,7 @@
 #define REPORT_MS 10000
 
 struct dm_notify {
-    uv_poll_t poll;
+    struct dm_poll poll;
     int fd;
     uid_t uid;
     struct dm_notify_events events;
@@ -353,7 +354,7 @@ int dm_notify_open(uv_loop_t *loop, uid_t uid, const struct dm_notify_events *ev
     n->ctx = ctx;
     int err = open_socket(n);
     if (err == 0) {
-        err = uv_poll_init(loop, &n->poll, n->fd);
+        err = dm_poll_init(loop, &n->poll, n->fd);
     }
     if (err != 0) {
         if (n->fd >= 0) {
@@ -363,8 +364,8 @@ int dm_notify_open(uv_loop_t *loop, uid_t uid, const struct dm_notify_events *ev
         free(n);
         return err;
     }
-    n->poll.data = n;
-    err = uv_poll_start(&n->poll, UV_READABLE, on_readable);
+    n->poll.uv.data = n;
+    err = dm_poll_start(&n->poll, UV_READABLE, on_readable);
     if (err != 0) {
         dm_notify_close(n);
         return err;
@@ -383,5 +384,5 @@ void dm_notify_close(struct dm_notify *n) {
     }
     n->closed = true;
     remove_path(n);
-    uv_close((uv_handle_t *)&n->poll, on_closed);
+    dm_poll_close(&n->poll, on_closed);
 }

@@ -7,6 +7,8 @@
  */
 #include "service/server.h"
 
+#include "base/poll.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -26,7 +28,7 @@ enum {
 
 struct dm_server {
     uv_loop_t *loop;
-    uv_poll_t poll;
+    struct dm_poll poll;
     int fd;
     int spare_fd;
     bool closed;
@@ -240,7 +242,7 @@ static int open_sockets(struct dm_server *server, const struct sockaddr_un *addr
         return -errno;
     }
     int err = open_path(server, addr, why);
-    return err == 0 ? uv_poll_init(server->loop, &server->poll, server->fd) : err;
+    return err == 0 ? dm_poll_init(server->loop, &server->poll, server->fd) : err;
 }
 
 int dm_server_open(uv_loop_t *loop, const char *path, uint64_t request_ms,
@@ -268,8 +270,8 @@ int dm_server_open(uv_loop_t *loop, const char *path, uint64_t request_ms,
         free_server(s);
         return err;
     }
-    s->poll.data = s;
-    uv_poll_start(&s->poll, UV_READABLE, on_readable);
+    s->poll.uv.data = s;
+    dm_poll_start(&s->poll, UV_READABLE, on_readable);
     *server = s;
     return 0;
 }
@@ -287,7 +289,7 @@ void dm_server_close(struct dm_server *server) {
         dm_stream_disown(server->clients[i], "the server was closed");
     }
     server->count = 0;
-    uv_close((uv_handle_t *)&server->poll, on_closed);
+    dm_poll_close(&server->poll, on_closed);
     remove_path(server);
     close(server->fd);
     close(server->spare_fd);

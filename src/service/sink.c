@@ -9,6 +9,7 @@
 #include "service/sink.h"
 
 #include "base/outqueue.h"
+#include "base/poll.h"
 #include "base/timer.h"
 #include "service/target.h"
 
@@ -27,7 +28,7 @@
 
 struct dm_sink {
     uv_loop_t *loop;
-    uv_poll_t poll;
+    struct dm_poll poll;
     bool poll_ready; /* poll was initialised, so it needs closing */
     bool waiting;    /* poll runs: the output was full, and we shall be told */
     struct dm_target target;
@@ -144,7 +145,7 @@ static void stop_waiting(struct dm_sink *s) {
         return;
     }
     s->waiting = false;
-    uv_poll_stop(&s->poll);
+    dm_poll_stop(&s->poll);
     epoll_ctl(s->epoll_fd, EPOLL_CTL_DEL, s->target.fd, NULL);
 }
 
@@ -160,17 +161,17 @@ static void start_waiting(struct dm_sink *s) {
         }
     }
     if (!s->poll_ready) {
-        if (uv_poll_init(s->loop, &s->poll, s->epoll_fd) != 0) {
+        if (dm_poll_init(s->loop, &s->poll, s->epoll_fd) != 0) {
             return;
         }
-        s->poll.data = s;
+        s->poll.uv.data = s;
         s->poll_ready = true;
     }
     struct epoll_event event = {.events = EPOLLOUT};
     if (epoll_ctl(s->epoll_fd, EPOLL_CTL_ADD, s->target.fd, &event) < 0) {
         return;
     }
-    if (uv_poll_start(&s->poll, UV_READABLE, on_writable) == 0) {
+    if (dm_poll_start(&s->poll, UV_READABLE, on_writable) == 0) {
         s->waiting = true;
     } else {
         epoll_ctl(s->epoll_fd, EPOLL_CTL_DEL, s->target.fd, NULL);
@@ -264,7 +265,7 @@ void dm_sink_close(struct dm_sink *s) {
     s->on_drain = NULL;
     dm_target_close(&s->target);
     if (s->poll_ready) {
-        uv_close((uv_handle_t *)&s->poll, on_closed);
+        dm_poll_close(&s->poll, on_closed);
         return;
     }
     if (s->epoll_fd >= 0) {

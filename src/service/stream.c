@@ -7,6 +7,7 @@
 
 #include "base/lines.h"
 #include "base/outqueue.h"
+#include "base/poll.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -32,7 +33,7 @@ enum {
 
 struct dm_stream {
     uv_loop_t *loop;
-    uv_poll_t poll;
+    struct dm_poll poll;
     uv_timer_t timer; /* first line, half-closed peer, or pending failure */
     int open_handles;
     int fd;
@@ -72,7 +73,7 @@ static void on_handle_closed(uv_handle_t *handle) {
 
 static void die(struct dm_stream *s) {
     s->dead = true;
-    uv_close((uv_handle_t *)&s->poll, on_handle_closed);
+    dm_poll_close(&s->poll, on_handle_closed);
     uv_close((uv_handle_t *)&s->timer, on_handle_closed);
     close(s->fd);
     if (s->options.on_gone != NULL) {
@@ -96,7 +97,7 @@ static void fail_soon(struct dm_stream *s, const char *reason) {
         return;
     }
     s->failure = reason;
-    uv_poll_stop(&s->poll);
+    dm_poll_stop(&s->poll);
     uv_timer_start(&s->timer, on_timer, 0, 0);
 }
 
@@ -112,9 +113,9 @@ void dm_stream_disown(struct dm_stream *s, const char *reason) {
 static void watch(struct dm_stream *s) {
     int events = (s->half_closed ? 0 : UV_READABLE) | (is_pending(s) ? UV_WRITABLE : 0);
     if (events == 0) {
-        uv_poll_stop(&s->poll);
+        dm_poll_stop(&s->poll);
     } else {
-        uv_poll_start(&s->poll, events, on_poll);
+        dm_poll_start(&s->poll, events, on_poll);
     }
 }
 
@@ -330,7 +331,7 @@ int dm_stream_open(uv_loop_t *loop, int fd, const struct dm_stream_options *opti
     socklen_t len = sizeof s->peer;
     int err = getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &s->peer, &len) < 0 ? -errno : 0;
     if (err == 0) {
-        err = uv_poll_init(loop, &s->poll, fd);
+        err = dm_poll_init(loop, &s->poll, fd);
     }
     if (err != 0) {
         free(s);
@@ -338,7 +339,7 @@ int dm_stream_open(uv_loop_t *loop, int fd, const struct dm_stream_options *opti
     }
     uv_timer_init(loop, &s->timer);
     s->open_handles = 2;
-    s->poll.data = s->timer.data = s;
+    s->poll.uv.data = s->timer.data = s;
     watch(s);
     if (options->first_line_ms > 0) {
         uv_timer_start(&s->timer, on_timer, options->first_line_ms, 0);

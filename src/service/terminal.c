@@ -3,6 +3,8 @@
  */
 #include "service/terminal.h"
 
+#include "base/poll.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -12,7 +14,7 @@
 #include <unistd.h>
 
 struct dm_terminal {
-    uv_poll_t poll;
+    struct dm_poll poll;
     int fd;
     bool closed;
     dm_terminal_read_cb on_read;
@@ -98,7 +100,7 @@ static void on_readable(uv_poll_t *poll, int status, int events) {
     if (n > 0) {
         t->on_read(t->ctx, data, (size_t)n);
     } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
-        uv_poll_stop(&t->poll);
+        dm_poll_stop(&t->poll);
         t->on_read(t->ctx, NULL, 0);
     }
 }
@@ -116,7 +118,7 @@ int dm_terminal_open(uv_loop_t *loop, dm_terminal_read_cb on_read, void *ctx,
         return -errno;
     }
     struct dm_terminal *t = calloc(1, sizeof *t);
-    int err = t == NULL ? -ENOMEM : uv_poll_init(loop, &t->poll, fd);
+    int err = t == NULL ? -ENOMEM : dm_poll_init(loop, &t->poll, fd);
     if (err != 0) {
         close(fd);
         free(t);
@@ -125,8 +127,8 @@ int dm_terminal_open(uv_loop_t *loop, dm_terminal_read_cb on_read, void *ctx,
     t->fd = fd;
     t->on_read = on_read;
     t->ctx = ctx;
-    t->poll.data = t;
-    uv_poll_start(&t->poll, UV_READABLE, on_readable);
+    t->poll.uv.data = t;
+    dm_poll_start(&t->poll, UV_READABLE, on_readable);
     *terminal = t;
     return 0;
 }
@@ -134,6 +136,6 @@ int dm_terminal_open(uv_loop_t *loop, dm_terminal_read_cb on_read, void *ctx,
 void dm_terminal_close(struct dm_terminal *t) {
     if (!t->closed) {
         t->closed = true;
-        uv_close((uv_handle_t *)&t->poll, on_closed);
+        dm_poll_close(&t->poll, on_closed);
     }
 }

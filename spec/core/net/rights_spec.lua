@@ -61,13 +61,18 @@ describe('rights:', function()
         return
     end
 
+    local before
+
     before_each(function()
+        before = net.descriptors()
         dir = sys.ffi.string(sys.C.mkdtemp(sys.ffi.new('char[32]', '/tmp/dm-rights-XXXXXX')))
         sys.C.chmod(dir, octal '755')
     end)
 
     after_each(function()
         os.execute('rm -rf ' .. dir)
+        collectgarbage() -- pipes of popen
+        sys.await(function() return net.descriptors() <= before end) -- helpers are reaped
     end)
 
     it('a privileged port is refused to a user, and given to the script', function()
@@ -227,7 +232,6 @@ describe('rights:', function()
     end)
 
     it('a file system that hangs holds up whoever asked there, and nobody else', function()
-        local before = net.descriptors()
         local hostile = { uid = 54321, gid = 54321, groups = {} } -- who has asked for nothing before
         sys.C.mkdir(dir .. '/hangs', octal '755')
         local take_away = hang(dir .. '/hangs')
@@ -253,8 +257,6 @@ describe('rights:', function()
         listener:close()
         take_away()
         sys.await(function() return select(3, core.stat(path)) == 'ENOENT' end)
-        -- They are waited for.
-        sys.await(function() return net.descriptors() <= before end)
         sys.await(function()
             local now = ask('unix:' .. dir .. '/nowhere/s', { as = hostile })
             sys.await(now)
@@ -266,8 +268,8 @@ describe('rights:', function()
         local function children()
             return sys.read_file(('/proc/self/task/%d/children'):format(core.pid()))
         end
-        local before = children()
+        local alone = children()
         assert.equal('EACCES', select(3, listen(dir .. '/s', { as = AS })))
-        assert.equal(before, children())
+        assert.equal(alone, children())
     end)
 end)
