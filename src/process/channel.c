@@ -41,6 +41,7 @@ struct dm_channel {
     uint64_t taken; /* bytes that have left the queue */
     struct passed *first, **last;
     size_t passed_count;
+    int watched;  /* the events that libuv polls for */
     int fd;       /* -1 once closed */
     int received; /* with the line at hand, or one whose end has not come; -1 for none */
     bool paused, unwritable, had_fd;
@@ -54,9 +55,10 @@ static void on_poll(uv_poll_t *poll, int status, int events);
 static void watch(struct dm_channel *channel) {
     const int events = (channel->paused ? 0 : UV_READABLE) |
                        (dm_outqueue_size(&channel->queue) > 0 ? UV_WRITABLE : 0);
-    if (channel->fd < 0) {
-        return;
+    if (channel->fd < 0 || events == channel->watched) {
+        return; /* starting anew would cost two system calls for each message */
     }
+    channel->watched = events;
     if (events) {
         dm_poll_start(&channel->poll, events, on_poll);
     } else {
@@ -303,6 +305,7 @@ static void on_poll(uv_poll_t *poll, int status, int events) {
     struct dm_channel *channel = poll->data;
     if (status < 0) {
         /* libuv's word for POLLERR, after which it has stopped polling. Reading tells more. */
+        channel->watched = 0;
         events = UV_READABLE | UV_WRITABLE;
     }
     if (events & UV_WRITABLE) {

@@ -22,7 +22,6 @@
 #include <fcntl.h>
 #include <lauxlib.h>
 #include <luajit.h>
-#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -33,6 +32,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -49,7 +49,6 @@ enum {
      * of luv's threads, 8 MiB each. */
     MEMORY_MAX = 128 << 20,
     LINE_MAX_BYTES = 16 << 20, /* the master's: it sends less */
-    QUIET_MS = 2,              /* nothing came for this long: the master has no hurry */
 };
 
 struct state {
@@ -58,8 +57,8 @@ struct state {
     int entries; /* reference to the table of entry points */
 };
 
-static struct state kept, fresh, spare; /* spare: made ahead, in a quiet moment */
-static int home = -1;                   /* the directory that the master was started in */
+static struct state kept, fresh;
+static int home = -1; /* the directory that the master was started in */
 static pid_t self;
 
 static struct {
@@ -78,24 +77,23 @@ static _Noreturn void leave(void) {
     _exit(0);
 }
 
-static void write_all(const char *bytes, size_t length) {
+/* In one piece where the kernel takes it, so that the master wakes up once. */
+static void write_line(const char *bytes, size_t length) {
     if (getpid() != self) {
         _exit(0); /* a hook has forked: the master talks with one of us */
     }
-    while (length > 0) {
-        const ssize_t n = send(SOCKET, bytes, length, MSG_NOSIGNAL);
+    for (size_t sent = 0; sent <= length;) {
+        const bool begun = sent < length;
+        struct iovec iov[2] = {{(void *)(uintptr_t)(bytes + sent), length - sent},
+                               {(char[]){'\n'}, 1}};
+        const struct msghdr message = {.msg_iov = begun ? iov : iov + 1,
+                                       .msg_iovlen = begun ? 2 : 1};
+        const ssize_t n = sendmsg(SOCKET, &message, MSG_NOSIGNAL);
         if (n < 0 && errno != EINTR) {
             leave();
-        } else if (n > 0) {
-            bytes += n;
-            length -= (size_t)n;
         }
+        sent += n > 0 ? (size_t)n : 0;
     }
-}
-
-static void write_line(const char *bytes, size_t length) {
-    write_all(bytes, length);
-    write_all("\n", 1);
 }
 
 static void make_room(void) {
@@ -168,10 +166,52 @@ static int l_chdir(lua_State *L) {
     return 1;
 }
 
-static int load_ours(lua_State *L, const char *path) {
-    if (dm_lua_load_embedded(L, path) != 0) {
-        return lua_error(L);
+/* Files of ours, compiled when they are loaded first: reading their text takes longer than all else
+ * that a state needs. */
+static struct compiled {
+    const char *path;
+    char *bytes;
+    size_t length;
+} compiled[8];
+
+static int on_bytes(lua_State *L, const void *bytes, size_t length, void *to) {
+    (void)L;
+    struct compiled *file = to;
+    char *grown = realloc(file->bytes, file->length + length);
+    if (!grown) {
+        return 1;
     }
+    memcpy(grown + file->length, bytes, length);
+    file->bytes = grown;
+    file->length += length;
+    return 0;
+}
+
+/* Pushes the function of a file of ours, or raises an error. `path` lives for ever. */
+static void push_file(lua_State *L, const char *path) {
+    struct compiled *file = compiled;
+    while (file->path && strcmp(file->path, path) != 0) {
+        file++;
+    }
+    if (file->path) {
+        if (luaL_loadbuffer(L, file->bytes, file->length, path) != 0) {
+            lua_error(L);
+        }
+        return;
+    }
+    if (dm_lua_load_embedded(L, path) != 0) {
+        lua_error(L);
+    }
+    if (lua_dump(L, on_bytes, file) == 0) {
+        file->path = path;
+    } else {
+        free(file->bytes);
+        *file = (struct compiled){0};
+    }
+}
+
+static int load_ours(lua_State *L, const char *path) {
+    push_file(L, path);
     lua_call(L, 0, 1);
     return 1;
 }
@@ -210,9 +250,7 @@ static void close_state(struct state *state) {
 
 /* Loads a file of ours and calls it with the arguments on the stack. */
 static void run_embedded(lua_State *L, const char *path, int nargs) {
-    if (dm_lua_load_embedded(L, path) != 0) {
-        lua_error(L);
-    }
+    push_file(L, path);
     dm_guard_is_ours(L);
     lua_insert(L, -1 - nargs);
     lua_call(L, nargs, 1);
@@ -254,25 +292,9 @@ static const char *make_state(struct state *state) {
 }
 
 static const char *open_fresh(long number) {
-    const char *failure = NULL;
     close_state(&fresh);
-    if (spare.L) {
-        fresh = spare;
-        spare.L = NULL;
-    } else {
-        failure = make_state(&fresh);
-    }
     fresh.number = number;
-    return failure;
-}
-
-/* Most of what a fork waits for is the making of a state. */
-static void make_spare(void) {
-    struct pollfd socket = {.fd = SOCKET, .events = POLLIN};
-    if (!spare.L && input.length == input.taken && poll(&socket, 1, QUIET_MS) == 0 &&
-        make_state(&spare) != NULL) {
-        close_state(&spare);
-    }
+    return make_state(&fresh);
 }
 
 /* -- requests -----------------------------------------------------------------------------------
@@ -396,7 +418,6 @@ int dm_script_main(int argc, char **argv) {
     set_up();
     for (;;) {
         size_t length;
-        make_spare();
         const char *line = read_line(&length);
         char *rest = NULL;
         const long number = length > 0 ? strtol(line + 1, &rest, 10) : 0;

@@ -3,16 +3,17 @@
 --- that no fork waits for a hook.
 --
 -- The first process is started for the first job, and stays. Where a lane may have several, another is started when a
--- job has waited for a while: what is slow delays itself alone. After a death the next process waits a little longer
--- each time. Nothing here has a timer armed while nothing waits.
+-- job has waited for a while, and those before it are slow: what is slow delays itself alone. After a death the next
+-- process waits a little longer each time. Nothing here has a timer armed while nothing waits.
 
 local Process = require 'dutch-master.script.process'
 
 local Lane = {}
 Lane.__index = Lane
 
--- A job that has waited this long gets a process of its own, if the lane may have one more.
-local GROW_MS = 20
+-- A job that has waited this long gets a process of its own, if the lane may have one more, and if no quick job was
+-- done meanwhile: at a boot of many workers those before it are only many, and a process costs more than ten of them.
+local GROW_MS, QUICK_MS = 20, 10
 -- Jobs that may wait: two forks for each slot (4096 at most); of hooks, 4096 and a message of each worker.
 local WAITING_MAX = 4 * 4096
 -- The pause before a process is started again: nothing after the first death, then doubling to the most.
@@ -23,6 +24,7 @@ function Lane.new(options)
     local self = setmetatable(options, Lane)
     self.processes, self.count = {}, 0 -- process -> its job, or false
     self.first, self.last, self.queue = 1, 0, {}
+    self.quick_at = -math.huge -- when the last quick job was done
     self.deaths = 0 -- in a row, without a job done between
     self.may_start_at = 0
     return self
@@ -95,13 +97,14 @@ local function next_start(self)
     if self.count == 0 then
         return self.may_start_at
     elseif self.count < self.most then
-        return math.max(self.queue[self.first].queued_at + GROW_MS, self.may_start_at)
+        return math.max(self.queue[self.first].queued_at + GROW_MS, self.quick_at + GROW_MS, self.may_start_at)
     end
 end
 
 local function begin(self, process)
     local job = take_job(self)
     self.processes[process] = job
+    job.began_at = self.platform.now()
     job.start(process)
 end
 
@@ -163,9 +166,12 @@ end
 
 --- The job of this process is done.
 function Lane:give_back(process)
-    if self.processes[process] == nil then
+    local job = self.processes[process]
+    if not job then
         return -- it died of it
     end
+    local now = self.platform.now()
+    self.quick_at = now - job.began_at <= QUICK_MS and now or self.quick_at
     self.processes[process] = false
     self.deaths = 0
     if waiting(self) > 0 then

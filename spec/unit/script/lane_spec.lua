@@ -112,10 +112,32 @@ describe('lane', function()
         end
         world.platform:advance(0)
         for i = 1, 64 do
+            world.platform:advance(10)
             world.give(i)
         end
         assert.equal(1, world.spawned)
         assert.equal(64, #world.done)
+    end)
+
+    it('starts others for jobs that are slow, and for one that waits behind a job without an end', function()
+        local world = new(8)
+        for i = 1, 10 do
+            world.add(i)
+        end
+        world.platform:advance(11)
+        world.give(1)
+        world.platform:advance(9)
+        assert.equal(8, world.spawned)
+        world = new(8)
+        for i = 1, 10 do
+            world.add(i)
+        end
+        world.platform:advance(10)
+        world.give(1) -- a quick one; the next never ends
+        world.platform:advance(19)
+        assert.equal(1, world.spawned)
+        world.platform:advance(1)
+        assert.equal(8, world.spawned)
     end)
 
     it('starts another process after a death, later each time, until a job is done', function()
