@@ -16,6 +16,13 @@ local function files(directories, endings)
     return found
 end
 
+local function read(path)
+    local file = assert(io.open(path))
+    local text = file:read '*a'
+    file:close()
+    return text
+end
+
 --- "path:line: text" of the lines that match, but in files that `allowed` takes.
 local function matches(paths, pattern, allowed)
     local found = {}
@@ -268,6 +275,42 @@ describe('layers:', function()
         end))
     end)
 
+    it('no function of C is for nobody', function()
+        local users, declared, found = {}, {}, {} -- name -> files without their ending, the header's and another
+        for _, path in ipairs(files('src spec/support spec/fuzz', { '.c', '.h' })) do
+            local text, file = read(path), path:sub(1, -3)
+            for name in text:gmatch '%f[%w_](dm_[%w_]+)%f[^%w_]' do
+                users[name] = users[name] or { of = file }
+                users[name].other = users[name].other or users[name].of ~= file
+            end
+            for name in (path:find '^src/.*%.h$' and text or ''):gmatch '%f[%w_](dm_[%w_]+)%(' do
+                declared[name] = path
+            end
+        end
+        for name, path in pairs(declared) do
+            found[#found + 1] = not users[name].other and path .. ': ' .. name or nil
+        end
+        assert.same({}, found)
+    end)
+
+    it('no function of Lua is for nobody', function()
+        local words, found = {}, {}
+        for _, path in ipairs(lua) do
+            local text = read(path):gsub('%-%-[^\n]*', ''):gsub('%f[^\n%z]function [^\n]*', '')
+            for name in text:gmatch '[.:\'"%s]([%a_][%w_]*)' do
+                words[name] = true
+            end
+        end
+        for _, path in ipairs(files('lua/dutch-master', { '.lua' })) do
+            for name in read(path):gmatch '\nfunction [%w_]+[.:]([%w_]+)%(' do
+                if not words[name] and not path:find 'control/verbs' then -- which clients name
+                    found[#found + 1] = path .. ': ' .. name
+                end
+            end
+        end
+        assert.same({}, found)
+    end)
+
     it('specs await events', function()
         local found = {}
         for _, line in ipairs(matches(specs, '[^%w_]sleep%s*%(')) do
@@ -289,9 +332,7 @@ describe('layers:', function()
     it('a file over 400 lines says in its head why it is one thing', function()
         local found = {}
         for _, path in ipairs(files('src lua', { '.c', '.h', '.lua', '.cjs' })) do
-            local file = assert(io.open(path))
-            local text = file:read '*a'
-            file:close()
+            local text = read(path)
             local _, count = text:gsub('\n', '')
             if count > 400 and not text:sub(1, 4000):gsub('[%s*]+', ' '):find('Longer than 400 lines:', 1, true) then
                 found[#found + 1] = ('%s: %d'):format(path, count)
@@ -306,9 +347,7 @@ describe('layers:', function()
             local output = os.tmpname()
             assert(os.execute(('luajit src/embed.lua lua %s $(find lua -name "*.lua" | sort %s)'):format(output,
                 i == 2 and '-r' or '')) == 0)
-            local file = assert(io.open(output, 'rb'))
-            texts[i] = file:read '*a'
-            file:close()
+            texts[i] = read(output)
             os.remove(output)
         end
         assert.is_true(#texts[1] > 100000)

@@ -39,14 +39,6 @@ static int ask(const struct sockaddr_un *address, socklen_t length, struct ucred
     return fd;
 }
 
-int dm_claim_connect(const char *name) {
-    struct sockaddr_un address;
-    struct ucred peer;
-    const socklen_t length = address_of(name, &address);
-    const int fd = ask(&address, length, &peer);
-    return fd >= 0 ? fd : -ECONNREFUSED;
-}
-
 int dm_claim(const char *name, int *out, pid_t *holder) {
     struct sockaddr_un address;
     struct ucred peer = {.pid = 0};

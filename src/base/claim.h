@@ -11,5 +11,3 @@ enum { DM_CLAIM_NAME = 96 };
 /* 0: it is ours, as long as *fd (a listening socket) is open; *fd is -1 if another user sits on the
  * name. -EAGAIN: *holder has it. */
 int dm_claim(const char *name, int *fd, pid_t *holder);
-/* A connection to the process of this user, or of root, that holds the name; or -ECONNREFUSED. */
-int dm_claim_connect(const char *name);

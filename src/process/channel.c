@@ -342,7 +342,3 @@ void dm_channel_pause(struct dm_channel *channel, bool paused) {
     channel->paused = paused;
     watch(channel);
 }
-
-bool dm_channel_is_open(const struct dm_channel *channel) {
-    return channel->fd >= 0;
-}

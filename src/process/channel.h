@@ -31,6 +31,5 @@ void dm_channel_pause(struct dm_channel *channel, bool paused);
 int dm_channel_take_fd(struct dm_channel *channel);
 /* Reads what is there now, paused or not, up to `budget` bytes. */
 void dm_channel_drain(struct dm_channel *channel, size_t budget);
-bool dm_channel_is_open(const struct dm_channel *channel);
 /* At once: no event follows but on_freed, from the loop. */
 void dm_channel_close(struct dm_channel *channel);

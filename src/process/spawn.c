@@ -149,13 +149,13 @@ static int set_cloexec_from(int first) {
 static struct rlimit descriptors_before;
 static bool descriptors_raised;
 
-/* A program that uses select() cannot live with more than 1024. */
-int dm_spawn_restore_descriptors(void) {
+/* In a child, before exec: a program that uses select() cannot live with more than 1024. */
+static int restore_descriptors(void) {
     return descriptors_raised ? setrlimit(RLIMIT_NOFILE, &descriptors_before) : 0;
 }
 
 static int set_limits(const struct dm_spawn *s, const char **name) {
-    if (dm_spawn_restore_descriptors() != 0) {
+    if (restore_descriptors() != 0) {
         return -1;
     }
     for (size_t i = 0; i < s->limit_count; i++) {

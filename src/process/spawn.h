@@ -63,8 +63,6 @@ struct dm_spawn_error {
 /* The master needs a few descriptors for each worker: its soft limit becomes the hard one. Children
  * get the limit it was started with. */
 void dm_spawn_raise_descriptors(void);
-/* In a child of the master, before exec. As setrlimit. */
-int dm_spawn_restore_descriptors(void);
 /* 0 or a negative errno. *error_fd is non-blocking: a record if a step failed, EOF once the program
  * runs or the process is dead. */
 int dm_spawn(const struct dm_spawn *spawn, pid_t *pid, int *pidfd, int *error_fd);

@@ -170,11 +170,6 @@ function Logger:enabled(level)
     return M.levels[level] >= self.core.level
 end
 
---- Sets the level by name, for this logger and all that share its target.
-function Logger:set_level(level)
-    self.core.level = assert(M.levels[level], 'no such level')
-end
-
 --- The last n records (of those remembered: see recent.lua), the oldest first, in bunyan's form; long ones are cut.
 function Logger:recent(n)
     local records = self.core.recent:list(n)
