@@ -37,6 +37,11 @@ function M.list(path)
     return names
 end
 
+--- Where a symbolic link leads. -> path | nil, message, code
+function M.readlink(path)
+    return require('luv').fs_readlink(path)
+end
+
 --- What `dutch-master check --json` says of a script. For the verbs, whose loop does not run yet; never in a master.
 function M.check(script)
     local pipe = io.popen(('%s check --json -- %s 2>/dev/null'):format(shell.quote(core.executable()),

@@ -160,7 +160,7 @@ describe('a deploy by Capistrano to the unit', function()
         m:must [[echo "set :default_env, { 'DUTCH_MASTER_RUNTIME_DIR' => '/run/dutch-master-my-app' }" \
             >>/root/app/config/deploy.rb]]
         commit 'six'
-        assert.matches('belongs to another user', failed 'deploy')
+        assert.matches('belongs to user my%-app', failed 'deploy')
         assert.equal(before, revision())
 
         -- With what two users need.

@@ -31,8 +31,10 @@ local function options_of(verb)
     local list = {}
     for line in help_of(verb):match('\nOptions:\n(.-)\n\n'):gmatch '[^\n]+' do
         local short, long, value = line:match '^  %-?(%a?),? +%-%-([%l-]+) ?(%u*)  '
-        assert(long, 'what is this line? ' .. line)
-        list[#list + 1] = { long = long, short = short ~= '' and short, value = value ~= '' and value }
+        assert(long or line:find('^' .. (' '):rep(26) .. '%S'), 'what is this line? ' .. line)
+        if long then
+            list[#list + 1] = { long = long, short = short ~= '' and short, value = value ~= '' and value }
+        end
     end
     return list
 end
@@ -152,8 +154,9 @@ describe('the script that a verb is about', function()
         local dir = master.temp_dir()
         local empty = cli.run(nil, { 'status' }, { cwd = dir })
         assert.equal(3, empty.code)
-        assert.equal(('dutch-master: %s/master.lua: not running, and there is no such file '
-            .. '(dutch-master status /path/to/master.lua)\n'):format(dir), empty.err)
+        assert.equal(('dutch-master: there is no %s/master.lua, and no master%s runs\n'
+            .. '  Name the script: dutch-master status /path/to/master.lua\n'):format(dir,
+            uv.getuid() == 0 and '' or ' of this user'), empty.err)
         local named = cli.run(nil, { 'status', 'other.lua' }, { cwd = dir })
         assert.equal(('dutch-master: %s/other.lua: not running, and there is no such file\n'):format(dir), named.err)
         local file = assert(io.open(dir .. '/master.lua', 'w'))

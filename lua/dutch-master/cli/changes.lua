@@ -55,12 +55,19 @@ function M.render(ctx, changes, was_applied)
     return table.concat(lines, '\n') .. '\n'
 end
 
+--- A script may take as long as its budget.
+local EVALUATION_MS = 30000
+
 --- A run function for a verb that asks for changes.
 function M.run(ctx, verb, was_applied)
     local client = require 'dutch-master.cli.client'
     return (client.ask(ctx, { verb = verb }, {
-        -- A script may take as long as its budget.
-        timeout_ms = 30000,
+        timeout_ms = EVALUATION_MS,
+        timed_out = function()
+            ctx.err(('dutch-master: %s: %s: the script is being evaluated still, after %d s\n'):format(ctx.script_name,
+                verb, EVALUATION_MS / 1000))
+            return 124
+        end,
         done = function(answer)
             if ctx.options.json then
                 ctx.out(control.encode(answer) .. '\n')

@@ -1,5 +1,6 @@
 --- The verbs' side of the control socket: finds the master of a script, asks, and hands over what it says.
 
+local absent = require 'dutch-master.cli.absent'
 local cjson = require 'cjson.safe'
 local claim = require 'dutch-master.control.claim'
 local control = require 'dutch-master.control.wire'
@@ -82,8 +83,9 @@ end
 local function only_one(ctx)
     local living = masters.living(ctx.platform)
     if #living == 1 then
-        ctx.script_name = living[1].path
-        return living[1].conn
+        local only = living[1]
+        ctx.script_name = absent.script_of(ctx.platform, only.conn:pid(), only.path) or only.path
+        return only.conn
     end
     local paths = {}
     for i, master in ipairs(living) do
@@ -111,7 +113,7 @@ local function connect(ctx)
             conn = nil
         end
         if not conn and kind ~= 'ENOENT' and kind ~= 'ECONNREFUSED' then
-            message, code = why, kind
+            message, code, ctx.refused_place = why, kind, path
         end
         return conn
     end
@@ -132,14 +134,16 @@ end
 -- Several masters, and none was named: says which there are.
 local function name_choices(ctx, verb)
     masters.ask(ctx.platform, { verb = 'status' }, function(found)
-        local lines = {}
+        local lines, troubled = {}, {}
         for _, master in ipairs(found) do
             if master.status then
                 lines[#lines + 1] = ('  dutch-master %s %s\n'):format(verb, format.visible(master.status.script))
+            elseif master.problem == 'hangs' then
+                troubled[#troubled + 1] = absent.note(ctx, master)
             end
         end
-        ctx.err(('dutch-master: there is no ./master.lua, and several masters run: which one?\n%s')
-            :format(table.concat(lines)))
+        ctx.err(('dutch-master: there is no ./master.lua, and several masters run: which one?\n%s%s')
+            :format(table.concat(lines), table.concat(troubled)))
         M.finish(ctx, USAGE)
     end)
 end
@@ -156,18 +160,39 @@ local function say(ctx, message)
     ctx.err('dutch-master: ' .. message .. '\n')
 end
 
+--- Verbs after which it matters whether the master took notice.
+local CHANGES = { restart = true, reload = true, scale = true, stop = true }
+
+--- The master that was asked `verb` says nothing.
+function M.say_silent(ctx, verb)
+    ctx.err('dutch-master: ' .. absent.silent(ctx.platform, ctx.script_name, ctx.master_pid, CHANGES[verb]))
+end
+
+--- The master that was asked `verb` has hung up. -> exit code
+function M.say_gone(ctx, verb, reason)
+    ctx.err('dutch-master: ' .. absent.gone(ctx.script_name, ctx.master_pid, CHANGES[verb], reason))
+    return FAILED
+end
+
+-- Neither a script was named nor is one here.
+local function no_script(ctx, verb)
+    return ('there is no %s%s\n  Name the script: dutch-master %s /path/to/master.lua%s'):format(ctx.script,
+        ctx.picks and ', and no master ' .. (ctx.platform.uid() == 0 and 'runs' or 'of this user runs') or '', verb,
+        ctx.picks and '' or '\n  (`dutch-master list` shows those that run)')
+end
+
 local function no_master(ctx, request, message, code)
     if code == 'ESEVERAL' then
         return name_choices(ctx, ctx.verb or request.verb)
     end
     if code == 'EACCES' or code == 'EPERM' then
-        say(ctx, ('%s: the master belongs to another user (%s); ask as that user, or as root'):format(ctx.script_name,
-            message))
+        say(ctx, ('%s: the master belongs to %s (%s)\n  Ask as that user, or as root.'):format(ctx.script_name,
+            absent.owner(ctx.platform, ctx.refused_place), message))
         return NOT_PERMITTED
     elseif not message and ctx.hidden_place and not ctx.options.socket then
         -- It must not pass for "not running": whoever asks would start it, and take that for a deploy.
-        say(ctx, ('%s: this user cannot see whether it runs: %s belongs to another user; ask as that user, or as root')
-            :format(ctx.script, ctx.hidden_place))
+        local told = '%s: this user cannot see whether it runs: %s belongs to %s\n  Ask as that user, or as root.'
+        say(ctx, told:format(ctx.script, ctx.hidden_place, absent.owner(ctx.platform, ctx.hidden_place)))
         return NOT_PERMITTED
     elseif message then
         say(ctx, ('%s: %s'):format(ctx.script_name, message))
@@ -179,8 +204,8 @@ local function no_master(ctx, request, message, code)
     if ctx.options.socket then
         say(ctx, ('%s: no master listens there'):format(ctx.options.socket))
     elseif not ctx.platform.stat(ctx.script) then
-        say(ctx, ('%s: not running, and there is no such file%s'):format(ctx.script,
-            ctx.names_script and '' or (' (dutch-master %s /path/to/master.lua)'):format(request.verb)))
+        say(ctx, not ctx.names_script and no_script(ctx, ctx.verb or request.verb)
+            or ('%s: not running, and there is no such file'):format(ctx.script))
     else
         say(ctx, ('%s: not running (start it with `dutch-master %s`)'):format(ctx.script, ctx.script_name))
     end
@@ -188,10 +213,11 @@ local function no_master(ctx, request, message, code)
 end
 
 --- Asks `request`. on.event(message), on.done(message) -> exit code, or nil to go on; on.failed(error) -> exit code;
--- on.lost(reason) -> exit code, or nil to go on, when the master hangs up. on.timeout_ms: for the whole, with
--- on.timed_out() -> exit code or nil; without it, the first word must come within ANSWER_MS and the rest may take its
--- time. Returns an exit code; or nil, a function that asks once more on the same connection and one that hangs up, and
--- the loop must run.
+-- on.lost(reason) -> exit code, or nil to go on, when the master hangs up.
+-- The first word must come within ANSWER_MS: on.silent() -> exit code, or a message. The rest may take its time, unless
+-- on.timeout_ms is given, for the whole, with on.timed_out() -> exit code.
+-- Returns an exit code; or nil, a function that asks once more on the same connection and one that hangs up, and the
+-- loop must run.
 function M.ask(ctx, request, on)
     local conn, message, code = connect(ctx)
     if not conn then
@@ -202,14 +228,32 @@ function M.ask(ctx, request, on)
             M.finish(ctx, exit_code)
         end
     end
-    local limit = ctx.platform.timer(function()
-        if on.timed_out then
-            return leave(on.timed_out())
+    ctx.master_pid = conn:pid()
+    local heard = false
+    local function silent()
+        if on.silent then
+            return leave(on.silent())
         end
-        say(ctx, ('%s: the master does not answer'):format(ctx.script_name))
+        M.say_silent(ctx, request.verb)
         M.finish(ctx, TIMED_OUT)
+    end
+    local first = ctx.platform.timer(silent)
+    local whole = on.timeout_ms and ctx.platform.timer(function()
+        if not heard then
+            return silent()
+        end
+        leave(on.timed_out())
     end)
-    limit:start(on.timeout_ms or ANSWER_MS)
+    local function rest()
+        first:stop()
+        if whole then
+            whole:stop()
+        end
+    end
+    first:start(ANSWER_MS)
+    if whole then
+        whole:start(on.timeout_ms)
+    end
     conn:on_line(function(line)
         local answer = cjson.decode(line)
         if type(answer) == 'table' and type(answer.error) == 'table' and answer.error.code == 'EPERM' then
@@ -218,9 +262,8 @@ function M.ask(ctx, request, on)
         elseif type(answer) ~= 'table' or answer.id ~= request.id then
             return
         end
-        if not on.timeout_ms then
-            limit:stop()
-        end
+        heard = true
+        first:stop()
         if answer.event then
             return on.event and on.event(answer)
         elseif not answer.ok then
@@ -234,24 +277,23 @@ function M.ask(ctx, request, on)
         leave(on.done(answer))
     end)
     conn:on_close(function(reason)
-        limit:stop()
+        rest()
         if ctx.finished then
             return
         end
         if on.lost then
             return leave(on.lost(reason))
         end
-        say(ctx, ('%s: the master hung up%s'):format(ctx.script_name, reason and (' (%s)'):format(reason) or ''))
-        M.finish(ctx, FAILED)
+        M.finish(ctx, M.say_gone(ctx, request.verb, reason))
     end)
     request.v, request.id = control.VERSION, 1
     local line = control.encode(request) .. '\n'
     conn:write(line)
     return nil, function()
-        limit:start(on.timeout_ms or ANSWER_MS)
+        first:start(ANSWER_MS)
         conn:write(line)
     end, function()
-        limit:stop()
+        rest()
         conn:close()
     end
 end
@@ -263,6 +305,7 @@ function M.peer(ctx, verb, on_lost)
     if not conn then
         return nil, no_master(ctx, { verb = verb }, message, code)
     end
+    ctx.master_pid = conn:pid()
     return Peer.new(ctx.platform, conn, on_lost)
 end
 

@@ -55,6 +55,27 @@ function M.width(text)
     return #plain - continued
 end
 
+--- Sets a paragraph in lines of `width` columns, all but the first behind `indent` blanks; `used` columns of the first
+-- are taken already. A longer word stays whole.
+function M.fold(text, width, indent, used)
+    local lines, line = {}, nil
+    used = used or 0
+    for word in text:gmatch '%S+' do
+        local more = M.width(word)
+        if not line then
+            line = word
+        elseif used + 1 + more > width then
+            lines[#lines + 1] = line
+            line, used = (' '):rep(indent) .. word, indent
+        else
+            line, used = line .. ' ' .. word, used + 1
+        end
+        used = used + more
+    end
+    lines[#lines + 1] = line
+    return table.concat(lines, '\n')
+end
+
 --- The end of a path says more than its beginning.
 function M.shorten_left(text, width, utf8)
     if #text <= width then
@@ -67,16 +88,16 @@ end
 
 --- Cuts a line that may hold colours to `width` columns.
 function M.cut(line, width)
-    local out, used, i = {}, 0, 1
+    local out, used, i, painted = {}, 0, 1, false
     while i <= #line do
         local color = line:match('^\27%[[%d;]*m', i)
         if color then
             out[#out + 1] = color
-            i = i + #color
+            i, painted = i + #color, true
         else
             local char = line:match('^[%z\1-\127\194-\244][\128-\191]*', i) or line:sub(i, i)
             if used == width then
-                out[#out + 1] = '\27[0m'
+                out[#out + 1] = painted and '\27[0m' or nil
                 break
             end
             out[#out + 1] = char

@@ -1,6 +1,7 @@
 --- Help texts, made of the verbs' descriptions. Pure.
 
 local arguments = require 'dutch-master.cli.arguments'
+local format = require 'dutch-master.cli.format'
 
 local M = {}
 
@@ -29,29 +30,22 @@ function M.usage(verb)
         .. '       dutch-master VERB [master.lua] [options]     (dutch-master --help lists the verbs)'
 end
 
--- A text of several lines, set anew for a terminal of 80 columns.
-local WIDTH = 79
-local function wrap(text)
-    local lines, line = {}, ''
-    for word in text:gmatch '%S+' do
-        if line ~= '' and #line + 1 + #word > WIDTH then
-            lines[#lines + 1], line = line, word
-        else
-            line = line == '' and word or line .. ' ' .. word
-        end
-    end
-    lines[#lines + 1] = line
-    return table.concat(lines, '\n')
+local WIDTH = 79 -- of the smallest terminal, whose last column stays free
+
+local function fold(text, indent)
+    return format.fold(text, WIDTH, indent or 0, indent)
 end
 
+local OPTION_WIDTH = 22 -- of its name
+
 function M.verb(verb)
-    local lines = { wrap(synopsis(verb)), '', wrap(verb.description or verb.summary), '', 'Options:' }
+    local lines = { fold(synopsis(verb)), '', fold(verb.description or verb.summary), '', 'Options:' }
     for _, option in ipairs(arguments.options(verb)) do
         local name = (option.short and '-' .. option.short .. ', ' or '    ') .. '--' .. option.long
         if option.value then
             name = name .. ' ' .. option.value
         end
-        lines[#lines + 1] = ('  %-22s  %s'):format(name, option.doc)
+        lines[#lines + 1] = ('  %-' .. OPTION_WIDTH .. 's  %s'):format(name, fold(option.doc, OPTION_WIDTH + 4))
     end
     if verb.examples then
         lines[#lines + 1] = ''
@@ -62,36 +56,41 @@ function M.verb(verb)
     end
     if verb.codes then
         lines[#lines + 1] = ''
-        lines[#lines + 1] = 'Exit codes: ' .. verb.codes
+        lines[#lines + 1] = 'Exit codes:'
+        lines[#lines + 1] = '  ' .. fold(verb.codes, 2)
     end
     return table.concat(lines, '\n') .. '\n'
 end
 
 local HEAD = [[
-dutch-master master.lua                run a cluster, in the foreground; --watch [PATH ...]: restart on changes
-                                       --take-over: end the workers that a killed master has left first
-dutch-master VERB [master.lua] [...]   ask the one that runs (default: ./master.lua)
+dutch-master master.lua             run a cluster, in the foreground
+                                    --watch [PATH ...]: restart on changes
+                                    --take-over: first end the workers that a
+                                    killed master has left
+dutch-master VERB [master.lua] ...  ask the one that runs (./master.lua)
 
 ]]
 
 local TAIL = [[
 
-  dutch-master check && dutch-master restart --wait      # a deploy: 0 = the new release serves
-  dutch-master status --watch                            # what runs now
-  dutch-master why                                       # what went wrong last, in words
+  dutch-master check && dutch-master restart --wait   # a deploy: 0 = it serves
+  dutch-master status --watch                         # what runs now
+  dutch-master why                                    # what went wrong last
 
-Signals: USR2, HUP restart all gracefully; TERM, QUIT stop gracefully; INT twice stops at once;
-         USR1 reopens logs; TTIN, TTOU one worker more, fewer.
-Exit codes: 0 done, 1 failed, 2 usage, 3 not running, 10 restart aborted (old release serves),
-         11 rolled back, 12 superseded by a later restart, 71 system,
-         77 not permitted, 78 script, 124 timed out.
+Signals:
+  USR2, HUP restart all gracefully; TERM, QUIT stop gracefully;
+  INT twice stops at once; USR1 reopens logs; TTIN, TTOU one more, fewer.
+Exit codes:
+  0 done, 1 failed, 2 usage, 3 not running, 10 restart aborted (the old release
+  serves), 11 rolled back, 12 superseded by a later restart, 71 system,
+  77 not permitted, 78 script, 124 timed out.
 More: dutch-master VERB --help, man dutch-master, man dutch-master.lua
 ]]
 
 function M.all(cli)
     local lines = {}
     for _, name in ipairs(cli.verbs) do
-        lines[#lines + 1] = ('  %-11s %s\n'):format(name, cli.verb(name).summary)
+        lines[#lines + 1] = ('  %-11s %s\n'):format(name, fold(cli.verb(name).summary, 14))
     end
     return HEAD .. table.concat(lines) .. TAIL
 end

@@ -1,5 +1,6 @@
 --- dutch-master list: every master there is, a line each.
 
+local absent = require 'dutch-master.cli.absent'
 local control = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 local masters = require 'dutch-master.cli.masters'
@@ -23,6 +24,7 @@ local M = {
 }
 
 local WATCH_MS = 1000
+local ROOT = 0
 
 local COLUMNS = {
     { title = 'NAME' }, { title = 'STATE' }, { title = 'WORKERS', right = true }, { title = 'GEN', right = true },
@@ -33,13 +35,6 @@ local COLUMNS = {
 
 --- What a narrow terminal does without, first to last.
 local EXPENDABLE = { 'RELEASE', 'PID', 'CPU', 'GEN', 'RESTARTS', 'RSS' }
-
-local WHAT = {
-    dead = 'dead: no master listens there (remove it, or start the master again)',
-    hangs = 'does not answer',
-    foreign = "another user's",
-    failed = 'refused',
-}
 
 --- /srv/shop/current/master.lua -> shop: the first directory that says something, from the right.
 function M.short_name(script)
@@ -143,9 +138,7 @@ function M.render(ctx, found)
             rows[#rows + 1] = row(ctx, M.digest(master.status))
         else
             well = well and master.problem == 'foreign'
-            local who = master.pid and (' (pid %d)'):format(master.pid) or ''
-            notes[#notes + 1] = ('%s%s: %s\n'):format(format.visible(master.path), who,
-                ctx.paint(master.problem == 'foreign' and 'dim' or 'red', WHAT[master.problem]))
+            notes[#notes + 1] = absent.note(ctx, master)
         end
     end
     local text = ''
@@ -158,7 +151,8 @@ function M.render(ctx, found)
         end
         text = table.concat(lines, '\n') .. '\n'
     elseif not notes[1] then
-        text = 'No master runs here, as far as this user can see.\n'
+        text = ctx.platform.uid() == ROOT and 'No master runs here.\n'
+            or 'No master of this user runs here. Root sees those of all users: sudo dutch-master list\n'
     end
     return text .. table.concat(notes), well
 end
@@ -174,7 +168,7 @@ local function as_json(found)
         else
             well = well and master.problem == 'foreign'
             item = { running = false, socket = master.path, problem = master.problem, message = master.message,
-                pid = master.pid }
+                pid = master.pid, script = master.script }
         end
         lines[i] = control.encode(item) .. '\n'
     end

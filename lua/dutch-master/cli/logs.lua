@@ -165,7 +165,7 @@ end
 local function follow(ctx, peer, state)
     local timer
     local function silent()
-        ctx.err(('dutch-master: %s: the master does not answer\n'):format(ctx.script_name))
+        client.say_silent(ctx, 'logs')
         client.finish(ctx, 124)
     end
     local function ask()

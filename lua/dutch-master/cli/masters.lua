@@ -2,6 +2,7 @@
 -- A socket whose master is dead, hangs, or is another user's is a finding like any other: nothing here waits for it
 -- longer than SILENT_MS.
 
+local absent = require 'dutch-master.cli.absent'
 local Peer = require 'dutch-master.cli.peer'
 
 local M = {}
@@ -102,7 +103,8 @@ function M.living(platform)
     return found
 end
 
---- Asks all of them. done(list of { path, pid, status, or problem and message }), when each has answered or is silent.
+--- Asks all of them. done(list of { path, pid, status, or problem, message and script if it is known }), when each has
+-- answered or is silent.
 function M.ask(platform, request, done)
     local found, open = M.sockets(platform), 1
     local function finish()
@@ -143,6 +145,7 @@ function M.ask(platform, request, done)
                     answered(error and 'failed', error and error.message)
                 end,
                 silent = function()
+                    socket.script = absent.script_of(platform, socket.pid, socket.path)
                     answered('hangs', ('no answer within %g s'):format(SILENT_MS / 1000))
                 end,
             })

@@ -209,7 +209,7 @@ function M.render(found, now, dialect)
         if master.status then
             add_master(add, master.status, now)
         elseif master.problem ~= 'foreign' then
-            add('up', { 'script', master.path }, 0)
+            add('up', { 'script', master.script or master.path }, 0)
         end
     end
     local old, lines = dialect == 'prometheus', {}

@@ -202,7 +202,8 @@ local function wait(ctx)
         end,
         lost = function()
             end_bar()
-            ctx.err 'dutch-master: the master went away before the restart was decided\n'
+            ctx.err(('dutch-master: %s: the master went away before the restart was decided\n'):format(ctx.script_name)
+                .. '  `dutch-master list` shows what runs now.\n')
             return 1
         end,
         done = function(answer)

@@ -53,8 +53,7 @@ function M.run(ctx)
             if accepted or exit_code then
                 return verdict()
             end
-            ctx.err(('dutch-master: the master hung up (%s)\n'):format(tostring(reason)))
-            return 1
+            return client.say_gone(ctx, 'stop', reason)
         end,
     }))
 end

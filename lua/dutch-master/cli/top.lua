@@ -21,7 +21,8 @@ local M = {
         { long = 'interval', short = 'i', value = 'SECONDS', number = true, least = 0.1, doc = 'default 1' },
     },
     examples = { 'dutch-master top', 'ssh -t app1 dutch-master top /srv/app/master.lua' },
-    codes = '0, 1 no terminal, 3 not running (one that goes away later is waited for)',
+    codes = '0, 1 no terminal, 3 not running (one that goes away later is waited for),\n'
+        .. '124 the master does not answer',
 }
 
 --- Samples kept of each worker, which is the width of its history.
@@ -282,7 +283,7 @@ end
 -- connections of before does not count any more. -> nil, or an exit code if there is no master
 local function connect(ctx, view, away)
     local epoch, hang_up_status, hang_up_events = {}, nil, nil
-    local function lost(what)
+    local function lost(what, is_silent)
         if view.epoch ~= epoch then
             return
         end
@@ -291,11 +292,11 @@ local function connect(ctx, view, away)
         if hang_up_events then
             hang_up_events()
         end
-        return away(what)
+        return away(what, is_silent)
     end
     local on = {
-        timed_out = function()
-            return lost 'the master stopped answering'
+        silent = function()
+            return lost('the master stopped answering', true)
         end,
         lost = function()
             return lost 'the master went away'
@@ -304,7 +305,7 @@ local function connect(ctx, view, away)
     view.epoch = epoch
     local code
     code, view.again, hang_up_status = client.ask(ctx, { verb = 'status' }, {
-        timed_out = on.timed_out,
+        silent = on.silent,
         lost = on.lost,
         done = function(answer)
             if view.epoch ~= epoch then
@@ -331,7 +332,7 @@ local function connect(ctx, view, away)
     local records = {}
     local _
     code, _, hang_up_events = client.ask(ctx, { verb = 'events', last = MAX_RECORDS, follow = true }, {
-        timed_out = on.timed_out,
+        silent = on.silent,
         lost = on.lost,
         event = function(answer)
             if answer.event ~= 'record' or view.epoch ~= epoch then
@@ -352,8 +353,11 @@ end
 local function start(ctx, view, quit)
     -- Without a master there is nothing to say while one is waited for.
     local quiet = setmetatable({ err = function() end }, { __index = ctx })
-    local function away(what)
-        if not view.entered then
+    local function away(what, is_silent)
+        if not view.entered and is_silent then
+            client.say_silent(ctx, 'top')
+            return quit(124)
+        elseif not view.entered then
             return quit(1, what)
         end
         view.again, view.away = nil, view.away or { what = what, at = ctx.platform.now() }

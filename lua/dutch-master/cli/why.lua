@@ -210,28 +210,39 @@ end
 
 local RESULTS = { done = 'carried out', rolled_back = 'rolled back' }
 
+-- Sentences are set in the terminal's width; what a worker wrote stays as it is.
+local function say(ctx, text)
+    local columns = ctx.columns()
+    ctx.out((text:gsub('[^\n]+', function(line)
+        local blanks = #line:match '^ *'
+        if not columns or blanks > 2 then
+            return line
+        end
+        return (' '):rep(blanks) .. format.fold(line, columns, blanks + 2, blanks)
+    end)))
+end
+
 local function explain_now(ctx, answer)
+    local text = ''
     for _, slot in ipairs(answer.slots) do
         if slot.backoff_ms and slot.backoff_ms > 0 then
-            ctx.out(('Slot %s is without a worker; the next attempt is in %s.\n'):format(tostring(slot.slot),
-                format.duration(slot.backoff_ms)))
+            text = text .. ('Slot %s is without a worker; the next attempt is in %s.\n'):format(tostring(slot.slot),
+                format.duration(slot.backoff_ms))
         end
     end
     local verdict, request = answer.verdict, answer.request
     if request then
         local what = request.verb == 'stop' and 'The stop' or 'The last restart'
-        ctx.out(('%s was asked for by %s%s%s.'):format(what, requester(ctx, request), when(request),
-            request.reason and ': ' .. format.visible(request.reason) or ''))
+        text = text .. ('%s was asked for by %s%s%s.'):format(what, requester(ctx, request), when(request),
+            request.reason and ': ' .. format.visible(request.reason) or '')
     end
     if answer.state == 'rolling' then
-        ctx.out ' It is not decided yet (dutch-master status).'
+        text = text .. ' It is not decided yet (dutch-master status).'
     elseif verdict and not (request and request.verb == 'stop') then
-        ctx.out((' It was %s (generation %s)%s'):format(RESULTS[verdict.result] or verdict.result,
-            tostring(verdict.generation), verdict.message and ': ' .. format.visible(verdict.message) .. '.' or '.'))
+        text = text .. (' It was %s (generation %s)%s'):format(RESULTS[verdict.result] or verdict.result,
+            tostring(verdict.generation), verdict.message and ': ' .. format.visible(verdict.message) .. '.' or '.')
     end
-    if request or verdict then
-        ctx.out '\n\n'
-    end
+    say(ctx, (request or verdict) and text .. '\n\n' or text)
 end
 
 function M.run(ctx)
@@ -243,7 +254,7 @@ function M.run(ctx)
                 return (answer.exits[1] or answer.alive or not id) and 0 or 1
             end
             if answer.alive then
-                ctx.out(('Worker %d (pid %s) has not ended: it is %s and %s old.\n'):format(id,
+                say(ctx, ('Worker %d (pid %s) has not ended: it is %s and %s old.\n'):format(id,
                     tostring(answer.alive.pid), answer.alive.state, format.duration(answer.alive.uptime_ms)))
                 return 0
             elseif id and not answer.exits[1] then
@@ -262,9 +273,9 @@ function M.run(ctx)
                     break
                 end
                 if is_ordinary(report) and not id then
-                    ctx.out(M.mention(report) .. '\n')
+                    say(ctx, M.mention(report) .. '\n')
                 else
-                    ctx.out(table.concat(M.explain(ctx, report), '\n') .. '\n\n')
+                    say(ctx, table.concat(M.explain(ctx, report), '\n') .. '\n\n')
                 end
             end
             return 0

@@ -61,11 +61,13 @@ end
 
 function verbs.reload(control, _, answer)
     answer:hold()
+    answer:event('accepted', {})
     control.cluster:reload(answer:who(), answer_changes(answer))
 end
 
 function verbs.plan(control, _, answer)
     answer:hold()
+    answer:event('accepted', {})
     control.cluster:preview(answer_changes(answer))
 end
 
