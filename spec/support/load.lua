@@ -7,6 +7,8 @@
 --   timeout  nothing came in time
 -- A kept connection that ends while it waits for its next answer says nothing about that request: as
 -- every HTTP client does, it is sent once more on a new connection, and counted as `stale` besides.
+-- A request that failed without a byte on a new connection, and was sent so late after it was made that a server which
+-- leaves may have closed it as idle, is counted as `late` besides: this process was held up, on a busy machine.
 -- Those that failed, and those slower than `slow_ms`, are also kept one by one, with the client's port,
 -- so that a spec can look up where that very connection was: see connections.lua.
 
@@ -19,6 +21,8 @@ M.__index = M
 
 local OUTCOMES = { 'ok', 'bad', 'reset', 'refused', 'empty', 'timeout' }
 local MAX_BODIES, MAX_KEPT = 1000, 10000
+-- What is accepted has 150 ms to be read before a worker is asked to leave.
+local LATE_MS = 100
 local running = {} -- every load that was not stopped
 
 --- load.start { port= | socket=, clients=8, mode='close'|'keepalive', rate= (requests a second, all
@@ -26,7 +30,7 @@ local running = {} -- every load that was not stopped
 --- slow_ms=, protocol= (http.lua, or fastcgi.lua) } starts at once.
 function M.start(options)
     local self = setmetatable({ options = options, running = true, active = 0, waiting = {}, clients = {} }, M)
-    self.counts = { total = 0, stale = 0, max_ms = 0 }
+    self.counts = { total = 0, stale = 0, late = 0, max_ms = 0 }
     for _, outcome in ipairs(OUTCOMES) do
         self.counts[outcome] = 0
     end
@@ -84,7 +88,8 @@ function M:request(client, again)
         client.handle:write(self.text)
         return
     end
-    client.reused, client.port = false, nil
+    client.reused, client.port, client.late = false, nil, nil
+    local connecting = uv.hrtime()
     local handle
     handle = http.connect(self.target, function(err, connection)
         if client.abandoned or client.handle and client.handle ~= connection then
@@ -97,6 +102,7 @@ function M:request(client, again)
         end
         client.port = not self.target.socket and connection:getsockname().port or nil
         connection:write(self.text)
+        client.late = uv.hrtime() - connecting >= LATE_MS * 1e6
         connection:read_start(function(read_error, data)
             if client.handle == connection then
                 self:received(client, read_error, data)
@@ -151,6 +157,9 @@ function M:ended(client, outcome)
     client.timer:stop()
     outcome = self:judge(parser, outcome)
     local counts = self.counts
+    if client.late and not client.reused and (outcome == 'empty' or outcome == 'reset') then
+        counts.late = counts.late + 1
+    end
     counts[outcome] = counts[outcome] + 1
     counts.total = counts.total + 1
     local ended = uv.hrtime()
@@ -206,7 +215,7 @@ function M:stop()
     running[self] = nil
     local counts, parts = self.counts, {}
     counts.failed = counts.total - counts.ok
-    for _, name in ipairs { 'total', 'failed', 'ok', 'bad', 'reset', 'refused', 'empty', 'timeout', 'stale' } do
+    for _, name in ipairs { 'total', 'failed', 'ok', 'bad', 'reset', 'refused', 'empty', 'timeout', 'stale', 'late' } do
         parts[#parts + 1] = ('%s %d'):format(name, counts[name])
     end
     for name, count in pairs(self.errors) do
