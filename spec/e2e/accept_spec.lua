@@ -1,5 +1,6 @@
 -- Ready means that it serves: a worker that was given sockets is ready when it accepts from them, whatever it says.
 
+local uv = require 'luv'
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
@@ -69,6 +70,15 @@ if mode == 'good' or mode == 'slow':
 if mode == 'stalls':
     s.accept()[0].close()
     rest(1000)
+if mode == 'probes':
+    while True:
+        c, _ = s.accept()
+        if c.recv(65536).startswith(b'GET /health '):
+            c.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n')
+            rest(1000)
+        c.close()
+if mode == 'ends':
+    os._exit(0)
 if mode == 'dies':
     s.accept()[0].close()
     rest(0.6)
@@ -76,15 +86,15 @@ if mode == 'dies':
 serve(s, mode if mode in ('greets', 'keeps') else 'http')
 ]]
 
-local function start(mode, options, listeners, attempts)
+local function start(mode, options, listeners, attempts, workers)
     local port = http.free_port()
     local addresses = ("'127.0.0.1:%d'"):format(port)
     for _ = 2, listeners or 1 do
         addresses = addresses .. (", '127.0.0.1:%d'"):format(http.free_port())
     end
-    local text = ([[require('dutch-master').start { worker = { 'python3', 'server.py' }, numWorkers = 2,
+    local text = ([[require('dutch-master').start { worker = { 'python3', 'server.py' }, numWorkers = %d,
         listen = { %s }, restartAttempts = %d, restartSoak = 0.2, backoff = { first = 0.05, max = 0.05 }, %s }]])
-        :format(addresses, attempts or 1, options or '')
+        :format(workers or 2, addresses, attempts or 1, options or '')
     local m = master.start { script = text, files = { ['server.py'] = SERVER, mode = mode } }
     m.text = text
     return m, port
@@ -115,22 +125,27 @@ describe('a worker with sockets', function()
         m:finish()
     end)
 
-    it('that fails after READY=1 never takes traffic', function()
+    it('that fails after READY=1, or ends at once as if all was well, never takes traffic', function()
         local m, port = start 'good'
         m:await 'Cluster ready'
-        local record = roll(m, 'fail', port)
-        assert.equal('aborted', record)
+        for i, mode in ipairs { 'fail', 'ends' } do
+            assert.equal('aborted', (roll(m, mode, port)))
+            assert.matches('exited with code ' .. (mode == 'fail' and 3 or 0),
+                m:records('Restart aborted, the old workers stay')[i].reason)
+        end
         local status, body = http.get { port = port }
         assert.same({ 200, 'good' }, { status, body })
         m:finish()
     end)
 
+    local function ms_of(record)
+        local h, min, s = record.time:match 'T(%d+):(%d+):([%d.]+)Z'
+        return (h * 3600 + min * 60 + s) * 1000
+    end
+
     local function ms_between(first, second)
-        local function ms(record)
-            local h, min, s = record.time:match 'T(%d+):(%d+):([%d.]+)Z'
-            return (h * 3600 + min * 60 + s) * 1000
-        end
-        return (ms(second) - ms(first)) % 86400000
+        local ms = (ms_of(second) - ms_of(first)) % 86400000
+        return ms < 43200000 and ms or ms - 86400000 -- either may be the first
     end
 
     -- Who waits for such a one when it is given up: the kernel moves them, if it may; else they are told at once.
@@ -146,7 +161,8 @@ describe('a worker with sockets', function()
         assert.is_true(ms_between(aborted, ended) < limit_ms, m:dump())
         l:await(l.counts.total + 50)
         local counts = l:stop()
-        assert.is_true(counts.max_ms < limit_ms + 2000 * wait.scale, counts.text)
+        -- A handshake under way when it is moved is finished at the client's next try, one or three seconds later.
+        assert.is_true(counts.max_ms < limit_ms + 4000 * wait.scale, counts.text)
         assert.equal(counts.reset, counts.failed, counts.text)
         if moves then
             assert.equal(0, counts.failed, counts.text .. m:dump())
@@ -167,7 +183,7 @@ describe('a worker with sockets', function()
             master.cleanup()
             leave()
         end)
-        local m, port = start('good', 'restartSoak = 1, stopTimeout = 20')
+        local m, port = start('good', 'restartSoak = 1, stopTimeout = 20', 1, 1, 1)
         m:await 'Cluster ready'
         for _, moves in ipairs { 0, 1 } do
             netns.set(MIGRATE, moves)
@@ -175,6 +191,8 @@ describe('a worker with sockets', function()
             assert.matches('took no connection for 1 s while it had to prove itself %(restartSoak%)$', aborted.reason)
             fails_in_its_soak(m, port, 'dies', moves == 1)
         end
+        m:rewrite('master.lua', (m.text:gsub('stopTimeout', "ready = { http = '/health' }, %0")))
+        fails_in_its_soak(m, port, 'probes', true)
         m:finish()
     end)
 
@@ -195,6 +213,36 @@ describe('a worker with sockets', function()
         assert.equal('aborted', (roll(m, 'drops', port)))
         m:rewrite('master.lua', (m.text:gsub('readyTimeout = 6', ('ready = { port = %d }'):format(port))))
         assert.equal('complete', (roll(m, 'drops', port)), m:dump())
+        m:finish()
+    end)
+
+    it('is not held to an address that its release gives up, and has the new one', function()
+        local kept, dropped, new = http.free_port(), http.free_port(), http.free_port()
+        local function script(other)
+            return ([[require('dutch-master').start { worker = { 'python3', 'server.py' }, numWorkers = 2,
+                listen = { '127.0.0.1:%d', '127.0.0.1:%d' }, restartAttempts = 1, restartSoak = 0.2 }]]):format(kept, other)
+        end
+        local m = master.start { script = script(dropped), files = { ['server.py'] = SERVER, mode = 'good' } }
+        m:await 'Cluster ready'
+        m:rewrite('master.lua', script(new))
+        local l, old = load.start { port = kept, clients = 2 }, load.start { port = dropped, clients = 2 }
+        m:signal 'SIGUSR2'
+        local complete = m:await 'Restart complete'
+        m:await('Worker exited', { count = 2 })
+        m:wait_until(function()
+            return old.counts.refused > 0
+        end, 'the end of the address')
+        assert.equal(200, (http.get { port = new }))
+        local counts = l:stop()
+        assert.equal(0, counts.failed, counts.text)
+        counts = old:stop()
+        assert.is_true(counts.ok > 0)
+        local seconds, micros = uv.gettimeofday()
+        local since_ms = seconds * 1000 + micros / 1000 - uv.hrtime() / 1e6
+        for _, failure in ipairs(old.failures) do -- nobody was let down before
+            local after_ms = (since_ms + failure.started / 1e6 - ms_of(complete)) % 86400000
+            assert.is_true(after_ms < 43200000, counts.text)
+        end
         m:finish()
     end)
 

@@ -223,14 +223,17 @@ threading.Event().wait(2.6)]] },
         m:finish()
     end)
 
-    it('cannot be claimed for a sibling, nor by rubbish', function()
+    it('cannot be claimed by rubbish, and each claims it for itself', function()
         local m = master.start {
-            script = [[require('dutch-master').start { worker = { 'python3', 'app.py' }, numWorkers = 1, ready = 'notify',
+            script = [[require('dutch-master').start { worker = { 'python3', 'app.py' }, numWorkers = 2, ready = 'notify',
                 backoff = { first = 20, max = 20 } }]],
             files = { ['app.py'] = [[
 import os, socket, signal
 n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 n.connect(os.environ['NOTIFY_SOCKET'])
+if os.environ['DUTCH_MASTER_WORKER'] == '2':
+    n.send(b'READY=1')
+    signal.pause()
 for text in b'', b'\0', b'READY=10', b'READY=1x', b'xREADY=1', b'READY =1', b'READY=0', b'\xff' * 1000, b'A=B\n' * 5000, \
         b'READY=1\0x':
     n.send(text)
@@ -240,7 +243,8 @@ signal.pause()]] },
         m:wait_until(function()
             return cli.run(m, { 'status', '--json' }).out:find('"status":"all sent"', 1, true)
         end, 'the last of its notifications')
-        assert.equal(0, #m:records 'Worker listening')
+        assert.equal(2, m:await('Worker listening').workerId)
+        assert.equal(1, #m:records 'Worker listening')
         m:finish()
     end)
 end)

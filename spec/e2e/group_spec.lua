@@ -36,7 +36,7 @@ os._exit(0)
 
 local function is_alive(pid)
     local file = io.open(('/proc/%d/stat'):format(pid))
-    local state = file and file:read('*a'):match '%) (%a)'
+    local state = file and (file:read '*a' or ''):match '%) (%a)' -- it may end while it is read
     if file then file:close() end
     return state ~= nil and state ~= 'Z' and state ~= 'X'
 end
@@ -80,6 +80,32 @@ describe('the group of a worker', function()
         assert.is_true(uv.hrtime() - asked >= 1.4e9)
         m:finish { code = 1 }
     end)
+
+    for name, code in pairs { ['in it'] = '', ['each in a session of its own'] = 'os.setsid()' } do
+        it('that forks faster than it can be killed is ended: ' .. name, function()
+            local m = start([[{ 'python3', 'server.py' }]], 'stopTimeout = 1, killTimeout = 0.5')
+            m:await 'Cluster ready'
+            m:rewrite('server.py', ([[
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+end = time.monotonic() + 30
+for _ in range(3):
+    if os.fork() == 0:
+        while time.monotonic() < end:
+            if os.fork(): os._exit(0)
+            %s
+        os._exit(0)
+print('forks', flush=True)
+while True: signal.pause()
+]]):format(code))
+            m:signal 'SIGUSR2'
+            m:await_output 'forks'
+            m:await 'Restart complete'
+            m:signal 'SIGTERM'
+            m:exit()
+            m:finish { code = 1 }
+        end)
+    end
 
     it('that put itself into the background is told apart, and leaves nothing behind', function()
         local m = start([[{ 'sh', '-c', 'python3 server.py & exit 0' }]], 'backoff = { first = 0.2, max = 0.2 }')
