@@ -219,6 +219,9 @@ function Master:bind()
         deserted = function(worker_id)
             self.cluster:deserted(worker_id)
         end,
+        spoilt = function(worker_id)
+            self.cluster:spoilt(worker_id)
+        end,
         stalled = function(worker_id, port)
             self.cluster:stalled(worker_id, port)
         end,

@@ -11,11 +11,18 @@ local ffi = require 'ffi'
 local uv = require 'luv'
 local worker = require 'dutch-master.worker'
 ffi.cdef 'int shutdown(int, int); int listen(int, int); int fcntl(int, int, ...); int unlink(const char *);'
+ffi.cdef 'int setsockopt(int, int, int, const void *, unsigned);'
 local server = assert(worker.listen(os.getenv 'LISTEN'))
 local deeds = {
     ['/shutdown'] = function() return ffi.C.shutdown(server.fd, 2) end,
     ['/backlog'] = function() return ffi.C.listen(server.fd, 3) end,
     ['/block'] = function() return ffi.C.fcntl(server.fd, 4, ffi.new('int', 0)) end,
+    ['/filter'] = function() -- nobody new comes in, for ever
+        local code = ffi.new('uint16_t[4]', 6)
+        local program = ffi.new('struct { unsigned short length; const void *code; }', 1, code)
+        return ffi.C.setsockopt(server.fd, 1, 26, program, ffi.sizeof(program))
+            + ffi.C.setsockopt(server.fd, 1, 44, ffi.new('int[1]', 1), 4)
+    end,
     ['/unlink'] = function() return ffi.C.unlink(server.path) end,
 }
 server:accept(function(connection)
@@ -96,6 +103,20 @@ describe('a worker that', function()
         local m = start(2)
         local id, record = misbehave(m, { port = m.port, path = '/backlog' }, 'backlog')
         assert.equal(id, record.workerId)
+        m:finish()
+    end)
+
+    it('locks a filter on its lane is replaced, and nobody gets that lane again', function()
+        local m = start(2)
+        local _, body = http.get { port = m.port, path = '/filter' }
+        local id, result = body:match '^(%d+) (%-?%d+)$'
+        assert.equal('0', result)
+        assert.equal(tonumber(id), m:await('Listening socket spoilt').workerId)
+        m:await { msg = 'Worker exited', workerId = tonumber(id) }
+        for _ = 1, 30 do -- each on a connection of its own
+            assert.equal(200, (http.get { port = m.port, path = '/' }))
+        end
+        assert.equal(2, #m:workers())
         m:finish()
     end)
 

@@ -65,6 +65,12 @@ function M.set_option(fd, level, name, value)
     return C.setsockopt(fd, level, name, ffi.new('int[1]', value), 4) == 0
 end
 
+--- A filter that drops whatever comes.
+function M.drop_all(fd)
+    local code = ffi.new('uint16_t[4]', 6) -- BPF_RET, 0
+    return C.setsockopt(fd, 1, 26, ffi.new('struct { unsigned short length; const void *code; }', 1, code), 16) == 0
+end
+
 function M.option(fd, level, name)
     local value, size = ffi.new('int[1]'), ffi.new('unsigned[1]', 4)
     assert(C.getsockopt(fd, level, name, value, size) == 0)

@@ -55,7 +55,7 @@ static int l_lane_fd(lua_State *L) {
 }
 
 static int l_lane_shut_out(lua_State *L) {
-    const struct dm_lane *lane = dm_lua_to_lane(L, 1);
+    struct dm_lane *lane = dm_lua_to_lane(L, 1);
     const int error = lane ? dm_lane_shut_out(lane) : -EBADF;
     if (error) {
         return dm_lua_fail(L, error, NULL);
@@ -108,7 +108,8 @@ static int l_lane_repair(lua_State *L) {
         const char *word;
     } words[] = {{DM_LANE_REVIVED, "shutdown"},  {DM_LANE_BACKLOG, "backlog"},
                  {DM_LANE_NONBLOCK, "nonblock"}, {DM_LANE_REUSEPORT, "reuseport"},
-                 {DM_LANE_PATH, "path"},         {DM_LANE_PATH_LOST, "path lost"}};
+                 {DM_LANE_PATH, "path"},         {DM_LANE_PATH_LOST, "path lost"},
+                 {DM_LANE_FILTER, "filter"},     {DM_LANE_LOCKED, "locked"}};
     struct dm_lane *lane = dm_lua_to_lane(L, 1);
     if (!lane) {
         return dm_lua_closed(L);

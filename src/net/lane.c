@@ -61,7 +61,7 @@ int dm_lane_hand_out(const struct dm_lane *lane, enum dm_hand_out how) {
 
 /* A filter of a listening socket sees the TCP header. Backlog 0 would let one in after each
  * accept(), and break handshakes that have begun. */
-int dm_lane_shut_out(const struct dm_lane *lane) {
+int dm_lane_shut_out(struct dm_lane *lane) {
     enum { FLAGS_AT = 13, SYN = 2, SYN_ACK = 0x12 };
     struct sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_B | BPF_ABS, FLAGS_AT),
@@ -74,9 +74,9 @@ int dm_lane_shut_out(const struct dm_lane *lane) {
     if (!lane->tcp) {
         return -ENOTSUP;
     }
-    return setsockopt(lane->fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0
-               ? 0
-               : -errno;
+    lane->shut_out =
+        setsockopt(lane->fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0;
+    return lane->shut_out ? 0 : -errno;
 }
 
 /* That a worker has made its lane blocking is its own affair until the master accepts there. */

@@ -13,6 +13,7 @@ struct dm_listener;
 struct dm_lane {
     struct dm_listener *listener; /* whose it is; not used here */
     bool tcp, shared;             /* as the listener is */
+    bool shut_out;
     int fd;
     size_t place; /* in listener->lanes */
     size_t index; /* with SO_REUSEPORT, in the kernel's group: the same, but where strangers are */
@@ -35,4 +36,4 @@ enum dm_hand_out {
 };
 int dm_lane_hand_out(const struct dm_lane *lane, enum dm_hand_out how);
 /* From now on the kernel drops who begins to connect; who has begun, or waits, still comes in. */
-int dm_lane_shut_out(const struct dm_lane *lane);
+int dm_lane_shut_out(struct dm_lane *lane);

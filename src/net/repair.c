@@ -19,6 +19,23 @@ static int repair_reuseport(struct dm_lane *lane) {
     return DM_LANE_REUSEPORT;
 }
 
+/* What was never taken off, or put on, can be told by asking for its length; that of eBPF is
+ * refused. */
+static int repair_filter(struct dm_lane *lane) {
+    int locked = 0;
+    socklen_t length = 0, size = sizeof locked;
+    if (getsockopt(lane->fd, SOL_SOCKET, SO_LOCK_FILTER, &locked, &size) == 0 && locked) {
+        return DM_LANE_LOCKED;
+    }
+    const int rc = getsockopt(lane->fd, SOL_SOCKET, SO_GET_FILTER, NULL, &length);
+    if (lane->shut_out || (rc == 0 ? length == 0 : errno != EACCES)) {
+        return 0;
+    }
+    return setsockopt(lane->fd, SOL_SOCKET, SO_DETACH_FILTER, &locked, sizeof locked) == 0
+               ? DM_LANE_FILTER
+               : 0;
+}
+
 static int repair_listening(struct dm_lane *lane) {
     uint32_t depth, limit;
     const int listens = dm_lane_listens(lane);
@@ -29,7 +46,7 @@ static int repair_listening(struct dm_lane *lane) {
         const int error = dm_listener_rejoin(lane);
         return error ? error : DM_LANE_REVIVED;
     }
-    int done = repair_reuseport(lane);
+    int done = repair_reuseport(lane) | repair_filter(lane);
     if (dm_lane_queue(lane, &depth, &limit) == 0 && limit != lane->limit) {
         const bool foreign = lane->listener->foreign;
         if (listen(lane->fd, foreign ? (int)lane->limit : lane->listener->backlog) != 0) {

@@ -13,7 +13,9 @@ enum {
     DM_LANE_NONBLOCK = 4,   /* O_NONBLOCK cleared */
     DM_LANE_PATH = 8,       /* the socket's path removed or taken */
     DM_LANE_PATH_LOST = 16, /* and it could not be put back */
-    DM_LANE_REUSEPORT = 32  /* SO_REUSEPORT cleared: its group would not be asked any more */
+    DM_LANE_REUSEPORT = 32, /* SO_REUSEPORT cleared: its group would not be asked any more */
+    DM_LANE_FILTER = 64,    /* SO_ATTACH_FILTER: packets of whoever connects could be dropped */
+    DM_LANE_LOCKED = 128    /* SO_LOCK_FILTER: it stays as it is, nothing can be attached */
 };
 
 /* What was repaired, as DM_LANE_ bits, or a negative error if the lane stays broken. With may_block

@@ -193,6 +193,14 @@ function Cluster:deserted(id)
     end
 end
 
+--- A worker has made its listening socket one that cannot be repaired: another takes its place, with a new one.
+function Cluster:spoilt(id)
+    local worker = self.workers[id]
+    if worker then
+        worker:replace 'it has locked the filter of its listening socket'
+    end
+end
+
 -- Where `ready` names a port, what happens at others says nothing.
 local function port_that_counts(worker)
     return worker.plan.ready and worker.plan.ready.port

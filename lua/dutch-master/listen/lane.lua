@@ -359,6 +359,20 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Upkeep
 
+-- A filter that its worker has locked: it stays, whatever it drops, and nothing else can be attached.
+local function spoil(self, done, fields)
+    if done[#done] ~= 'locked' then
+        return
+    end
+    done[#done] = nil
+    if not self.spoilt then
+        self.spoilt = true
+        fields.reason = 'its filter is locked (SO_LOCK_FILTER): the worker is replaced, no other one gets this socket'
+        self.log:warn(fields, 'Listening socket spoilt')
+        fields.reason = nil
+    end
+end
+
 --- Puts right what a worker did to it, and names the worker.
 -- @param ended the worker that has just ended, if one has: to remove the path of its socket then is what servers do
 function Lane:repair(ended)
@@ -374,6 +388,7 @@ function Lane:repair(ended)
         return
     end
     self.broken = nil
+    spoil(self, done, fields)
     if #done == 0 then
         return
     end

@@ -21,7 +21,7 @@ Rotation.MAX_WORKERS = 512
 --   as (whose rights it is bound with, see platform.listen), owner (whom a unix path belongs to),
 --   fd (inherited), may_block (workers choose how they accept), stall_timeout_ms, want,
 --   lost_after_ms (what waits where nobody serves is reset then),
---   give = sockets.lua's rescue, takes, idle, worker_of, holds, or nil, deserted, stalled, awaits_workers}
+--   give = sockets.lua's rescue, takes, idle, worker_of, holds, or nil, deserted, stalled, spoilt, awaits_workers}
 function Rotation.new(options)
     local self = setmetatable({}, Rotation)
     for key, value in pairs(options) do
@@ -158,9 +158,9 @@ end
 local function lane_for(self, group)
     local best
     for _, lane in ipairs(self.lanes) do
-        if group and lane.group == group and lane.state ~= 'free' then
+        if group and lane.group == group and lane.state ~= 'free' and not lane.spoilt then
             return lane
-        elseif lane.state == 'free' and (not best or lane:measure() > best.depth) then
+        elseif lane.state == 'free' and not lane.spoilt and (not best or lane:measure() > best.depth) then
             lane:measure()
             best = lane
         end
@@ -441,7 +441,14 @@ local function repair(self, now)
     end
     self.repaired_at = now
     for _, lane in ipairs(self.lanes) do
+        local was_spoilt = lane.spoilt
         lane:repair()
+        if lane.spoilt and not was_spoilt and not self.shared then
+            self.steering:apply()
+            for id in pairs(lane.users) do
+                self.spoilt(id)
+            end
+        end
     end
 end
 
@@ -585,9 +592,15 @@ local function wanted(self)
     return self.balance == 'queue' and 1 or self.want
 end
 
--- Closes free lanes beyond what is wanted. From the end of the group: then no other member changes its place.
+-- Closes free lanes beyond what is wanted, and those that are spoilt. From the end of the group: then no other member
+-- changes its place.
 local function trim(self, now)
     local used = 0
+    for i = #self.lanes, 1, -1 do
+        if self.lanes[i].spoilt and self.lanes[i]:close_unused(now) then
+            table.remove(self.lanes, i)
+        end
+    end
     for _, lane in ipairs(self.lanes) do
         used = used + (lane.state ~= 'free' and 1 or 0)
     end

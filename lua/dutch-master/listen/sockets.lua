@@ -32,6 +32,7 @@ local BALANCES = { steered = true, queue = true, sticky = true, shared = true }
 --   worker_of = function(process group) -> the worker that has it, or nil,
 --   holds = function(worker_id, fd) -> whether the worker has this socket of ours, nil if that cannot be seen,
 --   deserted = function(worker_id): it has let go of a socket, and gets nothing there any more,
+--   spoilt = function(worker_id): it has made its socket one that cannot be repaired,
 --   stalled = function(worker_id, port): somebody has waited for it there for stallTimeout,
 --   awaits_workers = function() -> whether another worker is to come, nil: always}
 -- rescue's descriptor stays ours; done(accepted) is called later, once, if it returned true. request is what that
@@ -51,7 +52,7 @@ function Sockets.new(options)
             platform = options.platform, log = options.log, balance = balance, stall_timeout_ms = stall_timeout_ms,
             give = options.rescue, takes = options.takes, idle = options.idle,
             worker_of = options.worker_of, holds = options.holds, deserted = options.deserted,
-            stalled = options.stalled or function() end,
+            stalled = options.stalled or function() end, spoilt = options.spoilt or function() end,
             awaits_workers = options.awaits_workers or function()
                 return true
             end,

@@ -460,6 +460,28 @@ describe('sockets', function()
         end)
     end)
 
+    it('of a worker that has locked its filter are no other worker\'s', function()
+        local spoilt = {}
+        new { spoilt = function(id) spoilt[#spoilt + 1] = id end }
+        assert(sockets:open { A })
+        serving(1, 2)
+        local lane = network.open[A].all[1]
+        lane.repairs = { 'locked' }
+        platform:advance(1000)
+        assert.same({ 1 }, spoilt)
+        assert.same({ 2 }, rotation())
+        assert.equal(1, logged 'Listening socket spoilt')
+        sockets:drop(1)
+        serving(3)
+        assert.same({ 2, 3 }, rotation())
+        assert.equal(3, #network.open[A].all)
+        platform:advance(10000)
+        assert.equal(2, #network.open[A].all)
+        for _, left in ipairs(network.open[A].all) do
+            assert.not_equal(lane, left)
+        end
+    end)
+
     describe('of a worker that died', function()
         it('are emptied into live workers', function()
             new()
