@@ -36,7 +36,7 @@ local KEEP_STDERR = 256 * 1024
 local LAST_WORDS = 2000
 
 local EXIT_FAILED, EXIT_INTERNAL, EXIT_SYSTEM, EXIT_SCRIPT = 1, 70, 71, 78
--- A stop waits for no hook: those of the last workers, and the last records of the script's own logger, get so long.
+-- A stop waits for no hook: those of the last workers, and the last records of the script's own logger, get this long.
 local LAST_HOOKS_MS = 200
 
 local Master = {}

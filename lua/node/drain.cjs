@@ -24,7 +24,7 @@ const { Server } = require('net');
 
 const SWEEP_MS = 100;
 const IDLE_MS = 1000; // nothing arrived for this long: a client that wanted to send has sent
-const PARTIAL_MS = 2000; // so long to complete a request line and headers that have begun
+const PARTIAL_MS = 2000; // for the rest of a request line and headers that have begun
 const GOAWAY_MS = 500; // between the notice to an http2 client and the end of new streams; many round trips
 const READ_MS = 150; // between a connection's acceptance and the reading of its request, and plenty
 const MAJOR = parseInt(process.versions.node, 10);

@@ -156,9 +156,9 @@ describe('a bad script', function()
             -- A crash is replaced all the same.
             uv.kill(m:workers()[1], 'sigkill')
             local bad = m:await(function(record)
-                return record.msg:find('Script is bad, the last good one serves on: ', 1, true) == 1
+                return record.msg:find('Script is bad, the last good one stays in force: ', 1, true) == 1
             end, { after = aborted })
-            assert.matches(pattern, (bad.msg:gsub('^Script is bad, the last good one serves on: ', '')), case[1])
+            assert.matches(pattern, (bad.msg:gsub('^Script is bad, the last good one stays in force: ', '')), case[1])
             assert.equal(50, bad.level)
             m:await('Worker listening', { after = mark })
             assert.equal(2, #m:workers())

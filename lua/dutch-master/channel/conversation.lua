@@ -397,7 +397,7 @@ function M:skipped(had_fd)
     end
 end
 
---- What it listens on, as on_listening was told, in order.
+--- What it listens on, as on_listening has heard it, in order.
 function M:announced()
     local list = {}
     for _, socket in pairs(self.sockets) do

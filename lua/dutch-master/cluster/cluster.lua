@@ -102,7 +102,8 @@ function Cluster:reload(who, done)
     local before = self.launcher.plan
     self.launcher:load(function(loaded, err)
         if not loaded then
-            self.log:error({ traceback = err.traceback }, 'Script is bad, the last good one serves on: ' .. err.message)
+            self.log:error({ traceback = err.traceback },
+                'Script is bad, the last good one stays in force: ' .. err.message)
             return done(nil, err)
         end
         local ok, message = self:adopt(loaded)

@@ -52,7 +52,7 @@ function Leaving:lose()
     return first
 end
 
---- It has so long from now on.
+--- It has this long from now on.
 function Leaving:allow(ms)
     self.since_ms, self.allowed_ms = self.platform.now(), ms
     self.until_ms = self.since_ms + ms

@@ -337,7 +337,7 @@ end
 
 -- Of this restart, or of one that it superseded, and not of a rollback.
 local function is_newer(self, generation)
-    return generation > self.previous and not self.launcher.releases:leads_back(generation, self.previous)
+    return generation > self.previous and not self.launcher.releases:rolls_back(generation, self.previous)
 end
 
 -- One that was added during the restart, or has lost its worker: it would try the failed release for ever.
@@ -396,7 +396,7 @@ local function roll_back(self)
     end
     self.total = self.walk.total
     start_walk(self, slots, self.size, true)
-    self.launcher.releases:lead_back(self.walk.generation, self.previous)
+    self.launcher.releases:roll_back(self.walk.generation, self.previous)
     self.log:warn({ generation = self.walk.generation, slots = #slots, release = release }, 'Rolling back')
     return advance(self) or 'rolling_back'
 end

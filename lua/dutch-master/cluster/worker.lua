@@ -488,7 +488,7 @@ local function suspicion(self)
     return ''
 end
 
--- The deadline of `starting` is the moment of readiness for a worker whose rule is to be alive so long.
+-- The deadline of `starting` is the moment of readiness for a worker whose rule is to have lived that long.
 local function start_deadline(self)
     if self.health:alive_ms() then
         return became_ready(self, {})

@@ -298,7 +298,8 @@ function prepare(self, worker, good_one, process, finish)
 
     -- The script is bad now. The last good one serves on: as this process has it, or from its text.
     local function use_last_good(err)
-        self.log:error({ traceback = err.traceback }, 'Script is bad, the last good one serves on: ' .. err.message)
+        self.log:error({ traceback = err.traceback },
+            'Script is bad, the last good one stays in force: ' .. err.message)
         if process.reported then
             finish()
             return self:queue(worker, function(...)

@@ -39,7 +39,7 @@ local function command(given, name, default)
     return append({}, words)
 end
 
--- allowed: the keys a preset knows, so that a misspelt one is told.
+-- allowed: the keys a preset knows, so that a misspelt one is reported.
 local function check_keys(given, name, allowed)
     if type(given) ~= 'table' then
         error(('dutch.%s: expected a table, found a %s'):format(name, type(given)), 3)

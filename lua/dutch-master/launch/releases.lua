@@ -31,13 +31,13 @@ function Releases:of(generation)
     return known and known.release and self.platform.realpath(known.release) and known.release or nil
 end
 
---- Makes `generation` a way back: it runs in the release of an earlier one.
-function Releases:lead_back(generation, to)
+--- Makes `generation` a rollback: it runs in the release of an earlier one.
+function Releases:roll_back(generation, to)
     self.known[generation] = { release = self.known[to].release, pinned = true, back_to = to }
 end
 
---- Whether `generation` is that of a way back to the generation `to`.
-function Releases:leads_back(generation, to)
+--- Whether `generation` is a rollback to the generation `to`.
+function Releases:rolls_back(generation, to)
     local known = self.known[generation]
     return known ~= nil and known.back_to == to
 end

@@ -25,24 +25,24 @@ function Rescue.new(options)
     }, Rescue)
 end
 
-local function heirs_of(self, except)
+local function takers_of(self, except)
     local list = {}
-    for _, heir in ipairs(self.takers(except)) do
-        list[#list + 1] = (self.unanswered[heir.worker] or 0) < MAX_UNANSWERED and heir or nil
+    for _, taker in ipairs(self.takers(except)) do
+        list[#list + 1] = (self.unanswered[taker.worker] or 0) < MAX_UNANSWERED and taker or nil
     end
     return list
 end
 
 --- Whether somebody can be given what waits in a lane. What was accepted cannot be put back, so this is asked first.
 function Rescue:possible(lane)
-    return self.give_to ~= nil and #heirs_of(self, lane) > 0
+    return self.give_to ~= nil and #takers_of(self, lane) > 0
 end
 
 local give
 
 -- @return whether it was given the connection
-local function give_to(self, fd, heir, tries)
-    local worker = heir.worker
+local function give_to(self, fd, taker, tries)
+    local worker = taker.worker
     local function count(by)
         self.in_flight = self.in_flight + by
         local unanswered = (self.unanswered[worker] or 0) + by
@@ -62,7 +62,7 @@ local function give_to(self, fd, heir, tries)
         end
     end
     count(1)
-    if self.give_to(fd, done, worker, heir.request) then
+    if self.give_to(fd, done, worker, taker.request) then
         return true
     end
     count(-1)
@@ -72,8 +72,8 @@ end
 -- Gives a connection to one live worker after the other until one takes it. The worker may still refuse it later (its
 -- server has just closed), then it goes to the next. Nobody at all: it waits, for it cannot be put back.
 function give(self, fd, except, tries)
-    for _ = 1, #heirs_of(self, except) do
-        local takers = heirs_of(self, except) -- whoever was asked may be gone by now
+    for _ = 1, #takers_of(self, except) do
+        local takers = takers_of(self, except) -- whoever was asked may be gone by now
         if #takers == 0 then
             break
         end
@@ -132,14 +132,14 @@ end
 --- Gives a connection each of those that wait in a lane to workers that have nothing else to do.
 -- @param idle list of { worker, request }
 function Rescue:relieve(lane, idle)
-    for _, heir in ipairs(idle) do
+    for _, taker in ipairs(idle) do
         if self.in_flight >= MAX_IN_FLIGHT then
             break
         end
-        local fd = not self.unanswered[heir.worker] and lane:accept()
+        local fd = not self.unanswered[taker.worker] and lane:accept()
         if fd == nil then
             break
-        elseif fd and not give_to(self, fd, heir, 1) then
+        elseif fd and not give_to(self, fd, taker, 1) then
             give(self, fd, lane, 1)
         end
     end

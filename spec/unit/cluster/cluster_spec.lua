@@ -742,7 +742,7 @@ describe('cluster', function()
         world.platform:live_children()[1]:exit { code = 1 }
         world.platform:advance(50)
         assert.equal(2, #world.platform:live_children())
-        assert.equal(1, world.count 'Script is bad, the last good one serves on: master.lua:3: oh')
+        assert.equal(1, world.count 'Script is bad, the last good one stays in force: master.lua:3: oh')
     end)
 
     it('abandons a fork whose beforeFork throws or says no, and tries again later', function()

@@ -59,10 +59,10 @@ local function new_world(count, plan)
     function releases.of(_, generation)
         return generation == 1 and not world.old_is_gone and '/a' or nil
     end
-    function releases.lead_back(_, generation, to)
+    function releases.roll_back(_, generation, to)
         world.backs[generation], world.release = to, '/a'
     end
-    function releases.leads_back(_, generation, to)
+    function releases.rolls_back(_, generation, to)
         return world.backs[generation] == to
     end
     function releases.forget(_, used)

@@ -84,7 +84,7 @@ describe('launcher', function()
         world.platform:live_children()[1]:exit { code = 1 }
         world.platform:advance(200)
         assert.equal(1, #world.platform:live_children())
-        assert.equal(1, world.count 'Script is bad, the last good one serves on: master.lua:1: oh')
+        assert.equal(1, world.count 'Script is bad, the last good one stays in force: master.lua:1: oh')
     end)
 
     it('ends loads in the order in which they were asked for', function()
