@@ -11,7 +11,7 @@ local pings = require 'spec.support.pings'
 local wait = require 'spec.support.wait'
 
 -- What a ping may take, in ms: 20 on a quiet machine (spec/bench/hooks.lua prints it), here with all that runs beside.
-local HELD_MAX = 400 * wait.scale
+local HELD_MAX = 100 * wait.scale
 
 -- A master of HTTP workers with `options` besides.
 local function start(options, env)
@@ -25,7 +25,6 @@ local function start(options, env)
             %s }]]):format(options), files = { ['app.lua'] = apps.http }, env = env }
 end
 
--- Answers whoever connects, after three seconds.
 -- An HTTP server that thinks for 20 s before it answers.
 local function slow_server()
     local server = uv.new_tcp()
@@ -53,7 +52,7 @@ end
 
 local function watched(m)
     m:await 'Cluster ready'
-    return pings.start(m.app .. '/control')
+    return pings.start(m.app .. '/control', m.pid)
 end
 
 local function check_held(watch, what, may_have_ended)
