@@ -90,6 +90,30 @@ describe('the master', function()
         m:finish()
     end)
 
+    it('answers while it is flooded with signals, and has done what they ask for', function()
+        local m = start()
+        local path = socket_of(m)
+        local pings = 0
+        for round = 1, 20 do
+            for _ = 1, 150 do
+                for _, name in ipairs { 'sighup', 'sigusr2', 'sigchld' } do
+                    assert(uv.kill(m.pid, name))
+                end
+            end
+            local ping = ask(path, '{"v":1,"id":1,"verb":"ping"}\n')
+            wait.wait_until(function() return ping.received ~= '' end, { what = 'an answer in round ' .. round })
+            pings = pings + 1
+        end
+        hang_up()
+        assert.equal(20, pings)
+        local mark, before = m:mark(), m:workers()[1]
+        assert.equal(0, cli.run(m, { 'restart', '--wait' }).code)
+        m:await({ msg = 'Restart complete' }, { after = mark })
+        assert.not_equal(before, m:workers()[1])
+        assert.is_true(#m:records 'Restart requested' < 3000)
+        m:finish()
+    end)
+
     it('has no descriptor left, and is there again when it has some', function()
         local m = start('restartAttempts = 2,', { wrap = { 'sh', '-c', 'ulimit -n 44; exec "$0" "$@"' } })
         local path = socket_of(m)

@@ -92,6 +92,7 @@ end
 
 --- The timer's: knocks, or looks what has become of that.
 function Acceptance:look()
+    self.timer:start(RETRY_MS) -- first: whatever becomes of this look
     if not self.dial then
         knock(self)
     elseif is_accepted(self) then

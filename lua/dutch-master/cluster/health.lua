@@ -266,6 +266,7 @@ function Health:ask()
     end
     self.state, self.interval_ms = 'asking', self.rule.interval_ms
     self.timer = self.platform.timer(function()
+        self.timer:start(self.rule.timeout_ms) -- first: whatever becomes of this question
         if self.dial then
             overdue(self)
         else

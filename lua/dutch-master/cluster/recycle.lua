@@ -15,8 +15,8 @@ function Recycle.new(options)
     local self = setmetatable(options, Recycle)
     self.shares = setmetatable({}, { __mode = 'k' }) -- worker -> the part of its lifetime that it gets
     self.timer = self.platform.timer(function()
+        self.timer:start(EVERY_MS) -- first: whatever becomes of this look
         self:look()
-        self.timer:start(EVERY_MS)
     end)
     return self
 end

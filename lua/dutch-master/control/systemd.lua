@@ -41,14 +41,14 @@ function Systemd.new(world)
             self.gave_up = true
             return
         end
+        self.extender:start(EXTEND_EVERY) -- first: whatever becomes of this message
         self:repeated('EXTEND_TIMEOUT_USEC=' .. EXTEND_BY * 1000)
-        self.extender:start(EXTEND_EVERY)
     end)
     local interval = watchdog_interval(platform.environ(), platform.pid())
     if interval then
         self.watchdog = platform.timer(function()
-            self:repeated 'WATCHDOG=1'
             self.watchdog:start(interval)
+            self:repeated 'WATCHDOG=1'
         end)
         self.watchdog:start(interval)
     end
@@ -88,12 +88,14 @@ function Systemd:send(lines)
 end
 
 function Systemd:send_rest()
+    self.again:start(AGAIN_AFTER)
     while self.unsent[1] do
         if self:try(self.unsent[1]) then
-            return self.again:start(AGAIN_AFTER)
+            return
         end
         table.remove(self.unsent, 1)
     end
+    self.again:stop()
 end
 
 local function serving(state)

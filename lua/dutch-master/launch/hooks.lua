@@ -308,9 +308,10 @@ function Hooks:settle(limit_ms, done)
     local until_ms = self.platform.now() + limit_ms
     local timer
     timer = self.platform.timer(function()
+        timer:start(2)
         for _, place in pairs(self.lanes) do
             if not place:is_quiet() and self.platform.now() < until_ms then
-                return timer:start(2)
+                return
             end
         end
         timer:close()

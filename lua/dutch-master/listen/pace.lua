@@ -102,6 +102,7 @@ end
 
 --- The timer, or the kernel's word.
 function Pace:wake()
+    self.timer:start(TICK_MS) -- first: whatever becomes of this look
     if self.platform.now() >= self.tick_at then
         return self:tick()
     end
@@ -117,6 +118,7 @@ local function rest(self)
 end
 
 function Pace:tick()
+    self.timer:start(TICK_MS) -- first: whatever becomes of this tick
     stop_watch(self) -- lanes may close at a tick, which must not be watched then
     self.resting = false
     glance(self)
@@ -124,7 +126,7 @@ function Pace:tick()
     self.ticking = state ~= nil
     self.quiet_ticks = state == 'quiet' and self.quiet_ticks + 1 or 0
     if not self.ticking then
-        return
+        return self.timer:stop()
     end
     local quiet = self.quiet_ticks >= QUIET_TICKS
     local longest = quiet and rest(self)

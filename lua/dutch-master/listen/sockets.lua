@@ -245,6 +245,7 @@ local function await_empty(self, id, worker, done, limit_ms, patience_ms)
     local begun = self.platform.now()
     local settling, before, moved_at = false, nil, begun
     local function look()
+        worker.leaving:start(LEAVE_POLL_MS) -- first: whatever becomes of this look
         local now, count = self.platform.now(), waiting(self, id)
         moved_at = (not before or count < before) and now or moved_at
         before = count
@@ -258,7 +259,9 @@ local function await_empty(self, id, worker, done, limit_ms, patience_ms)
             return done()
         end
         settling = empty
-        worker.leaving:start(empty and SETTLE_MS or LEAVE_POLL_MS)
+        if empty then
+            worker.leaving:start(SETTLE_MS)
+        end
     end
     worker.leaving = self.platform.timer(look)
     look()

@@ -134,13 +134,16 @@ local function handle(self, line)
 end
 
 function Process:take_turn()
+    self.turn:start(0) -- first: nothing that a line does may keep the next turn from coming
     self.handled = 0
     while self.handled < PER_TURN and self.inbox[1] do
         handle(self, table.remove(self.inbox, 1))
     end
     if self.inbox[1] then
-        self.turn:start(0)
-    elseif self.child and self.paused then
+        return
+    end
+    self.turn:stop()
+    if self.child and self.paused then
         self.paused = false
         self.child:pause_reading(false)
     end

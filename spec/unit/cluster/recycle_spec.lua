@@ -24,6 +24,21 @@ describe('recycle', function()
         assert.equal(0, world.platform:armed())
     end)
 
+    it('looks again after a look that failed', function()
+        start { max_lifetime_ms = 60000 }
+        local now, fails = world.platform.proc_stat, 0
+        recycle.plan = { max_memory = 1 }
+        world.platform.proc_stat = function()
+            fails = fails + 1
+            error 'a look'
+        end
+        for i = 1, 3 do
+            assert.has_error(function() world.platform:advance(5000) end)
+            assert.equal(i, fails)
+        end
+        world.platform.proc_stat = now
+    end)
+
     it('replaces workers that are too old, one at a time, and not all at one moment', function()
         start { max_lifetime_ms = 60000 }
         world.platform:advance(53000)

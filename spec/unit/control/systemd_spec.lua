@@ -150,6 +150,22 @@ describe('systemd', function()
         end
     end)
 
+    it('pings the watchdog again after a ping that failed', function()
+        environ.NOTIFY_SOCKET, environ.WATCHDOG_USEC = '/run/x', '2000000'
+        local systemd = Systemd.new { platform = platform }
+        function platform.sd_notify()
+            error 'a message'
+        end
+        for _, timer in ipairs(timers) do
+            if timer.ms then
+                timer.ms = nil
+                assert.has_error(timer.fire)
+                assert.equal(1000, timer.ms)
+            end
+        end
+        systemd:close()
+    end)
+
     it('counts workers of a whole snapshot', function()
         local workers = { { state = 'running' }, { state = 'retiring' }, { state = 'starting' } }
         assert.equal('2 of 3 workers serving, generation 7',

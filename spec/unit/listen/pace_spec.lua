@@ -34,6 +34,31 @@ describe('pace', function()
         return #ticks - before
     end
 
+    it('comes again after a tick, or a glance, that failed', function()
+        local fails = 0
+        function pace.on_tick()
+            fails = fails + 1
+            error 'a tick'
+        end
+        pace:start()
+        for i = 1, 3 do
+            assert.has_error(function() platform:advance(1000) end)
+            assert.equal(i, fails)
+        end
+        function pace.on_tick()
+            ticks[#ticks + 1] = platform.now()
+            return 'quiet'
+        end
+        assert.is_true(ticks_in(1000) >= 2)
+        function pace.on_glance()
+            error 'a glance'
+        end
+        pace:stir()
+        assert.has_error(function() platform:advance(1000) end)
+        function pace.on_glance() end
+        assert.is_true(ticks_in(1000) >= 2)
+    end)
+
     it('does nothing before it is started, and nothing when there is nobody to look after', function()
         assert.equal(0, ticks_in(5000))
         state = nil
