@@ -21,6 +21,8 @@ enum {
     QUEUE_MAX_FDS = 256,       /* of these among them: a quarter of the usual limit of a process */
     TICK_BYTES = 64 << 10,     /* read of one channel before the others have their turn */
     TICK_READS = 64,           /* the same for a flood of tiny pieces, each with descriptors */
+    READ_BYTES = 16 << 10,     /* at once, before it is asked how long that took */
+    TICK_NS = 1000000,         /* the same for lines that take long to handle */
 };
 
 /* A descriptor that waits for the line it goes with. */
@@ -48,7 +50,7 @@ struct dm_channel {
 };
 
 /* One for all: only ever filled and consumed within one read. */
-static char scratch[TICK_BYTES];
+static char scratch[READ_BYTES];
 
 static void on_poll(uv_poll_t *poll, int status, int events);
 
@@ -149,9 +151,12 @@ static ssize_t receive(struct dm_channel *channel) {
     return n;
 }
 
-static void read_some(struct dm_channel *channel, size_t budget) {
+static void read_some(struct dm_channel *channel, size_t budget, uint64_t limit_ns) {
+    const uint64_t began = uv_hrtime();
     size_t total = 0;
-    for (int i = 0; channel->fd >= 0 && total < budget && i < TICK_READS; i++) {
+    for (int i = 0; channel->fd >= 0 && total < budget && i < TICK_READS &&
+                    (i == 0 || uv_hrtime() - began < limit_ns);
+         i++) {
         const ssize_t n = receive(channel);
         if (n == -EAGAIN) {
             return;
@@ -187,7 +192,7 @@ int dm_channel_take_fd(struct dm_channel *channel) {
 
 void dm_channel_drain(struct dm_channel *channel, size_t budget) {
     for (size_t done = 0; channel->fd >= 0 && done < budget; done += TICK_BYTES) {
-        read_some(channel, TICK_BYTES);
+        read_some(channel, TICK_BYTES, UINT64_MAX);
     }
 }
 
@@ -312,7 +317,7 @@ static void on_poll(uv_poll_t *poll, int status, int events) {
         flush(channel);
     }
     if ((events & UV_READABLE) && (!channel->paused || status < 0)) {
-        read_some(channel, TICK_BYTES);
+        read_some(channel, TICK_BYTES, TICK_NS);
     }
     watch(channel);
 }
