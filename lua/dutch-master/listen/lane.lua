@@ -18,8 +18,9 @@ Lane.__index = Lane
 local QUARANTINE_MS = 5000
 -- A stalled lane that was emptied by rescue shows no movement: it is tried again after this, doubling.
 local FIRST_PROBATION_MS, LAST_PROBATION_MS = 1000, 30000
--- A busy lane is steered around so long: most requests are shorter, and its share of what comes meanwhile is small.
-local BUSY_MS = 20
+-- A busy lane is steered around so long after it was seen not to move: a few looks. Longer, and few workers share what
+-- comes while the others are free again.
+local BUSY_MS = 10
 -- A worker that was seen so often to sleep while somebody waited for it does not hear.
 local DEAF = 2
 -- How long a worker that has just had no room for a connection is given none.

@@ -76,22 +76,35 @@ function Server:raw_handle()
     return handle
 end
 
+-- Takes the connection that the loop has brought.
+local function take(self)
+    local connection = self:new_handle()
+    self.brought = false
+    self.check:stop()
+    if self.handle:accept(connection) then
+        self.link.track(connection)
+        self.on_connection(connection)
+    else
+        connection:close()
+    end
+end
+
 --- Accepts connections: fn(connection) gets each as a luv handle, also those which the master
 --- hands over from a worker that could not serve them. The worker does not leave before they are
 --- closed.
+-- One in each turn of the loop, and not before the rest of the turn is done (the loop brings no
+-- other until then): what is accepted waits for this worker alone, however long a request takes;
+-- what is not, the master can give to others.
 function Server:accept(fn)
     self.on_connection = fn
-    local handle = self:raw_handle()
-    assert(handle:listen(self.backlog, function(err)
-        if err or self.closed then
-            return
-        end
-        local connection = self:new_handle()
-        if handle:accept(connection) then
-            self.link.track(connection)
-            fn(connection)
-        else
-            connection:close()
+    self.handle, self.check = self:raw_handle(), uv.new_check()
+    self.handles[#self.handles + 1] = self.check
+    assert(self.handle:listen(self.backlog, function(err)
+        if not err and not self.closed then
+            self.brought = true
+            self.check:start(function()
+                take(self)
+            end)
         end
     end))
     return self:listening()
@@ -141,6 +154,9 @@ end
 function Server:close()
     if self.closed then
         return
+    end
+    if self.brought then
+        take(self)
     end
     self.closed = true
     for _, handle in ipairs(self.handles) do

@@ -209,9 +209,6 @@ local function compare(count)
         stops[i] = subject.start(ports[subject.name], count)
     end
     local results = measure_all(count, ports)
-    for _, stop in ipairs(stops) do
-        stop()
-    end
     for _, subject in ipairs(SUBJECTS) do
         local all = results[subject.name].all
         print(('  %-14s p50 %6.1f  p90 %6.1f  p99 %6.1f'):format(subject.name, all.p50, all.p90, all.p99))
@@ -225,6 +222,10 @@ local function compare(count)
     ratio('p99 queue / round robin (aim: 1.1 at most)', 'queue', 'round robin', 'p99')
     ratio('p90 Lua, steered / shared (aim: 2.5 at most)', 'Lua, steered', 'Lua, shared', 'p90')
     ratio('p99 Lua, steered / round robin (aim: 1.1 at most)', 'Lua, steered', 'round robin', 'p99')
+    wait.turn()
+    for i = #stops, 1, -1 do -- each finds as many descriptors as there were when it began
+        stops[i]()
+    end
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------

@@ -122,6 +122,33 @@ describe('a Lua worker', function()
         client.handle:close()
     end)
 
+    it('takes one connection in a turn, so that what waits behind a slow request can go to others', function()
+        start [[
+            local worker = require 'dutch-master.worker'
+            local held = 0
+            assert(worker.listen(0)):accept(function(connection)
+                held = held + 1
+                connection:read_start(function(_, data)
+                    if data then connection:write(held .. '.') else connection:close() end
+                end)
+            end)]]
+        local _, port = p:lend()
+        p:expect { act = 'listening' }
+        p.process:kill 'sigstop'
+        local clients, fewest = {}, math.huge
+        for i = 1, 6 do
+            clients[i] = connect(port)
+            clients[i].handle:write 'x'
+        end
+        p.process:kill 'sigcont'
+        for _, client in ipairs(clients) do
+            primary.wait_until(function() return client.data:find '%.' end, 'an answer')
+            fewest = math.min(fewest, tonumber(client.data:match '%d+'))
+            client.handle:close()
+        end
+        assert.is_true(fewest <= 2, fewest .. ' were taken before the first was read')
+    end)
+
     it('finishes its connections when asked to leave, then leaves by itself', function()
         start(ECHO)
         local _, port = p:lend()
