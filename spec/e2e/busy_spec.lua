@@ -29,6 +29,21 @@ server:accept(function(connection)
 end)
 ]]
 
+-- How the second, third and fourth of four workers answer that they take a connection. The first does as Node does.
+local ODD = [[
+const mode = ['as Node does', 'twice', 'late', 'never'][(require('cluster').worker.id - 1) % 4]
+const send = process.send
+process.send = function (message, ...rest) {
+  if (!message || !('accepted' in message)) return send.call(this, message, ...rest)
+  if (!process[mode]) console.log('answers ' + mode)
+  process[mode] = true
+  if (mode === 'late') setTimeout(() => send.call(this, message, ...rest), 700)
+  if (mode === 'late' || mode === 'never') return true
+  if (mode === 'twice') send.call(this, message, ...rest)
+  return send.call(this, message, ...rest)
+}
+]]
+
 local NODE = [[
 require('http').createServer((request, response) => {
   if (request.url === '/hold') Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 400)
@@ -42,14 +57,14 @@ local MANY = 30
 describe('workers that are busy for a moment', function()
     after_each(master.cleanup)
 
-    local function start(kind, count, options)
+    local function start(kind, count, options, app)
         local port = http.free_port()
         local interpreter = kind == 'node' and ("interpreter = { '%s' },"):format(versions.newest()) or ''
         local m = master.start {
             script = ([[require('dutch-master').start { worker = 'app.%s', numWorkers = %d, %s
                 workerEnvironment = { LISTEN = '127.0.0.1:%d', PORT = '%d' }, %s }]]):format(
                 kind == 'node' and 'js' or 'lua', count, interpreter, port, port, options or ''),
-            files = { ['app.lua'] = LUA, ['app.js'] = NODE },
+            files = { ['app.lua'] = LUA, ['app.js'] = app or NODE },
         }
         m:await('Cluster ready', { timeout = 20000 })
         return m, port
@@ -79,6 +94,21 @@ describe('workers that are busy for a moment', function()
             m:finish()
         end)
     end
+
+    it('and answer a rescue twice, late or never, cost nobody anything', function()
+        local m, port = start('node', 4, nil, ODD .. NODE)
+        local held = load.start { port = port, clients = 2, path = '/hold', timeout = 20000 }
+        local l = load.start { port = port, clients = 8, rate = 300, timeout = 20000, expect = '^%d+$' }
+        for _, mode in ipairs { 'twice', 'late', 'never' } do
+            m:await_output('answers ' .. mode, { timeout = 20000 })
+        end
+        l:await(l.counts.total + 300)
+        local quick, heavy = l:stop(), held:stop()
+        assert.equal(0, quick.failed + heavy.failed, quick.text .. heavy.text .. m:dump())
+        assert.is_true(totals(m).rescued > 0)
+        assert.equal(0, #m:records 'Worker exited', m:dump())
+        m:finish()
+    end)
 
     it('are not made worse by the shortest stallTimeout', function()
         local m, port = start('lua', 3, 'stallTimeout = 0.05')
