@@ -96,6 +96,10 @@ require('dutch-master').start {
             { 'require("dutch-master").start { worker = "a", numWorkers = function() return 0 end }', 'numWorkers' },
             { 'require("dutch-master").start { worker = "a", numWorkers = function() error "no" end }', ': no' },
             { 'require "missing"', "module 'missing' not found" },
+            { 'require("dutch-master").start { worker = "app.js", interpreter = "bun" }',
+                'interpreter: bun does not speak the channel' },
+            { 'require("dutch-master").start { worker = "app.ts", interpreter = { "deno", "run" } }',
+                'with worker = { "deno", ... } and listen' },
         }
         for _, case in ipairs(scripts) do
             write('master.lua', case[1])

@@ -97,12 +97,17 @@ describe('a worker', function()
             return
         end
         local m, report = start_report([[user = 'nobody', group = 'daemon', umask = '027', nice = 5, cpus = { 0 },
-            limits = { nofile = { soft = 123, hard = 456 }, core = 0 }]])
+            limits = { nofile = { soft = 123, hard = 456 }, core = 0 }, workerEnvironment = { NOTIFY_SOCKET = false }]])
         assert.equal('65534 65534 65534 65534', report.Uid) -- the saved one too: it cannot go back
         assert.equal('1 1 1 1', report.Gid)
         assert.is_nil((' ' .. report.Groups .. ' '):find ' 0 ')
         assert.same({ '0027', '5', '123 456', '0', '0' }, { report.umask, report.nice, report.nofile, report.core,
             report.Cpus_allowed_list })
+        local account = io.popen 'getent passwd nobody':read '*l'
+        local home, shell = account:match '^[^:]*:[^:]*:[^:]*:[^:]*:[^:]*:([^:]*):([^:]*)$'
+        assert.same({ home, 'nobody', 'nobody', shell },
+            { report.env.HOME, report.env.USER, report.env.LOGNAME, report.env.SHELL })
+        assert.is_nil(report.env.NOTIFY_SOCKET) -- the script's word is the last one
         m:finish()
     end)
 
