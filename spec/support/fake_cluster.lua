@@ -206,10 +206,12 @@ local function new_script(world, options)
                 end)
             end
             function session.num_workers(_, answer)
-                answer(world.plan.num_workers)
+                later(answer, world.plan.num_workers)
             end
             function session.environment(_, _, answer)
-                later(answer, world.plan.environment)
+                later(function()
+                    answer(unpack(options.environment and { options.environment() } or { world.plan.environment }, 1, 2))
+                end)
             end
             function session.keep()
                 process.kept = session
@@ -221,8 +223,8 @@ local function new_script(world, options)
 end
 
 --- @param options {plan, seed, behaviour, settle_ms, hooks = {name = fn -> true, results, or nil, err},
---   evaluate = fn() -> whether it is good, err, cwd = fn(platform) -> the directory the script wants this fork in,
---   script_ms = fn(platform) -> how long an answer of the script takes}
+--   evaluate = fn() -> whether it is good, err, environment = fn() -> that of a fork, or nil, err,
+--   cwd = fn(platform) -> the directory the script wants this fork in, script_ms = fn(platform) -> how long an answer of the script takes}
 -- @return {cluster, platform, records, bugs, errors, plan, code (once it has ended)}
 function M.new(options)
     options = options or {}

@@ -178,18 +178,41 @@ local function peace_ms(world)
         + plan.restart_soak_ms + plan.stop_timeout_ms)
 end
 
+-- What is left of an answer that never comes, is not one, or comes a second time: process_spec.lua.
+local FAILED = { message = 'took longer than its budget', kind = 'budget' }
+
 local function walk(seed)
     local world
+    local function fails(how_often)
+        return world and world.cluster.state and not world.tame and world.platform.random() < how_often
+    end
     world = fake.new {
         seed = seed,
         settle_ms = 150,
         plan = fake.plan { num_workers = 3, ready_timeout_ms = 2000, backoff = { first_ms = 100, max_ms = 3000,
-            reset_ms = 10000 }, restart_soak_ms = seed % 2 * 500, hooks = { judge = true },
+            reset_ms = 10000 }, restart_soak_ms = seed % 2 * 500, hooks = { judge = true, beforeFork = true },
             restart_concurrency = ({ [0] = false, 1, 0.5, { after = 1,
                 canary = { soak_ms = 300, weight = 0.5, judge = true } } })[seed % 4] },
         hooks = { judge = function()
+            if fails(0.1) then
+                return nil, FAILED
+            end
             return true, world.tame or world.platform.random() < 0.5, 'no'
+        end, beforeFork = function()
+            if fails(0.03) then
+                return nil, FAILED
+            end
+            return true, not fails(0.03), 'no'
         end },
+        evaluate = function()
+            return not fails(0.05), FAILED
+        end,
+        environment = function()
+            if fails(0.03) then
+                return nil, FAILED
+            end
+            return world.plan.environment
+        end,
         script_ms = function(platform)
             return platform.random() < 0.3 and 0 or platform.random() * 2000
         end,
@@ -217,7 +240,8 @@ local function walk(seed)
     end
     if world.cluster.failure then -- the boot has failed
         world.platform:advance(36000)
-        holds(world, world.code == 1 and #world.platform:live_children() == 0, 'a boot that fails leaves nothing')
+        holds(world, world.code == 1 or world.code == 78, 'a boot that fails says whose fault it was (78: the script)')
+        holds(world, #world.platform:live_children() == 0, 'a boot that fails leaves nothing')
         return world
     end
     -- Left in peace with good workers, it settles: everyone serves, and whoever was told to leave has left.
