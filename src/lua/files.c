@@ -4,6 +4,7 @@
 #include "base/claim.h"
 #include "lua/open.h"
 #include "lua/support.h"
+#include "service/append.h"
 #include "service/lock.h"
 
 #include <errno.h>
@@ -202,7 +203,7 @@ int core_reopen_append(lua_State *L) {
     const char *path = luaL_checkstring(L, 2);
     int fresh = dm_open_append(path);
     if (fresh < 0) {
-        return dm_lua_fail_why(L, fresh, path, NULL);
+        return dm_lua_fail_why(L, fresh, path, dm_append_why(fresh));
     }
     const int err = dup3(fresh, fd, O_CLOEXEC) < 0 ? -errno : 0;
     close(fresh);
@@ -217,7 +218,7 @@ int core_open_append(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
     int fd = dm_open_append(path);
     if (fd < 0) {
-        return dm_lua_fail_why(L, fd, path, NULL);
+        return dm_lua_fail_why(L, fd, path, dm_append_why(fd));
     }
     lua_pushinteger(L, fd);
     return 1;

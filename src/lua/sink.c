@@ -4,6 +4,7 @@
 #include "lua/call.h"
 #include "lua/open.h"
 #include "lua/support.h"
+#include "service/append.h"
 
 #define TYPE "dutch-master.sink"
 
@@ -35,7 +36,7 @@ int core_sink(lua_State *L) {
     }
     const char *path = luaL_checkstring(L, 1);
     err = dm_sink_open_path(dm_lua_loop(L), path, &s->sink);
-    return err == 0 ? 1 : dm_lua_fail(L, err, path);
+    return err == 0 ? 1 : dm_lua_fail_why(L, err, path, dm_append_why(err));
 }
 
 static int l_write(lua_State *L) {

@@ -6,6 +6,8 @@
  */
 #include "service/files.h"
 
+#include "service/append.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -291,11 +293,9 @@ void dm_pid_file_close(struct dm_pid_file *file) {
 }
 
 int dm_open_append(const char *path) {
-    /* O_NONBLOCK: opening a FIFO that nobody reads fails (ENXIO) where it would block the master.
-     */
-    int fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0640);
+    const int fd = dm_append_open(path);
     if (fd < 0) {
-        return -errno;
+        return fd;
     }
     int flags = fcntl(fd, F_GETFL);
     if (flags < 0 || fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0) {

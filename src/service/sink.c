@@ -11,6 +11,7 @@
 #include "base/outqueue.h"
 #include "base/poll.h"
 #include "base/timer.h"
+#include "service/append.h"
 #include "service/target.h"
 
 #include <errno.h>
@@ -200,12 +201,6 @@ static void tell_drained(struct dm_sink *s) {
 
 /* --- opening and closing --- */
 
-static int open_path(const char *path) {
-    int flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
-    int fd = open(path, flags, 0640);
-    return fd < 0 ? -errno : fd;
-}
-
 static struct dm_sink *new_sink(uv_loop_t *loop) {
     struct dm_sink *s = calloc(1, sizeof *s);
     if (s != NULL) {
@@ -234,7 +229,7 @@ int dm_sink_open_path(uv_loop_t *loop, const char *path, struct dm_sink **sink) 
     if (path[0] != '/') {
         return -EINVAL;
     }
-    int fd = open_path(path);
+    int fd = dm_append_open(path);
     if (fd < 0) {
         return fd;
     }
@@ -337,7 +332,7 @@ int dm_sink_reopen(struct dm_sink *s) {
     if (s->path == NULL) {
         return 0;
     }
-    int fd = open_path(s->path);
+    int fd = dm_append_open(s->path);
     if (fd < 0) {
         return fd;
     }

@@ -1,0 +1,13 @@
+/* append.h: a file that is written to, at its end, for as long as the master lives: a log, or the
+ * workers' output. Its directory may belong to the workers' user, who may put a symbolic or a hard
+ * link in its place: with root's rights that would write to any file of the machine. So as root a
+ * symbolic link is followed only if nobody else could have made it, and a file with several names
+ * is refused in a directory that others may write. */
+#pragma once
+
+/* The descriptor, O_NONBLOCK; or a negative errno: -ELOOP for such a symbolic link, -EMLINK for a
+ * hard one. A FIFO that nobody reads: -ENXIO. */
+int dm_append_open(const char *path);
+
+/* What to say of these two; NULL of any other error. */
+const char *dm_append_why(int error);
