@@ -23,7 +23,8 @@ end
 
 local PORT = 8000 -- the app has it written in it, that is the point of it
 
-local versions_of = { express4 = { '16', '20', '26' }, express5 = { '18', '22', '24', '26' } }
+-- An old and a new one for each, and the one of the sanitized run; node_apps_spec has all of them.
+local versions_of = { express4 = { '16', '24' }, express5 = { '18', '22', '26' } }
 
 for _, express in ipairs { 'express4', 'express5' } do
     versions.each(function(version, binary)
@@ -90,7 +91,7 @@ for _, express in ipairs { 'express4', 'express5' } do
                 end
                 assert.equal(4, #m:records 'Worker listening')
                 m:finish { code = 0 }
-            end, { versions = versions_of[express] })
+            end, { versions = { '22' } })
         end)
     end
 end

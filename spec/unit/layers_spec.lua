@@ -311,6 +311,33 @@ describe('layers:', function()
         assert.same({}, found)
     end)
 
+    -- What says something: not comments, not the ends of blocks.
+    local function telling(path)
+        local list = {}
+        for line in io.lines(path) do
+            local text = line:match '^%s*(.-)%s*$'
+            if text:find '%w' and text ~= 'end' and text ~= 'else' and not text:find '^[-/]?[-*/] ?'
+                and not text:find '^#include' and not text:find '^local [%w_, ]+ = require' then
+                list[#list + 1] = text
+            end
+        end
+        return list
+    end
+
+    it('no two files have the same eight lines in a row', function()
+        local SAME = 8
+        local place, found = {}, {}
+        for _, path in ipairs(files('src lua', { '.c', '.lua', '.cjs' })) do
+            local list = telling(path)
+            for i = 1, #list - SAME + 1 do
+                local key = table.concat(list, '\n', i, i + SAME - 1)
+                place[key] = place[key] or path
+                found[#found + 1] = place[key] ~= path and ('%s and %s: %s'):format(place[key], path, list[i]) or nil
+            end
+        end
+        assert.same({}, found)
+    end)
+
     it('specs await events', function()
         local found = {}
         for _, line in ipairs(matches(specs, '[^%w_]sleep%s*%(')) do
