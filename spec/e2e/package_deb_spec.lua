@@ -1,11 +1,14 @@
 -- The Debian package: made twice alike, accepted by lintian, installed, run and removed in a root that debootstrap made.
 
 local uv = require 'luv'
+local apps = require 'spec.support.apps'
 local cli = require 'spec.support.cli'
+local http = require 'spec.support.http'
+local load = require 'spec.support.load'
 local master = require 'spec.support.master'
 
 -- A package is of what is released; how long lintian takes, is not known.
-local LIMIT = { timeout = 120000 }
+local LIMIT = { timeout = 240000 }
 
 local function sh(text, options)
     options = options or {}
@@ -53,9 +56,9 @@ describe('the Debian package', function()
     end
 
     local build = master.binary():match '^(.*)/'
-    local function make(dir)
-        local made = ([[cpack --config '%s/CPackConfig.cmake' -G DEB -B '%s' >/dev/null && ls '%s'/*.deb]]):format(build,
-            dir, dir)
+    local function make(dir, other)
+        local made = ([[cpack --config '%s/CPackConfig.cmake' -G DEB -B '%s' >/dev/null && ls '%s'/*.deb]]):format(
+            other or build, dir, dir)
         return must(made, { env = { SOURCE_DATE_EPOCH = '1795842000' } }):match '%S+'
     end
 
@@ -82,25 +85,56 @@ describe('the Debian package', function()
         assert.equal(0, c.code, c.out .. c.err)
     end)
 
-    it('is installed, runs, and leaves nothing behind', function()
+    --- A machine that has what ours needs, and `packages` in /root: inside(text) is a shell there, stop() its end.
+    local machine
+    local function new_machine(dir, packages)
         local root_tar = base_root()
         if uv.getuid() ~= 0 or not root_tar then
-            return pending 'needs root, and the root that spec/bare/try makes'
+            return nil, 'needs root, and the root that spec/bare/try makes'
         end
         local needed, why = dependencies()
         if not needed then
-            return pending('its dependencies cannot be had: ' .. why:sub(1, 200))
+            return nil, 'its dependencies cannot be had: ' .. why:sub(1, 200)
         end
+        local root = dir .. '/root'
+        must(("mkdir '%s' && tar -C '%s' -xf '%s' && cp '%s' %s '%s/root/'"):format(root, root, root_tar,
+            table.concat(packages, "' '"), needed, root))
+        local c = cli.start(nil, { '--mount', '--pid', '--fork', '--kill-child', 'sh', '-ec', ([[
+            mount -t proc proc '%s/proc'
+            mount --rbind /dev '%s/dev'
+            echo up
+            exec sleep 600]]):format(root, root) }, { program = 'unshare' })
+        c:await_output 'up'
+        local pid = must(('pgrep -P %d'):format(c.pid)):match '%d+'
+        machine = {
+            inside = function(text)
+                return must(([[exec nsenter --target %s --mount --pid chroot '%s' env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+                    sh -ec "$TEXT"]]):format(pid, root), { env = { TEXT = text } })
+            end,
+            stop = function()
+                machine = nil
+                c:kill 'sigkill'
+                c:wait()
+            end,
+        }
+        machine.inside 'dpkg -i /root/lib*.deb >/dev/null'
+        return machine
+    end
+
+    after_each(function()
+        if machine then
+            machine.stop()
+        end
+        load.cleanup()
+    end)
+
+    it('is installed, runs, and leaves nothing behind', function()
         local dir = master.temp_dir()
-        local root, package = dir .. '/root', make(dir .. '/out')
-        must(("mkdir '%s' && tar -C '%s' -xf '%s' && cp '%s' %s '%s/root/'"):format(root, root, root_tar, package, needed,
-            root))
-        local function inside(text)
-            return must(([[unshare --mount --pid --fork sh -ec 'mount -t proc proc "$0/proc"
-                mount --rbind /dev "$0/dev"; exec chroot "$0" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin sh -ec "$1"' '%s' "$TEXT"]])
-                :format(root), { env = { TEXT = text } })
+        local there, why = new_machine(dir, { make(dir .. '/out') })
+        if not there then
+            return pending(why)
         end
-        inside 'dpkg -i /root/lib*.deb >/dev/null'
+        local inside = there.inside
         local before = inside 'find /etc /usr /var/lib/dpkg/info | sort'
         inside 'dpkg -i /root/dutch-master*.deb'
         assert.matches('^dutch%-master [%d.]+ %(commit ', inside 'dutch-master --version')
@@ -119,5 +153,50 @@ describe('the Debian package', function()
         ]])
         inside 'dpkg --purge dutch-master'
         assert.equal(before, inside 'find /etc /usr /var/lib/dpkg/info | sort')
+        there.stop()
+    end)
+
+    it('is upgraded under load: no request fails, and new workers are those of the version that runs', function()
+        local dir = master.temp_dir()
+        must(([[
+            cmake -S . -B '%s/next' -DDM_SPEC=OFF -DDM_VERSION=0.1.1 -DCMAKE_BUILD_TYPE=Debug >/dev/null
+            cmake --build '%s/next' -j "$(nproc)" >/dev/null]]):format(dir, dir))
+        local first, second = make(dir .. '/1'), make(dir .. '/2', dir .. '/next')
+        local there, why = new_machine(dir, { first, second })
+        if not there then
+            return pending(why)
+        end
+        local inside, port = there.inside, http.free_port()
+        inside(([[
+            dpkg -i /root/dutch-master_0.1.0*.deb >/dev/null
+            mkdir /srv/a
+            cd /srv/a
+            cat > app.lua <<'END'
+%s
+END
+            echo "require('dutch-master').start { worker = 'app.lua', numWorkers = 2,
+                workerEnvironment = { LISTEN = '127.0.0.1:%d' }, restartSoak = 0.2 }" > master.lua
+            setsid dutch-master master.lua > log 2>&1 &
+            for i in $(seq 600); do grep -q 'Cluster ready' log && break; sleep 0.05; done
+            grep -q 'Cluster ready' log || { cat log; false; }
+        ]]):format(apps.http, port))
+        local under_load = load.start { port = port, clients = 4, rate = 200 }
+        local said = inside 'dpkg -i /root/dutch-master_0.1.1*.deb'
+        assert.matches('dutch%-master: /srv/a/master.lua: goes on with version 0.1.0 until its master %(pid %d+%) is', said)
+        assert.matches('^dutch%-master 0.1.1 ', inside 'dutch-master --version')
+        assert.matches('"version":"0.1.0"', inside 'dutch-master list --json')
+        -- Its workers come from the file that is gone.
+        inside [[
+            dutch-master restart --wait /srv/a/master.lua
+            for pid in $(dutch-master status --json /srv/a/master.lua | grep -o '"pid":[0-9]*' | cut -d: -f2); do
+                image=$(readlink "/proc/$pid/exe") || continue # one that has just left
+                [ "$image" = '/usr/bin/dutch-master (deleted)' ] || { echo "$pid: $image"; false; }
+            done
+        ]]
+        local counts = under_load:stop()
+        assert.is_true(counts.ok > 0)
+        assert.equal(0, counts.failed, counts.text)
+        inside 'dutch-master stop --wait /srv/a/master.lua'
+        there.stop()
     end)
 end)
