@@ -1,0 +1,105 @@
+--- fake_sockets.lua: the listeners of a cluster over a network of tables, for the specs of sockets.lua.
+
+local Platform = require 'spec.support.fake_platform'
+local Sockets = require 'dutch-master.listen.sockets'
+local fake_network = require 'spec.support.fake_network'
+
+local M = { A = '127.0.0.1:80' }
+
+--- @return {platform, network, log, records = what was logged, rescued = connections that workers were given, rescue =
+-- what takes them, idle = worker id -> whether it sleeps; functions: new(options) -> sockets, and those below}
+function M.new()
+    local world = { platform = Platform.new(), records = {}, rescued = {}, idle = {} }
+    world.network = fake_network.add(world.platform)
+    world.log = setmetatable({}, {
+        __index = function(_, level)
+            return function(_, fields, message)
+                world.records[#world.records + 1] = { level = level, fields = fields, message = message }
+            end
+        end,
+    })
+    function world.rescue(fd, done, worker)
+        world.rescued[#world.rescued + 1] = { fd = fd, worker = worker }
+        done(true)
+        return true
+    end
+    function world.new(options)
+        options = options or {}
+        options.platform, options.log = world.platform, world.log
+        options.want = options.want or 2
+        options.rescue = function(...)
+            return world.rescue(...)
+        end
+        options.idle = function(id)
+            return world.idle[id]
+        end
+        world.sockets = Sockets.new(options)
+        return world.sockets
+    end
+    --- Closes them. Nothing may be left.
+    function world.finish()
+        world.sockets:close()
+        assert(not next(world.network.open), 'a listener stayed open')
+        assert(not next(world.platform.timers), 'a timer stayed open')
+    end
+
+    function world.logged(message)
+        local count = 0
+        for _, record in ipairs(world.records) do
+            count = count + (record.message == message and 1 or 0)
+        end
+        return count
+    end
+
+    --- The worker ids whose lanes get new connections of a listener.
+    function world.rotation(text)
+        local ids = {}
+        for _, listener in ipairs(world.sockets:snapshot().listeners) do
+            if listener.address == (text or M.A) then
+                for _, lane in ipairs(listener.lanes) do
+                    if lane.steered then
+                        ids[#ids + 1] = lane.worker or lane.state
+                    end
+                end
+            end
+        end
+        table.sort(ids)
+        return ids
+    end
+
+    function world.request(text, fields)
+        local port = tonumber(text:match ':(%d+)$')
+        local made = { name = text, text = text, type = 'tcp4', stream = true, port = port, index = 0 }
+        for key, value in pairs(fields or {}) do
+            made[key] = value
+        end
+        return made
+    end
+
+    function world.query(id, text, fields)
+        local answer = {}
+        world.sockets:query(id, world.request(text, fields), function(...)
+            answer = { ... }
+        end)
+        return unpack(answer, 1, 3)
+    end
+
+    --- Workers without a channel.
+    function world.serving(...)
+        for _, id in ipairs { ... } do
+            assert(world.sockets:take(id))
+            world.sockets:join(id)
+        end
+    end
+
+    --- Workers with one.
+    function world.asking(...)
+        for _, id in ipairs { ... } do
+            assert(world.query(id, M.A))
+            world.sockets:join(id)
+        end
+    end
+    return world
+end
+
+return M
