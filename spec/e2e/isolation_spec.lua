@@ -19,7 +19,7 @@ ffi.cdef [[
     int kill(int, int); int getppid(void); int getpid(void); int geteuid(void); int open(const char *, int, ...);
     int readlink(const char *, char *, size_t); long syscall(long, ...); long ptrace(int, int, void *, void *);
     long process_vm_readv(int, void *, unsigned long, void *, unsigned long, unsigned long);
-    int socket(int, int, int); int connect(int, const void *, unsigned); int prctl(int, ...);
+    int socket(int, int, int); int connect(int, const void *, unsigned); int chmod(const char *, unsigned);
 ]]
 local C, ERRORS = ffi.C, { [1] = 'EPERM', [3] = 'ESRCH', [13] = 'EACCES' }
 local function result(rc)
@@ -56,8 +56,10 @@ local function listen(what, done)
         done(err and err:match '^%u+' or 'done')
     end)
 end
+os.remove(dir .. '/s') -- as many apps do: it is put back before listen() is answered
 listen('unix:' .. dir .. '/s', function(came)
     assert(came == 'done', came)
+    assert(C.chmod(dir .. '/s', 416) == 0) -- what they do next
     io.stderr:write('LISTENS ', C.geteuid(), '\n')
     worker.ready()
 end)
@@ -114,7 +116,7 @@ describe('workers of two users', function()
         local place = master.temp_dir()
         assert(uv.fs_chmod(place, tonumber('755', 8)))
         local victim, victims = own(place, USERS[1])
-        local other = own(place, USERS[2])
+        local other, theirs = own(place, USERS[2])
         local next_user = place .. '/next'
         local function set_user(name)
             local file = assert(io.open(next_user, 'w'))
@@ -147,7 +149,14 @@ describe('workers of two users', function()
         assert.equal(victim, net.peer_uid(victims .. '/s'))
         assert.equal(2, #m:workers())
         assert.is_nil(uv.fs_stat '/etc/isolation')
+        -- Each worker of a roll removes the path, has it put back with its user's rights, and changes its mode.
+        local mark = m:mark()
+        m:signal 'SIGUSR2'
+        m:await('Restart complete', { after = mark })
+        assert.equal(tonumber('640', 8), uv.fs_stat(theirs .. '/s').mode % 512)
+        assert.equal(other, net.peer_uid(theirs .. '/s'))
         m:finish()
+        assert.is_nil(uv.fs_stat(theirs .. '/s'))
         assert.is_nil(uv.fs_stat(victims .. '/s'))
     end)
 end)
