@@ -304,4 +304,35 @@ function M.new(options)
     return world
 end
 
+--- Workers that start and leave as they should.
+function M.good()
+    return { ready_ms = 10, exit_ms = 5, closes_first = true }
+end
+
+--- A cluster that serves.
+function M.booted(options)
+    options = options or {}
+    options.behaviour = options.behaviour or M.good
+    local world = M.new(options)
+    world.boot()
+    assert(world.await('steady') == true)
+    return world
+end
+
+--- Asks for a restart; its verdict goes into the list.
+function M.restart(world, into)
+    world.cluster:restart { cause = 'signal', signal = 'SIGUSR2', on_verdict = function(verdict)
+        into[#into + 1] = verdict
+    end }
+end
+
+--- Of the workers that serve, by slot; 0 where none does.
+function M.generations(world)
+    local list = {}
+    for _, slot in ipairs(world.cluster.slots) do
+        list[#list + 1] = slot.current and slot.current.generation or 0
+    end
+    return list
+end
+
 return M
