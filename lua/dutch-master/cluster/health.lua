@@ -6,30 +6,21 @@
 --   on.extend(ms)     it asks for more time, from now
 --   on.stopping()     it says that it is going
 --
--- Where the rule is a page (`ready = { http = ... }`) the worker is asked for it again and again, by a connection that
--- reaches nobody else. Any answer in HTTP is a sign of life: 503 is no hang. There is one question at a
--- time. It waits in the worker's queue until it is accepted: a slow starter finds one there, not one for each attempt.
--- Otherwise a sign of life is WATCHDOG=1. The watchdog starts with the first one.
+-- Where the rule is a page (`ready = { http = ... }`) the worker is asked for it again and again: see asking.lua. Any
+-- answer in HTTP is a sign of life: 503 is no hang. Otherwise a sign of life is WATCHDOG=1. The watchdog starts with
+-- the first one.
 --
 -- Where sockets were given to it (kind exec), a worker is ready when it accepts connections at all of them, and with
 -- `ready = 'notify'` when it has said READY=1 as well: see acceptance.lua.
--- Longer than 400 lines: one object, and what each kind of rule wants to see.
 
 local Acceptance = require 'dutch-master.cluster.acceptance'
+local Asking = require 'dutch-master.cluster.asking'
 
 local listening = require 'dutch-master.cluster.listening'
-local tls = require 'dutch-master.cluster.tls'
 
 local Health = {}
 Health.__index = Health
 
--- The first line of an answer is read, and nothing longer than this.
-local READ_MAX = 65536
--- When too many other workers are being asked.
-local BUSY_MS = 20
-
-local CLOSED = 'GET %s: the connection was closed without an answer'
-local LOOKS_LIKE_TLS = CLOSED .. '. It looks like a server of HTTPS: write ready = { tls = true }'
 -- A worker that listens on a path or for datagrams may still open a TCP port: how long it is waited for.
 local ELSEWHERE_MS = 1000
 
@@ -48,156 +39,31 @@ function Health.new(options)
     -- watching: it serves, and is asked on for the watchdog
     -- quiet:    it serves, or has ended, and is not asked
     self.state = 'starting'
-    self.words = nil -- what came of asking it last
+    self.asking = nil -- while it is asked
+    self.lacks = nil -- why it is not ready, in words
     self.said = {} -- by its notifications: {status, reloading, stopping, main_pid}
     self.alive_at = nil -- its last sign of life
-    self.greets = self.rule.tls == true -- it is asked by a greeting in TLS
-    self.looks_like_tls = nil -- not known yet
     return self
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
--- Asking for a page
-
--- That of all interfaces is no name of a host, and an empty name ("Host: :8000") is refused by many servers.
-local function host_of(address)
-    local port = address:match '^:(%d+)$' or address:match '^0%.0%.0%.0:(%d+)$' or address:match '^%[::%]:(%d+)$'
-    return port and 'localhost:' .. port or address
-end
-
-local function request(self, address)
-    return ('GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: dutch-master\r\nConnection: close\r\n\r\n'):format(
-        self.rule.path, self.rule.host or host_of(address))
-end
-
--- In words, what is asked.
-local function question(self)
-    return self.rule.tls and 'TLS' or 'GET ' .. self.rule.path
-end
-
-local function hang_up(self)
-    if self.dial then
-        self.dial:close()
-        self.dial = nil
-    end
-end
+-- Asking for a page: asking.lua
 
 local function note_alive(self)
     self.alive_at = self.platform.now()
     self.on.alive()
 end
 
-local function note_result(self, words, address)
-    if self.words ~= words then
-        self.words = words
-        self.log:debug({ address = address }, 'Worker was asked: ' .. words)
-    end
-end
-
--- The end of one question, whatever came of it; the next one follows.
-local function conclude(self, words, status)
-    local rotation = self.rotation
-    hang_up(self) -- before its rule is gone: nothing of it may reach another worker
-    if status and not rotation:probed(self.id) then
-        words, status = question(self) .. ' may have been answered by another worker', nil
-    elseif rotation then
-        rotation:unprobe(self.id)
-    end
-    self.rotation = nil
-    self.timer:start(status and self.interval_ms or math.min(self.interval_ms, self.rule.interval_ms))
-    local address = rotation and rotation.address.text
-    note_result(self, words, address)
-    if status then
-        note_alive(self)
-    end
-    if status and status >= 200 and status < 400 then
-        self.on.ready { address = address }
-    end
-end
-
--- A greeting is answered in TLS, by whatever: a server that refuses it is one of TLS too.
-local function read_tls(self)
-    local kind = tls.answer(self.seen)
-    if not self.rule.tls then
-        self.greets, self.looks_like_tls = false, kind ~= nil
-        conclude(self, kind and LOOKS_LIKE_TLS:format(self.rule.path) or CLOSED:format(self.rule.path))
-    elseif kind then
-        conclude(self, 'TLS: ' .. kind, kind == 'answered' and 200 or 500)
-    else
-        conclude(self, 'TLS: the greeting was not answered in TLS')
-    end
-end
-
-local function read(self, data)
-    self.seen = self.seen .. data
-    if self.greets then
-        return read_tls(self)
-    end
-    local line = self.seen:match '^([^\r\n]*)\r?\n'
-    if not line and #self.seen <= READ_MAX then
-        return
-    end
-    local status = line and tonumber(line:match '^HTTP/%d%.?%d* (%d%d%d)%f[^%d]')
-    if status then
-        conclude(self, ('GET %s answered %d'):format(self.rule.path, status), status)
-    else
-        conclude(self, ('GET %s was not answered in HTTP'):format(self.rule.path))
-    end
-end
-
--- Who closes without a word in HTTP may speak TLS: it is greeted so, once.
-local function ended(self, reason)
-    local words = ('%s: %s'):format(question(self), reason or 'the connection was closed without an answer')
-    if self.looks_like_tls then
-        words = LOOKS_LIKE_TLS:format(self.rule.path)
-    elseif not self.rule.tls then
-        self.greets = not self.greets and not reason and self.seen == '' and self.looks_like_tls == nil
-        if not self.greets then
-            self.looks_like_tls = false
-        end
-    end
-    conclude(self, words)
-end
-
-local function ask_once(self)
-    local rotation, why = self.sockets:probe_target(self.id, self.rule.port)
-    if not rotation then
-        return conclude(self, why)
-    end
-    local dial, message = self.platform.dial(rotation.address.text, {
-        on_data = function(data)
-            read(self, data)
+local function start_asking(self)
+    self.asking = Asking.new {
+        platform = self.platform, sockets = self.sockets, id = self.id, log = self.log, rule = self.rule,
+        on_answer = function(status, address)
+            note_alive(self)
+            if status >= 200 and status < 400 then
+                self.on.ready { address = address }
+            end
         end,
-        on_end = function(reason)
-            ended(self, reason)
-        end,
-    })
-    if not dial then
-        return conclude(self, message)
-    end
-    self.dial, self.seen = dial, ''
-    local ok, no, code = rotation:probe(self.id, dial:port())
-    if code == 'EAGAIN' then
-        hang_up(self)
-        return self.timer:start(BUSY_MS)
-    elseif ok then
-        self.rotation = rotation
-        ok, no = dial:start(self.greets and tls.HELLO or request(self, rotation.address.text))
-    end
-    if not ok then
-        return conclude(self, no)
-    end
-    self.timer:start(self.rule.timeout_ms)
-end
-
--- No answer in time. What nobody has accepted waits on.
-local function overdue(self)
-    local seconds = self.rule.timeout_ms / 1000
-    if self.rotation:waiting(self.id) == 0 then
-        return conclude(self, ('%s: no answer in %g s'):format(question(self), seconds))
-    end
-    self.timer:start(self.rule.timeout_ms)
-    note_result(self, ('%s: nobody accepted in %g s'):format(question(self), seconds))
+    }
 end
 
 -- Where others have the same socket, one of them might answer: there the other rule must do.
@@ -211,7 +77,7 @@ local function can_be_asked(self)
             'HTTP readiness check impossible, using the default rule')
         self.rule = self.fallback
     elseif not target then
-        self.words = why
+        self.lacks = why
     end
     return target ~= nil
 end
@@ -264,16 +130,8 @@ function Health:ask()
     if not is_awaited(self) or not can_be_asked(self) or self.state == 'asking' then
         return
     end
-    self.state, self.interval_ms = 'asking', self.rule.interval_ms
-    self.timer = self.platform.timer(function()
-        self.timer:start(self.rule.timeout_ms) -- first: whatever becomes of this question
-        if self.dial then
-            overdue(self)
-        else
-            ask_once(self)
-        end
-    end)
-    self.timer:start(0)
+    self.state = 'asking'
+    start_asking(self)
 end
 
 local function listens_in_time(self, info)
@@ -288,10 +146,10 @@ local function listens_where_it_must(self, info)
     local wanted, has = self.must_listen_at(), self.listens_at()
     local missing = listening.missing(wanted, has)
     if #missing > 0 then
-        self.words = ('it does not listen on %s, where the workers before it do. If that is meant, say which address'
+        self.lacks = ('it does not listen on %s, where the workers before it do. If that is meant, say which address'
             .. ' counts: ready = { port = %s }'):format(listening.text(missing), has[1] and has[1].port or 'n')
     elseif #wanted > 0 or info.stream and not info.path and not info.own then
-        self.words = nil
+        self.lacks = nil
         self.on.ready { address = info.text or info.name }
     elseif not self.elsewhere then
         listens_in_time(self, info)
@@ -311,7 +169,7 @@ function Health:listens(info)
         or rule.type == 'path' and info.path == rule.path then
         self.on.ready { address = info.text or info.name }
     elseif rule.type == 'port' or rule.type == 'path' then
-        self.words = ('it listens on %s, not on %s'):format(info.text or info.name, tostring(rule.port or rule.path))
+        self.lacks = ('it listens on %s, not on %s'):format(info.text or info.name, tostring(rule.port or rule.path))
     end
 end
 
@@ -375,6 +233,11 @@ function Health:alive_ms()
     return not self.acceptance and (rule.type == 'alive' or rule.type == 'auto') and rule.alive_ms or nil
 end
 
+--- What was seen of it last that speaks against it, in words or nil.
+function Health:words()
+    return self.asking and self.asking.words or self.lacks
+end
+
 --- Why it is not ready yet, in words or nil, and what to do about it, or nil.
 function Health:missing()
     local acceptance = self.acceptance
@@ -384,20 +247,16 @@ function Health:missing()
     elseif self.rule.type == 'notify' and not self.said_ready then
         return acceptance and 'it accepts connections, but has not said READY=1' or 'it has not said READY=1'
     end
-    return self.words
+    return self:words()
 end
 
---- It serves: it is asked on only if there is a watchdog, and so often that one question may get lost. One that is to
--- come keeps its time, unless that is too late now.
+--- It serves: it is asked on only if there is a watchdog, and so often that one question may get lost.
 function Health:serves()
     if self.state ~= 'asking' or not self.watchdog_ms then
         return self:close()
     end
-    local interval_ms = self.watchdog_ms / 3
-    if interval_ms < self.interval_ms and not self.dial then
-        self.timer:start(interval_ms)
-    end
-    self.state, self.interval_ms = 'watching', interval_ms
+    self.state = 'watching'
+    self.asking:pace(self.watchdog_ms / 3)
 end
 
 --- How long it may still be silent, in ms; nil: for ever.
@@ -414,19 +273,15 @@ end
 --- Nothing is asked any more. May be called by what it calls.
 function Health:close()
     self.state = 'quiet'
-    hang_up(self)
+    if self.asking then
+        self.asking:close()
+    end
     if self.acceptance then
         self.acceptance:close()
     end
-    if self.rotation then
-        self.rotation:unprobe(self.id)
-        self.rotation = nil
-    end
-    for _, name in ipairs { 'timer', 'elsewhere' } do
-        if self[name] then
-            self[name]:close()
-            self[name] = nil
-        end
+    if self.elsewhere then
+        self.elsewhere:close()
+        self.elsewhere = nil
     end
 end
 

@@ -172,7 +172,7 @@ describe('health', function()
             [503] = false } do
             answers(('HTTP/1.0 %d\n'):format(status))
             assert.same({ 'alive', good and 'ready 127.0.0.1:80' or nil }, happened())
-            assert.equal('GET /health answered ' .. status, health.words)
+            assert.equal('GET /health answered ' .. status, health:words())
             platform:advance(500)
         end
     end)
@@ -182,14 +182,14 @@ describe('health', function()
         for _, text in ipairs { 'hello\r\n', 'HTTP/1.1 2000 x\r\n', 'HTTP/1.1 20\r\n', '\r\nHTTP/1.1 200 OK\r\n', '\0\n',
             ('x'):rep(65537), 'HTTP/1.1 ' .. ('x'):rep(65537) } do
             answers(text)
-            assert.equal('GET /x was not answered in HTTP', health.words)
+            assert.equal('GET /x was not answered in HTTP', health:words())
             platform:advance(500)
         end
         dials[#dials].callbacks.on_end()
-        assert.equal('GET /x: the connection was closed without an answer', health.words)
+        assert.equal('GET /x: the connection was closed without an answer', health:words())
         platform:advance(500)
         dials[#dials].callbacks.on_end('connection reset by peer', 'ECONNRESET')
-        assert.equal('GET /x: connection reset by peer', health.words)
+        assert.equal('GET /x: connection reset by peer', health:words())
         assert.same({}, happened())
     end)
 
@@ -200,10 +200,10 @@ describe('health', function()
         dials[#dials].callbacks.on_data '\x16\3\3\0\x7a...'
         local words = 'GET /x: the connection was closed without an answer. It looks like a server of HTTPS: write'
             .. ' ready = { tls = true }'
-        assert.equal(words, health.words)
+        assert.equal(words, health:words())
         platform:advance(500)
         dials[#dials].callbacks.on_end()
-        assert.equal(words, health.words)
+        assert.equal(words, health:words())
         assert.same({}, happened())
         health:close()
     end)
@@ -211,14 +211,14 @@ describe('health', function()
     it('goes by an answer in TLS where that is the rule', function()
         asked { tls = true }
         dials[#dials].callbacks.on_data '\x15\3\3\0\2\2\x28'
-        assert.equal('TLS: refused', health.words)
+        assert.equal('TLS: refused', health:words())
         assert.same({ 'alive' }, happened())
         platform:advance(500)
         dials[#dials].callbacks.on_end()
-        assert.equal('TLS: the connection was closed without an answer', health.words)
+        assert.equal('TLS: the connection was closed without an answer', health:words())
         platform:advance(500)
         dials[#dials].callbacks.on_data 'HTTP/1.1 200 OK\r\n'
-        assert.equal('TLS: the greeting was not answered in TLS', health.words)
+        assert.equal('TLS: the greeting was not answered in TLS', health:words())
         platform:advance(500)
         dials[#dials].callbacks.on_data '\x16\3\3\0\x7a...'
         assert.same({ 'alive', 'ready 127.0.0.1:80' }, happened())
@@ -230,10 +230,10 @@ describe('health', function()
         rotation.queue = 1
         platform:advance(2000)
         assert.equal(1, #dials)
-        assert.equal('GET /health: nobody accepted in 1 s', health.words)
+        assert.equal('GET /health: nobody accepted in 1 s', health:words())
         rotation.queue = 0
         platform:advance(1000)
-        assert.equal('GET /health: no answer in 1 s', health.words)
+        assert.equal('GET /health: no answer in 1 s', health:words())
         assert.is_false(dials[1].open)
         platform:advance(500)
         assert.equal(2, #dials)
@@ -245,7 +245,7 @@ describe('health', function()
         asked()
         rotation.exact = false
         answers 'HTTP/1.1 200 OK\r\n'
-        assert.equal('GET /health may have been answered by another worker', health.words)
+        assert.equal('GET /health may have been answered by another worker', health:words())
         assert.same({}, happened())
         rotation.exact = true
         platform:advance(500)
@@ -258,17 +258,17 @@ describe('health', function()
         target = nil
         answers 'HTTP/1.1 503 No\r\n'
         platform:advance(500)
-        assert.equal('it does not listen', health.words)
+        assert.equal('it does not listen', health:words())
         target = rotation
         rotation.no = { 'steering is refused', 'EPERM' }
         platform:advance(500)
-        assert.equal('steering is refused', health.words)
+        assert.equal('steering is refused', health:words())
         rotation.no = { 'too many', 'EAGAIN' }
         platform:advance(500)
-        assert.equal('steering is refused', health.words)
+        assert.equal('steering is refused', health:words())
         rotation.no, platform.dial_fails = nil, true
         platform:advance(20)
-        assert.equal('connection refused', health.words)
+        assert.equal('connection refused', health:words())
         platform.dial_fails = false
         platform:advance(500)
         answers 'HTTP/1.1 200 OK\r\n'
@@ -278,7 +278,7 @@ describe('health', function()
     it('asks nobody who does not listen there, but knows it; and later, when it does', function()
         target = nil
         asked()
-        assert.same({ 'starting', 'it does not listen', 0 }, { health.state, health.words, #dials })
+        assert.same({ 'starting', 'it does not listen', 0 }, { health.state, health:words(), #dials })
         target = rotation
         health:listens { stream = true, port = 81, text = ':81' }
         platform:advance(0)
@@ -399,7 +399,7 @@ describe('health', function()
         health:listens(has[1])
         assert.same({}, happened())
         assert.equal('it does not listen on :80, where the workers before it do. If that is meant, say which address'
-            .. ' counts: ready = { port = 9100 }', health.words)
+            .. ' counts: ready = { port = 9100 }', health:words())
         has[2] = tcp(80)
         health:listens(has[2])
         assert.same({ 'ready :80' }, happened())

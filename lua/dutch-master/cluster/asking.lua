@@ -1,0 +1,196 @@
+--- asking.lua: one worker is asked for a page, or greeted in TLS, again and again, by connections that reach nobody
+-- else. Its health (health.lua) owns it, says when it begins, how often it asks, and when it ends, and hears what was
+-- answered. There is one question at a time. It waits in the worker's queue until it is accepted: a slow starter finds
+-- one there, not one for each attempt.
+
+local tls = require 'dutch-master.cluster.tls'
+
+local Asking = {}
+Asking.__index = Asking
+
+-- The first line of an answer is read, and nothing longer than this.
+local READ_MAX = 65536
+-- When too many other workers are being asked.
+local BUSY_MS = 20
+
+local CLOSED = 'GET %s: the connection was closed without an answer'
+local LOOKS_LIKE_TLS = CLOSED .. '. It looks like a server of HTTPS: write ready = { tls = true }'
+
+local ask_once, overdue
+
+--- Asks at once.
+-- @param options {platform, sockets, id (the worker's), log, rule = {path, port, host, tls, interval_ms, timeout_ms},
+--   on_answer = function(status, address): it answered, in HTTP or as TLS; may close this}
+function Asking.new(options)
+    local self = setmetatable(options, Asking)
+    self.words = nil -- what came of it last
+    self.interval_ms = self.rule.interval_ms
+    self.greets = self.rule.tls == true -- it is asked by a greeting in TLS
+    self.looks_like_tls = nil -- not known yet
+    self.timer = self.platform.timer(function()
+        self.timer:start(self.rule.timeout_ms) -- first: whatever becomes of this question
+        if self.dial then
+            overdue(self)
+        else
+            ask_once(self)
+        end
+    end)
+    self.timer:start(0)
+    return self
+end
+
+-- That of all interfaces is no name of a host, and an empty name ("Host: :8000") is refused by many servers.
+local function host_of(address)
+    local port = address:match '^:(%d+)$' or address:match '^0%.0%.0%.0:(%d+)$' or address:match '^%[::%]:(%d+)$'
+    return port and 'localhost:' .. port or address
+end
+
+local function request(self, address)
+    return ('GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: dutch-master\r\nConnection: close\r\n\r\n'):format(
+        self.rule.path, self.rule.host or host_of(address))
+end
+
+-- In words, what is asked.
+local function question(self)
+    return self.rule.tls and 'TLS' or 'GET ' .. self.rule.path
+end
+
+local function hang_up(self)
+    if self.dial then
+        self.dial:close()
+        self.dial = nil
+    end
+end
+
+local function note_result(self, words, address)
+    if self.words ~= words then
+        self.words = words
+        self.log:debug({ address = address }, 'Worker was asked: ' .. words)
+    end
+end
+
+-- The end of one question, whatever came of it; the next one follows.
+local function conclude(self, words, status)
+    local rotation = self.rotation
+    hang_up(self) -- before its rule is gone: nothing of it may reach another worker
+    if status and not rotation:probed(self.id) then
+        words, status = question(self) .. ' may have been answered by another worker', nil
+    elseif rotation then
+        rotation:unprobe(self.id)
+    end
+    self.rotation = nil
+    self.timer:start(status and self.interval_ms or math.min(self.interval_ms, self.rule.interval_ms))
+    local address = rotation and rotation.address.text
+    note_result(self, words, address)
+    if status then
+        self.on_answer(status, address)
+    end
+end
+
+-- A greeting is answered in TLS, by whatever: a server that refuses it is one of TLS too.
+local function read_tls(self)
+    local kind = tls.answer(self.seen)
+    if not self.rule.tls then
+        self.greets, self.looks_like_tls = false, kind ~= nil
+        conclude(self, kind and LOOKS_LIKE_TLS:format(self.rule.path) or CLOSED:format(self.rule.path))
+    elseif kind then
+        conclude(self, 'TLS: ' .. kind, kind == 'answered' and 200 or 500)
+    else
+        conclude(self, 'TLS: the greeting was not answered in TLS')
+    end
+end
+
+local function read(self, data)
+    self.seen = self.seen .. data
+    if self.greets then
+        return read_tls(self)
+    end
+    local line = self.seen:match '^([^\r\n]*)\r?\n'
+    if not line and #self.seen <= READ_MAX then
+        return
+    end
+    local status = line and tonumber(line:match '^HTTP/%d%.?%d* (%d%d%d)%f[^%d]')
+    if status then
+        conclude(self, ('GET %s answered %d'):format(self.rule.path, status), status)
+    else
+        conclude(self, ('GET %s was not answered in HTTP'):format(self.rule.path))
+    end
+end
+
+-- Who closes without a word in HTTP may speak TLS: it is greeted so, once.
+local function ended(self, reason)
+    local words = ('%s: %s'):format(question(self), reason or 'the connection was closed without an answer')
+    if self.looks_like_tls then
+        words = LOOKS_LIKE_TLS:format(self.rule.path)
+    elseif not self.rule.tls then
+        self.greets = not self.greets and not reason and self.seen == '' and self.looks_like_tls == nil
+        if not self.greets then
+            self.looks_like_tls = false
+        end
+    end
+    conclude(self, words)
+end
+
+function ask_once(self)
+    local rotation, why = self.sockets:probe_target(self.id, self.rule.port)
+    if not rotation then
+        return conclude(self, why)
+    end
+    local dial, message = self.platform.dial(rotation.address.text, {
+        on_data = function(data)
+            read(self, data)
+        end,
+        on_end = function(reason)
+            ended(self, reason)
+        end,
+    })
+    if not dial then
+        return conclude(self, message)
+    end
+    self.dial, self.seen = dial, ''
+    local ok, no, code = rotation:probe(self.id, dial:port())
+    if code == 'EAGAIN' then
+        hang_up(self)
+        return self.timer:start(BUSY_MS)
+    elseif ok then
+        self.rotation = rotation
+        ok, no = dial:start(self.greets and tls.HELLO or request(self, rotation.address.text))
+    end
+    if not ok then
+        return conclude(self, no)
+    end
+    self.timer:start(self.rule.timeout_ms)
+end
+
+-- No answer in time. What nobody has accepted waits on.
+function overdue(self)
+    local seconds = self.rule.timeout_ms / 1000
+    if self.rotation:waiting(self.id) == 0 then
+        return conclude(self, ('%s: no answer in %g s'):format(question(self), seconds))
+    end
+    self.timer:start(self.rule.timeout_ms)
+    note_result(self, ('%s: nobody accepted in %g s'):format(question(self), seconds))
+end
+
+--- From now on it is asked this often. A question that is to come keeps its time, unless that is too late now.
+function Asking:pace(interval_ms)
+    if interval_ms < self.interval_ms and not self.dial then
+        self.timer:start(interval_ms)
+    end
+    self.interval_ms = interval_ms
+end
+
+--- May be called by what it calls.
+function Asking:close()
+    hang_up(self)
+    if self.rotation then
+        self.rotation:unprobe(self.id)
+        self.rotation = nil
+    end
+    if self.timer then
+        self.timer:close()
+        self.timer = nil
+    end
+end
+
+return Asking
