@@ -175,6 +175,20 @@ describe('logs', function()
         end, 'all lines')
         assert.matches('^line 1\n', c.out)
         assert.matches('worker %d   line 3000\n', cli.run(m, { 'logs', '-n', '2' }).out)
+        -- Whose lines they are and of when, only the master remembers.
+        local why = ('the lines of %s/out.log have no time and no worker (stampOutput = true): '):format(dir)
+        for _, words in ipairs { { 'logs', '--since', '10m' }, { 'logs', '--worker', '2' } } do
+            c = cli.run(m, words)
+            assert.equal(0, c.code)
+            assert.truthy(c.err:find(why .. 'here is what the master remembers\n', 1, true), c.err)
+            assert.matches('worker %d   line 3000\n', c.out)
+            assert.falsy(c.out:find 'line 17\n')
+        end
+        m:signal 'SIGTERM'
+        assert.same({ code = 0 }, m:exit())
+        c = cli.run(m, { 'logs', '--since', '10m' })
+        assert.same({ 3, '' }, { c.code, c.out })
+        assert.truthy(c.err:find(why .. 'nothing of it can be shown by --since or --worker\n', 1, true), c.err)
         m:finish()
     end)
 

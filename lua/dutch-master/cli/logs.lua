@@ -16,6 +16,8 @@ local M = {
     description = 'The master keeps the last of what its workers write: 256K of stderr, or as much of stdout and\n'
         .. 'stderr as the option keepOutput says. Each line comes with its time and worker; E marks stderr.\n'
         .. 'With stampOutput = true the past comes from the file of workerOutput, also when no master runs.\n'
+        .. 'Lines of a plain file have neither time nor worker: with --since or --worker only what the master\n'
+        .. 'remembers is shown.\n'
         .. '(What the master itself has to say is in `events`.)',
     options = {
         { long = 'follow', short = 'f', doc = 'go on with what comes, until ^C' },
@@ -108,10 +110,20 @@ local function show_stored(ctx, state, line)
     show(ctx, state, line)
 end
 
+-- Whose line it is, and of when, a plain file does not have. -> whether that was asked, and is said
+local function cannot_tell(ctx, state, file)
+    if file.stamped or not state.since and not ctx.options.worker then
+        return false
+    end
+    ctx.err(('dutch-master: logs: the lines of %s have no time and no worker (stampOutput = true): %s\n'):format(
+        file.path, file.kept and 'here is what the master remembers'
+        or 'nothing of it can be shown by --since or --worker'))
+    return true
+end
+
 -- The past, from a file. -> whether that is where it came from; if not, the master's memory is all there is
 local function show_file(ctx, state, file)
-    local of_time = state.since or ctx.options.worker
-    if not file.stamped and (of_time or not ctx.options.lines and file.kept) then
+    if not file.stamped and not ctx.options.lines and file.kept then
         return false
     end
     local wish = { last = state.last, worker = ctx.options.worker, since = state.since and utc(state.since) }
@@ -133,7 +145,10 @@ local function show_what_is_left(ctx, state)
     local plan = type(checked) == 'table' and type(checked.plan) == 'table' and checked.plan
     local path = plan and plan.worker_output
     if type(path) == 'string' and path:sub(1, 1) == '/' and ctx.platform.stat(path) then
-        show_file(ctx, state, { path = path, stamped = plan.stamp_output, size = ctx.platform.stat(path).size })
+        local file = { path = path, stamped = plan.stamp_output, size = ctx.platform.stat(path).size }
+        if not cannot_tell(ctx, state, file) then
+            show_file(ctx, state, file)
+        end
     end
 end
 
@@ -149,7 +164,7 @@ local function begin(ctx, peer, state, silent, done)
             if file then
                 file.kept = answer.limit > 0
                 local enough = not file.stamped and answer.kept >= (ctx.options.lines or 0) and file.kept
-                if not enough and show_file(ctx, state, file) then
+                if not cannot_tell(ctx, state, file) and not enough and show_file(ctx, state, file) then
                     state.after = answer.next
                     if not ctx.options.follow then
                         return client.finish(ctx, 0)
