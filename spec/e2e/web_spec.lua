@@ -161,9 +161,23 @@ describe('web', function()
             { wait = "/generation 2/.test(document.getElementById('restart-text').textContent) && "
                 .. "/is done/.test(document.getElementById('restart-text').textContent)" },
             { wait = "document.querySelectorAll('#exits details').length === 2" },
-            { eval = "document.querySelector('#exits details').textContent" },
+            { eval = "[...document.querySelectorAll('#exits details')].map((d) => d.textContent)" },
         }
-        assert.matches('A new worker had taken its place', results[1])
+        table.sort(results[1])
+        assert.matches('^Worker 1 .* left as it should.*A new worker had taken its place', results[1][1])
+        -- All that can be used is reached by the keyboard, and is seen to be.
+        local steps, reached = { { width = 1280 }, { eval = 'document.activeElement.blur()' } }, {}
+        for _ = 1, 15 do
+            steps[#steps + 1] = { key = 'Tab' }
+            steps[#steps + 1] = { eval = "getComputedStyle(document.activeElement).outlineStyle + ' ' + "
+                .. '(document.activeElement.id || document.activeElement.tagName)' }
+        end
+        for _, text in ipairs { unpack(page:run(steps), 2) } do
+            reached[text] = true
+        end
+        for _, text in ipairs { 'A', 'BUTTON', 'SUMMARY', 'tab-events', 'filter', 'pause', 'lines' } do
+            assert.is_true(reached['solid ' .. text], text)
+        end
         -- The master goes and says nothing: so does the page.
         page:run { { wait = "document.getElementById('state').textContent === 'steady'" } }
         m:signal 'SIGTERM'

@@ -165,6 +165,9 @@ function M.explain(ctx, report)
     return lines
 end
 
+--- Whether that is so: nobody's concern.
+M.is_ordinary = is_ordinary
+
 --- One line for an exit that is nobody's concern.
 function M.mention(report)
     local text = ('Worker %s (slot %s, generation %s) left as it should%s. %s'):format(tostring(report.worker),

@@ -474,9 +474,13 @@ function drawExits(entry) {
   if (box.shown === text) return;
   box.shown = text;
   if (!entry.exits.length) return box.replaceChildren(make('p', '', 'No worker has ended yet.'));
+  // Those that are there already stay as they are: somebody may be reading one.
+  const before = new Map([...box.children].map((item) => [item.report, item]));
   box.replaceChildren(...entry.exits.map((exit, i) => {
+    if (before.has(exit.text)) return before.get(exit.text);
     const [first, ...rest] = exit.text.split('\n');
     const item = make('details', exit.unexpected ? 'bad' : '');
+    item.report = exit.text;
     item.open = i === 0 && exit.unexpected;
     item.append(make('summary', '', first), make('pre', '', rest.map((l) => l.replace(/^ {2}/, '')).join('\n')));
     return item;

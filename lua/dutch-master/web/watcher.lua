@@ -160,7 +160,10 @@ local function note_exits(self, link, status)
         for i = #answer.exits, math.max(#answer.exits - EXITS + 1, 1), -1 do
             local report = answer.exits[i]
             local lines = why.explain(PLAIN, report)
-            self.exits[#self.exits + 1] = { text = type(lines) == 'table' and table.concat(lines, '\n') or lines,
+            if why.is_ordinary(report) then
+                lines[1] = why.mention(report)
+            end
+            self.exits[#self.exits + 1] = { text = table.concat(lines, '\n'),
                 at = report.at, unexpected = report.unexpected or report.killed or false }
         end
         self.tell('exits', self:say_exits())
