@@ -4,9 +4,27 @@
 #include "lua/embedded_table.h"
 
 #include <lauxlib.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+/* Whether the LuaJIT that runs is the one that compiled: a distribution may replace it later. */
+static bool fits(lua_State *L) {
+    static int known = -1;
+    if (known < 0) {
+        const int top = lua_gettop(L);
+        lua_getglobal(L, "jit");
+        lua_pushliteral(L, "version");
+        if (lua_istable(L, -2)) {
+            lua_rawget(L, -2);
+        }
+        const char *version = lua_tostring(L, -1);
+        known = version && strcmp(version, dm_embedded_by) == 0;
+        lua_settop(L, top);
+    }
+    return known;
+}
 
 int dm_lua_load_embedded(lua_State *L, const char *path) {
     /* secure_getenv: a set-uid binary must not run its caller's Lua. */
@@ -24,8 +42,10 @@ int dm_lua_load_embedded(lua_State *L, const char *path) {
     }
     for (const struct dm_embedded *e = dm_embedded; e->name; e++) {
         if (strcmp(e->name, path) == 0) {
+            const bool compiled = fits(L);
             const char *chunk = lua_pushfstring(L, "@lua/%s.lua", path);
-            const int rc = luaL_loadbuffer(L, (const char *)e->text, e->size, chunk);
+            const int rc = luaL_loadbuffer(L, (const char *)(compiled ? e->code : e->text),
+                                           compiled ? e->code_size : e->size, chunk);
             lua_remove(L, -2);
             return rc;
         }

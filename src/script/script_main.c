@@ -166,52 +166,10 @@ static int l_chdir(lua_State *L) {
     return 1;
 }
 
-/* Files of ours, compiled when they are loaded first: reading their text takes longer than all else
- * that a state needs. */
-static struct compiled {
-    const char *path;
-    char *bytes;
-    size_t length;
-} compiled[8];
-
-static int on_bytes(lua_State *L, const void *bytes, size_t length, void *to) {
-    (void)L;
-    struct compiled *file = to;
-    char *grown = realloc(file->bytes, file->length + length);
-    if (!grown) {
-        return 1;
-    }
-    memcpy(grown + file->length, bytes, length);
-    file->bytes = grown;
-    file->length += length;
-    return 0;
-}
-
-/* Pushes the function of a file of ours, or raises an error. `path` lives for ever. */
-static void push_file(lua_State *L, const char *path) {
-    struct compiled *file = compiled;
-    while (file->path && strcmp(file->path, path) != 0) {
-        file++;
-    }
-    if (file->path) {
-        if (luaL_loadbuffer(L, file->bytes, file->length, path) != 0) {
-            lua_error(L);
-        }
-        return;
-    }
-    if (dm_lua_load_embedded(L, path) != 0) {
-        lua_error(L);
-    }
-    if (lua_dump(L, on_bytes, file) == 0) {
-        file->path = path;
-    } else {
-        free(file->bytes);
-        *file = (struct compiled){0};
-    }
-}
-
 static int load_ours(lua_State *L, const char *path) {
-    push_file(L, path);
+    if (dm_lua_load_embedded(L, path) != 0) {
+        return lua_error(L);
+    }
     lua_call(L, 0, 1);
     return 1;
 }
@@ -250,7 +208,9 @@ static void close_state(struct state *state) {
 
 /* Loads a file of ours and calls it with the arguments on the stack. */
 static void run_embedded(lua_State *L, const char *path, int nargs) {
-    push_file(L, path);
+    if (dm_lua_load_embedded(L, path) != 0) {
+        lua_error(L);
+    }
     dm_guard_is_ours(L);
     lua_insert(L, -1 - nargs);
     lua_call(L, nargs, 1);
