@@ -56,9 +56,10 @@ describe('an address', function()
             l:await(l.counts.total + 50)
         end
         local counts = l:stop()
-        -- Sockets of others that are closed are seen some milliseconds later. Until then the kernel's order is not what
-        -- the master takes it for, and a connection may come to one that is just being closed.
-        assert.is_true(counts.failed <= counts.total / 250, counts.text .. m:dump())
+        -- Until the master has seen that sockets of others are closed, the kernel's order is not what it takes it for, and
+        -- a connection may come to one that is just being closed. It looks every few milliseconds then, if it gets a
+        -- processor: mostly nobody is lost.
+        assert.is_true(counts.failed <= counts.total / 50, counts.text .. m:dump())
         local status = cli.run(m, { 'status', '--json' }).out
         assert.is_true(cjson.decode(status).strangers > 0, status)
         assert.matches('sockets? of others at our addresses', cli.run(m, { 'status' }).out)

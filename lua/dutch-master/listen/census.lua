@@ -6,9 +6,10 @@
 local Census = {}
 Census.__index = Census
 
--- Between two looks. The one for strangers reads a table of the kernel's, the one for one worker all of /proc. While a
--- worker starts or leaves, strangers come and go with it, and lanes change places: they are looked for each tick then.
-local STRANGERS_MS, STRANGERS_SOON_MS = 1000, 45
+-- Between two looks. The one for strangers reads a table of the kernel's, the one for one worker all of /proc. A
+-- stranger that closes changes the places of lanes: while a worker leaves, whose they may be, they are looked for all
+-- the time.
+local STRANGERS_MS, STRANGERS_SOON_MS, STRANGERS_NOW_MS = 1000, 45, 2
 local HOLDS_MS, HOLDS_SOON_MS = 4500, 1000
 
 local HINT = 'They get no connections. A server accepts from the socket that it was given, and opens none of its own.'
@@ -54,11 +55,11 @@ local function note_strangers(self, inodes, count)
     end
 end
 
---- Whether strangers may come or go at this moment: there are some, and a worker starts or leaves.
+--- Whether strangers may go at this moment: there are some, and a worker leaves.
 function Census:is_restless()
     if self.count > 0 then
         for _, lane in ipairs(self.lanes) do
-            if lane:is_changing() then
+            if lane:has_leaving() then
                 return true
             end
         end
@@ -67,7 +68,7 @@ function Census:is_restless()
 end
 
 local function look_for_strangers(self, now)
-    local pause = (self.due or self:is_restless()) and STRANGERS_SOON_MS or STRANGERS_MS
+    local pause = self:is_restless() and STRANGERS_NOW_MS or self.due and STRANGERS_SOON_MS or STRANGERS_MS
     if now - (self.strangers_at or -STRANGERS_MS) < pause then
         return
     end
@@ -154,6 +155,15 @@ end
 function Census:changed(now)
     self.due = true
     look_for_strangers(self, now)
+end
+
+--- Looks in passing. @return whether to look again soon
+function Census:glance(now)
+    local restless = self:is_restless()
+    if restless then
+        look_for_strangers(self, now)
+    end
+    return restless
 end
 
 --- Looks, if it is time. @return the id of a worker that has let go of its socket, or nil

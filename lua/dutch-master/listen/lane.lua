@@ -208,10 +208,10 @@ function Lane:silent_users()
     return list
 end
 
---- Whether one of its users starts or leaves.
-function Lane:is_changing()
+--- Whether one of its users leaves.
+function Lane:has_leaving()
     for _, user in pairs(self.users) do
-        if user.state ~= 'live' then
+        if user.state == 'leaving' then
             return true
         end
     end

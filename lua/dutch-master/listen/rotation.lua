@@ -506,10 +506,11 @@ end
 
 --- Looks at what waits, in passing: every few milliseconds while something does. Busy lanes are steered around, and
 -- what waits there goes to workers that are idle.
--- @return whether connections wait
+-- @return whether connections wait, or strangers may go
 function Rotation:glance(now)
+    local restless = self.census ~= nil and self.census:glance(now)
     if not self:is_quick() then
-        return false
+        return restless
     end
     local queued, changed = self.listener:queued(), false
     self.glances = self.glances + 1
@@ -521,7 +522,7 @@ function Rotation:glance(now)
     else
         self.steering:settle()
     end
-    return queued ~= nil
+    return restless or queued ~= nil
 end
 
 --- Whether its lanes are looked at in passing: where each worker has one, and any may take what another's has.
@@ -624,8 +625,7 @@ local function let_go(self, worker_id)
     self.deserted(worker_id)
 end
 
---- @return 'busy' if connections wait somewhere, or strangers may come or go: look again soon; 'unsettled' if there is
--- something to come back to
+--- @return 'busy' if connections wait somewhere: look again soon; 'unsettled' if there is something to come back to
 function Rotation:tick(now)
     repair(self, now)
     local deserter = self.census and self.census:look(now)
@@ -653,8 +653,7 @@ function Rotation:tick(now)
     for _, lane in ipairs(self.lanes) do
         unsettled = unsettled or lane.broken ~= nil
     end
-    busy = busy or self.rescue:waiting() > 0 or self.census ~= nil and self.census:is_restless()
-    return busy and 'busy' or unsettled and 'unsettled' or nil
+    return (busy or self.rescue:waiting() > 0) and 'busy' or unsettled and 'unsettled' or nil
 end
 
 --- Adds the sockets to watch while nothing happens. One of datagrams has no queue to look after.

@@ -1,10 +1,10 @@
 local Census = require 'dutch-master.listen.census'
 
 describe('census', function()
-    local census, others, records, lanes, holds, asked, changing, looks
+    local census, others, records, lanes, holds, asked, leaving, looks
 
     before_each(function()
-        others, records, lanes, holds, asked, changing, looks = {}, {}, {}, {}, {}, false, 0
+        others, records, lanes, holds, asked, leaving, looks = {}, {}, {}, {}, {}, false, 0
         census = Census.new {
             address = ':80', lanes = lanes,
             platform = { holders = function(inodes)
@@ -35,7 +35,7 @@ describe('census', function()
     -- A lane with one worker that serves and has no channel.
     local function lane(id, stuck)
         lanes[#lanes + 1] = { fd = 30 + id, silent_users = function() return { id } end,
-            is_stuck = function() return stuck end, is_changing = function() return changing end }
+            is_stuck = function() return stuck end, has_leaving = function() return leaving end }
         holds[id] = true
         return lanes[#lanes]
     end
@@ -66,21 +66,17 @@ describe('census', function()
         assert.equal(0, census.count)
     end)
 
-    it('looks at every tick while known strangers may come and go with their worker', function()
+    it('looks all the time while a worker leaves, where there are strangers', function()
         lane(1)
-        changing = true
+        leaving = true
         census:look(0)
-        census:look(50)
-        assert.same({ 1, false }, { looks, census:is_restless() }) -- there are none
+        assert.same({ false, 1 }, { census:glance(50), looks }) -- there are none
         others = { 11 }
         census:look(1000)
-        assert.is_true(census:is_restless())
-        census:look(1050)
-        census:look(1060) -- too early
-        assert.equal(3, looks)
-        changing = false
-        census:look(1100)
-        assert.same({ 3, false }, { looks, census:is_restless() })
+        assert.same({ true, 2 }, { census:glance(1001), looks }) -- too early
+        assert.same({ true, 3 }, { census:glance(1003), looks })
+        leaving = false
+        assert.same({ false, 3 }, { census:glance(1006), looks })
     end)
 
     it('looks when a worker is ready or gone, and soon after if it has just looked', function()
