@@ -11,6 +11,8 @@ import os, signal, socket
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 s = socket.socket(fileno=3)
 if os.path.exists('elsewhere'):
+    n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    n.sendto(b'READY=1', os.environ['NOTIFY_SOCKET']) # whatever it says
     s = socket.socket()
     s.bind(('127.0.0.1', 0))
     s.listen()
@@ -93,6 +95,7 @@ describe('a worker that accepts elsewhere', function()
             assert.equal(what .. (unseen and 'done' or 'aborted'), what .. row.verdict, row.reason)
             if not unseen then
                 assert.matches('nobody accepted a connection at ', row.reason, 1, true)
+                assert.matches('ready = { port = n }', row.reason, 1, true)
                 assert.equal(0, row.counts.failed, what .. row.counts.text)
                 assert.is_true(row.counts.ok > 0, what .. row.counts.text)
             end

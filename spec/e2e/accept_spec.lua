@@ -53,12 +53,6 @@ elif mode == 'fail':
     rest(0.6)
     print('cannot import app', file=sys.stderr, flush=True)
     os._exit(3)
-elif mode == 'elsewhere':
-    say(b'READY=1')
-    other = socket.socket()
-    other.bind(('127.0.0.1', 0))
-    other.listen()
-    serve(other)
 elif mode == 'silent':
     rest(1000)
 elif mode == 'defer':
@@ -193,17 +187,6 @@ describe('a worker with sockets', function()
         end
         m:rewrite('master.lua', (m.text:gsub('stopTimeout', "ready = { http = '/health' }, %0")))
         fails_in_its_soak(m, port, 'probes', true)
-        m:finish()
-    end)
-
-    it('that accepts elsewhere is not ready, and is told what to do', function()
-        local m, port = start('good', 'readyTimeout = 6')
-        m:await 'Cluster ready'
-        assert.equal('aborted', (roll(m, 'elsewhere', port)))
-        local record = m:await(function(r)
-            return r.msg == ('Worker was not ready in time: nobody accepted a connection at 127.0.0.1:%d'):format(port)
-        end)
-        assert.matches('ready = { port = n }', record.hint, 1, true)
         m:finish()
     end)
 
