@@ -108,6 +108,7 @@ end
 
 function Master:open_log()
     local plan = self.launcher.plan
+    self.platform.trust_owner_of(self.path)
     local logger, message = log.new(logger_options(self, plan))
     if not logger then
         return self:refuse(EXIT_SYSTEM, 'logger: ' .. message)

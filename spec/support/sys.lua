@@ -17,6 +17,7 @@ ffi.cdef [[
     int mkdir(const char *path, unsigned mode);
     int chmod(const char *path, unsigned mode);
     int chown(const char *path, unsigned uid, unsigned gid);
+    int lchown(const char *path, unsigned uid, unsigned gid);
     int symlink(const char *target, const char *path);
     int link(const char *old, const char *new);
     int getpid(void);

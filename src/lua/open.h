@@ -13,7 +13,7 @@
     /* call.c     */ F(held) \
     /* timer.c    */ F(timer) F(now) F(wall) \
     /* sysinfo.c  */ F(getuser) F(getgroup) F(pid) F(uid) F(hostname) F(environ) F(cwd) F(cpus) F(executable) F(image) F(proc_stat) F(idle) \
-    /* files.c    */ F(open_append) F(reopen_append) F(realpath) F(stat) F(access) F(read_file) F(runtime_dir) F(lock) F(claim) F(pid_file) \
+    /* files.c    */ F(open_append) F(reopen_append) F(trust_owner_of) F(realpath) F(stat) F(access) F(read_file) F(runtime_dir) F(lock) F(claim) F(pid_file) \
     /* sink.c     */ F(sink) \
     /* notify.c   */ F(notify_socket) F(sd_notify) F(sd_notify_set) \
     /* stream.c   */ F(serve) F(connect) \

@@ -58,6 +58,17 @@ describe('a file that is appended to', function()
         assert.same({ nil, 'ELOOP' }, { sink, code })
     end)
 
+    it('is what the script\'s owner says by a link: the script could say the same', function()
+        sys.C.symlink(dir .. '/secret', own .. '/log')
+        sys.C.lchown(own .. '/log', NOBODY, NOBODY)
+        sys.C.chmod(own, tonumber('775', 8))
+        assert.equal('ELOOP', open(own .. '/log'))
+        core.trust_owner_of(own)
+        assert.equal('opened', open(own .. '/log'))
+        core.trust_owner_of '/'
+        assert.equal('ELOOP', open(own .. '/log'))
+    end)
+
     it('is not what somebody has given a second name in a directory of theirs', function()
         sys.C.link(dir .. '/secret', own .. '/log')
         assert.equal('EMLINK', open(own .. '/log'))
