@@ -17,7 +17,51 @@ static void ignore_signal(struct dm_signals *signals, int number, pid_t sender, 
     (void)sender_uid;
 }
 
-int dm_core_init(struct dm_core *core, uv_loop_t *loop) {
+/* ---- the keeper ---- */
+
+static void on_kept_signal(void *ctx, int number, pid_t pid, uid_t uid) {
+    struct dm_core *core = ctx;
+    if (core->signals.fd >= 0 && sigismember(&core->signals.set, number) == 1) {
+        core->signals.on_signal(&core->signals, number, pid, uid);
+    }
+}
+
+static void on_kept_ended(void *ctx, const struct dm_keeper_frame *frame) {
+    struct dm_core *core = ctx;
+    const struct dm_exit exit = {
+        .code = frame->code, .signaled = frame->signaled, .core = frame->core};
+    dm_reaper_kept_ended(&core->reaper, frame->pid, &exit, frame->number != 0);
+}
+
+static void on_kept_reaped(void *ctx, pid_t pid, const struct rusage *usage) {
+    struct dm_core *core = ctx;
+    dm_reaper_kept_reaped(&core->reaper, pid, usage);
+}
+
+static void on_keeper_lost(void *ctx) {
+    struct dm_core *core = ctx;
+    dm_reaper_keeper_lost(&core->reaper);
+    if (core->on_keeper_lost && !core->silent) {
+        core->on_keeper_lost(core);
+    }
+}
+
+static void on_kept_write(void *ctx) {
+    struct dm_core *core = ctx;
+    if (core->on_write && !core->silent) {
+        core->on_write(core);
+    }
+}
+
+static const struct dm_kept_events kept_events = {
+    .on_signal = on_kept_signal,
+    .on_ended = on_kept_ended,
+    .on_reaped = on_kept_reaped,
+    .on_lost = on_keeper_lost,
+    .on_write = on_kept_write,
+};
+
+int dm_core_init(struct dm_core *core, uv_loop_t *loop, const struct dm_keeper_link *link) {
     *core = (struct dm_core){.loop = loop};
     dm_spawn_raise_descriptors();
     dm_signals_init(&core->signals, core, ignore_signal);
@@ -25,6 +69,13 @@ int dm_core_init(struct dm_core *core, uv_loop_t *loop) {
     dm_helpers_init(&core->helpers, &core->reaper, &core->timers);
     int rc = dm_polls_init(&core->timers);
     rc = rc != 0 ? rc : dm_reaper_init(&core->reaper, loop);
+    if (rc == 0) {
+        rc = dm_kept_open(&core->kept, loop, link, &kept_events, core);
+        core->reaper.kept = core->kept.open ? &core->kept : NULL;
+        if (rc != 0) {
+            dm_reaper_deinit(&core->reaper);
+        }
+    }
     if (rc != 0) {
         fprintf(stderr, "dutch-master: the kernel has no room to watch descriptors: %s\n",
                 uv_strerror(rc));
@@ -49,6 +100,7 @@ void dm_core_deinit(struct dm_core *core) {
     core->silent = true;
     dm_deathwatch_stop(&core->deathwatch, &core->reaper);
     dm_reaper_deinit(&core->reaper);
+    dm_kept_close(&core->kept);
     dm_signals_deinit(&core->signals);
     dm_polls_deinit();
     dm_timers_deinit(&core->timers);

@@ -4,6 +4,7 @@
 
 #include "base/signals.h"
 #include "base/timer.h"
+#include "keeper/kept.h"
 #include "process/deathwatch.h"
 #include "process/helper.h"
 #include "process/reaper.h"
@@ -17,13 +18,17 @@ struct dm_core {
     struct dm_deathwatch deathwatch;
     struct dm_timers timers;
     struct dm_helpers helpers;
+    struct dm_kept kept;
     struct dm_signals signals; /* those that policy listens to; its owner sets the callback */
     int exit_code;
     bool stopped;
+    void (*on_keeper_lost)(struct dm_core *core); /* its owner sets them, or NULL */
+    void (*on_write)(struct dm_core *core);
+    void *kept_data;
     bool silent; /* no callback any more: whoever would hear it is gone */
 };
 
-int dm_core_init(struct dm_core *core, uv_loop_t *loop);
+int dm_core_init(struct dm_core *core, uv_loop_t *loop, const struct dm_keeper_link *link);
 void dm_core_stop(struct dm_core *core, int exit_code);
 
 /* The last resort, when policy is gone or has left somebody behind: SIGTERM, 5 s, SIGKILL, reaped,

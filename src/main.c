@@ -1,6 +1,8 @@
 /* main.c: the order in which things come up, and in reverse go down. What is done when is decided
  * in lua/dutch-master/; how it is done, in the other files here. */
 #include "core.h"
+#include "keeper/handoff.h"
+#include "keeper/keeper.h"
 #include "lua/state.h"
 #include "script/script_main.h"
 #include "worker/worker_main.h"
@@ -25,12 +27,24 @@ static void open_standard_fds(void) {
     }
 }
 
+/* Of a master, not of a verb: known before anything else exists in this process. */
+static bool wants_keeper(int argc, char **argv) {
+    int i = argc > 1 && strcmp(argv[1], "--") == 0 ? 3 : 2;
+    while (i < argc && strcmp(argv[i], "--take-over") == 0) {
+        i++;
+    }
+    return i < argc && strcmp(argv[i], "--keeper") == 0;
+}
+
 int main(int argc, char **argv) {
+    static struct dm_core core;
+    struct dm_keeper_link link = {.socket = -1};
     uv_loop_t loop;
-    struct dm_core core;
     int code = EXIT_PANIC;
 
-    dm_signals_hold();
+    if (!dm_handoff_is_there()) { /* else all of them are blocked */
+        dm_signals_hold();
+    }
     open_standard_fds();
     signal(SIGPIPE, SIG_IGN);
     if (argc > 1 && strcmp(argv[1], "--lua-worker") == 0) {
@@ -40,11 +54,14 @@ int main(int argc, char **argv) {
         dm_signals_release();
         return dm_script_main(argc, argv);
     }
+    if (wants_keeper(argc, argv) && !dm_keeper_run(&link, argv, &code)) {
+        return code;
+    }
     signal(SIGXFSZ, SIG_IGN); /* a log file at its size limit is an error of write(), not our end */
     if (uv_loop_init(&loop) != 0) {
         goto out;
     }
-    if (dm_core_init(&core, &loop) != 0) {
+    if (dm_core_init(&core, &loop, &link) != 0) {
         goto out_loop;
     }
     struct lua_State *L = dm_lua_state_open(&core);
@@ -60,6 +77,9 @@ int main(int argc, char **argv) {
         code = EXIT_PANIC;
     }
 
+    if (code == EXIT_PANIC && core.kept.open) {
+        abort(); /* the workers live, and the keeper starts another master */
+    }
     dm_children_stop_all(&core);
     dm_lua_state_close(L);
 out_core:

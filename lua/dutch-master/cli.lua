@@ -14,7 +14,7 @@ local M = {}
 --- In the order of the help text.
 M.verbs = {
     'check', 'plan', 'status', 'top', 'why', 'events', 'logs', 'list', 'metrics', 'web', 'restart', 'reload', 'scale',
-    'stop', 'init', 'completion',
+    'upgrade', 'stop', 'init', 'completion',
 }
 
 --- What the programs of others are called with, and what is meant here.
@@ -23,7 +23,7 @@ local OTHER_NAMES = {
     ['reload-all'] = 'restart', startOrReload = 'restart', gracefulReload = 'restart', ['phased-restart'] = 'restart',
     flush = 'logs', info = 'why', jlist = 'list', prettylist = 'list', delete = 'stop', is_active = 'status',
     monit = 'top', monitor = 'top', watch = 'top',
-    log = 'logs', tail = 'logs', describe = 'why', deploy = 'restart', upgrade = 'restart',
+    log = 'logs', tail = 'logs', describe = 'why', deploy = 'restart', update = 'upgrade',
     validate = 'check', test = 'check', quit = 'stop', kill = 'stop', shutdown = 'stop',
 }
 
@@ -92,8 +92,9 @@ local function run_master(ctx, argv, first)
         local told = ('the verb comes first: dutch-master %s %s'):format(second, argv[first])
         return usage_error(ctx, told, M.verb(second))
     end
-    local takes_over = second == '--take-over'
-    if takes_over then
+    local flags = {}
+    while second == '--keeper' or second == '--take-over' do -- to the first one main.c has seen
+        flags[second] = true
         first, second = first + 1, argv[first + 2]
     end
     if second and second ~= '--watch' then
@@ -116,7 +117,7 @@ local function run_master(ctx, argv, first)
     if not watched then
         return usage_error(ctx, told)
     end
-    local code = require('dutch-master.master').run { script = path, argv = argv, takes_over = takes_over }
+    local code = require('dutch-master.master').run { script = path, argv = argv, takes_over = flags['--take-over'] }
     if code == nil and watched[1] then
         require('dutch-master.cli.changes_watch').start(ctx, watched)
     end
@@ -174,6 +175,9 @@ local function dispatch(ctx, argv)
     elseif word == '--version' or word == '-V' or word == 'version' then
         local built = ctx.platform.built and (' (%s)'):format(ctx.platform.built) or ''
         ctx.out(('dutch-master %s%s\n'):format(ctx.platform.version, built))
+        return 0
+    elseif word == '--state' then -- asked by `upgrade`, of the next program
+        ctx.out(require('dutch-master.cli.upgrade').describe(ctx.platform))
         return 0
     elseif word == '-t' then
         return run_verb(ctx, 'check', argv, 2)

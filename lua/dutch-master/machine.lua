@@ -48,7 +48,7 @@ end
 
 --- Defines a machine.
 -- @param definition {name, initial, events = {names}, states = {state = {event = cell}},
---   deadline = {state = function(object) -> ms or nil}, news = true: for on_settled}
+--   deadline = {state = function(object) -> ms or nil}, news = true: for on_settled, keeps = true: for on_touched}
 --   Events that a state ignores can be named in one cell, ignores = 'event event', and those that cannot come there
 --   in another, bugs = 'event event'. Every other cell is ignore, bug, or a function(object, ...) that returns the next
 --   state, or nil to stay (its deadline runs on). Returning the present state enters it again, with a new deadline.
@@ -83,6 +83,7 @@ function M.agenda(options)
         on_bug = options.on_bug,
         on_transition = options.on_transition,
         on_settled = options.on_settled,
+        on_touched = options.on_touched, -- something of a machine with `keeps` may be different now
         queue = {},
         head = 1,
         tail = 0,
@@ -108,9 +109,12 @@ local function disarm(object)
 end
 
 --- Gives an object its machine and puts it into the initial state. The object then has .machine and .state.
-function Agenda:start(object, definition)
-    object.machine, object.state = definition, definition.initial
-    local deadline = definition.deadline and definition.deadline[definition.initial]
+-- @param state that of its predecessor when its master died, nil: the initial one
+function Agenda:start(object, definition, state)
+    state = state or definition.initial
+    assert(definition.states[state], state)
+    object.machine, object.state = definition, state
+    local deadline = definition.deadline and definition.deadline[state]
     local ms = deadline and deadline(object)
     if ms then
         arm(self, object, ms)
@@ -139,6 +143,7 @@ local function step(self, object, event, ...)
     elseif cell == M.bug then
         self.on_bug(object, event)
     elseif cell ~= M.ignore then
+        self.touched = definition.keeps and self.on_touched ~= nil or self.touched
         local to = cell(object, ...)
         if to then
             assert(definition.states[to], to)
@@ -174,6 +179,10 @@ local function run(self)
     end
     self.head, self.tail = 1, 0
     self.running = false
+    if self.touched then
+        self.touched = false
+        self.on_touched()
+    end
     if self.news then
         self.news = false
         local ok, message = xpcall(self.on_settled, debug.traceback)

@@ -18,6 +18,7 @@ local Launcher = require 'dutch-master.launch.launcher'
 local Leftovers = require 'dutch-master.cluster.leftovers'
 local log = require 'dutch-master.log.logger'
 local machine = require 'dutch-master.machine'
+local State = require 'dutch-master.keeper.state'
 local Output = require 'dutch-master.log.output'
 local options = require 'dutch-master.script.options'
 local orphans = require 'dutch-master.control.orphans'
@@ -26,6 +27,7 @@ local Script = require 'dutch-master.script.session'
 local Sockets = require 'dutch-master.listen.sockets'
 local systemd = require 'dutch-master.control.systemd'
 local text = require 'dutch-master.log.text'
+local Upgrade = require 'dutch-master.keeper.upgrade'
 
 local M = {}
 
@@ -70,15 +72,20 @@ function Master:evaluate()
                 process = { script = self.path, ask = ask } }
         end,
     }
-    self:listen_to_signals(options.by_name.restartSignal.default)
-    self.launcher:load(function(loaded, err)
+    self:listen_to_signals(self.former and self.former.state.restart_signal
+        or options.by_name.restartSignal.default)
+    local function evaluated(loaded, err)
         if self.closed then
             return
         end
         local code
         if loaded then
             self.loaded = loaded
-            code = self:start()
+            if self.former then
+                code = self:take_over()
+            else
+                code = self:start()
+            end
         else
             code = self:refuse(err.kind == 'system' and EXIT_SYSTEM or EXIT_SCRIPT,
                 table.concat(err.messages or { err.message }, '\ndutch-master: '))
@@ -86,15 +93,24 @@ function Master:evaluate()
         if code then
             self.platform.stop(code)
         end
-    end)
+    end
+    if self.former then
+        return self.launcher:resume(self.former.state.launcher, evaluated)
+    end
+    self.launcher:load(evaluated)
 end
 
 --- One master for a script.
 function Master:claim()
     self:listen_to_signals(self.launcher.plan.restart_signal)
-    local claim, message, code = claims.take {
-        platform = self.platform, script = self.path, plan = self.launcher.plan,
-    }
+    local claim, message, code
+    if self.former then
+        claim, message = claims.resume(self.former.state.claim, self.former, self.platform)
+    else
+        claim, message, code = claims.take {
+            platform = self.platform, script = self.path, plan = self.launcher.plan,
+        }
+    end
     if not claim then
         return self:refuse(code == 'EAGAIN' and EXIT_FAILED or EXIT_SYSTEM, message)
     end
@@ -231,7 +247,12 @@ function Master:bind()
         end,
     }
     self.launcher:use_sockets(self.sockets)
-    local ok, message, errno = self.sockets:open(plan.listen)
+    local ok, message, errno
+    if self.former then
+        ok, message = self.sockets:resume(self.former.state.sockets, self.former)
+    else
+        ok, message, errno = self.sockets:open(plan.listen)
+    end
     if not ok then
         if errno == 'EADDRINUSE' then
             local later, more = in_use(self, message)
@@ -295,11 +316,11 @@ function Master:assemble()
     self.recycle = Recycle.new { platform = self.platform, log = self.log, cluster = self.cluster }
     self.systemd = systemd.new { platform = self.platform, log = self.log }
     self.control = control.new { platform = self.platform, cluster = self.cluster, log = self.log,
-        output = self.output, claim = self.claim_held,
+        output = self.output, claim = self.claim_held, is_kept = self.writer ~= nil, upgrade = self.upgrade,
         also = function()
             self:keep_pid_file()
         end }
-    local ok, message = self.control:open()
+    local ok, message = self.control:open(self.former and self.former.state.control, self.former)
     if not ok then
         return self:refuse(EXIT_SYSTEM, 'control socket: ' .. message)
     end
@@ -413,6 +434,10 @@ function Master:refuse(code, message)
     message = hints.add(message)
     self.platform.write_stderr('dutch-master: ' .. message .. '\n')
     systemd.say(self.platform, message)
+    if self.former then
+        -- What it was to take over is as it was, and the keeper tries another one.
+        self.platform.give_up(code)
+    end
     self:close()
     return code
 end
@@ -445,7 +470,7 @@ function Master:close()
     for _, timer in ipairs(self.timers) do
         timer:close()
     end
-    for _, name in ipairs { 'systemd', 'leftovers', 'recycle', 'control', 'pid_file', 'sockets' } do
+    for _, name in ipairs { 'upgrade', 'systemd', 'leftovers', 'recycle', 'control', 'pid_file', 'sockets' } do
         if self[name] then
             self[name]:close()
             self[name] = nil
@@ -476,7 +501,11 @@ end
 -- An error of our own. Before the cluster has started nothing could go on behind it.
 function Master:internal(fields, message)
     if self.cluster then
-        return self.log:error(fields, message)
+        self.log:error(fields, message)
+        if self.former then -- what it was to take over is as it was, and the keeper tries another one
+            self.platform.give_up(EXIT_INTERNAL)
+        end
+        return
     end
     self.platform.write_stderr(('dutch-master: %s: %s\n'):format(message, fields.traceback or fields.event))
     self.platform.stop(EXIT_INTERNAL)
@@ -495,6 +524,7 @@ local function new_agenda(self)
         on_settled = function()
             self:announce()
         end,
+        on_touched = self.writer and self.platform.touch,
     }
 end
 
@@ -525,12 +555,112 @@ function Master:start()
     return serve(self)
 end
 
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Under a keeper
+
+-- What another master goes on from, as soon as there is a cluster.
+local function collect(self, book)
+    if not (self.cluster and self.cluster.state) or self.closed then
+        return nil
+    end
+    return {
+        script = self.path, restart_signal = self.restart_signal, store = Host.keep(self),
+        claim = self.claim_held:keep(book),
+        launcher = self.launcher:keep(book), sockets = self.sockets:keep(book), cluster = self.cluster:keep(book),
+        control = self.control:keep(book), upgrade = self.upgrade:keep(),
+    }
+end
+
+-- @return an exit code if what a former master has left cannot be read
+local function be_kept(self, kept)
+    self.writer = State.writer {
+        platform = self.platform,
+        log = function()
+            return self.log
+        end,
+        collect = function(book)
+            return collect(self, book)
+        end,
+    }
+    self.upgrade = Upgrade.new {
+        platform = self.platform, version = self.platform.version, image = self.platform.executable(),
+        log = function()
+            return self.log
+        end,
+        write = function()
+            return self.writer:write()
+        end,
+        on_verdict = function(verdict)
+            self.launcher.hooks:run('onUpgrade', verdict)
+        end,
+    }
+    self.platform.on_keep(function()
+        self.writer:write()
+    end, function()
+        if self.log then
+            self.log:error({ keeper = kept.keeper }, 'The keeper has died: the master serves on, and nobody will take'
+                .. ' over from it')
+        end
+    end)
+    if kept.state then
+        local former, message = State.read(kept, self.platform)
+        if not former then
+            self.platform.write_stderr('dutch-master: the state of the former master cannot be read: ' .. message
+                .. '\n')
+            self.platform.give_up(EXIT_INTERNAL)
+        end
+        self.former, self.predecessor = former, kept
+        self.writer:know(kept.store)
+    end
+end
+
+--- Goes on where a former master died. @return as start
+function Master:take_over()
+    local former, state = self.former, self.former.state
+    local code = self:claim() or self:open_log() or self:bind() or self:write_pid_file() or self:assemble()
+    if code then
+        return code
+    end
+    self:adopt(self.launcher.plan)
+    Host.resume(self, state.store)
+    local workers = self.cluster:resume(state.cluster, former)
+    self.former = nil
+    former:close_rest()
+    local known, without = {}, {}
+    for _, worker in ipairs(state.cluster.workers) do
+        if worker.pid then
+            known[worker.pid] = true
+        else
+            without[worker.id] = true
+        end
+    end
+    former:end_strangers(known, function(id)
+        return without[id] or id >= state.launcher.next_id
+    end)
+    self.platform.supervises()
+    local before = self.predecessor
+    local how = before.upgrade
+    if how then
+        self.log:info({ workers = workers, version = self.platform.version, master = self.platform.master_pid() },
+            how.failed and 'The former program has taken over again' or 'The new program has taken over')
+    else
+        self.log:warn({ workers = workers, signal = before.signal, code = before.code, deaths = before.deaths,
+            master = self.platform.master_pid() }, 'The former master died, this one has taken over')
+    end
+    self.upgrade:resume(state.upgrade or {}, how)
+    self.platform.touch()
+end
+
 --- Runs a master: the loop runs, and platform.stop(code) ends it.
 -- @param given {script = absolute path, takes_over = ends the workers that a former master has left,
 --   platform = of the outside world or nil}
 function M.run(given)
     local self = setmetatable({ path = given.script, takes_over = given.takes_over,
         platform = given.platform or require 'dutch-master.platform', timers = {} }, Master)
+    local kept = self.platform.kept()
+    if kept then
+        be_kept(self, kept)
+    end
     self.agenda = new_agenda(self)
     self:evaluate()
 end

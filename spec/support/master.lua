@@ -26,6 +26,7 @@ local running = {} -- every master that was not finished
 local baseline -- the descriptors before the first of them
 local count = 0
 local START_MS, EXIT_MS = 30000, 40000 -- a machine that does much else as well starts Node in seconds
+local KEEPER = os.getenv 'DM_KEEPER' ~= nil -- every master gets a keeper
 local SANITIZED = os.getenv 'DM_SANITIZE' ~= nil
 
 --- The build that is tested.
@@ -165,6 +166,9 @@ local function command(self, options)
     if options.script ~= false then
         words[#words + 1] = options.script_path or self.script
     end
+    if (options.keeper or KEEPER) and options.script ~= false and not options.before then
+        words[#words + 1] = '--keeper'
+    end
     for _, word in ipairs(options.args or {}) do
         words[#words + 1] = word
     end
@@ -234,7 +238,7 @@ end
 --- Starts `dutch-master master.lua`. options:
 ---   script     text of master.lua; false: no script argument at all
 ---   files      { name = text, or { text=, mode='755' } }, beside it; '#!' makes a file executable
----   before, args  words before and after the script's path
+---   before, args  words before and after the script's path; keeper  true for a master that is kept
 ---   env        { NAME = value, or false to remove it }
 ---   wrap       words in front of the binary, such as { 'strace', '-f', '-o', path }
 ---   cwd        directory, else the one of the script; close_fds { 0, 1, 2 }; binary another program

@@ -232,7 +232,8 @@ int main(int argc, char **argv) {
     }
     signal(SIGPIPE, SIG_IGN);
     lua_State *L = dm_lua_state_new(false);
-    if (!L || uv_loop_init(&loop) != 0 || dm_core_init(&core, &loop) != 0) {
+    if (!L || uv_loop_init(&loop) != 0 ||
+        dm_core_init(&core, &loop, &(struct dm_keeper_link){.socket = -1}) != 0) {
         return 2;
     }
     lend_sigchld(true);

@@ -47,8 +47,8 @@ end
 -- Folders and objects
 
 -- From the lowest floor to the highest. A folder requires from its own floor and those below it.
-local LUA_FLOORS = { 'log', 'script', 'channel', 'listen', 'cluster', 'launch', 'control', 'cli', 'web' }
-local C_FLOORS = { 'base', 'service', 'process', 'net', 'lua', 'script', 'worker' }
+local LUA_FLOORS = { 'keeper', 'log', 'script', 'channel', 'listen', 'cluster', 'launch', 'control', 'cli', 'web' }
+local C_FLOORS = { 'base', 'keeper', 'service', 'process', 'net', 'lua', 'script', 'worker' }
 
 -- Objects, by the names they go by where they are somebody else's: those of their files, and others. Their fields are
 -- their own.
@@ -99,6 +99,7 @@ local NO_SPEC = {
     ['base/errors'] = 'every core spec', ['base/rights'] = 'net/rights_spec', ['process/helper'] = 'net/rights_spec',
     ['net/repair'] = 'lane_spec',
     ['net/diag'] = 'dial_spec',
+    ['keeper/keeper'] = 'e2e/keeper_spec', ['keeper/kept'] = 'e2e/keeper_spec', ['base/identity'] = 'e2e/keeper_spec',
     ['net/holder'] = 'listener_spec', ['net/unix_path'] = 'listener_spec', ['net/group_order'] = 'steering_spec',
 }
 

@@ -438,6 +438,55 @@ int core_spawn(lua_State *L) {
     return 1;
 }
 
+static int fd_field(lua_State *L, const char *field) {
+    lua_getfield(L, 1, field);
+    const int fd = luaL_optint(L, -1, -1);
+    lua_pop(L, 1);
+    return fd;
+}
+
+/* adopt{pid, pidfd, channel, mark, out, err (as child:keep() gave them, the descriptors as they are
+ * now), stdout, stderr, lingers, and the callbacks of spawn} -> child, and whether its channel was
+ * in the middle of nothing. A child of a master that has died. */
+int core_adopt(lua_State *L) {
+    luaL_checktype(L, 1, LUA_TTABLE);
+    const struct dm_kept_child kept = {
+        .pid = fd_field(L, "pid"),
+        .pidfd = fd_field(L, "pidfd"),
+        .channel = fd_field(L, "channel"),
+        .mark = fd_field(L, "mark"),
+        .output = {fd_field(L, "out"), fd_field(L, "err")},
+        .targets = {fd_field(L, "stdout"), fd_field(L, "stderr")},
+        .lingers = opt_bool(L, "lingers"),
+        .report_output = fd_field(L, "reports") > 0,
+    };
+    luaL_argcheck(L, kept.pid > 1 && kept.pidfd > 2, 1, "pid, pidfd");
+    struct proxy *proxy = lua_newuserdata(L, sizeof *proxy);
+    *proxy = (struct proxy){.L = dm_lua_main(L), .self = LUA_NOREF};
+    luaL_getmetatable(L, CHILD);
+    lua_setmetatable(L, -2);
+    const int self = lua_gettop(L);
+    set_callbacks(L, self);
+    lua_pushvalue(L, self);
+    proxy->self = luaL_ref(L, LUA_REGISTRYINDEX);
+    bool clear;
+    const int rc = dm_child_adopt(dm_lua_core(L), &kept, &events, proxy, &proxy->child, &clear);
+    if (rc != 0) {
+        luaL_unref(L, LUA_REGISTRYINDEX, proxy->self);
+        proxy->self = LUA_NOREF;
+        return dm_lua_fail(L, rc, "adopt");
+    }
+    proxy->pid = dm_child_pid(proxy->child);
+    lua_pushboolean(L, clear);
+    return 2;
+}
+
+static void set_fd(lua_State *L, const char *field, int fd) {
+    if (fd >= 0) {
+        dm_lua_set_number(L, field, fd);
+    }
+}
+
 /* rehearse{as spawn} -> true | nil, failed {step, code, path, message}. Waits for about a
  * millisecond. */
 int core_rehearse(lua_State *L) {
@@ -490,6 +539,23 @@ static int l_send(lua_State *L) {
     luaL_argcheck(L, !memchr(line, '\n', length), 2, "a line must not contain a newline");
     return dm_lua_result(L, proxy->child ? dm_child_send(proxy->child, line, length, fd) : UV_EPIPE,
                          "send");
+}
+
+/* keep() -> {pidfd, channel, mark, out, err}, as far as they are there; nil once it has exited. */
+static int l_keep(lua_State *L) {
+    const struct proxy *proxy = check_proxy(L);
+    if (!proxy->child) {
+        return 0;
+    }
+    struct dm_kept_child kept;
+    dm_child_keep(proxy->child, &kept);
+    lua_createtable(L, 0, 5);
+    set_fd(L, "pidfd", kept.pidfd);
+    set_fd(L, "channel", kept.channel);
+    set_fd(L, "mark", kept.mark);
+    set_fd(L, "out", kept.output[0]);
+    set_fd(L, "err", kept.output[1]);
+    return 1;
 }
 
 /* Those of its group that became ours when it ended. */
@@ -554,6 +620,7 @@ static const luaL_Reg methods[] = {
     {"signal_group", l_signal_group},
     {"send", l_send},
     {"others", l_others},
+    {"keep", l_keep},
     {"take_fd", l_take_fd},
     {"close_channel", l_close_channel},
     {"pause_reading", l_pause_reading},

@@ -119,13 +119,15 @@ static void **push_object(lua_State *L, const char *type) {
     return object;
 }
 
+/* lock(path [, fd]): fd is that of a master that has died, who held it. */
 int core_lock(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
+    const int fd = luaL_optint(L, 2, -1);
     void **object = push_object(L, LOCK);
     struct dm_lock *lock;
-    pid_t holder;
-    const char *why;
-    int err = dm_lock_open(path, &lock, &holder, &why);
+    pid_t holder = 0;
+    const char *why = NULL;
+    int err = fd >= 0 ? dm_lock_resume(path, fd, &lock) : dm_lock_open(path, &lock, &holder, &why);
     if (err == 0) {
         *object = lock;
         return 1;
@@ -141,6 +143,15 @@ int core_lock(lua_State *L) {
     return 4;
 }
 
+static int l_lock_fd(lua_State *L) {
+    void **object = luaL_checkudata(L, 1, LOCK);
+    if (*object == NULL) {
+        return dm_lua_closed(L);
+    }
+    lua_pushinteger(L, dm_lock_fd(*object));
+    return 1;
+}
+
 static int l_lock_close(lua_State *L) {
     void **object = luaL_checkudata(L, 1, LOCK);
     if (*object != NULL) {
@@ -150,19 +161,29 @@ static int l_lock_close(lua_State *L) {
     return 0;
 }
 
-/* claim(name): held by one process of this user at a time, see base/claim.h. */
+/* claim(name [, fd]): held by one process of this user at a time, see base/claim.h. */
 int core_claim(lua_State *L) {
     const char *name = luaL_checkstring(L, 1);
     pid_t holder;
+    const int held = luaL_optint(L, 2, -1);
     int *fd = lua_newuserdata(L, sizeof *fd);
-    *fd = -1;
+    *fd = held;
     luaL_getmetatable(L, CLAIM);
     lua_setmetatable(L, -2);
+    if (held >= 0) {
+        return 1;
+    }
     const int error = dm_claim(name, fd, &holder);
     if (error == 0 || (error == -EAGAIN && holder == 0)) {
         return 1;
     }
     return dm_lua_fail_why(L, error, NULL, lua_pushfstring(L, "held by process %d", (int)holder));
+}
+
+static int l_claim_fd(lua_State *L) {
+    const int *fd = luaL_checkudata(L, 1, CLAIM);
+    lua_pushinteger(L, *fd);
+    return 1;
 }
 
 static int l_claim_close(lua_State *L) {
@@ -233,8 +254,9 @@ int core_open_append(lua_State *L) {
     return 1;
 }
 
-static const luaL_Reg lock_methods[] = {{"close", l_lock_close}, {NULL, NULL}};
-static const luaL_Reg claim_methods[] = {{"close", l_claim_close}, {NULL, NULL}};
+static const luaL_Reg lock_methods[] = {{"fd", l_lock_fd}, {"close", l_lock_close}, {NULL, NULL}};
+static const luaL_Reg claim_methods[] = {
+    {"fd", l_claim_fd}, {"close", l_claim_close}, {NULL, NULL}};
 static const luaL_Reg pid_file_methods[] = {{"close", l_pid_file_close}, {NULL, NULL}};
 
 void dm_lua_open_files(lua_State *L) {

@@ -1,5 +1,5 @@
 /* lua/listener.c: core.listen: listeners with their steering for Lua. Longer than 400 lines: one
- * type with all that is asked of it. */
+ * type with all that is asked of it, and how it is resumed. */
 #include "net/listener.h"
 #include "base/errors.h"
 #include "lua/address.h"
@@ -155,7 +155,35 @@ static int open_theirs(lua_State *L, struct proxy *proxy, const struct dm_addres
     return 0;
 }
 
-/* listen(address [, { backlog =, reuseport =, reuse =, mode =, fd =, as =, owner = } [, done]])
+/* options.kept, as listener:keep() gave it, with the descriptors as they are now. */
+static int resume(lua_State *L, struct dm_listener *listener, const struct dm_address *address,
+                  const struct dm_listener_options *options) {
+    const int table = lua_gettop(L);
+    lua_getfield(L, table, "lanes");
+    luaL_checktype(L, -1, LUA_TTABLE);
+    struct dm_listener_kept kept = {.count = lua_objlen(L, -1)};
+    luaL_argcheck(L, kept.count >= 1 && kept.count <= DM_STEERING_LANES, 2, "lanes");
+    int *fds = lua_newuserdata(L, kept.count * sizeof *fds);
+    for (size_t i = 0; i < kept.count; i++) {
+        lua_rawgeti(L, -2, (int)i + 1);
+        fds[i] = luaL_checkint(L, -1);
+        lua_pop(L, 1);
+    }
+    kept.fds = fds;
+    lua_getfield(L, table, "shared");
+    kept.shared = lua_toboolean(L, -1);
+    lua_getfield(L, table, "device");
+    kept.helpers = &dm_lua_core(L)->helpers;
+    kept.device = (uint64_t)lua_tonumber(L, -1);
+    lua_getfield(L, table, "inode");
+    kept.inode = (uint64_t)lua_tonumber(L, -1);
+    const int error = dm_listener_resume(listener, address, options, &kept);
+    lua_settop(L, table);
+    return error;
+}
+
+/* listen(address [, { backlog =, reuseport =, reuse =, mode =, fd =, as =, owner =,
+ * kept = } [, done]])
  * -> listener. With `done`, where it is bound with others' rights: true, and done(listener) or
  * done(nil, message, code) follows. */
 int core_listen(lua_State *L) {
@@ -179,14 +207,25 @@ int core_listen(lua_State *L) {
         options.reuse = lua_toboolean(L, -1);
         lua_pop(L, 2);
     }
-    const bool later = lua_isfunction(L, 3) && dm_listener_is_theirs(&address, &options);
+    bool later = lua_isfunction(L, 3) && dm_listener_is_theirs(&address, &options);
     struct proxy *proxy = lua_newuserdata(L, sizeof *proxy);
     proxy->open = false;
     proxy->settled = LUA_NOREF;
     luaL_getmetatable(L, LISTENER);
     lua_setmetatable(L, -2);
-    error = later ? open_theirs(L, proxy, &address, &options)
-                  : dm_listener_open(&proxy->listener, &address, &options);
+    const int self = lua_gettop(L);
+    if (lua_istable(L, 2)) {
+        lua_getfield(L, 2, "kept");
+    }
+    if (lua_istable(L, -1)) {
+        later = false;
+        error = resume(L, &proxy->listener, &address, &options);
+        lua_settop(L, self);
+    } else {
+        lua_settop(L, self);
+        error = later ? open_theirs(L, proxy, &address, &options)
+                      : dm_listener_open(&proxy->listener, &address, &options);
+    }
     if (error) {
         return fail_open(L, error, &address);
     }
@@ -194,6 +233,24 @@ int core_listen(lua_State *L) {
         lua_pushboolean(L, true);
     } else {
         proxy->open = true;
+    }
+    return 1;
+}
+
+/* keep(): { shared =, device =, inode = }, for options.kept beside the lanes' descriptors, in
+ * order.
+ */
+static int l_listener_keep(lua_State *L) {
+    const struct dm_listener *listener = to_listener(L, 1);
+    if (!listener) {
+        return dm_lua_closed(L);
+    }
+    lua_createtable(L, 0, 3);
+    lua_pushboolean(L, listener->shared);
+    lua_setfield(L, -2, "shared");
+    if (listener->path.directory >= 0) {
+        dm_lua_set_number(L, "device", (double)listener->path.device);
+        dm_lua_set_number(L, "inode", (double)listener->path.inode);
     }
     return 1;
 }
@@ -455,6 +512,7 @@ static const luaL_Reg listener_methods[] = {
     {"queued", l_listener_queued},
     {"steer", l_listener_steer},
     {"strangers", l_listener_strangers},
+    {"keep", l_listener_keep},
     {"close", l_listener_close},
     {"await_path", l_listener_await_path},
     {NULL, NULL},

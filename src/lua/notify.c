@@ -70,6 +70,11 @@ int core_notify_socket(lua_State *L) {
     luaL_checktype(L, 1, LUA_TTABLE);
     luaL_checktype(L, 2, LUA_TFUNCTION);
     lua_settop(L, 2);
+    lua_getfield(L, 1, "fd");
+    const int fd = luaL_optint(L, 3, -1);
+    lua_getfield(L, 1, "name");
+    const char *name = luaL_optstring(L, 4, ""); /* the table holds it */
+    lua_settop(L, 2);
     lua_getfield(L, 1, "uid");
     const uid_t uid = lua_isnil(L, 3) ? geteuid() : (uid_t)luaL_checknumber(L, 3);
     lua_getfield(L, 1, "on_refused");
@@ -81,7 +86,9 @@ int core_notify_socket(lua_State *L) {
     lua_setmetatable(L, 5);
     dm_lua_keep(L, 2, &n->on_message);
     dm_lua_keep(L, 4, &n->on_refused);
-    const int err = dm_notify_open(dm_lua_loop(L), uid, &events, n, &n->notify);
+    const int err = fd >= 0
+                        ? dm_notify_resume(dm_lua_loop(L), uid, fd, name, &events, n, &n->notify)
+                        : dm_notify_open(dm_lua_loop(L), uid, &events, n, &n->notify);
     if (err != 0) {
         n->notify = NULL;
         dm_lua_drop(L, &n->on_message);
@@ -99,6 +106,15 @@ static int l_name(lua_State *L) {
         return dm_lua_closed(L);
     }
     lua_pushstring(L, dm_notify_name(n->notify));
+    return 1;
+}
+
+static int l_fd(lua_State *L) {
+    struct l_notify *n = check(L);
+    if (n->notify == NULL) {
+        return dm_lua_closed(L);
+    }
+    lua_pushinteger(L, dm_notify_fd(n->notify));
     return 1;
 }
 
@@ -128,9 +144,10 @@ int core_sd_notify_set(lua_State *L) {
     return 1;
 }
 
-static const luaL_Reg methods[] = {{"name", l_name}, {"close", l_close}, {NULL, NULL}};
+static const luaL_Reg methods[] = {
+    {"name", l_name}, {"fd", l_fd}, {"close", l_close}, {NULL, NULL}};
 
 void dm_lua_open_notify(lua_State *L) {
-    dm_sd_notify_init();
+    dm_sd_notify_init(&dm_lua_core(L)->kept);
     dm_lua_new_type(L, TYPE, methods, l_close);
 }

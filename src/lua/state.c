@@ -68,6 +68,9 @@ struct lua_State *dm_lua_state_new(bool environment) {
 static int on_panic(lua_State *L) {
     const char *message = lua_tostring(L, -1);
     fprintf(stderr, "dutch-master: panic: %s\n", message ? message : "error without message");
+    if (dm_lua_core(L)->kept.open) {
+        abort();
+    }
     dm_children_stop_all(dm_lua_core(L));
     _exit(70);
 }

@@ -196,6 +196,8 @@ int core_serve(lua_State *L) {
     luaL_checktype(L, 3, LUA_TFUNCTION);
     lua_getfield(L, 2, "request_ms");
     const lua_Number request_ms = luaL_optnumber(L, 4, REQUEST_MS);
+    lua_getfield(L, 2, "fd");
+    const int fd = luaL_optint(L, 5, -1);
     lua_settop(L, 3);
     /* Stack: 1 path, 2 options, 3 on_client, 4 object */
     struct l_server *s = lua_newuserdata(L, sizeof *s);
@@ -205,7 +207,7 @@ int core_serve(lua_State *L) {
     const char *why;
     struct dm_server *server;
     const int err =
-        dm_server_open(dm_lua_loop(L), path, (uint64_t)request_ms, on_client, s, &server, &why);
+        dm_server_open(dm_lua_loop(L), path, fd, (uint64_t)request_ms, on_client, s, &server, &why);
     if (err != 0) {
         return dm_lua_fail_why(L, err, path, why);
     }
@@ -213,6 +215,15 @@ int core_serve(lua_State *L) {
     dm_lua_keep(L, 3, &s->on_client);
     lua_pushvalue(L, 4);
     s->self = luaL_ref(L, LUA_REGISTRYINDEX);
+    return 1;
+}
+
+static int l_server_fd(lua_State *L) {
+    const struct l_server *s = luaL_checkudata(L, 1, SERVER);
+    if (s->server == NULL) {
+        return dm_lua_closed(L);
+    }
+    lua_pushinteger(L, dm_server_fd(s->server));
     return 1;
 }
 
@@ -235,7 +246,8 @@ static const luaL_Reg conn_methods[] = {
     {"close", l_conn_close},     {NULL, NULL},
 };
 
-static const luaL_Reg server_methods[] = {{"close", l_server_close}, {NULL, NULL}};
+static const luaL_Reg server_methods[] = {
+    {"fd", l_server_fd}, {"close", l_server_close}, {NULL, NULL}};
 void dm_lua_open_stream(lua_State *L) {
     dm_lua_new_type(L, CONN, conn_methods, l_conn_close);
     dm_lua_new_type(L, SERVER, server_methods, l_server_close);

@@ -1,5 +1,6 @@
 /* lua/sysinfo.c: what Lua can ask about the machine, its users and its processes. */
 #include "process/sysinfo.h"
+#include "base/identity.h"
 #include "lua/open.h"
 #include "lua/support.h"
 
@@ -87,7 +88,7 @@ int core_getgroup(lua_State *L) {
 }
 
 int core_pid(lua_State *L) {
-    lua_pushinteger(L, getpid());
+    lua_pushinteger(L, dm_identity());
     return 1;
 }
 

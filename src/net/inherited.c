@@ -1,6 +1,8 @@
 /* inherited.c: see inherited.h. */
 #include "net/inherited.h"
 
+#include "base/identity.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -49,7 +51,7 @@ static int take(struct dm_inherited *self, const char *pid_text, const char *cou
         return 0;
     }
     int error = parse_pid(pid_text, &pid);
-    if (error || pid != getpid() || !count_text) {
+    if (error || pid != dm_identity() || !count_text) {
         return error;
     }
     error = parse(count_text, &count);

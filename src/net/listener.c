@@ -670,6 +670,52 @@ int dm_listener_open_theirs(struct dm_listener *self, const struct dm_address *a
     return error;
 }
 
+/* In the group's order; one that has left it by shutdown() did so as the kernel does it. */
+int dm_listener_resume(struct dm_listener *self, const struct dm_address *address,
+                       const struct dm_listener_options *options,
+                       const struct dm_listener_kept *kept) {
+    init(self, address, options);
+    self->shared = kept->shared;
+    self->in_force = self->shared ? DM_SHARED : DM_HASH;
+    self->capacity = kept->count;
+    self->lanes = calloc(kept->count, sizeof(struct dm_lane *));
+    bool failed = self->lanes == NULL;
+    for (size_t i = 0; i < kept->count && !failed; i++) {
+        uint32_t depth;
+        struct dm_lane *lane = calloc(1, sizeof *lane);
+        if (!lane) {
+            failed = true;
+            break;
+        }
+        *lane = (struct dm_lane){
+            .listener = self,
+            .tcp = address->type == SOCK_STREAM && !dm_address_is_unix(address),
+            .shared = self->shared,
+            .fd = kept->fds[i],
+        };
+        lane->inode = inode_of(lane->fd);
+        append_member(self, lane);
+        dm_lane_queue(lane, &depth, &lane->limit);
+    }
+    if (failed) {
+        for (size_t i = 0; i < self->count; i++) {
+            free(self->lanes[i]);
+        }
+        free(self->lanes);
+        return -ENOMEM;
+    }
+    if (kept->inode && dm_address_is_path(address)) {
+        dm_unix_path_resume(&self->path, address, options->rights, (dev_t)kept->device,
+                            (ino_t)kept->inode, kept->helpers);
+    }
+    for (size_t i = 0; i < self->count && address->type == SOCK_STREAM && !self->shared; i++) {
+        if (dm_lane_listens(self->lanes[i]) != 1) {
+            dm_listener_rejoin(self->lanes[i]);
+        }
+    }
+    return 0;
+}
+
 void dm_listener_close(struct dm_listener *self) {
     close_guard(self);
     for (size_t i = 0; i < self->count; i++) {

@@ -74,6 +74,19 @@ bool dm_listener_is_theirs(const struct dm_address *address,
 int dm_listener_open_theirs(struct dm_listener *listener, const struct dm_address *address,
                             const struct dm_listener_options *options, struct dm_helpers *helpers,
                             void (*done)(void *data, int error), void *data);
+/* What must be kept of it for another master; lanes[] is there too. */
+struct dm_listener_kept {
+    const int *fds; /* in the order of the group */
+    size_t count;
+    bool shared;
+    uint64_t device, inode; /* of its unix path; 0: none */
+    struct dm_helpers *helpers;
+};
+/* The same listener, after the master that opened it has died. Takes the descriptors over if it
+ * succeeds. What a lane has lost meanwhile is for dm_lane_repair. */
+int dm_listener_resume(struct dm_listener *listener, const struct dm_address *address,
+                       const struct dm_listener_options *options,
+                       const struct dm_listener_kept *kept);
 /* A new lane, listening, last in the group; the one lane of a shared listener. */
 int dm_listener_lane(struct dm_listener *listener, struct dm_lane **lane);
 /* Removes a lane from the group for all who hold it. -EBUSY if the steering in force cannot do

@@ -202,6 +202,27 @@ int dm_unix_path_open(struct dm_unix_path *self, const struct dm_binding *bound,
     return -ENOMEM;
 }
 
+void dm_unix_path_resume(struct dm_unix_path *self, const struct dm_address *address,
+                         const struct dm_rights *rights, dev_t device, ino_t inode,
+                         struct dm_helpers *helpers) {
+    struct dm_binding bound = {.address = *address, .device = device, .inode = inode};
+    char path[DM_PATH_MAX + 1], twin[TWIN_MAX];
+    struct stat st;
+    strcpy(path, address->path);
+    char *slash = strrchr(path, '/');
+    slash[slash == path] = '\0';
+    *self = (struct dm_unix_path){.directory = -1};
+    const int directory = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (directory < 0) {
+        return;
+    }
+    bound.theirs = is_users(directory);
+    bound.has_twin = !bound.theirs && twin_name(strrchr(address->path, '/') + 1, twin) &&
+                     fstatat(directory, twin, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+                     st.st_ino == inode && st.st_dev == device;
+    (void)dm_unix_path_open(self, &bound, directory, rights, helpers);
+}
+
 /* -- looking after it ---------------------------------------------------------------------------
  */
 

@@ -61,5 +61,10 @@ int dm_unix_path_open(struct dm_unix_path *self, const struct dm_binding *bound,
 enum dm_path_state dm_unix_path_look(struct dm_unix_path *self);
 /* Whether a repair is under way: then on_settled comes once, from the loop or when it is closed. */
 bool dm_unix_path_await(struct dm_unix_path *self, void (*on_settled)(void *data), void *data);
+/* The name again, of a socket with this inode that a master that has died had bound. If its
+ * directory cannot be opened there is no name, and nothing is looked after. */
+void dm_unix_path_resume(struct dm_unix_path *self, const struct dm_address *address,
+                         const struct dm_rights *rights, dev_t device, ino_t inode,
+                         struct dm_helpers *helpers);
 /* Removes the name if it is ours still. */
 void dm_unix_path_close(struct dm_unix_path *self);

@@ -98,6 +98,10 @@ char *dm_capture_tail(const struct dm_capture *c, size_t *length) {
     return tail;
 }
 
+int dm_capture_fd(const struct dm_capture *c) {
+    return c->fd;
+}
+
 uint64_t dm_capture_lost(const struct dm_capture *c) {
     return c->lost;
 }

@@ -39,6 +39,7 @@ struct dm_channel {
     const struct dm_channel_events *events;
     void *ctx;
     struct dm_lines lines;
+    struct dm_mark mark;
     struct dm_outqueue queue;
     uint64_t taken; /* bytes that have left the queue */
     struct passed *first, **last;
@@ -66,6 +67,12 @@ static void watch(struct dm_channel *channel) {
     } else {
         dm_poll_stop(&channel->poll);
     }
+}
+
+static bool is_settled(const struct dm_mark *mark) {
+    const struct dm_channel *channel = dm_container(mark, struct dm_channel, mark);
+    return channel->fd < 0 || (channel->lines.length == 0 && channel->lines.skipped == 0 &&
+                               dm_outqueue_size(&channel->queue) == 0 && channel->received < 0);
 }
 
 static void drop_first_passed(struct dm_channel *channel) {
@@ -108,6 +115,7 @@ void dm_channel_close(struct dm_channel *channel) {
     }
     drop_queue(channel);
     drop_received(channel);
+    dm_mark_close(&channel->mark);
     dm_poll_stop(&channel->poll);
     close(channel->fd);
     channel->fd = -1;
@@ -154,6 +162,7 @@ static ssize_t receive(struct dm_channel *channel) {
 static void read_some(struct dm_channel *channel, size_t budget, uint64_t limit_ns) {
     const uint64_t began = uv_hrtime();
     size_t total = 0;
+    dm_mark_set(&channel->mark);
     for (int i = 0; channel->fd >= 0 && total < budget && i < TICK_READS &&
                     (i == 0 || uv_hrtime() - began < limit_ns);
          i++) {
@@ -279,6 +288,7 @@ int dm_channel_send(struct dm_channel *channel, const char *bytes, size_t length
         return UV_ENOBUFS;
     }
     size_t sent = 0;
+    dm_mark_set(&channel->mark);
     if (waiting == 0) {
         struct iovec iov[2] = {{.iov_base = (void *)(uintptr_t)bytes, .iov_len = length},
                                {.iov_base = (char[]){'\n'}, .iov_len = 1}};
@@ -338,6 +348,7 @@ struct dm_channel *dm_channel_open(uv_loop_t *loop, struct dm_timers *timers, in
     channel->last = &channel->first;
     dm_outqueue_init(&channel->queue, QUEUE_MAX_BYTES);
     dm_lines_init(&channel->lines, LINE_MAX_BYTES);
+    dm_mark_open(&channel->mark, NULL, -1, is_settled);
     channel->lines.skips_long = true;
     watch(channel);
     return channel;
@@ -346,4 +357,21 @@ struct dm_channel *dm_channel_open(uv_loop_t *loop, struct dm_timers *timers, in
 void dm_channel_pause(struct dm_channel *channel, bool paused) {
     channel->paused = paused;
     watch(channel);
+}
+
+bool dm_channel_keep(struct dm_channel *channel, struct dm_kept *kept, int index) {
+    const bool clear = dm_mark_open(&channel->mark, kept, index, is_settled);
+    if (!clear) {
+        channel->unwritable = true;
+        channel->lines.skipped = 1;
+    }
+    return clear;
+}
+
+int dm_channel_mark(const struct dm_channel *channel) {
+    return channel->mark.index;
+}
+
+int dm_channel_fd(const struct dm_channel *channel) {
+    return channel->fd;
 }

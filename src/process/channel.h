@@ -6,6 +6,7 @@
 
 #include "base/lines.h"
 #include "base/timer.h"
+#include "keeper/kept.h"
 
 struct dm_channel;
 
@@ -31,5 +32,11 @@ void dm_channel_pause(struct dm_channel *channel, bool paused);
 int dm_channel_take_fd(struct dm_channel *channel);
 /* Reads what is there now, paused or not, up to `budget` bytes. */
 void dm_channel_drain(struct dm_channel *channel, size_t budget);
+/* What it is in the middle of is marked for the next master: see kept.h. index -1: a new mark; or
+ * that of the channel of a dead master, who may have read half of a line, or written half of one:
+ * then this is false, nothing more is sent, and what comes is skipped to the end of its line. */
+bool dm_channel_keep(struct dm_channel *channel, struct dm_kept *kept, int index);
+int dm_channel_mark(const struct dm_channel *channel); /* its index, -1 if there is none */
+int dm_channel_fd(const struct dm_channel *channel);
 /* At once: no event follows but on_freed, from the loop. */
 void dm_channel_close(struct dm_channel *channel);

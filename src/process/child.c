@@ -287,6 +287,9 @@ static int open_parts(struct dm_child *child, const struct dm_child_options *o, 
         }
         ends->channel[0] = -1;
         child->handles++;
+        if (!child->leader.kept) {
+            dm_channel_keep(child->channel, &core->kept, -1);
+        }
     }
     for (int i = 0; i < 2; i++) {
         if (!is_captured(o, i)) {
@@ -304,6 +307,15 @@ static int open_parts(struct dm_child *child, const struct dm_child_options *o, 
         child->handles++;
     }
     return 0;
+}
+
+static void hold_leader(struct dm_child *child, bool lingers) {
+    struct dm_leader *leader = &child->leader;
+    leader->lingers = lingers;
+    leader->before_reap = before_reap;
+    leader->on_ended = on_ended;
+    leader->on_reaped = on_reaped;
+    leader->on_closed = on_leader_closed;
 }
 
 static int start(struct dm_child *child, const struct dm_child_options *o,
@@ -336,11 +348,7 @@ static int start(struct dm_child *child, const struct dm_child_options *o,
     }
     child->error_poll.uv.data = child;
     child->handles++;
-    leader->lingers = o->lingers;
-    leader->before_reap = before_reap;
-    leader->on_ended = on_ended;
-    leader->on_reaped = on_reaped;
-    leader->on_closed = on_leader_closed;
+    hold_leader(child, o->lingers);
     rc = dm_reaper_add(&child->core->reaper, leader);
     if (rc != 0) {
         close_error_pipe(child);
@@ -380,6 +388,67 @@ int dm_child_spawn(struct dm_core *core, const struct dm_child_options *options,
     }
     drop_handle(child);
     return rc;
+}
+
+/* -- one of a former master ---------------------------------------------------------------------
+ */
+
+int dm_child_adopt(struct dm_core *core, const struct dm_kept_child *kept,
+                   const struct dm_child_events *events, void *ctx, struct dm_child **out,
+                   bool *clear) {
+    struct dm_child *child = calloc(1, sizeof *child);
+    if (!child) {
+        return UV_ENOMEM;
+    }
+    *child = (struct dm_child){.core = core,
+                               .events = events,
+                               .ctx = ctx,
+                               .error_fd = -1,
+                               .handles = 1,
+                               .execed = true,
+                               .exec_reported = true};
+    child->leader.pid = kept->pid;
+    child->leader.pidfd = kept->pidfd;
+    child->leader.kept = true;
+    const struct dm_child_options options = {
+        .channel = kept->channel >= 0,
+        .capture_stdout = kept->output[0] >= 0,
+        .capture_stderr = kept->output[1] >= 0,
+        .report_output = kept->report_output,
+        .stdio = {-1, kept->targets[0], kept->targets[1]},
+    };
+    struct ends ends = {.channel = {kept->channel, -1},
+                        .captures = {{kept->output[0], -1}, {kept->output[1], -1}},
+                        .null = -1};
+    int rc = open_parts(child, &options, &ends);
+    *clear = true;
+    if (rc == 0) {
+        hold_leader(child, kept->lingers);
+        rc = dm_reaper_add(&core->reaper, &child->leader);
+    }
+    if (rc != 0) {
+        close_parts(child);
+    } else {
+        child->handles++;
+        if (child->channel) {
+            *clear = dm_channel_keep(child->channel, &core->kept, kept->mark);
+        }
+        *out = child;
+    }
+    drop_handle(child);
+    return rc;
+}
+
+void dm_child_keep(const struct dm_child *child, struct dm_kept_child *kept) {
+    *kept = (struct dm_kept_child){
+        .pid = child->leader.pid,
+        .pidfd = child->leader.pidfd,
+        .channel = child->channel ? dm_channel_fd(child->channel) : -1,
+        .mark = child->channel ? dm_channel_mark(child->channel) : -1,
+    };
+    for (int i = 0; i < 2; i++) {
+        kept->output[i] = child->captures[i] ? dm_capture_fd(child->captures[i]) : -1;
+    }
 }
 
 /* -- while it lives -----------------------------------------------------------------------------

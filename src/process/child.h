@@ -44,6 +44,22 @@ struct dm_child_options {
 int dm_child_spawn(struct dm_core *core, const struct dm_child_options *options,
                    const struct dm_child_events *events, void *ctx, struct dm_child **child);
 
+/* A child of a former master, with what was kept of it; -1 for what is not there. */
+struct dm_kept_child {
+    pid_t pid;
+    int pidfd, channel, mark; /* mark: of its channel */
+    int output[2], targets[2];
+    bool report_output, lingers;
+};
+
+/* Takes the descriptors over if it succeeds. *clear as dm_channel_keep says. */
+int dm_child_adopt(struct dm_core *core, const struct dm_kept_child *kept,
+                   const struct dm_child_events *events, void *ctx, struct dm_child **child,
+                   bool *clear);
+
+/* What must be kept of it. */
+void dm_child_keep(const struct dm_child *child, struct dm_kept_child *kept);
+
 pid_t dm_child_pid(const struct dm_child *child);
 int dm_child_signal(struct dm_child *child, int number);       /* UV_ESRCH once reaped */
 int dm_child_signal_group(struct dm_child *child, int number); /* the same */

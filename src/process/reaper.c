@@ -24,6 +24,9 @@ enum { SWEEP_MAX = 1024 };
  * at this often. */
 enum { LOOK_MS = 100 };
 
+/* Of one whose keeper has died: nobody can say how it ended. */
+enum { UNKNOWN_EXIT = 255 };
+
 static void kill_group(pid_t leader) {
     if (leader > 1) {
         kill(-leader, SIGKILL);
@@ -69,28 +72,66 @@ static bool has_others(pid_t group) {
     return wait_for(P_PGID, group, &info, WSTOPPED | WNOHANG | WNOWAIT | __WALL, NULL) == 0;
 }
 
-/* -> whether it has ended, and is on the list for that. */
-static bool end(struct dm_leader *leader) {
-    siginfo_t info;
-    if (leader->ended ||
-        wait_for(DM_P_PIDFD, leader->pidfd, &info, WEXITED | WNOHANG | WNOWAIT, NULL) != 0 ||
-        info.si_pid == 0) {
-        return leader->ended;
-    }
+static void note_end(struct dm_leader *leader) {
     leader->ended = true;
     dm_poll_stop(&leader->poll); /* a zombie's pidfd stays readable */
-    set_exit(&leader->exit, &info);
     if (leader->before_reap) {
         leader->before_reap(leader);
     }
     dm_list_remove(&leader->link);
     dm_list_append(&leader->reaper->ended, &leader->link);
+}
+
+static void note_reaped(struct dm_leader *leader) {
+    leader->reaped_pidfd = leader->pidfd; /* closed with the handle: see child.c */
+    leader->pidfd = -1;
+    dm_list_remove(&leader->link);
+    dm_list_append(&leader->reaper->reaped, &leader->link);
+    leader->reaper->count--;
+}
+
+/* -> whether it has ended, and is on the list for that. */
+static bool end(struct dm_leader *leader) {
+    siginfo_t info;
+    if (leader->ended || leader->kept ||
+        wait_for(DM_P_PIDFD, leader->pidfd, &info, WEXITED | WNOHANG | WNOWAIT, NULL) != 0 ||
+        info.si_pid == 0) {
+        return leader->ended;
+    }
+    set_exit(&leader->exit, &info);
+    const struct dm_exit *exit = &leader->exit;
+    if (leader->reaper->kept) {
+        dm_kept_exit(leader->reaper->kept, leader->pid, exit->code, exit->signaled, exit->core);
+    }
+    note_end(leader);
+    return true;
+}
+
+/* Another one's child: the keeper is asked, once. Without it all that is known is that it ended. */
+static bool reap_kept(struct dm_leader *leader) {
+    struct dm_kept *kept = leader->reaper->kept;
+    if (kept && leader->ended && !leader->reap_asked) {
+        leader->reap_asked = true;
+        dm_kept_reap(kept, leader->pid, leader->lingers);
+    }
+    struct pollfd gone = {.fd = leader->pidfd, .events = POLLIN};
+    if (kept || poll(&gone, 1, 0) != 1) {
+        return false;
+    }
+    if (!leader->ended) {
+        leader->exit = (struct dm_exit){.code = UNKNOWN_EXIT};
+        leader->ended = true;
+    }
+    note_reaped(leader);
     return true;
 }
 
 /* False if it has not exited, or others of its group live that are waited for. */
 static bool reap(struct dm_leader *leader) {
     siginfo_t info;
+    if (leader->kept) {
+        return reap_kept(leader);
+    }
     if (!end(leader) || (leader->lingers && has_others(leader->pid))) {
         return false;
     }
@@ -98,11 +139,7 @@ static bool reap(struct dm_leader *leader) {
     if (wait_for(DM_P_PIDFD, leader->pidfd, &info, WEXITED | WNOHANG, &leader->exit.usage) != 0) {
         return false;
     }
-    leader->reaped_pidfd = leader->pidfd; /* closed with the handle: see child.c */
-    leader->pidfd = -1;
-    dm_list_remove(&leader->link);
-    dm_list_append(&leader->reaper->reaped, &leader->link);
-    leader->reaper->count--;
+    note_reaped(leader);
     return true;
 }
 
@@ -236,9 +273,50 @@ static void on_pidfd(uv_poll_t *poll, int status, int events) {
     (void)status;
     (void)events;
     struct dm_leader *leader = poll->data;
+    if (leader->kept && leader->reaper->kept) {
+        dm_poll_stop(&leader->poll); /* the keeper says how it ended */
+        return;
+    }
     if (leader->pidfd >= 0 && (reap(leader) || leader->ended)) {
         report(leader->reaper);
     }
+}
+
+void dm_reaper_kept_ended(struct dm_reaper *reaper, pid_t pid, const struct dm_exit *exit,
+                          bool others) {
+    struct dm_leader *leader = find(reaper, pid);
+    if (!leader || !leader->kept || leader->ended) {
+        return;
+    }
+    leader->exit = *exit;
+    note_end(leader);
+    reap(leader);
+    if (!others || !leader->lingers) { /* the next that is heard of it is that it was reaped */
+        dm_list_remove(&leader->link);
+        dm_list_append(&reaper->lingering, &leader->link);
+    }
+    report(reaper);
+}
+
+void dm_reaper_kept_reaped(struct dm_reaper *reaper, pid_t pid, const struct rusage *usage) {
+    struct dm_leader *leader = find(reaper, pid);
+    if (leader && leader->kept && leader->ended) {
+        leader->exit.usage = *usage;
+        note_reaped(leader);
+        report(reaper);
+    }
+}
+
+void dm_reaper_keeper_lost(struct dm_reaper *reaper) {
+    reaper->kept = NULL;
+    for (struct dm_link *l = reaper->alive.next; l != &reaper->alive; l = l->next) {
+        struct dm_leader *leader = dm_container(l, struct dm_leader, link);
+        if (leader->kept) {
+            dm_poll_start(&leader->poll, UV_READABLE, on_pidfd);
+        }
+    }
+    reap_list(&reaper->lingering);
+    report(reaper);
 }
 
 int dm_reaper_init(struct dm_reaper *reaper, uv_loop_t *loop) {
@@ -352,6 +430,7 @@ static void reap_until(struct dm_reaper *reaper, uint64_t deadline_ms) {
 }
 
 void dm_reaper_stop_all(struct dm_reaper *reaper, uint64_t grace_ms) {
+    reaper->kept = NULL;
     /* The rest of a group is waited for no longer. */
     for (struct dm_link *l = reaper->alive.next; l != &reaper->alive; l = l->next) {
         dm_container(l, struct dm_leader, link)->lingers = false;

@@ -7,6 +7,7 @@
 #include "base/list.h"
 #include "base/poll.h"
 #include "base/signals.h"
+#include "keeper/kept.h"
 
 #include <stdbool.h>
 #include <sys/resource.h>
@@ -32,7 +33,9 @@ struct dm_leader {
     int reaped_pidfd;
     struct dm_exit exit;
     bool lingers;
-    bool ended;                                    /* a zombie, or reaped */
+    bool kept;       /* a child of the keeper's, who waits for it: see dm_reaper_kept_ended */
+    bool reap_asked; /* of the keeper */
+    bool ended;      /* a zombie, or reaped */
     void (*before_reap)(struct dm_leader *leader); /* just ended: /proc/PID can be read */
     void (*on_ended)(struct dm_leader *leader);    /* from the loop; others of its group live */
     void (*on_reaped)(struct dm_leader *leader);   /* once, from the loop */
@@ -52,7 +55,8 @@ struct dm_reaper {
     struct dm_link lingering; /* reported */
     struct dm_link reaped;    /* reaped, not yet reported */
     int count;
-    pid_t attendant; /* a child that is none of anybody's business (deathwatch.c), or 0 */
+    struct dm_kept *kept; /* who reaps those of a former master, or NULL */
+    pid_t attendant;      /* a child that is none of anybody's business (deathwatch.c), or 0 */
     pid_t inherited[DM_INHERITED_MAX];
     size_t inherited_count;
     void (*on_orphan)(struct dm_reaper *reaper, pid_t pid, const struct dm_exit *exit);
@@ -64,6 +68,13 @@ void dm_reaper_deinit(struct dm_reaper *reaper);
 
 /* `leader` has its pid, pidfd and callbacks set. On failure the caller still owns pid and pidfd. */
 int dm_reaper_add(struct dm_reaper *reaper, struct dm_leader *leader);
+
+/* What the keeper says of leaders that are `kept`; and that it has died: they are waited for by
+ * their pidfds then, and how they ended is not known. */
+void dm_reaper_kept_ended(struct dm_reaper *reaper, pid_t pid, const struct dm_exit *exit,
+                          bool others);
+void dm_reaper_kept_reaped(struct dm_reaper *reaper, pid_t pid, const struct rusage *usage);
+void dm_reaper_keeper_lost(struct dm_reaper *reaper);
 
 /* 0, UV_ESRCH once reaped, or another negative errno. */
 int dm_leader_signal(const struct dm_leader *leader, int number);

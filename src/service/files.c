@@ -6,6 +6,7 @@
  */
 #include "service/files.h"
 
+#include "base/identity.h"
 #include "service/append.h"
 
 #include <errno.h>
@@ -244,7 +245,7 @@ static int write_pid(int dir, const char *base) {
     if (fd < 0) {
         return -errno;
     }
-    if (dprintf(fd, "%d\n", (int)getpid()) >= 0 && renameat(dir, temp, dir, base) == 0) {
+    if (dprintf(fd, "%d\n", (int)dm_identity()) >= 0 && renameat(dir, temp, dir, base) == 0) {
         return fd;
     }
     int err = -errno;
@@ -285,7 +286,7 @@ void dm_pid_file_close(struct dm_pid_file *file) {
     char text[16] = "";
     if (fstat(file->fd, &ours) == 0 && lstat(file->path, &named) == 0 &&
         ours.st_dev == named.st_dev && ours.st_ino == named.st_ino &&
-        pread(file->fd, text, sizeof text - 1, 0) > 0 && dm_parse_pid(text) == getpid()) {
+        pread(file->fd, text, sizeof text - 1, 0) > 0 && dm_parse_pid(text) == dm_identity()) {
         unlink(file->path);
     }
     close(file->fd);

@@ -7,6 +7,7 @@
  */
 #include "service/lock.h"
 
+#include "base/identity.h"
 #include "service/files.h"
 
 #include <errno.h>
@@ -120,11 +121,31 @@ int dm_lock_open(const char *path, struct dm_lock **lock, pid_t *holder, const c
     l->ino = st.st_ino;
     memcpy(l->path, path, len);
     /* The pid is for people; on a full disk the lock holds without it. */
-    if (ftruncate(fd, 0) == 0 && dprintf(fd, "%d\n", (int)getpid()) < 0) {
+    if (ftruncate(fd, 0) == 0 && dprintf(fd, "%d\n", (int)dm_identity()) < 0) {
         (void)ftruncate(fd, 0);
     }
     *lock = l;
     return 0;
+}
+
+int dm_lock_resume(const char *path, int fd, struct dm_lock **lock) {
+    struct stat st;
+    const size_t len = strlen(path) + 1;
+    struct dm_lock *l = malloc(sizeof *l + len);
+    if (l == NULL || fstat(fd, &st) < 0) {
+        free(l);
+        return l == NULL ? -ENOMEM : -EBADF;
+    }
+    l->fd = fd;
+    l->dev = st.st_dev;
+    l->ino = st.st_ino;
+    memcpy(l->path, path, len);
+    *lock = l;
+    return 0;
+}
+
+int dm_lock_fd(const struct dm_lock *lock) {
+    return lock->fd;
 }
 
 void dm_lock_close(struct dm_lock *lock) {

@@ -9,5 +9,8 @@ struct dm_lock;
  * negative errno, with *why set where the errno does not say enough. Makes the parent directory,
  * mode 0700, if it is missing. */
 int dm_lock_open(const char *path, struct dm_lock **lock, pid_t *holder, const char **why);
+/* The same lock, held by a copy of the descriptor of a master that has died. */
+int dm_lock_resume(const char *path, int fd, struct dm_lock **lock);
+int dm_lock_fd(const struct dm_lock *lock);
 /* Removes the file if it is still ours, releases the lock and frees. */
 void dm_lock_close(struct dm_lock *lock);

@@ -3,7 +3,8 @@
  * Whoever can reach the socket is untrusted. Credentials come
  * from the kernel; every descriptor sent along is closed, on every path (a sender of BARRIER=1
  * waits for just that); whatever is wrong with a datagram, the next one is read (CVE-2016-7796 was
- * a watcher that stopped at an empty one).
+ * a watcher that stopped at an empty one). Longer than 400 lines: one socket, from its name to its
+ * end.
  */
 #include "service/notify.h"
 
@@ -342,17 +343,7 @@ static void on_closed(uv_handle_t *handle) {
     free(n);
 }
 
-int dm_notify_open(uv_loop_t *loop, uid_t uid, const struct dm_notify_events *events, void *ctx,
-                   struct dm_notify **notify) {
-    struct dm_notify *n = calloc(1, sizeof *n);
-    if (n == NULL) {
-        return -ENOMEM;
-    }
-    n->uid = uid;
-    n->fd = -1;
-    n->events = *events;
-    n->ctx = ctx;
-    int err = open_socket(n);
+static int start(struct dm_notify *n, uv_loop_t *loop, int err, struct dm_notify **notify) {
     if (err == 0) {
         err = dm_poll_init(loop, &n->poll, n->fd);
     }
@@ -372,6 +363,38 @@ int dm_notify_open(uv_loop_t *loop, uid_t uid, const struct dm_notify_events *ev
     }
     *notify = n;
     return 0;
+}
+
+static struct dm_notify *make(uid_t uid, const struct dm_notify_events *events, void *ctx) {
+    struct dm_notify *n = calloc(1, sizeof *n);
+    if (n != NULL) {
+        n->uid = uid;
+        n->fd = -1;
+        n->events = *events;
+        n->ctx = ctx;
+    }
+    return n;
+}
+
+int dm_notify_open(uv_loop_t *loop, uid_t uid, const struct dm_notify_events *events, void *ctx,
+                   struct dm_notify **notify) {
+    struct dm_notify *n = make(uid, events, ctx);
+    return n == NULL ? -ENOMEM : start(n, loop, open_socket(n), notify);
+}
+
+int dm_notify_resume(uv_loop_t *loop, uid_t uid, int fd, const char *name,
+                     const struct dm_notify_events *events, void *ctx, struct dm_notify **notify) {
+    struct dm_notify *n = make(uid, events, ctx);
+    if (n == NULL) {
+        return -ENOMEM;
+    }
+    n->fd = fd;
+    snprintf(n->name, sizeof n->name, "%s", name);
+    return start(n, loop, 0, notify);
+}
+
+int dm_notify_fd(const struct dm_notify *n) {
+    return n->fd;
 }
 
 const char *dm_notify_name(const struct dm_notify *n) {

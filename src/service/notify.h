@@ -31,6 +31,10 @@ struct dm_notify_field {
 /* Accepts from root, our own user and `uid`. */
 int dm_notify_open(uv_loop_t *loop, uid_t uid, const struct dm_notify_events *events, void *ctx,
                    struct dm_notify **notify);
+/* The same socket again, after the master that opened it has died. */
+int dm_notify_resume(uv_loop_t *loop, uid_t uid, int fd, const char *name,
+                     const struct dm_notify_events *events, void *ctx, struct dm_notify **notify);
+int dm_notify_fd(const struct dm_notify *notify);
 /* What to put into NOTIFY_SOCKET. */
 const char *dm_notify_name(const struct dm_notify *notify);
 void dm_notify_close(struct dm_notify *notify);

@@ -13,8 +13,10 @@
 #include <unistd.h>
 
 static char *name;
+static struct dm_kept *through;
 
-void dm_sd_notify_init(void) {
+void dm_sd_notify_init(struct dm_kept *kept) {
+    through = kept;
     const char *value = getenv("NOTIFY_SOCKET");
     free(name);
     name = value == NULL || value[0] == '\0' ? NULL : strdup(value);
@@ -44,6 +46,9 @@ static int make_address(struct sockaddr_un *addr, socklen_t *len) {
 int dm_sd_notify(const char *text) {
     if (name == NULL) {
         return 0;
+    }
+    if (through->open) {
+        return dm_kept_notify(through, text);
     }
     struct sockaddr_un addr;
     socklen_t len;

@@ -234,18 +234,32 @@ static void free_server(struct dm_server *server) {
     free(server);
 }
 
-static int open_sockets(struct dm_server *server, const struct sockaddr_un *addr,
+/* Another's name is not removed at the end: if that is there now, ours was made for nobody. */
+static int resume(struct dm_server *server, const struct sockaddr_un *addr) {
+    struct stat st;
+    if (lstat(addr->sun_path, &st) == 0 && S_ISSOCK(st.st_mode)) {
+        server->dev = st.st_dev;
+        server->ino = st.st_ino;
+        memcpy(server->path, addr->sun_path, sizeof server->path);
+    }
+    return dm_poll_init(server->loop, &server->poll, server->fd);
+}
+
+static int open_sockets(struct dm_server *server, const struct sockaddr_un *addr, int fd,
                         const char **why) {
-    server->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    server->fd = fd >= 0 ? fd : socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     server->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
     if (server->fd < 0 || server->spare_fd < 0) {
         return -errno;
+    }
+    if (fd >= 0) {
+        return resume(server, addr);
     }
     int err = open_path(server, addr, why);
     return err == 0 ? dm_poll_init(server->loop, &server->poll, server->fd) : err;
 }
 
-int dm_server_open(uv_loop_t *loop, const char *path, uint64_t request_ms,
+int dm_server_open(uv_loop_t *loop, const char *path, int fd, uint64_t request_ms,
                    dm_server_client_cb on_client, void *ctx, struct dm_server **server,
                    const char **why) {
     *why = NULL;
@@ -265,7 +279,7 @@ int dm_server_open(uv_loop_t *loop, const char *path, uint64_t request_ms,
     s->request_ms = request_ms;
     s->on_client = on_client;
     s->ctx = ctx;
-    err = open_sockets(s, &addr, why);
+    err = open_sockets(s, &addr, fd, why);
     if (err != 0) {
         free_server(s);
         return err;
@@ -278,6 +292,10 @@ int dm_server_open(uv_loop_t *loop, const char *path, uint64_t request_ms,
 
 static void on_closed(uv_handle_t *handle) {
     free(handle->data);
+}
+
+int dm_server_fd(const struct dm_server *server) {
+    return server->fd;
 }
 
 void dm_server_close(struct dm_server *server) {

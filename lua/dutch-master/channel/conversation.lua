@@ -14,6 +14,8 @@ M.__index = M
 
 -- More open or unanswered sockets than any app has; a worker that asks on for ever is stopped here.
 local MAX_SOCKETS = 1024
+-- Connections that were given to a worker in the last moments of a master.
+local UNANSWERED_MAX = 1000
 local MAX_TICKET_NAMES = 256 -- addresses whose session keys are remembered
 local MAX_TICKET_BYTES = 4096 -- 96 are usual
 
@@ -27,6 +29,21 @@ Tickets.__index = Tickets
 --- The memory that all conversations of one cluster share.
 function M.tickets()
     return setmetatable({ by_name = {}, count = 0 }, Tickets)
+end
+
+--- For another master: see keeper/state.lua.
+function Tickets:keep()
+    local list = {}
+    for name, entry in pairs(self.by_name) do
+        list[#list + 1] = { name = name, entry = entry }
+    end
+    return list
+end
+
+function Tickets:resume(kept)
+    for _, item in ipairs(kept) do
+        self.by_name[item.name], self.count = item.entry, self.count + 1
+    end
 end
 
 -- What to answer a worker that brought `data` for the listener `name`. Keys are normally random and the first worker's
@@ -334,6 +351,7 @@ function M:bad(reason)
 end
 
 --- One line that came from the worker. Never throws, whatever it is.
+-- @return the kind of event that it was, if it was one
 function M:line(text, _had_fd)
     if self.state == 'closed' or self.state == 'broken' then
         return
@@ -344,6 +362,7 @@ function M:line(text, _had_fd)
         return
     end
     HANDLERS[event.kind](self, event)
+    return event.kind
 end
 
 -------------------------------------------------------------------------------------------------------------------
@@ -468,6 +487,30 @@ function M:newconn(fd, done, name)
         return nil, message, code
     end
     return true
+end
+
+--- For another master: see keeper/state.lua.
+function M:keep()
+    local sockets = {}
+    for key, socket in pairs(self.sockets) do
+        sockets[#sockets + 1] = { key = key, socket = socket }
+    end
+    return { state = self.state, sockets = sockets, next_key = self.next_key, next_newconn = self.next_newconn,
+        handed_tickets = self.handed_tickets, booted = self.booted, asked = self.asked, draining = self.draining }
+end
+
+--- The talk goes on where a former master died. What a worker was asked and has not answered is nobody's question now.
+function M:resume(kept)
+    for _, field in ipairs { 'state', 'next_key', 'next_newconn', 'handed_tickets', 'booted', 'asked', 'draining' } do
+        self[field] = kept[field]
+    end
+    -- What it was given last may still be on its way: its answer is for no later one.
+    self.next_newconn = self.next_newconn + UNANSWERED_MAX
+    for _, entry in ipairs(kept.sockets) do
+        self.sockets[entry.key] = entry.socket
+        self.by_name[entry.socket.name] = entry.key
+        self.count = self.count + 1
+    end
 end
 
 --- The channel is closed. Connections that were not confirmed come back by done(false, true).

@@ -21,7 +21,8 @@ M.TYPES = {
     limits = 'table<string, integer|string|{ soft?: integer|string, hard?: integer|string }>',
     cpus = 'string|integer[]', workerOutput = 'string', keepOutput = 'string|integer', pidFile = 'string',
     controlSocket = 'string', onReady = 'fun()', onWorkerReady = WORKER_HOOK, onWorkerExit = 'fun(report: table)',
-    onMessage = 'fun(worker: dutch.Worker, message: any)', onRestart = 'fun(verdict: dutch.Verdict)', every = 'table',
+    onMessage = 'fun(worker: dutch.Worker, message: any)', onRestart = 'fun(verdict: dutch.Verdict)',
+    onUpgrade = 'fun(verdict: table)', every = 'table',
 }
 
 -- Simple ones follow from what the type says that it expects.

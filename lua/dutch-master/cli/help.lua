@@ -67,6 +67,8 @@ dutch-master master.lua             run a cluster, in the foreground
                                     --watch [PATH ...]: restart on changes
                                     --take-over: first end the workers that a
                                     killed master has left
+                                    --keeper: a small parent starts another
+                                    master if this one dies
 dutch-master VERB [master.lua] ...  ask the one that runs (./master.lua)
 
 ]]

@@ -130,8 +130,9 @@ function M.render(ctx, status)
     local lines = {
         ctx.paint('bold', format.visible(status.script)),
         M.headline(ctx, status),
-        ('master: pid %d, up %s, %s, version %s'):format(status.pid, format.duration(status.uptime_ms),
-            number(status.rss_kb, format.kilobytes), status.version),
+        ('master: pid %d, up %s, %s, version %s%s'):format(status.pid, format.duration(status.uptime_ms),
+            number(status.rss_kb, format.kilobytes), status.version,
+            status.image and (' (%s)'):format(format.visible(status.image)) or ''),
     }
     if (status.unserved or 0) > 0 then
         lines[#lines + 1] = ctx.paint('red', ('%s in a queue that nobody serves'):format(

@@ -18,6 +18,8 @@ local M = {
         .. '3 not running, 124 timed out',
 }
 
+local NOT_RUNNING = 3
+
 function M.run(ctx)
     local waiting = ctx.options.wait or ctx.options.timeout
     local accepted, exit_code = false, nil
@@ -31,14 +33,15 @@ function M.run(ctx)
         end
         return exit_code == nil and 0 or exit_code
     end
-    return (client.ask(ctx, { verb = 'stop', wait = waiting and true or nil }, {
+    local kept, ask
+    local handlers = {
         timeout_ms = ctx.options.timeout and ctx.options.timeout * 1000,
         timed_out = ctx.options.timeout and function()
             ctx.err(('dutch-master: not stopped within %gs; it goes on stopping\n'):format(ctx.options.timeout))
             return 124
         end,
-        event = function()
-            accepted = true
+        event = function(answer)
+            accepted, kept = true, answer.kept
         end,
         done = function(answer)
             if waiting then
@@ -50,12 +53,20 @@ function M.run(ctx)
             return 0
         end,
         lost = function(reason)
-            if accepted or exit_code then
+            if kept and exit_code == nil then -- another master may go on with it
+                kept = nil
+                local code = ask()
+                return code == NOT_RUNNING and verdict() or code
+            elseif accepted or exit_code then
                 return verdict()
             end
             return client.say_gone(ctx, 'stop', reason)
         end,
-    }))
+    }
+    function ask()
+        return (client.ask(ctx, { verb = 'stop', wait = waiting and true or nil }, handlers))
+    end
+    return ask()
 end
 
 return M

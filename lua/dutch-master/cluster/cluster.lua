@@ -58,10 +58,24 @@ function Cluster:start(count)
     self:resize(count)
 end
 
+-- Who asked before, and lost its connection with a master that died, asks for the same once more.
+-- @return whether that was so
+local function heard_again(self, request)
+    local former = self.last_verdict
+    if request.key ~= nil and former and former.key == request.key then
+        request.on_verdict(former)
+        return true
+    end
+    return self.loading and self.loading:hear(request) or self.restarting and self.restarting:hear(request)
+end
+
 --- Asks for a rolling restart.
 -- @param request {cause = 'signal'|'control'|'script', signal, who = {pid, uid, command, parent}, on_progress,
---   on_verdict}
+--   on_verdict, key = its own name, or nil: then the same request may come again}
 function Cluster:restart(request)
+    if heard_again(self, request) then
+        return
+    end
     self.agenda:post(self, 'restart', request)
 end
 
@@ -330,57 +344,64 @@ local function refused_at_boot(self, worker)
     end
 end
 
-local function fork(self, slot)
-    return self.launcher:launch {
-        slot = slot.number,
-        generation = slot.generation,
-        on = {
-            forked = function(worker)
-                self.workers[worker.id] = worker
-                self.process_count = self.process_count + 1
-                self.has_forked = true
-            end,
-            ready = function(worker)
-                self.served = true
+local function add_worker(self, worker)
+    self.workers[worker.id] = worker
+    self.process_count = self.process_count + 1
+    self.has_forked = true
+end
+
+-- What is heard of a worker.
+local function of_workers(self)
+    return {
+        forked = function(worker)
+            add_worker(self, worker)
+        end,
+        ready = function(worker)
+            self.served = true
+            local slot = self:slot_of(worker)
+            if slot then
                 to_restart(self, 'ready', slot, worker)
-                to_slot(self, worker, 'ready')
-                self.launcher.hooks:run_for(worker.id, 'onWorkerReady', worker:describe())
-            end,
-            lost = function(worker, reason, fault)
-                to_slot(self, worker, 'lost', reason)
-                if fault and not self.has_forked then
-                    -- Nothing runs yet: better to say so than to wait.
-                    self.agenda:post(self, 'fatal', reason, fault == 'script' and EXIT_SCRIPT or EXIT_SYSTEM)
-                end
-            end,
-            replace = function(worker)
-                local place = self:slot_of(worker)
-                if place then
-                    self.agenda:post(place, 'replace', nil, worker)
-                end
-            end,
-            gone = function(worker)
-                if self.unsaid and self.unsaid.worker == worker then
-                    say_boot_failure(self, worker)
-                else
-                    refused_at_boot(self, worker)
-                end
-                worker_gone(self, worker)
-            end,
-            must_listen_at = function(worker)
-                return must_listen_at(self, worker)
-            end,
-            message = function(worker, _, text)
-                self.launcher.hooks:message(worker, text)
-            end,
-        },
+            end
+            to_slot(self, worker, 'ready')
+            self.launcher.hooks:run_for(worker.id, 'onWorkerReady', worker:describe())
+        end,
+        lost = function(worker, reason, fault)
+            to_slot(self, worker, 'lost', reason)
+            if fault and not self.has_forked then
+                -- Nothing runs yet: better to say so than to wait.
+                self.agenda:post(self, 'fatal', reason, fault == 'script' and EXIT_SCRIPT or EXIT_SYSTEM)
+            end
+        end,
+        replace = function(worker)
+            local place = self:slot_of(worker)
+            if place then
+                self.agenda:post(place, 'replace', nil, worker)
+            end
+        end,
+        gone = function(worker)
+            if self.unsaid and self.unsaid.worker == worker then
+                say_boot_failure(self, worker)
+            else
+                refused_at_boot(self, worker)
+            end
+            worker_gone(self, worker)
+        end,
+        must_listen_at = function(worker)
+            return must_listen_at(self, worker)
+        end,
+        message = function(worker, _, text)
+            self.launcher.hooks:message(worker, text)
+        end,
     }
 end
 
-local function new_slot(self, number)
-    return Slot.new {
-        number = number,
-        generation = self.generation,
+local function fork(self, slot)
+    return self.launcher:launch { slot = slot.number, generation = slot.generation, on = of_workers(self) }
+end
+
+-- What a slot is made with.
+local function of_slots(self)
+    return {
         platform = self.platform,
         agenda = self.agenda,
         rules = function(slot)
@@ -423,6 +444,125 @@ local function new_slot(self, number)
             end,
         },
     }
+end
+
+local function new_slot(self, number)
+    local options = of_slots(self)
+    options.number, options.generation = number, self.generation
+    return Slot.new(options)
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Over the death of a master
+
+local KEPT = { 'state', 'started_at', 'generation', 'newest', 'wanted', 'configured', 'ready', 'served', 'killed',
+    'exit_code', 'has_forked', 'last_request', 'last_verdict', 'gave_up' }
+-- Exits that another master can tell of, and bytes of the last words of each.
+local EXITS_HANDED_ON, WORDS_HANDED_ON = 20, 500
+
+local function keep_reports(self)
+    local kept = {}
+    for i = math.max(#self.reports - EXITS_HANDED_ON, 0) + 1, #self.reports do
+        local copy = {}
+        for key, value in pairs(self.reports[i]) do
+            copy[key] = value
+        end
+        copy.stderr = copy.stderr and copy.stderr:sub(-WORDS_HANDED_ON)
+        kept[#kept + 1] = copy
+    end
+    return kept
+end
+
+-- The restart that was asked for last and has no verdict.
+local function keep_restart(self)
+    local restart = self.loading or self.restarting
+    local request = restart and restart.request
+    return request and { previous = self.restarting and self.restarting.previous, request = { cause = request.cause,
+        signal = request.signal, who = request.who, reason = request.reason, key = request.key } }
+end
+
+--- For another master: see keeper/state.lua.
+function Cluster:keep(book)
+    local kept = { slots = {}, workers = {}, reports = keep_reports(self), totals = self.totals:keep(),
+        restart = keep_restart(self), failure = self.failure or self.unsaid and self.unsaid.message }
+    for _, field in ipairs(KEPT) do
+        kept[field] = self[field]
+    end
+    for i, slot in ipairs(self.slots) do
+        kept.slots[i] = slot:keep()
+        local incoming = slot.incoming
+        if incoming and not self.workers[incoming.id] then
+            kept.workers[#kept.workers + 1] = incoming:keep(book)
+        end
+    end
+    for _, worker in pairs(self.workers) do
+        kept.workers[#kept.workers + 1] = worker:keep(book)
+    end
+    return kept
+end
+
+local function resume_workers(self, kept, former)
+    local unsure = {}
+    for _, state in ipairs(kept.workers) do
+        local worker, clear
+        if state.pid then
+            worker, clear = self.launcher:take_over(state, of_workers(self), former)
+        end
+        if worker then
+            add_worker(self, worker)
+            unsure[worker] = not clear or nil
+        end
+    end
+    return unsure
+end
+
+-- A restart begins anew with what is there.
+local function resume_restart(self, kept)
+    if not kept then
+        return
+    end
+    local previous = kept.previous
+    if previous then
+        self.generation = previous
+        for _, slot in ipairs(self.slots) do
+            self.agenda:post(slot, 'cancel', previous)
+        end
+    end
+    self:restart(kept.request)
+end
+
+--- Goes on with the cluster of a former master, whose workers have served meanwhile.
+function Cluster:resume(kept, former)
+    for _, field in ipairs(KEPT) do
+        self[field] = kept[field]
+    end
+    self.reports, self.failure = kept.reports, kept.exit_code and kept.failure
+    self.totals:resume(kept.totals)
+    local unsure = resume_workers(self, kept, former)
+    self.sockets:keep_only(self.workers)
+    self.agenda:hold(function()
+        local state = kept.state == 'rolling' and (self.ready and 'steady' or 'booting') or kept.state
+        self.stop_requests, self.stopping_at = {}, self.platform.now()
+        self.agenda:start(self, definition, state)
+        for i, slot in ipairs(kept.slots) do
+            self.slots[i] = Slot.resume(of_slots(self), slot, self.workers)
+        end
+        for _, worker in ipairs(kept.workers) do
+            if self.workers[worker.id] then
+                self.workers[worker.id]:go_on(worker)
+            end
+        end
+        for worker in pairs(unsure) do
+            worker:distrust()
+        end
+        if state ~= 'stopping' then
+            resume_restart(self, kept.restart)
+            self.agenda:post(self, 'served')
+        elseif self.process_count == 0 then
+            self.agenda:post(self, 'emptied')
+        end
+    end)
+    return self.process_count
 end
 
 --- Starts or drains the difference between the present number of slots and `count`.
@@ -667,6 +807,7 @@ end
 
 definition = machine.define {
     name = 'cluster',
+    keeps = true,
     news = true,
     initial = 'booting',
     events = {

@@ -270,6 +270,15 @@ function Health:forgive()
     self.alive_at = self.platform.now()
 end
 
+--- Of a worker that serves already: a former master has seen that.
+function Health:resume(alive_at)
+    self.alive_at = alive_at
+    if self.watchdog_ms then
+        self:ask()
+    end
+    self:serves()
+end
+
 --- Nothing is asked any more. May be called by what it calls.
 function Health:close()
     self.state = 'quiet'

@@ -84,4 +84,21 @@ function Leaving:kill()
     self.killed = true
 end
 
+local KEPT = { 'why', 'told', 'lost', 'late', 'killed', 'daemon', 'until_ms' }
+
+--- For another master: see keeper/state.lua.
+function Leaving:keep()
+    local kept = {}
+    for _, field in ipairs(KEPT) do
+        kept[field] = self[field]
+    end
+    return kept
+end
+
+function Leaving:resume(kept)
+    for _, field in ipairs(KEPT) do
+        self[field] = kept[field]
+    end
+end
+
 return Leaving

@@ -54,6 +54,16 @@ local function count_serving(slots)
     return count
 end
 
+--- Its requester asks once more, by another connection: what there is to hear from now on goes there.
+-- @return false if it is another one's restart
+function Restart:hear(request)
+    if request.key == nil or request.key ~= self.request.key then
+        return false
+    end
+    self.request.on_progress, self.request.on_verdict = request.on_progress, request.on_verdict
+    return true
+end
+
 --- Answers a request that does not come about.
 -- @param slots all of the cluster
 function Restart.refuse(request, result, generation, slots, message)
@@ -252,7 +262,7 @@ local function finish(self, result, done, message)
     local verdict = {
         result = result, generation = self.generation, total = self.total or self.walk.total, done = done,
         duration_ms = self.platform.now() - self.started_at, message = message, slots = #slots,
-        serving = count_serving(slots), failure = self.cause and self.cause.failure,
+        serving = count_serving(slots), failure = self.cause and self.cause.failure, key = self.request.key,
     }
     if self.request.on_verdict then
         self.request.on_verdict(verdict)
@@ -536,6 +546,7 @@ end
 
 definition = machine.define {
     name = 'restart',
+    keeps = true,
     news = true,
     initial = 'loading',
     events = {

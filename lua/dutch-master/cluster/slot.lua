@@ -44,6 +44,43 @@ function Slot:is_proving(worker)
     return self.state == 'proving' and self.incoming == worker
 end
 
+local KEPT = { 'number', 'generation', 'failures', 'forks', 'wait_ms', 'forked_at', 'prolonged_ms' }
+
+--- For another master: see keeper/state.lua.
+function Slot:keep()
+    local kept = { state = self.state, current = self.current and self.current.id,
+        incoming = self.incoming and self.incoming.id, weary = self.weary and self.weary.id }
+    for _, field in ipairs(KEPT) do
+        kept[field] = self[field]
+    end
+    return kept
+end
+
+-- What is left of it: who is not there any more has ended with the former master, or was in the middle of its fork.
+local function state_of(self, kept)
+    local state = kept.state
+    if not self.current then
+        return 'filling'
+    elseif state == 'filling' or state == 'proving' and not self.incoming then
+        return 'replacing'
+    end
+    return state
+end
+
+--- A slot of a former master.
+-- @param options as of Slot.new, but for number and generation
+-- @param workers id -> worker
+function Slot.resume(options, kept, workers)
+    local self = setmetatable(options, Slot)
+    for _, field in ipairs(KEPT) do
+        self[field] = kept[field]
+    end
+    self.current, self.incoming = workers[kept.current], workers[kept.incoming]
+    self.weary = workers[kept.weary]
+    self.agenda:start(self, definition, state_of(self, kept))
+    return self
+end
+
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Actions
 
@@ -260,6 +297,7 @@ end
 
 definition = machine.define {
     name = 'slot',
+    keeps = true,
     news = true,
     initial = 'filling',
     events = {

@@ -111,6 +111,7 @@ function M.full(cluster)
     end)
     return {
         script = cluster.script, pid = platform.pid(), version = platform.version, state = cluster.state,
+        image = platform.executable and platform.executable(),
         generation = cluster.generation, wanted = cluster.wanted, uptime_ms = now - cluster.started_at,
         rss_kb = own.rss_kb, cpu_ms = own.cpu_ms, workers = workers, slots = of_slots(cluster),
         totals = cluster.totals:snapshot(), sockets = queues.totals, unserved = queues.unserved,

@@ -63,4 +63,15 @@ function Totals:snapshot()
         roll_ms = self.roll_ms }
 end
 
+--- For another master: see keeper/state.lua.
+function Totals:keep()
+    return self:snapshot()
+end
+
+function Totals:resume(kept)
+    for key, value in pairs(kept) do
+        self[key] = value
+    end
+end
+
 return Totals

@@ -231,17 +231,18 @@ function Worker:reopen_output()
     return self.platform.reopen_append(self.output_fd, self.plan.worker_output)
 end
 
---- Forks.
--- @param fields what platform.spawn takes, without the callbacks
--- @return true, or nil, message, code when there was no fork: the worker never lived
-function Worker:spawn(fields)
-    self.asks = self.kind.asks
-    self.stop_signal = self.plan.stop_signal or self.kind.default_stop_signal
+-- Lines that say nothing which another master would have to know.
+local TRANSIENT = { load = true, metrics = true, message = true, ack = true, unknown = true }
+
+-- What its process tells the master.
+local function listen_to(self, fields)
     function fields.on_exec()
         self.exec_at = self.platform.now()
     end
     function fields.on_line(_, line, had_fd)
-        self.conversation:line(line, had_fd)
+        if not TRANSIENT[self.conversation:line(line, had_fd)] then
+            self.platform.touch()
+        end
     end
     function fields.on_skipped(_, length, had_fd)
         self.log:warn({ bytes = length }, 'Message of the worker dropped: longer than 8 MiB')
@@ -265,6 +266,16 @@ function Worker:spawn(fields)
             self.output:write(self.id, stream, data)
         end
     end
+    return fields
+end
+
+--- Forks.
+-- @param fields what platform.spawn takes, without the callbacks
+-- @return true, or nil, message, code when there was no fork: the worker never lived
+function Worker:spawn(fields)
+    self.asks = self.kind.asks
+    self.stop_signal = self.plan.stop_signal or self.kind.default_stop_signal
+    listen_to(self, fields)
     self.channel_open, self.search_path = fields.channel, fields.search_path
     if fields.channel then
         start_conversation(self)
@@ -285,6 +296,133 @@ function Worker:spawn(fields)
     end
     self.log:info('Creating new worker')
     return true
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Over the death of a master
+
+local KEPT = { 'id', 'slot', 'generation', 'state', 'pid', 'release', 'asks', 'stop_signal', 'channel_open',
+    'search_path', 'forked_at', 'exec_at', 'ready_at', 'ready_by', 'oom_kills_before', 'listening', 'refused' }
+
+--- For another master: see keeper/state.lua. Of one that has no process there is nothing to keep but its number.
+function Worker:keep(book)
+    local process = self.child and self.child:keep()
+    if not process then
+        return { id = self.id, slot = self.slot, generation = self.generation }
+    end
+    local kept = { plan = book:share(self.plan), leaving = self.leaving:keep(), process = {
+        mark = process.mark, reports = self.output and 1 or nil,
+        pidfd = book:fd('pid/' .. self.id, process.pidfd, self.pid),
+        channel = book:fd('channel/' .. self.id, process.channel),
+        out = book:fd('out/' .. self.id, process.out), err = book:fd('err/' .. self.id, process.err),
+    } }
+    for _, field in ipairs(KEPT) do
+        kept[field] = self[field]
+    end
+    kept.conversation = self.conversation and self.conversation:keep()
+    kept.alive_at = self.health and self.health.alive_at
+    kept.notify = self.notify and { fd = book:fd('notify/' .. self.id, self.notify:fd()), name = self.notify:name() }
+    return kept
+end
+
+-- @return the child, whether its channel can go on; or nil, message
+local function adopt_process(self, kept, former)
+    local process, fields = kept.process, listen_to(self, { pid = self.pid, lingers = true })
+    for _, name in ipairs { 'pidfd', 'channel', 'out', 'err' } do
+        fields[name] = former:take(process[name])
+    end
+    fields.mark, fields.reports = process.mark, process.reports
+    local fd = self:open_output()
+    fields.stdout, fields.stderr = fd or 1, fd or 2
+    if not fields.pidfd then
+        return nil, 'its pidfd was not kept'
+    end
+    return self.platform.adopt(fields)
+end
+
+local function resume_notify(self, kept, former)
+    local fd = kept.notify and former:take(kept.notify.fd)
+    if fd then
+        self.notify = self.platform.notify_socket({ uid = self.plan.uid, fd = fd, name = kept.notify.name },
+            function(fields)
+                self.health:notified(fields)
+            end)
+    end
+end
+
+local function resume_health(self, kept)
+    if self.state == 'starting' and not self.channel_open then
+        self.health:given()
+    elseif self.state == 'starting' then
+        for _, info in ipairs(self.conversation:announced()) do
+            self.health:listens(info)
+        end
+    elseif self:serves() then
+        self.health:resume(kept.alive_at)
+    end
+end
+
+-- Its process, which a former master has forked, at the point where that left it.
+local function resume(self, kept, former)
+    for _, field in ipairs(KEPT) do
+        self[field] = kept[field]
+    end
+    self.leaving:resume(kept.leaving)
+    if kept.conversation then
+        start_conversation(self)
+        self.conversation:resume(kept.conversation)
+    end
+    local child, clear = adopt_process(self, kept, former)
+    if not child then
+        self.log:error({ workerPid = self.pid, reason = clear }, 'Worker could not be taken over')
+        return nil
+    end
+    self.child, self.log = child, self.log:child { workerPid = self.pid }
+    resume_notify(self, kept, former)
+    if not clear then
+        self.asks = 'signal' -- a half of a line may be out
+    end
+    return true, clear
+end
+
+--- A worker of a former master. Takes over what that has kept of it.
+-- @param options as of Worker.new
+-- @param made as of take_plan
+-- @return the worker, whether its channel can go on; or nil: it could not be taken over
+function Worker.resume(options, made, kept, former)
+    local self = setmetatable(options, Worker)
+    self.id, self.slot, self.generation = kept.id, kept.slot, kept.generation
+    self.log = options.log:child { workerId = self.id, generation = self.generation }
+    self.leaving = Leaving.new(self.platform)
+    self:take_plan { plan = made.plan, kind = made.kind, release = kept.release }
+    local ok, clear = resume(self, kept, former)
+    if not ok then
+        return nil
+    end
+    return self, clear
+end
+
+--- Its channel cannot be trusted: it serves until another one does. One that is starting begins anew.
+function Worker:distrust()
+    self.log:warn('Its channel was in use when the former master died: the worker is replaced')
+    if self.state == 'starting' then
+        self.child:close_channel()
+        self.agenda:post(self, 'closed')
+    elseif self:serves() then
+        self:replace 'its master died while they talked'
+    end
+end
+
+--- From now on what comes of it is heard. Its owner knows it by then.
+function Worker:go_on(kept)
+    self.health = new_health(self)
+    self.agenda:start(self, definition, kept.state)
+    resume_health(self, kept)
+    if self.state == 'settling' then
+        self.sockets:leave(self.id, function()
+            self.agenda:post(self, 'settled')
+        end, self.plan.stop_timeout_ms * EMPTYING_SHARE)
+    end
 end
 
 --- Lets go of what a worker holds that was never forked.
@@ -684,6 +822,7 @@ end
 
 definition = machine.define {
     name = 'worker',
+    keeps = true,
     initial = 'preparing',
     events = {
         'prepared', -- (make) all is known that the fork needs

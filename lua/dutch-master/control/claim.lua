@@ -80,6 +80,26 @@ local function claim_name(platform, script)
     return platform.claim(('script/%.0f-%.0f-%s'):format(file.dev, file.ino, file.born or hash(script)))
 end
 
+--- For another master: see keeper/state.lua.
+function Claim:keep(book)
+    return { lock = book:fd('lock', self.lock:fd()), lock_path = self.lock_path, paths = self.paths,
+        name = self.name and book:fd('claim', self.name:fd()) }
+end
+
+--- The place of a former master. @return claim, or nil, message
+function M.resume(kept, former, platform)
+    local lock, message
+    local fd, name = former:take(kept.lock), former:take(kept.name)
+    if fd then
+        lock, message = platform.lock(kept.lock_path, fd)
+    end
+    if not lock then
+        return nil, message or 'the lock was not kept'
+    end
+    return setmetatable({ lock = lock, lock_path = kept.lock_path, name = name and platform.claim('', name),
+        paths = kept.paths, path = kept.paths[1] }, Claim)
+end
+
 --- Takes the place of the one master of `script`. -> claim | nil, message, code; EAGAIN: another one has it.
 -- The socket is also served where the script's path alone puts it: a client can find it without evaluating the script.
 function M.take(world)

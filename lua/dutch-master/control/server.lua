@@ -24,7 +24,7 @@ local MAX_SERVERS = 6
 local Control = {}
 Control.__index = Control
 
---- { platform, cluster, log, output, claim, also = what else is looked after, or nil }
+--- { platform, cluster, log, output, claim, is_kept, upgrade, also = what else is looked after, or nil }
 function M.new(world)
     return setmetatable({
         platform = world.platform,
@@ -33,7 +33,11 @@ function M.new(world)
         output = world.output,
         claim = world.claim,
         also = world.also,
+        upgrade = world.upgrade,
+        is_kept = world.is_kept, -- another master goes on if this one dies
         servers = {},
+        opened = 0,
+        kept = {}, -- server -> {name, path}
         waiting = {},
         handled = 0,
         closed = false,
@@ -223,8 +227,10 @@ local function on_client(control, conn)
     end)
 end
 
-local function serve(control, path)
+-- @param fd of a former master's socket, or nil
+local function serve(control, path, fd)
     local server, message, code = control.platform.serve(path, {
+        fd = fd,
         on_client = function(conn)
             on_client(control, conn)
         end,
@@ -232,7 +238,12 @@ local function serve(control, path)
     if not server then
         return nil, message, code
     end
+    control.opened = control.opened + 1
     control.servers[#control.servers + 1] = server
+    control.kept[server] = { name = ('control/%d'):format(control.opened), path = path }
+    if control.is_kept then
+        control.platform.touch()
+    end
     return true
 end
 
@@ -254,20 +265,38 @@ local function look(control)
         control.complaint = message
     end
     while #control.servers > MAX_SERVERS do
-        table.remove(control.servers, 1):close()
+        local oldest = table.remove(control.servers, 1)
+        control.kept[oldest] = nil
+        oldest:close()
     end
 end
 
+--- For another master: see keeper/state.lua.
+function Control:keep(book)
+    local kept = {}
+    for i, server in ipairs(self.servers) do
+        local entry = self.kept[server]
+        kept[i] = { fd = book:fd(entry.name, server:fd()), path = entry.path }
+    end
+    return { servers = kept, opened = self.opened }
+end
+
+--- @param kept, former of a former master, whose clients wait, or nil
 --- -> true | nil, message, code
-function Control:open()
+function Control:open(kept, former)
     self.timer = self.platform.timer(function()
         take_turn(self)
     end)
     self.looking = self.platform.timer(function()
         look(self)
     end)
+    local fds = {}
+    for _, entry in ipairs(kept and kept.servers or {}) do -- the newest of a path is the one that clients find
+        fds[entry.path] = entry.fd
+    end
+    self.opened = kept and kept.opened or 0
     for _, path in ipairs(self.claim.paths) do
-        local ok, message, code = serve(self, path)
+        local ok, message, code = serve(self, path, fds[path] and former:take(fds[path]))
         if not ok then
             self:close()
             return nil, message, code

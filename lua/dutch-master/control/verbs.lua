@@ -8,6 +8,8 @@ local wire = require 'dutch-master.control.wire'
 local MAX_EVENTS = 1000
 --- Of the workers' output, sent for one request: a client that reads slowly asks slowly.
 local OUTPUT_BYTES = 64 * 1024
+--- Bytes of the name by which a client knows its request again.
+local MAX_KEY = 64
 
 local verbs = {}
 
@@ -28,18 +30,23 @@ function verbs.status(control, _, answer)
     answer:done { status = copy }
 end
 
+local function key_of(request)
+    return type(request.key) == 'string' and #request.key <= MAX_KEY and request.key or nil
+end
+
 function verbs.restart(control, request, answer)
     local wait = request.wait == true
     local who = answer:who() -- before the answer: then the client goes
     if wait then
         answer:hold()
-        answer:event('accepted', {})
+        answer:event('accepted', { kept = control.is_kept })
     else
         answer:done {}
     end
     control.cluster:restart {
         cause = 'control',
         who = who,
+        key = key_of(request),
         on_progress = function(progress)
             answer:event('progress', { done = progress.done, total = progress.total, worker = progress.worker,
                 back = progress.back })
@@ -76,7 +83,7 @@ function verbs.stop(control, request, answer)
     local who = answer:who() -- before the answer: then the client goes
     if wait then
         answer:hold()
-        answer:event('accepted', {})
+        answer:event('accepted', { kept = control.is_kept })
     else
         answer:done {}
     end
@@ -87,6 +94,29 @@ function verbs.stop(control, request, answer)
             answer:done { exit_code = exit_code }
         end,
     }
+end
+
+function verbs.upgrade(control, request, answer)
+    local upgrade = control.upgrade
+    if not upgrade then
+        return answer:fail('the master was started without --keeper: an upgrade is a restart of the service', 'ENOKEEPER')
+    end
+    answer:hold()
+    local function told(verdict)
+        answer:done { verdict = verdict }
+    end
+    if request.again then
+        if not upgrade:hear(key_of(request), told) then
+            answer:fail('nothing is known of that upgrade', 'EUNKNOWN')
+        end
+        return
+    end
+    answer:event('accepted', { kept = true })
+    local ok, message = upgrade:request({ binary = request.binary, version = request.version, reads = request.reads,
+        key = key_of(request), who = answer:who() }, told)
+    if not ok then
+        answer:fail(message, 'EREFUSED')
+    end
 end
 
 function verbs.scale(control, request, answer)

@@ -73,7 +73,10 @@ local function evaluate_whole(self, done)
                 done(...)
                 self.lane:give_back(process)
             end
-            evaluate(self, process, {}, function(session, err)
+            -- Of a former master's, once: what it asked for was heard then.
+            local source = self.source
+            self.source = nil
+            evaluate(self, process, { source = source, repeated = source ~= nil }, function(session, err)
                 if not session then
                     return finish(nil, err)
                 end
@@ -338,6 +341,35 @@ function Launcher:launch(options)
         prepare(self, worker, nil, process, finish)
     end)
     return worker
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Over the death of a master
+
+--- For another master: see keeper/state.lua.
+function Launcher:keep(book)
+    return { next_id = self.next_id, source = self.session.source, plan = book:share(self.plan),
+        evaluations = self.evaluations, releases = self.releases:keep(), tickets = self.tickets:keep() }
+end
+
+--- Evaluates the script as a former master had it last: that was good.
+-- @param done as of load, later, once
+function Launcher:resume(kept, done)
+    self.next_id, self.evaluations = kept.next_id, kept.evaluations
+    self.releases:resume(kept.releases)
+    self.tickets:resume(kept.tickets)
+    self.source = kept.source
+    self:load(done)
+end
+
+--- A worker of a former master.
+-- @return the worker, whether its channel can go on; or nil: it could not be taken over
+function Launcher:take_over(kept, on, former)
+    local plan = former:shared(kept.plan)
+    return Worker.resume({
+        on = on, platform = self.platform, agenda = self.agenda, log = self.log, sockets = self.sockets,
+        tickets = self.tickets, output = self.output,
+    }, { plan = plan, kind = kinds.of(plan) }, kept, former)
 end
 
 --- Gets a process for this worker. fn(process, finish) is called later, if it still wants one.

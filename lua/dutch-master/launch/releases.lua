@@ -52,6 +52,21 @@ function Releases:forget(used)
     end
 end
 
+--- For another master: see keeper/state.lua.
+function Releases:keep()
+    local list = {}
+    for generation, known in pairs(self.known) do
+        list[#list + 1] = { generation = generation, known = known }
+    end
+    return list
+end
+
+function Releases:resume(kept)
+    for _, item in ipairs(kept) do
+        self.known[item.generation] = item.known
+    end
+end
+
 --- Where a fork of this generation runs.
 -- @param cwd where the script would have it, or nil: where the master was started
 -- @param pinned whether the plan says so

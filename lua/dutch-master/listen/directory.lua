@@ -480,6 +480,69 @@ function Directory:close_unused(settled)
     end
 end
 
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Over the death of a master
+
+local function keep_list(list, book)
+    local result = {}
+    for i, rotation in ipairs(list) do
+        result[i] = rotation:keep(book)
+    end
+    return result
+end
+
+--- For another master: see keeper/state.lua.
+function Directory:keep(book)
+    local asked_for_ones = {}
+    for _, rotation in pairs(self.by_key) do
+        asked_for_ones[#asked_for_ones + 1] = rotation
+    end
+    table.sort(asked_for_ones, function(a, b)
+        return a.number < b.number
+    end)
+    return { wanted = self.wanted, opened = self.opened, past = self.past, plan = keep_list(self.plan, book),
+        asked = keep_list(asked_for_ones, book), retired = keep_list(self.retired, book) }
+end
+
+local function resume_list(self, list, former, add)
+    for _, former_one in ipairs(list) do
+        local fields = { want = self.wanted }
+        for key, value in pairs(self.fields) do
+            if key ~= 'backlog' then
+                fields[key] = value
+            end
+        end
+        if former_one.fd then
+            take_inherited(self, former_one.address, former_one.fd)
+        end
+        local rotation, message = Rotation.resume(fields, former_one, former)
+        if not rotation then
+            return nil, message
+        end
+        add(rotation)
+    end
+    return true
+end
+
+--- @return true, or nil, message
+function Directory:resume(state, former)
+    self.wanted, self.opened, self.past = state.wanted, state.opened, state.past
+    local ok, message = resume_list(self, state.plan, former, function(rotation)
+        self.plan[#self.plan + 1] = rotation
+    end)
+    if ok then
+        ok, message = resume_list(self, state.asked, former, function(rotation)
+            self.by_key[rotation.key] = rotation
+        end)
+    end
+    if ok then
+        ok, message = resume_list(self, state.retired, former, function(rotation)
+            self.retired[#self.retired + 1] = rotation
+        end)
+    end
+    return ok, message
+end
+
 function Directory:close()
     self.closed = true
     for _, rotation in ipairs(self:each()) do

@@ -42,7 +42,8 @@ function Lane.new(options)
     self.quiet = true -- the next repair is no news
     self.steered = false
     self.out_since = self.platform.now()
-    self.fd = self.socket:fd() -- to watch it: asked for later, it would be made non-blocking for a worker
+    -- To watch it: asked for later, it would be made non-blocking for a worker.
+    self.fd = self.socket:fd(options.as_it_is and 'as it is' or nil)
     return self
 end
 
@@ -438,6 +439,23 @@ end
 function Lane:close_unused(now)
     return self.state == 'free' and not self.steered and now - self.out_since >= QUARANTINE_MS and self:waiting() == 0
         and self.socket:close()
+end
+
+--- For another master: see keeper/state.lua.
+function Lane:keep(book)
+    local users = {}
+    for id, user in pairs(self.users) do
+        users[#users + 1] = { id = id, state = user.state, weight = user.weight, request = user.request }
+    end
+    return { fd = book:fd('lane/' .. self.name, self.fd), name = self.name, group = self.group, users = users }
+end
+
+--- Its users as a former master had them.
+function Lane:resume(users)
+    for _, user in ipairs(users) do
+        self.users[user.id] = { state = user.state, weight = user.weight, request = user.request }
+    end
+    update(self)
 end
 
 --- For status.

@@ -41,17 +41,26 @@ local function try_listen(self, address, reuseport, done)
     }, done)
 end
 
+-- @param name that it had in a former master, whose state its socket has
+local function add_lane(self, socket, group, name)
+    if not name then
+        self.lane_count = (self.lane_count or 0) + 1
+    end
+    local lane = Lane.new {
+        platform = self.platform, log = self.log, socket = socket, address = self.address.text,
+        may_block = self.may_block, group = group, stall_timeout_ms = self.stall_timeout_ms,
+        name = name or ('%d.%d'):format(self.number or 0, self.lane_count), as_it_is = name ~= nil,
+    }
+    self.lanes[#self.lanes + 1] = lane
+    return lane
+end
+
 local function new_lane(self, group)
     local socket, message, code = self.listener:lane()
     if not socket then
         return nil, message, code
     end
-    local lane = Lane.new {
-        platform = self.platform, log = self.log, socket = socket, address = self.address.text,
-        may_block = self.may_block, group = group, stall_timeout_ms = self.stall_timeout_ms,
-    }
-    self.lanes[#self.lanes + 1] = lane
-    return lane
+    return add_lane(self, socket, group)
 end
 
 -- Whether lanes are possible here is found out by trying, with one lane, before anybody serves.
@@ -90,6 +99,30 @@ local function takers(self, except)
     return able
 end
 
+-- What goes with an open listener.
+local function furnish(self)
+    local listener = self.listener
+    self.shared = listener:shared()
+    self.rescue = Rescue.new {
+        platform = self.platform, log = self.log, address = self.address.text,
+        give = not self.shared and self.give or nil,
+        takers = function(except)
+            return takers(self, except)
+        end,
+    }
+    if not self.shared then
+        self.steering = Steering.new {
+            platform = self.platform, log = self.log, listener = listener, address = self.address.text,
+            lanes = self.lanes,
+            balance = self.balance, want = self.want,
+        }
+        self.census = Census.new {
+            platform = self.platform, log = self.log, listener = listener, address = self.address.text,
+            lanes = self.lanes, worker_of = self.worker_of, holds = self.may_block and self.holds or nil,
+        }
+    end
+end
+
 local function set_up(self, listener)
     self.listener = listener
     self.address = listener:address()
@@ -103,26 +136,9 @@ local function set_up(self, listener)
             end
         end
     end
-    self.shared = listener:shared()
-    self.rescue = Rescue.new {
-        platform = self.platform, log = self.log, address = self.address.text,
-        give = not self.shared and self.give or nil,
-        takers = function(except)
-            return takers(self, except)
-        end,
-    }
+    furnish(self)
     if self.shared then
         assert(new_lane(self))
-    else
-        self.steering = Steering.new {
-            platform = self.platform, log = self.log, listener = listener, address = self.address.text,
-            lanes = self.lanes,
-            balance = self.balance, want = self.want,
-        }
-        self.census = Census.new {
-            platform = self.platform, log = self.log, listener = listener, address = self.address.text,
-            lanes = self.lanes, worker_of = self.worker_of, holds = self.may_block and self.holds or nil,
-        }
     end
     self.log:debug({ address = self.address.text, balance = self:balance_in_force() }, 'Balancing')
     return true
@@ -144,6 +160,87 @@ function Rotation:open(later)
         return nil, message, code
     end
     return set_up(self, listener)
+end
+
+-- ---------------------------------------------------------------------------------------------------------------------
+-- Over the death of a master
+
+-- Beside its lanes and what its directory gives to all.
+local KEPT = { 'key', 'name', 'number', 'address', 'mode', 'as', 'owner', 'reuse', 'fd', 'may_block', 'served',
+    'released', 'times_busy', 'lost', 'lane_count', 'backlog' }
+
+--- For another master: see keeper/state.lua. The lanes in the order of the kernel's group.
+function Rotation:keep(book)
+    local kept = { listener = self.listener:keep(), lanes = {}, guests = {} }
+    for _, field in ipairs(KEPT) do
+        kept[field] = self[field]
+    end
+    local by_socket = {}
+    for _, lane in ipairs(self.lanes) do
+        by_socket[lane.socket] = lane
+    end
+    for i, socket in ipairs(self.listener:lanes()) do
+        kept.lanes[i] = by_socket[socket]:keep(book)
+    end
+    for id, lane in pairs(self.guests) do
+        kept.guests[#kept.guests + 1] = { id = id, lane = lane.name }
+    end
+    return kept
+end
+
+-- Users live on from fork to exit: one whose worker is not there any more is dropped by sockets.lua.
+local function resume_lane(self, socket, kept)
+    local lane = add_lane(self, socket, kept.group, kept.name)
+    lane:resume(kept.users)
+    for _, user in ipairs(kept.users) do
+        self.users[user.id] = lane
+    end
+    return lane
+end
+
+--- The listener of a former master.
+-- @param options as of Rotation.new, what is kept is not among them
+-- @param former see keeper/state.lua
+-- @return the rotation, or nil, message: then nothing of it is open
+function Rotation.resume(options, kept, former)
+    for _, field in ipairs(KEPT) do
+        options[field] = kept[field]
+    end
+    local self = Rotation.new(options)
+    self.times_busy, self.lost = kept.times_busy, kept.lost
+    local fds, by_fd = {}, {}
+    for i, lane in ipairs(kept.lanes) do
+        fds[i] = former:take(lane.fd)
+        if not fds[i] then
+            return nil, ('%s: lane %s was not kept'):format(kept.address.text, lane.name)
+        end
+        by_fd[fds[i]] = lane
+    end
+    kept.listener.lanes = fds
+    local message
+    self.listener, message = self.platform.listen(self.address, { backlog = self.backlog, mode = self.mode,
+        fd = self.fd, as = self.as, owner = self.owner, kept = kept.listener })
+    if not self.listener then
+        return nil, message
+    end
+    furnish(self)
+    local by_name = {}
+    for _, socket in ipairs(self.listener:lanes()) do
+        local lane = by_fd[socket:fd 'as it is']
+        by_name[lane.name] = resume_lane(self, socket, lane)
+    end
+    for _, guest in ipairs(kept.guests) do
+        self.guests[guest.id] = by_name[guest.lane]
+    end
+    if self.steering then
+        for id, lane in pairs(self.users) do
+            if lane.state == 'live' then
+                self.steering:join(id, self.want)
+            end
+        end
+        self.steering:apply()
+    end
+    return self
 end
 
 --- What the kernel does: 'shared', 'steered', 'sticky'; 'hash': what it does if it refuses a program.

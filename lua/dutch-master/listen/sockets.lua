@@ -526,6 +526,41 @@ function Sockets:count()
     return { rescued = rescued, lost = lost, busy = busy }
 end
 
+--- For another master: see keeper/state.lua.
+function Sockets:keep(book)
+    local workers = {}
+    for id, worker in pairs(self.workers) do
+        workers[#workers + 1] = { id = id, state = worker.state }
+    end
+    return { directory = self.directory:keep(book), workers = workers }
+end
+
+--- Drops all workers but those in this set of ids.
+function Sockets:keep_only(ids)
+    local others = {}
+    for id in pairs(self.workers) do
+        others[#others + 1] = not ids[id] and id or nil
+    end
+    for _, id in ipairs(others) do
+        self:drop(id)
+    end
+end
+
+--- The listeners of a former master, with who has which lane.
+-- @return true, or nil, message
+function Sockets:resume(kept, former)
+    local ok, message = self.directory:resume(kept.directory, former)
+    if not ok then
+        return nil, message
+    end
+    for _, worker in ipairs(kept.workers) do
+        self.workers[worker.id] = { state = worker.state }
+    end
+    self.pace:stir()
+    self.pace:start()
+    return true
+end
+
 --- Closes everything; for the end.
 function Sockets:close()
     for _, worker in pairs(self.workers) do

@@ -121,7 +121,23 @@ function functions.store_set(master, _, key, value)
             math.ceil(all / 1024), STORE_MAX / 1024), 0)
     end
     master.store[key], sizes[key], master.store_size = value, value ~= nil and size or nil, all
+    master.platform.touch()
     return true
+end
+
+--- The store for another master: see keeper/state.lua.
+function M.keep(master)
+    local list = {}
+    for key, value in pairs(master.store) do
+        list[#list + 1] = values.pack(false, key, value)
+    end
+    return list
+end
+
+function M.resume(master, kept)
+    for _, packed in ipairs(kept) do
+        functions.store_set(master, nil, values.unpack(packed))
+    end
 end
 
 --- @param master the master (master.lua)

@@ -162,6 +162,8 @@ M.list = {
         doc = 'called with (worker, message) for each message of a worker' },
     { name = 'onRestart', inside = 'on_restart', hook = true, type = types.hook, default_text = 'none',
         doc = 'called with the verdict of each restart' },
+    { name = 'onUpgrade', inside = 'on_upgrade', hook = true, type = types.hook, default_text = 'none',
+        doc = 'called with the verdict of each upgrade of the program: result (done, failed), from, to, message' },
     { name = 'every', hook = true, type = types.every, default_text = 'none',
         doc = 'called regularly: { seconds, function }, or a list of these; `timeout` in one instead of hookTimeout' },
 }

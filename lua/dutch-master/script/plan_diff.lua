@@ -8,7 +8,7 @@ local M = {}
 local AT_ONCE = {
     numWorkers = true, restartSignal = true, restartConcurrency = true, restartAttempts = true, restartSoak = true,
     backoff = true, logger = true, listen = true, beforeFork = true, onReady = true, onWorkerReady = true,
-    onWorkerExit = true, onMessage = true, onRestart = true, every = true, pinRelease = true,
+    onWorkerExit = true, onMessage = true, onRestart = true, onUpgrade = true, every = true, pinRelease = true,
 }
 -- Options that are looked at only when the master starts.
 local AT_START = { pidFile = true, controlSocket = true, balance = true, backlog = true, stallTimeout = true }

@@ -90,6 +90,7 @@ local cases = {
     onWorkerExit = { good = { fn }, bad = { 1, {}, 'x' } },
     onMessage = { good = { fn }, bad = { 1, {}, 'x' } },
     onRestart = { good = { fn }, bad = { 1, {}, 'x' } },
+    onUpgrade = { good = { fn }, bad = { 1, {}, 'x' } },
     every = { good = { { 5, fn }, { { 5, fn }, { 60, fn, timeout = 20 } }, { 5, fn, timeout = 2 } },
         bad = { {}, 5, fn, { 5 }, { fn, 5 }, { 0, fn }, { { 5, fn }, 3 }, { NAN, fn }, { 5, fn, 6 } } },
 }

@@ -1,0 +1,118 @@
+--- dutch-master upgrade: the master that runs becomes another version of the program, in place.
+
+local client = require 'dutch-master.cli.client'
+local format = require 'dutch-master.cli.format'
+local shell = require 'dutch-master.shell'
+local State = require 'dutch-master.keeper.state'
+local wire = require 'dutch-master.control.wire'
+
+local M = {
+    name = 'upgrade',
+    talks = true,
+    summary = 'run this version of the program in place of the one that runs',
+    description = 'The master and its keeper become the program that is called so, or that of --binary; the workers\n'
+        .. 'notice nothing, and no connection is refused. It is asked first whether it can go on from the state of the\n'
+        .. 'one that runs. One that does not take over within ten seconds, or dies in its first two, is left again, and\n'
+        .. 'the former program goes on, even if its file is gone. Needs a master that was started with --keeper.',
+    options = {
+        { long = 'binary', value = 'PATH', doc = 'the program to be; without it the one that is called' },
+        { long = 'wait', short = 'w', doc = 'until it is decided, which is also what happens without it' },
+        { long = 'timeout', short = 't', value = 'SECONDS', number = true, doc = 'wait, but no longer than this' },
+        { long = 'json', short = 'j', doc = 'JSON lines' },
+    },
+    examples = {
+        'dutch-master upgrade',
+        'dutch-master upgrade --binary /opt/dutch-master-next/bin/dutch-master /srv/app/master.lua',
+    },
+    codes = '0 the new program runs, 10 the former one goes on, 3 not running, 124 timed out (it goes on),\n'
+        .. '1 anything else',
+}
+
+local OLD_GOES_ON = 10
+
+--- What a program says of itself, for the one that is to become it.
+function M.describe(platform)
+    return ('state: %d\nversion: %s\nimage: %s\n'):format(State.VERSION, platform.version, platform.executable())
+end
+
+-- Asks the program. -> {binary, version, reads}, or nil, message
+local function ask_program(path)
+    local pipe = io.popen(('%s --state 2>&1'):format(shell.quote(path)))
+    local text = pipe and pipe:read(4096) or ''
+    if pipe then
+        pipe:close()
+    end
+    local state, version = text:match '^state: (%d+)\nversion: ([^\n]+)\n'
+    local image = text:match '\nimage: (/[^\n]+)\n'
+    if not state then
+        local first = text:match '^[^\n]+'
+        return nil, ('%s is no program that this master can become%s'):format(path,
+            first and (': ' .. format.visible(first)) or '')
+    end
+    return { binary = image, version = version, reads = { tonumber(state) } }
+end
+
+local function told(ctx, answer)
+    local verdict = answer.verdict
+    local done = verdict.result == 'done'
+    if ctx.options.json then
+        ctx.out(wire.encode(answer) .. '\n')
+    elseif done then
+        ctx.out(('Upgraded from %s to %s (%s)\n'):format(format.visible(verdict.from), format.visible(verdict.to),
+            format.visible(verdict.image)))
+    else
+        ctx.err(('dutch-master: upgrade: %s; version %s goes on\n'):format(format.visible(verdict.message),
+            format.visible(verdict.from)))
+    end
+    return done and 0 or OLD_GOES_ON
+end
+
+function M.run(ctx)
+    local program, message = ask_program(ctx.options.binary or ctx.platform.executable())
+    if not program then
+        ctx.err('dutch-master: upgrade: ' .. message .. '\n')
+        return OLD_GOES_ON
+    end
+    local began = ctx.platform.now()
+    local request = { verb = 'upgrade', key = ('%s-%.0f'):format(tostring(ctx):match '0x%x+' or '', began),
+        binary = program.binary, version = program.version, reads = program.reads }
+    local timeout_ms = ctx.options.timeout and ctx.options.timeout * 1000
+    local accepted, ask = false, nil
+    local handlers = {
+        event = function(answer)
+            accepted = true
+            if ctx.options.json then
+                ctx.out(wire.encode(answer) .. '\n')
+            else
+                ctx.out(('Upgrading to %s ...\n'):format(format.visible(program.version)))
+            end
+        end,
+        timed_out = ctx.options.timeout and function()
+            ctx.err(('dutch-master: not decided within %gs; the upgrade goes on (dutch-master status)\n'):format(
+                ctx.options.timeout))
+            return 124
+        end,
+        failed = function(error)
+            ctx.err(('dutch-master: upgrade: %s\n'):format(format.visible(error.message)))
+            return error.code == 'EREFUSED' and OLD_GOES_ON or 1
+        end,
+        lost = function(reason)
+            if accepted then -- the next master knows of it
+                request.again = true
+                return (ask())
+            end
+            ctx.err(('dutch-master: the master hung up (%s)\n'):format(tostring(reason)))
+            return 1
+        end,
+        done = function(answer)
+            return told(ctx, answer)
+        end,
+    }
+    function ask()
+        handlers.timeout_ms = timeout_ms and math.max(timeout_ms - (ctx.platform.now() - began), 1)
+        return client.ask(ctx, request, handlers)
+    end
+    return (ask())
+end
+
+return M

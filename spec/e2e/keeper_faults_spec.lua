@@ -1,0 +1,131 @@
+-- The master dies between each two steps of a fork, a restart, a stop: of what it does in the kernel, gives to its keeper
+-- and writes into its state. Whoever takes over goes on from there, whichever it is.
+
+local ffi = require 'ffi'
+local uv = require 'luv'
+local apps = require 'spec.support.apps'
+local cli = require 'spec.support.cli'
+local http = require 'spec.support.http'
+local kept = require 'spec.support.kept'
+local load = require 'spec.support.load'
+local master = require 'spec.support.master'
+
+local MANY = 1000000
+local EVERY = tonumber(os.getenv 'DM_FAULTS_EVERY') or 3 -- each third step; all of them take minutes
+
+local library -- built once
+
+local function build()
+    if not library then
+        library = (os.getenv 'TMPDIR' or '/tmp') .. ('/dm-faults-%d.so'):format(uv.os_getpid())
+        assert(os.execute(("cc -shared -fPIC -O1 -o '%s' spec/support/faults.c -ldl"):format(library)) == 0)
+    end
+    return library
+end
+
+-- The count that the library counts down.
+local function counter(path)
+    local file = assert(io.open(path, 'w'))
+    file:write(('\0'):rep(8))
+    file:close()
+    local self = {}
+    function self.set(n)
+        local fd = assert(uv.fs_open(path, 'r+', 0))
+        local value = ffi.new('int64_t[1]', n)
+        assert(uv.fs_write(fd, ffi.string(value, 8), 0))
+        uv.fs_close(fd)
+    end
+    function self.get()
+        local fd = assert(uv.fs_open(path, 'r', 0))
+        local value = ffi.new 'int64_t[1]'
+        ffi.copy(value, uv.fs_read(fd, 8, 0), 8)
+        uv.fs_close(fd)
+        return tonumber(value[0])
+    end
+    return self
+end
+
+local function start(dir, port)
+    local m = kept.start { script = ([[require('dutch-master').start { worker = 'app.lua', restartSoak = 0, numWorkers = 2,
+        backoff = { first = 0.01, max = 0.05 }, workerEnvironment = { LISTEN = '127.0.0.1:%d' } }]]):format(port),
+        files = { ['app.lua'] = apps.http },
+        env = { LD_PRELOAD = build(), DM_FAULTS = dir .. '/faults' } }
+    m:await 'Cluster ready'
+    return m
+end
+
+local function serving(m)
+    m:wait_until(function()
+        local out = cli.run(m, { 'status', m.script }).out
+        return out:find('2 of 2 workers serving', 1, true) and out:find 'steady' and #m:workers() == 2
+    end, 'two workers to serve')
+end
+
+-- Does it once, counting; then again and again, with the master dead at the first step, the fourth, ...
+local function at_each_step(act)
+    local poke
+    local dir, port = master.temp_dir(), http.free_port()
+    local faults = counter(dir .. '/faults')
+    local m = start(dir, port)
+    -- A signal ends the pause before the next master; one that nobody listens to.
+    poke = uv.new_timer()
+    poke:start(20, 20, function()
+        if not kept.pid(m) then
+            uv.kill(m.pid, 'sigurg')
+        end
+    end)
+    faults.set(MANY)
+    act(m)
+    local steps = MANY - faults.get()
+    assert.is_true(steps > 5, steps)
+    local running = load.start { port = port, clients = 2, mode = 'keepalive', rate = 200, expect = '.' }
+    local killed = 0
+    for step = 1, steps, EVERY do
+        local deaths = #m:records 'The former master died, this one has taken over'
+        faults.set(step)
+        act(m)
+        if faults.get() == 0 then
+            killed = killed + 1
+            m:await('The former master died, this one has taken over', { count = deaths + 1 })
+        end
+        faults.set(0)
+        serving(m)
+    end
+    poke:close()
+    assert.is_true(killed >= steps / EVERY / 2, killed)
+    return m, running:stop()
+end
+
+describe('a master that dies between any two steps', function()
+    after_each(master.cleanup)
+
+    teardown(function()
+        if library then
+            os.remove(library)
+        end
+    end)
+
+    it('of a fork', function()
+        local m = at_each_step(function(m)
+            local victim = m:workers()[1]
+            uv.kill(victim, 'sigkill')
+            m:await { msg = 'Worker exited', workerPid = victim }
+            m:wait_until(function()
+                return #m:workers() == 2
+            end, 'another worker')
+        end)
+        for _, record in ipairs(m:records 'Worker exited') do
+            assert.equal('SIGKILL', record.signal)
+        end
+        m:finish()
+    end)
+
+    it('of a restart', function()
+        local m, counts = at_each_step(function(m)
+            local restart = cli.run(m, { 'restart', '--wait', m.script })
+            assert.equal(0, restart.code, restart.out .. restart.err .. m:dump())
+        end)
+        assert.equal(0, counts.failed, counts.text)
+        m:finish()
+    end)
+end)

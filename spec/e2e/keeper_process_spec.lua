@@ -1,0 +1,201 @@
+-- What a master with a keeper is to whoever started it: one program, as without. In a terminal, under timeout, nohup and
+-- setsid, as process 1, beside children that it inherited; with a stderr that nobody reads; when its master hangs.
+
+local uv = require 'luv'
+local apps = require 'spec.support.apps'
+local kept = require 'spec.support.kept'
+local master = require 'spec.support.master'
+
+local IDLE = { ['app.lua'] = apps.idle }
+local SCRIPT = [[require('dutch-master').start { worker = 'app.lua', numWorkers = 1, restartSoak = 0,
+    stopTimeout = 2, killTimeout = 1 }]]
+
+local function read(path)
+    local file = io.open(path)
+    local text = file and file:read '*a' or ''
+    if file then
+        file:close()
+    end
+    return text
+end
+
+-- Of /proc/PID/stat, after the name: the third field is the state.
+local function stat(pid, field)
+    local i = 2
+    for word in (read(('/proc/%d/stat'):format(pid)):match '%) (.*)' or ''):gmatch '%S+' do
+        i = i + 1
+        if i == field then
+            return word
+        end
+    end
+end
+
+local function state(pid)
+    return stat(pid, 3)
+end
+
+describe('a master with a keeper', function()
+    after_each(master.cleanup)
+
+    -- A shell in a terminal; what is typed goes in by a FIFO.
+    for _, keeper in ipairs { false, true } do
+        it('is a job of a shell: ^Z, bg, fg, ^C' .. (keeper and '' or ', as one without'), function()
+            local dir = master.temp_dir()
+            assert(os.execute(('mkfifo %q'):format(dir .. '/tty')) == 0)
+            local m = kept.start { keeper = keeper, script = SCRIPT, files = IDLE, env = { TTY = dir .. '/tty' },
+                wrap = { 'sh', '-c', [[exec 7>&1 script -qfec 'bash --norc --noprofile -i' /dev/null <"$TTY"]] } }
+            local typed = assert(io.open(dir .. '/tty', 'r+'))
+            typed:setvbuf 'no'
+            typed:write(("'%s' '%s' %s >&7\n"):format(master.binary(), m.script, keeper and '--keeper' or ''))
+            local first = m:await('Cluster ready').pid
+            local both = keeper and { first, kept.pid(m, first) } or { first }
+            local function become(pattern, what)
+                m:wait_until(function()
+                    for _, pid in ipairs(both) do
+                        if not (state(pid) or ''):match(pattern) then
+                            return false
+                        end
+                    end
+                    return true
+                end, what)
+            end
+            for _ = 1, 2 do
+                typed:write '\26'
+                become('T', 'it to stop')
+                typed:write 'bg\n'
+                become('[SR]', 'it to go on behind')
+                typed:write 'fg\n'
+                m:wait_until(function()
+                    return stat(first, 8) == stat(first, 5) -- the terminal is its group's
+                end, 'it to be in front')
+            end
+            typed:write '\3'
+            assert.equal('SIGINT', m:await('Shutdown requested').signal)
+            m:await 'Cluster shutdown cleanly'
+            typed:write 'exit\n'
+            m:exit()
+            typed:close()
+            assert.equal(1, #m:records 'Shutdown requested')
+            m:finish()
+        end)
+    end
+
+    it('obeys timeout, nohup and setsid, and names who asked', function()
+        for name, words in pairs { timeout = { 'timeout', '100' }, nohup = { 'nohup' }, setsid = { 'setsid', '--wait' } } do
+            local m = kept.start { script = SCRIPT, files = IDLE, wrap = words }
+            local keeper = m:await('Cluster ready').pid
+            assert.equal('dutch-keeper\n', read(('/proc/%d/comm'):format(keeper)))
+            assert.equal('dutch-master\n', read(('/proc/%d/comm'):format(kept.pid(m, keeper))))
+            kept.kill(m, 'sigkill', keeper)
+            local asked = name == 'timeout' and m.pid or uv.os_getpid()
+            uv.kill(keeper, 'sighup')
+            assert.equal(uv.os_getpid(), m:await('Restart requested').by.pid)
+            m:await 'Restart complete'
+            uv.kill(name == 'timeout' and m.pid or keeper, 'sigterm')
+            assert.equal(asked, m:await('Shutdown requested').by.pid, name)
+            m:finish()
+        end
+    end)
+
+    it('leaves alone what was there before it, and reaps it', function()
+        local dir = master.temp_dir()
+        local m = kept.start { script = SCRIPT, files = IDLE, env = { PIDS = dir .. '/pids' },
+            wrap = { 'sh', '-c', 'sleep 1000 & echo $! >"$PIDS"; sleep 1001 & echo $! >>"$PIDS"; exec "$0" "$@"' } }
+        m:await 'Cluster ready'
+        local pids = {}
+        for pid in read(dir .. '/pids'):gmatch '%d+' do
+            pids[#pids + 1] = tonumber(pid)
+        end
+        kept.kill(m)
+        uv.kill(pids[1], 'sigkill')
+        m:wait_until(function() return state(pids[1]) == nil end, 'the first to be reaped')
+        m:signal 'SIGTERM'
+        m:exit()
+        assert.equal('S', state(pids[2]))
+        uv.kill(pids[2], 'sigkill')
+        m:finish()
+
+        -- A master that dies before there is anything to go on from takes all with it, but not that.
+        m = kept.start { script = "os.execute 'sleep 1000'", env = { PIDS = dir .. '/pids' },
+            wrap = { 'sh', '-c', 'sleep 1002 & echo $! >"$PIDS"; exec "$0" "$@"' } }
+        m:wait_until(function() return #m:tree() >= 5 end, 'the script to sleep')
+        uv.kill(kept.pid(m), 'sigkill')
+        assert.same({ signal = 'SIGKILL' }, m:exit())
+        local sleeper = tonumber(read(dir .. '/pids'))
+        m:wait_until(function() return #m:tree() == 1 end, 'all but the sleeper to end')
+        assert.same({ sleeper }, m:tree())
+        uv.kill(sleeper, 'sigkill')
+        m:finish { signal = 'SIGKILL' }
+    end)
+
+    it('needs nobody who reads its stderr', function()
+        for _, how in ipairs { 'closed', 'full' } do
+            local m = kept.start { script = SCRIPT, files = IDLE, wrap = { 'python3', '-c', [[
+import os, signal, sys
+r, w = os.pipe()
+if sys.argv[1] == 'full':
+    os.set_inheritable(r, True)
+    os.set_blocking(w, False)
+    try:
+        while True: os.write(w, b'x' * 4096)
+    except BlockingIOError: pass
+    os.set_blocking(w, True)
+os.dup2(w, 2)
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+os.execv(sys.argv[2], sys.argv[2:])]], how } }
+            m:await 'Cluster ready'
+            for _ = 1, 2 do
+                kept.kill(m)
+            end
+            m:finish()
+        end
+    end)
+
+    it('is reaped for: strangers do not wait behind a worker whose group goes on', function()
+        local m = kept.start { script = [[require('dutch-master').start { worker = { '/bin/sh', 'run.sh' }, numWorkers = 1,
+            restartSoak = 0, ready = { alive = 0.1 }, stopTimeout = 20, backoff = { first = 0.05 } }]],
+            files = { ['run.sh'] = [[
+sh -c 'trap "" TERM; echo lingers $$; exec sleep 1000' &
+(setsid sh -c 'echo stranger $$; exec sleep 1000' &)
+exec sleep 1000]] } }
+        m:await 'Cluster ready'
+        local lingers = tonumber((m:await_output '^lingers (%d+)'))
+        local stranger = tonumber((m:await_output '^stranger (%d+)'))
+        kept.kill(m)
+        local leader = m:workers()[1]
+        uv.kill(leader, 'sigkill')
+        m:await 'Worker ended, what is left of its process group is asked to end'
+        assert.equal('Z', state(leader) or m:dump()) -- its group is waited for
+        uv.kill(stranger, 'sigkill')
+        m:wait_until(function() return state(stranger) == nil end, 'the stranger to be reaped')
+        assert.equal('Z', state(leader))
+        uv.kill(lingers, 'sigkill')
+        m:wait_until(function() return state(leader) == nil end, 'the leader to be reaped')
+        for _, pid in ipairs(m:tree()) do
+            if read(('/proc/%d/cmdline'):format(pid)):find('sleep', 1, true) then
+                uv.kill(pid, 'sigkill')
+            end
+        end
+        m:finish()
+    end)
+
+    it('gets another master if one gives no sign of life, and not because both were stopped', function()
+        local m = kept.start { script = SCRIPT, files = IDLE }
+        m:await 'Cluster ready'
+        local hung = kept.pid(m)
+        local before = m:workers()
+        uv.kill(hung, 'sigstop')
+        m:wait_until(function() return state(hung) == 'T' end, 'the master to stop')
+        kept.let_patience_end(m)
+        m:await({ msg = 'The former master died, this one has taken over', signal = 'SIGKILL' })
+        assert.matches(('the master %%(process %d%%) gave no sign of life for 65 s, killing it'):format(hung), m.stderr)
+        assert.same(before, m:workers())
+        -- A patience that ends while the master is well is only a question.
+        local pid = kept.pid(m)
+        kept.let_patience_end(m, 1)
+        m:signal 'SIGUSR2'
+        m:await 'Restart complete'
+        assert.equal(pid, kept.pid(m))
+        m:finish()
+    end)
+end)

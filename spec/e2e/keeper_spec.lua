@@ -1,0 +1,188 @@
+-- A master with a keeper dies: the workers of all kinds serve on, another master supervises them, and whoever asks
+-- for something gets it.
+
+local uv = require 'luv'
+local apps = require 'spec.support.apps'
+local cli = require 'spec.support.cli'
+local http = require 'spec.support.http'
+local kept = require 'spec.support.kept'
+local load = require 'spec.support.load'
+local master = require 'spec.support.master'
+local versions = require 'spec.support.node_versions'
+
+local KILLS = 5
+
+-- Who serves is who served, but for one that was in the middle of a line with a master that died: another one replaces
+-- it, and no request fails by that either.
+local function same_workers(m, before)
+    local distrusted = {}
+    for _, record in ipairs(m:records 'Its channel was in use when the former master died: the worker is replaced') do
+        distrusted[record.workerPid] = true
+    end
+    local now, expected = {}, {}
+    for _, pid in ipairs(m:workers()) do
+        now[pid] = true
+    end
+    for _, pid in ipairs(before) do
+        expected[#expected + 1] = not distrusted[pid] and pid or nil
+    end
+    for _, pid in ipairs(expected) do
+        assert.is_true(now[pid], m:dump())
+    end
+    return #expected == #before
+end
+
+-- Kills the master again and again under load. Nobody is asked to leave, and no request fails.
+local function survive(m, options)
+    options.expect = options.expect or '.'
+    local running = load.start(options)
+    local before = m:workers()
+    running:await(20)
+    local same, count = true, nil
+    for i = 1, KILLS do
+        kept.kill(m, i == 2 and 'sigsegv' or i == 3 and 'sigabrt' or 'sigkill')
+        running:await(running.counts.total + 50)
+        same = same_workers(m, before) and same
+        count = count or kept.descriptors(m.pid)
+    end
+    assert.is_true(not same or count == kept.descriptors(m.pid))
+    local counts = running:stop()
+    assert.equal(0, counts.failed, counts.text)
+    assert.same({}, m:records { level = 50 }, m:dump())
+    return m:workers()
+end
+
+-- What was taken over is as good as new: a worker that dies is replaced, a roll completes, and all of it ends.
+local function go_on(m, before)
+    local mark = m:mark()
+    uv.kill(before[1], 'sigterm')
+    local exit = m:await({ msg = 'Worker exited', workerPid = before[1] }, { after = mark })
+    m:await('Worker listening', { after = mark })
+    assert.is_true(exit.signal == 'SIGTERM' or exit.code ~= nil)
+    m:signal 'SIGUSR2'
+    m:await('Restart complete', { after = mark })
+    m:await({ msg = 'Worker exited', workerPid = before[2] }, { after = mark })
+    m:finish { code = 0 }
+end
+
+describe('a master with a keeper', function()
+    after_each(master.cleanup)
+
+    it('may die under Lua workers', function()
+        local port, dir = http.free_port(), master.temp_dir()
+        local m = kept.start { script = ([[require('dutch-master').start { worker = 'app.lua', restartSoak = 0,
+            numWorkers = 2, workerEnvironment = { LISTEN = '127.0.0.1:%d' },
+            pidFile = os.getenv('APP') .. '/pid' }]]):format(port), env = { APP = dir },
+            files = { ['app.lua'] = apps.http } }
+        m:await 'Cluster ready'
+        assert.equal(m.pid, tonumber(io.open(dir .. '/pid'):read '*a'))
+        local before = survive(m, { port = port, clients = 4 })
+        local status = cli.run(m, { 'status', m.script })
+        local out = status.out
+        assert.truthy(out:find('2 of 2 workers serving, generation 1', 1, true), out)
+        go_on(m, before)
+    end)
+
+    versions.it('may die under Node workers', function(_, binary)
+        local port = http.free_port()
+        local m = kept.start { script = ([[require('dutch-master').start { worker = 'app.js', restartSoak = 0,
+            interpreter = { %q }, numWorkers = 2, workerEnvironment = { PORT = '%d' } }]]):format(binary, port),
+            files = { ['app.js'] = [[
+                require('http').createServer((request, response) => {
+                    setTimeout(() => response.end(`${process.pid}`), Math.random() * 20)
+                }).listen(Number(process.env.PORT))]] } }
+        m:await 'Cluster ready'
+        local before = survive(m, { port = port, clients = 6, mode = 'keepalive' })
+        go_on(m, before)
+    end)
+
+    it('may die under a server that was given its sockets', function()
+        local port, dir = http.free_port(), master.temp_dir()
+        local m = kept.start { script = ([[require('dutch-master').start { worker = { 'python3', 'server.py' },
+            numWorkers = 2, restartSoak = 0, listen = { '127.0.0.1:%d', 'unix:%s/web.sock' } }]]):format(port, dir),
+            files = { ['server.py'] = [[
+import os, select, signal, socket, threading, time
+def serve(s):
+    s.setblocking(True)
+    while True:
+        c, _ = s.accept()
+        c.recv(65536)
+        c.sendall(b'HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi')
+        c.close()
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+for fd in (3, 4):
+    threading.Thread(target=serve, args=(socket.socket(fileno=fd),), daemon=True).start()
+n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+n.connect(os.environ['NOTIFY_SOCKET'])
+n.send(b'READY=1')
+while True:
+    select.select([], [], [], 0.05)
+    n.send(b'STATUS=%d' % time.monotonic())
+]] } }
+        m:await 'Cluster ready'
+        local before = survive(m, { port = port, clients = 4 })
+        assert.equal('hi', select(2, http.get { socket = dir .. '/web.sock' }))
+        go_on(m, before)
+    end)
+
+    it('may die in the middle of a restart: who waits for the verdict gets it, and it is true', function()
+        local port = http.free_port()
+        local m = kept.start { script = ([[require('dutch-master').start { worker = 'app.lua', restartSoak = 0.3,
+            numWorkers = 3, restartConcurrency = 1, workerEnvironment = { LISTEN = '127.0.0.1:%d' } }]]):format(port),
+            files = { ['app.lua'] = apps.http } }
+        m:await 'Cluster ready'
+        local before = m:workers()
+        local running = load.start { port = port, clients = 4, expect = '.' }
+        local restart = cli.start(m, { 'restart', '--wait', m.script })
+        for i = 1, 3 do -- its first worker is forked, is proving itself, has taken over
+            m:await({ msg = i == 3 and 'Worker exited' or i == 2 and 'Worker listening' or 'Creating new worker' },
+                { after = m:await('Restart requested', { count = i }) })
+            kept.kill(m)
+        end
+        if not pcall(restart.wait, restart) then error(tostring(restart.out) .. restart.err .. m:dump()) end
+        assert.equal(0, restart.code, restart.err .. m:dump())
+        assert.truthy(restart.out:find('Restart done', 1, true), restart.out)
+        local counts = running:stop()
+        assert.equal(0, counts.failed, counts.text)
+        assert.same({}, m:records { level = 50 }, m:dump())
+        for _, pid in ipairs(before) do
+            m:await { msg = 'Worker exited', workerPid = pid }
+        end
+        m:finish { code = 0 }
+    end)
+
+    it('may die while it stops, and a worker that ends meanwhile is not forgotten', function()
+        local m = kept.start { script = [[require('dutch-master').start { worker = 'app.lua', numWorkers = 2,
+            restartSoak = 0, stopTimeout = 2, killTimeout = 1 }]], files = { ['app.lua'] = apps.stubborn } }
+        m:await 'Cluster ready'
+        local master_pid, victim = kept.pid(m), m:workers()[1]
+        uv.kill(master_pid, 'sigstop')
+        uv.kill(victim, 'sigkill')
+        uv.kill(master_pid, 'sigkill')
+        m:await { msg = 'Worker exited', workerPid = victim, signal = 'SIGKILL' }
+        m:await('Worker listening', { count = 3 })
+        local stop = cli.start(m, { 'stop', '--wait', m.script })
+        m:await 'Shutdown requested'
+        kept.kill(m)
+        m:exit()
+        stop:wait()
+        assert.equal(1, stop.code) -- they had to be killed
+        m:finish { code = 1 }
+    end)
+
+    it('goes on when its keeper dies, and says so', function()
+        local m = kept.start { script = [[require('dutch-master').start { worker = 'app.lua', numWorkers = 1 }]],
+            files = { ['app.lua'] = apps.idle } }
+        m:await 'Cluster ready'
+        kept.kill(m)
+        local master_pid, worker = kept.pid(m), m:workers()[1]
+        uv.kill(m.pid, 'sigkill')
+        m:await(function(record) return record.msg:find 'The keeper has died' end)
+        uv.kill(worker, 'sigkill')
+        m:await { msg = 'Worker exited', workerPid = worker }
+        m:await('Worker listening', { count = 2 })
+        uv.kill(master_pid, 'sigterm')
+        m:await 'Cluster shutdown cleanly'
+        m:finish { signal = 'SIGKILL' }
+    end)
+end)

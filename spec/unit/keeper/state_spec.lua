@@ -1,0 +1,142 @@
+-- What of a master outlives it: that a snapshot never names what is not in the store, and what comes out of it again.
+
+local State = require 'dutch-master.keeper.state'
+
+-- A keeper made of tables: what it was told, in order, and its store.
+local function new_keeper()
+    local keeper = { told = {}, store = {}, closed = {}, killed = {} }
+    local function note(...)
+        keeper.told[#keeper.told + 1] = table.concat({ ... }, ' ')
+    end
+    keeper.platform = {
+        keep_fd = function(name, fd)
+            if keeper.full then
+                return nil, 'the store is full'
+            end
+            note('put', name, fd)
+            keeper.store[name] = fd
+            return true
+        end,
+        drop_fd = function(name)
+            note('drop', name)
+            keeper.store[name] = nil
+        end,
+        keep = function(text)
+            note 'state'
+            keeper.state = text
+            return true
+        end,
+        close_fd = function(fd)
+            keeper.closed[#keeper.closed + 1] = fd
+        end,
+    }
+    return keeper
+end
+
+local function new_writer(keeper, collect)
+    keeper.errors = {}
+    local log = {
+        error = function(_, fields)
+            table.insert(keeper.errors, fields.reason)
+        end,
+    }
+    return State.writer { platform = keeper.platform, collect = collect, log = function() return log end }
+end
+
+describe('the state of a master', function()
+    it('names a descriptor only when the keeper has it, and as long as it has', function()
+        local keeper, fds = new_keeper(), { a = 5, b = 6 }
+        local writer = new_writer(keeper, function(book)
+            local kept = {}
+            for _, name in ipairs { 'a', 'b', 'c' } do
+                kept[#kept + 1] = book:fd(name, fds[name])
+            end
+            return { names = kept }
+        end)
+        writer:write()
+        table.sort(keeper.told)
+        assert.same({ 'put a 5', 'put b 6', 'state' }, keeper.told)
+        keeper.told = {}
+        writer:write()
+        assert.same({}, keeper.told) -- nothing is different
+        fds = { b = 7, c = 8 }
+        writer:write()
+        assert.equal('drop a', table.remove(keeper.told))
+        assert.equal('state', table.remove(keeper.told))
+        table.sort(keeper.told)
+        assert.same({ 'put b 7', 'put c 8' }, keeper.told)
+        assert.same({ b = 7, c = 8 }, keeper.store)
+    end)
+
+    it('stays what it was when the keeper refuses something, and says so once', function()
+        local keeper, fd = new_keeper(), 5
+        local writer = new_writer(keeper, function(book)
+            return { name = book:fd('a' .. fd, fd) }
+        end)
+        writer:write()
+        local before = keeper.state
+        fd, keeper.full = 6, true
+        writer:write()
+        writer:write()
+        assert.equal(before, keeper.state)
+        assert.same({ a5 = 5 }, keeper.store)
+        assert.same({ 'the store is full' }, keeper.errors)
+        keeper.full = false
+        writer:write()
+        assert.same({ a6 = 6 }, keeper.store)
+    end)
+
+    it('comes back, with every value that is used twice once', function()
+        local keeper = new_keeper()
+        local plan = { worker = 'app.js', limit = math.huge, hooks = {}, text = 'a\0b\255' }
+        local writer = new_writer(keeper, function(book)
+            return { workers = { { plan = book:share(plan) }, { plan = book:share { worker = 'other.js' } },
+                { plan = book:share(plan) } }, name = book:fd('lane/1', 9), none = book:fd('lane/2', nil) }
+        end)
+        writer:write()
+        local former = State.read({ state = keeper.state, store = { ['lane/1'] = 9, stray = 10 } }, keeper.platform)
+        local workers = former.state.workers
+        assert.equal(workers[1].plan, workers[3].plan)
+        assert.same(plan, former:shared(workers[1].plan))
+        assert.equal('other.js', former:shared(workers[2].plan).worker)
+        assert.equal(9, former:take(former.state.name))
+        assert.is_nil(former:take(nil))
+        assert.is_nil(former:take 'nothing')
+        former:close_rest()
+        assert.same({ 10 }, keeper.closed)
+        assert.equal('drop stray', keeper.told[#keeper.told])
+    end)
+
+    it('of another version, or none at all, is refused in words', function()
+        local refused = { ['{"version":2}'] = 'it is of version 2, this program reads version 1', ['7'] = 'it is no table',
+            ['{'] = '' }
+        for text, message in pairs(refused) do
+            local former, why = State.read({ state = text, store = {} }, {})
+            assert.is_nil(former)
+            assert.truthy(why:find(message, 1, true), why)
+        end
+    end)
+
+    it('leaves alone who is known, and ends what was half made', function()
+        local files = {
+            ['/proc/7/task/7/children'] = '8 20 21 22 23 24 25 ',
+            ['/proc/20/environ'] = 'DUTCH_MASTER_WORKER=1\0DUTCH_MASTER_PID=7\0', -- known
+            ['/proc/21/environ'] = 'A=b\0DUTCH_MASTER_PID=7\0DUTCH_MASTER_WORKER=9\0',
+            ['/proc/22/environ'] = 'DUTCH_MASTER_PID=7\0DUTCH_MASTER_WORKER=2\0', -- what a worker left behind
+            ['/proc/23/environ'] = '', ['/proc/23/comm'] = 'dutch-master\n', -- forked, not yet anything
+            ['/proc/24/environ'] = '', ['/proc/24/comm'] = 'dutch-watcher\n',
+            ['/proc/25/environ'] = 'DUTCH_MASTER_PID=1\0DUTCH_MASTER_WORKER=9\0', ['/proc/25/comm'] = 'other\n',
+        }
+        local killed = {}
+        local platform = {
+            pid = function() return 7 end,
+            master_pid = function() return 8 end,
+            read_file = function(path) return files[path] end,
+            realpath = function(path) return path == '/proc/25/exe' and '/bin/other' or '/bin/dutch-master' end,
+            kill_stranger = function(pid) killed[#killed + 1] = pid end,
+        }
+        local former = State.read({ state = '{"version":1}', store = {} }, platform)
+        former:end_strangers({ [20] = true }, function(id) return id == 9 end)
+        assert.same({ 21, 23 }, killed)
+    end)
+end)

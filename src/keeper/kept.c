@@ -1,0 +1,284 @@
+/* kept.c: see kept.h. */
+#include "keeper/kept.h"
+
+#include "base/fdpass.h"
+#include "base/identity.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
+
+enum {
+    LEAVE_MS = 500,     /* for half a line to be read or written, when we give place */
+    PATIENCE_MS = 1000, /* a keeper that does not take what it is given for so long is no use */
+    FRAMES = 64,        /* read in one turn */
+};
+
+/* ---- to the keeper ---- */
+
+static void lose(struct dm_kept *kept) {
+    if (kept->open) {
+        dm_kept_close(kept);
+        dm_identity_set(0);
+        kept->events->on_lost(kept->ctx);
+    }
+}
+
+static int send_frame(struct dm_kept *kept, struct dm_keeper_frame *frame, const char *text,
+                      int fd) {
+    const size_t length = text ? strlen(text) : 0;
+    if (!kept->open) {
+        return -ENOTCONN;
+    }
+    if (length >= DM_KEEPER_TEXT) {
+        return -EMSGSIZE;
+    }
+    struct iovec parts[] = {
+        {frame, offsetof(struct dm_keeper_frame, text)},
+        {(void *)(uintptr_t)(text ? text : ""), length},
+    };
+    ssize_t sent;
+    while ((sent = dm_fdpass_send(kept->link.socket, parts, 2, &fd, fd >= 0)) == -EAGAIN ||
+           sent == -ENOBUFS) {
+        struct pollfd room = {.fd = kept->link.socket, .events = POLLOUT};
+        if (poll(&room, 1, PATIENCE_MS) <= 0) {
+            return -ETIMEDOUT;
+        }
+    }
+    return sent < 0 ? (int)sent : 0;
+}
+
+int dm_kept_put(struct dm_kept *kept, const char *name, int fd, pid_t pid) {
+    struct dm_keeper_frame frame = {.op = DM_KEEPER_PUT, .pid = pid};
+    return strlen(name) < DM_KEEPER_NAME ? send_frame(kept, &frame, name, fd) : -ENAMETOOLONG;
+}
+
+void dm_kept_drop(struct dm_kept *kept, const char *name) {
+    struct dm_keeper_frame frame = {.op = DM_KEEPER_DROP};
+    send_frame(kept, &frame, name, -1);
+}
+
+void dm_kept_hello(struct dm_kept *kept) {
+    struct dm_keeper_frame frame = {.op = DM_KEEPER_HELLO};
+    send_frame(kept, &frame, NULL, -1);
+}
+
+void dm_kept_reap(struct dm_kept *kept, pid_t pid, bool lingers) {
+    struct dm_keeper_frame frame = {.op = DM_KEEPER_REAP, .pid = pid, .number = lingers};
+    send_frame(kept, &frame, NULL, -1);
+}
+
+void dm_kept_exit(struct dm_kept *kept, pid_t pid, int code, bool signaled, bool core) {
+    struct dm_keeper_frame frame = {
+        .op = DM_KEEPER_EXIT, .pid = pid, .code = code, .signaled = signaled, .core = core};
+    send_frame(kept, &frame, NULL, -1);
+}
+
+void dm_kept_kill(struct dm_kept *kept, pid_t pid) {
+    struct dm_keeper_frame frame = {.op = DM_KEEPER_KILL, .pid = pid};
+    send_frame(kept, &frame, NULL, -1);
+}
+
+int dm_kept_notify(struct dm_kept *kept, const char *text) {
+    struct dm_keeper_frame frame = {.op = DM_KEEPER_NOTIFY};
+    return send_frame(kept, &frame, text, -1);
+}
+
+int dm_kept_become(struct dm_kept *kept, const char *path) {
+    struct dm_keeper_frame frame = {.op = DM_KEEPER_UPGRADE};
+    const int fd = open(path, O_PATH | O_CLOEXEC);
+    if (fd < 0) {
+        return -errno;
+    }
+    const int error = send_frame(kept, &frame, NULL, fd);
+    close(fd);
+    if (!error) {
+        kept->leave_by = uv_now(kept->prepare.loop) + LEAVE_MS;
+        kept->dirty = true;
+    }
+    return error;
+}
+
+void dm_kept_settled(struct dm_kept *kept) {
+    struct dm_keeper_frame frame = {.op = DM_KEEPER_SETTLED};
+    send_frame(kept, &frame, NULL, -1);
+}
+
+/* ---- snapshots ---- */
+
+void dm_kept_touch(struct dm_kept *kept) {
+    kept->dirty = true;
+}
+
+int dm_kept_write(struct dm_kept *kept, const char *text, size_t size) {
+    struct dm_keeper_memory *memory = kept->link.memory;
+    if (!kept->open) {
+        return -ENOTCONN;
+    }
+    if (size > DM_KEEPER_STATE) {
+        return -EFBIG;
+    }
+    const uint64_t number = ++kept->snapshots;
+    const int half = (int)(number % 2);
+    memory->snapshots[half].number = 0;
+    __sync_synchronize();
+    memcpy(memory->text[half], text, size);
+    memory->snapshots[half].size = size;
+    memory->snapshots[half].sum = dm_keeper_sum(text, size);
+    __sync_synchronize();
+    memory->snapshots[half].number = number;
+    return 0;
+}
+
+/* Somebody who waits for an event alone has nothing to be late for. */
+static void set_patience(const struct dm_kept *kept) {
+    const int wait_ms = uv_backend_timeout(kept->prepare.loop);
+    const uint64_t ms = wait_ms < 0 ? 0 : (uint64_t)wait_ms + DM_KEEPER_SILENT_MS;
+    const struct itimerspec time = {
+        .it_value = {.tv_sec = (time_t)(ms / 1000), .tv_nsec = (long)(ms % 1000) * 1000000},
+    };
+    timerfd_settime(kept->link.patience, 0, &time, NULL);
+}
+
+static void on_leaving(uv_timer_t *timer) {
+    (void)timer; /* on_prepare looks again */
+}
+
+static void on_prepare(uv_prepare_t *prepare) {
+    struct dm_kept *kept = prepare->data;
+    const uv_loop_t *loop = prepare->loop;
+    set_patience(kept);
+    if (kept->dirty) {
+        kept->dirty = false;
+        kept->events->on_write(kept->ctx);
+    }
+    for (struct dm_link *l = kept->touched.next, *next; l != &kept->touched; l = next) {
+        next = l->next;
+        struct dm_mark *mark = dm_container(l, struct dm_mark, link);
+        if (mark->is_settled(mark)) {
+            dm_list_remove(&mark->link);
+            kept->link.memory->marks[mark->index] = 0;
+        }
+    }
+    if (kept->leave_by && (dm_list_empty(&kept->touched) || uv_now(loop) >= kept->leave_by)) {
+        _exit(0); /* what we hold is the keeper's as well */
+    } else if (kept->leave_by) {
+        uv_timer_start(&kept->leaving, on_leaving, 10, 0);
+    }
+}
+
+/* ---- marks ---- */
+
+static int free_index(const struct dm_kept *kept) {
+    const uint8_t *found = memchr(kept->used, 0, sizeof kept->used);
+    return found ? (int)(found - kept->used) : -1;
+}
+
+bool dm_mark_open(struct dm_mark *mark, struct dm_kept *kept, int index,
+                  bool (*is_settled)(const struct dm_mark *mark)) {
+    *mark = (struct dm_mark){.index = -1, .is_settled = is_settled};
+    dm_list_init(&mark->link);
+    if (!kept || !kept->open || index >= DM_KEEPER_MARKS) {
+        return true;
+    }
+    mark->index = index >= 0 ? index : free_index(kept);
+    if (mark->index < 0) {
+        return true;
+    }
+    mark->kept = kept;
+    kept->used[mark->index] = 1;
+    volatile uint8_t *byte = &kept->link.memory->marks[mark->index];
+    const bool was_clear = index < 0 || *byte == 0;
+    *byte = 0;
+    return was_clear;
+}
+
+void dm_mark_set(struct dm_mark *mark) {
+    if (mark->kept && mark->kept->open) {
+        mark->kept->link.memory->marks[mark->index] = 1;
+        if (dm_list_empty(&mark->link)) {
+            dm_list_append(&mark->kept->touched, &mark->link);
+        }
+    }
+}
+
+void dm_mark_close(struct dm_mark *mark) {
+    dm_list_remove(&mark->link);
+    if (mark->kept) {
+        mark->kept->used[mark->index] = 0;
+        mark->kept = NULL;
+    }
+}
+
+/* ---- from the keeper ---- */
+
+static void handle(struct dm_kept *kept, const struct dm_keeper_frame *frame) {
+    if (frame->op == DM_KEEPER_SIGNAL) {
+        kept->events->on_signal(kept->ctx, frame->number, frame->pid, frame->uid);
+    } else if (frame->op == DM_KEEPER_ENDED) {
+        kept->events->on_ended(kept->ctx, frame);
+    } else if (frame->op == DM_KEEPER_REAPED) {
+        kept->events->on_reaped(kept->ctx, frame->pid, &frame->usage);
+    }
+}
+
+static void on_readable(uv_poll_t *poll_handle, int status, int events) {
+    struct dm_kept *kept = poll_handle->data;
+    struct dm_keeper_frame frame;
+    (void)status;
+    (void)events;
+    for (int i = 0; i < FRAMES && kept->open; i++) {
+        const ssize_t size = recv(kept->link.socket, &frame, sizeof frame, MSG_DONTWAIT);
+        if (size < 0 && (errno == EAGAIN || errno == EINTR)) {
+            return;
+        } else if (size <= 0) {
+            lose(kept);
+        } else if ((size_t)size >= offsetof(struct dm_keeper_frame, text)) {
+            handle(kept, &frame);
+        }
+    }
+}
+
+/* ---- life ---- */
+
+int dm_kept_open(struct dm_kept *kept, uv_loop_t *loop, const struct dm_keeper_link *link,
+                 const struct dm_kept_events *events, void *ctx) {
+    *kept = (struct dm_kept){.link = *link, .events = events, .ctx = ctx};
+    dm_list_init(&kept->touched);
+    if (link->socket < 0) {
+        return 0;
+    }
+    for (int i = 0; i < 2; i++) {
+        const uint64_t number = link->memory->snapshots[i].number;
+        kept->snapshots = number > kept->snapshots ? number : kept->snapshots;
+    }
+    const int rc = dm_poll_init(loop, &kept->poll, link->socket);
+    if (rc != 0) {
+        return rc;
+    }
+    uv_prepare_init(loop, &kept->prepare);
+    uv_timer_init(loop, &kept->leaving);
+    kept->poll.uv.data = kept->prepare.data = kept;
+    kept->open = true;
+    dm_poll_start(&kept->poll, UV_READABLE, on_readable);
+    uv_prepare_start(&kept->prepare, on_prepare);
+    dm_identity_set(link->keeper);
+    return 0;
+}
+
+void dm_kept_close(struct dm_kept *kept) {
+    if (!kept->open) {
+        return;
+    }
+    kept->open = false;
+    dm_poll_stop(&kept->poll);
+    close(kept->link.socket);
+    close(kept->link.patience);
+    dm_poll_close(&kept->poll, NULL);
+    uv_close((uv_handle_t *)&kept->prepare, NULL);
+    uv_close((uv_handle_t *)&kept->leaving, NULL);
+}

@@ -1,0 +1,70 @@
+/* kept.h: the master's end of what connects it with its keeper (keeper.h). Without a keeper nothing
+ * is open, and every function does nothing. */
+#pragma once
+
+#include "base/list.h"
+#include "base/poll.h"
+#include "keeper/keeper.h"
+
+#include <uv.h>
+
+struct dm_kept;
+
+struct dm_kept_events {
+    void (*on_signal)(void *ctx, int number, pid_t pid, uid_t uid);
+    void (*on_ended)(void *ctx, const struct dm_keeper_frame *frame);
+    void (*on_reaped)(void *ctx, pid_t pid, const struct rusage *usage);
+    void (*on_lost)(void *ctx);  /* the keeper has died */
+    void (*on_write)(void *ctx); /* something has changed: write a snapshot */
+};
+
+/* Whether a channel is in the middle of something that the newest snapshot does not know. Embedded
+ * in the channel. */
+struct dm_mark {
+    struct dm_link link;
+    struct dm_kept *kept; /* NULL: none */
+    int index;
+    bool (*is_settled)(const struct dm_mark *mark);
+};
+
+struct dm_kept {
+    struct dm_keeper_link link;
+    const struct dm_kept_events *events;
+    void *ctx;
+    struct dm_poll poll;
+    uv_prepare_t prepare;
+    uv_timer_t leaving;
+    struct dm_link touched;
+    uint8_t used[DM_KEEPER_MARKS];
+    uint64_t snapshots;
+    uint64_t leave_by; /* 0: not leaving */
+    bool open, dirty;
+};
+
+int dm_kept_open(struct dm_kept *kept, uv_loop_t *loop, const struct dm_keeper_link *link,
+                 const struct dm_kept_events *events, void *ctx);
+void dm_kept_close(struct dm_kept *kept);
+
+/* 0 or a negative errno. Once it has returned the descriptor outlives us. */
+int dm_kept_put(struct dm_kept *kept, const char *name, int fd, pid_t pid);
+void dm_kept_drop(struct dm_kept *kept, const char *name);
+void dm_kept_hello(struct dm_kept *kept);
+void dm_kept_reap(struct dm_kept *kept, pid_t pid, bool lingers);
+/* Before it is reaped: if we die after that, nobody could say how it ended. */
+void dm_kept_exit(struct dm_kept *kept, pid_t pid, int code, bool signaled, bool core);
+void dm_kept_kill(struct dm_kept *kept, pid_t pid);
+int dm_kept_notify(struct dm_kept *kept, const char *text);
+/* Gives place to another program: this process ends as soon as what it is in the middle of is done,
+ * and half a second later at the latest. 0 or a negative errno. */
+int dm_kept_become(struct dm_kept *kept, const char *path);
+void dm_kept_settled(struct dm_kept *kept);
+
+/* on_write comes before the loop waits again. */
+void dm_kept_touch(struct dm_kept *kept);
+int dm_kept_write(struct dm_kept *kept, const char *text, size_t size);
+
+/* index -1: a free one. False: it was set, by one who died in the middle of something. */
+bool dm_mark_open(struct dm_mark *mark, struct dm_kept *kept, int index,
+                  bool (*is_settled)(const struct dm_mark *mark));
+void dm_mark_set(struct dm_mark *mark);
+void dm_mark_close(struct dm_mark *mark);

@@ -1,0 +1,171 @@
+/* lua/keeper.c: what a master tells its keeper, and hears of its predecessor. Without a keeper
+ * kept() is nil and the others do nothing.
+ */
+#include "base/signals.h"
+#include "keeper/kept.h"
+#include "lua/call.h"
+#include "lua/open.h"
+#include "lua/support.h"
+
+#include <lauxlib.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static const char write_key, lost_key;
+
+static struct dm_kept *kept_of(lua_State *L) {
+    return &dm_lua_core(L)->kept;
+}
+
+static void push_store(lua_State *L, const struct dm_keeper_link *link) {
+    lua_createtable(L, 0, (int)link->held_count);
+    for (uint32_t i = 0; i < link->held_count; i++) {
+        lua_pushinteger(L, link->held[i].fd);
+        lua_setfield(L, -2, link->held[i].name);
+    }
+}
+
+static void push_upgrade(lua_State *L, const struct dm_keeper_upgrade *upgrade) {
+    static const char *const reasons[] = {
+        "", "not run", "refused", "died", "exited", "late",
+    };
+    char buffer[16];
+    lua_createtable(L, 0, 3);
+    lua_pushboolean(L, upgrade->state == DM_UPGRADE_FAILED);
+    lua_setfield(L, -2, "failed");
+    if (upgrade->reason < sizeof reasons / sizeof *reasons) {
+        dm_lua_set_string(L, "reason", reasons[upgrade->reason]);
+    }
+    if (upgrade->reason == DM_UPGRADE_DIED) {
+        dm_lua_set_string(L, "detail", dm_signal_name(upgrade->number, buffer));
+    } else if (upgrade->reason == DM_UPGRADE_NOT_RUN) {
+        dm_lua_set_string(L, "detail", strerror(upgrade->number));
+    } else {
+        dm_lua_set_number(L, "detail", upgrade->number);
+    }
+}
+
+/* kept() -> {keeper = its pid, deaths = of masters so far, signal or code = what the last one ended
+ * by, state = its last snapshot, store = {name = descriptor}, upgrade = {failed, reason, detail} if
+ * the program was to change}, or nil. To be asked once, first. */
+int core_kept(lua_State *L) {
+    const struct dm_kept *kept = kept_of(L);
+    char buffer[16];
+    size_t size;
+    if (!kept->open) {
+        return 0;
+    }
+    lua_createtable(L, 0, 6);
+    dm_lua_set_number(L, "keeper", kept->link.keeper);
+    dm_lua_set_number(L, "deaths", kept->link.deaths);
+    if (kept->link.died_of) {
+        dm_lua_set_string(L, "signal", dm_signal_name(kept->link.died_of, buffer));
+    } else {
+        dm_lua_set_number(L, "code", kept->link.exited_with);
+    }
+    const char *state = kept->link.succeeds ? dm_keeper_newest(kept->link.memory, &size) : NULL;
+    if (state) {
+        lua_pushlstring(L, state, size);
+        lua_setfield(L, -2, "state");
+        push_store(L, &kept->link);
+        lua_setfield(L, -2, "store");
+    }
+    if (kept->link.upgrade.state != DM_UPGRADE_NONE) {
+        push_upgrade(L, &kept->link.upgrade);
+        lua_setfield(L, -2, "upgrade");
+    }
+    return 1;
+}
+
+static void call(struct dm_core *core, const char *key, const char *what) {
+    lua_State *L = core->kept_data;
+    lua_pushlightuserdata(L, (void *)(uintptr_t)key);
+    lua_rawget(L, LUA_REGISTRYINDEX);
+    dm_lua_call(L, 0, 0, what);
+}
+
+static void on_write(struct dm_core *core) {
+    call(core, &write_key, "snapshot");
+}
+
+static void on_lost(struct dm_core *core) {
+    call(core, &lost_key, "keeper");
+}
+
+static void set(lua_State *L, const char *key, int index) {
+    lua_pushlightuserdata(L, (void *)(uintptr_t)key);
+    lua_pushvalue(L, index);
+    lua_rawset(L, LUA_REGISTRYINDEX);
+}
+
+/* on_keep(write, lost): write() is called before the loop waits, if touch() was; lost() when the
+ * keeper has died. */
+int core_on_keep(lua_State *L) {
+    struct dm_core *core = dm_lua_core(L);
+    luaL_checktype(L, 1, LUA_TFUNCTION);
+    luaL_checktype(L, 2, LUA_TFUNCTION);
+    set(L, &write_key, 1);
+    set(L, &lost_key, 2);
+    core->kept_data = dm_lua_main(L);
+    core->on_write = on_write;
+    core->on_keeper_lost = on_lost;
+    return 0;
+}
+
+int core_touch(lua_State *L) {
+    dm_kept_touch(kept_of(L));
+    return 0;
+}
+
+int core_keep(lua_State *L) {
+    size_t size;
+    const char *text = luaL_checklstring(L, 1, &size);
+    return dm_lua_result(L, dm_kept_write(kept_of(L), text, size), "snapshot");
+}
+
+/* keep_fd(name, fd [, pid]) */
+int core_keep_fd(lua_State *L) {
+    const char *name = luaL_checkstring(L, 1);
+    return dm_lua_result(
+        L, dm_kept_put(kept_of(L), name, luaL_checkint(L, 2), luaL_optint(L, 3, 0)), name);
+}
+
+int core_drop_fd(lua_State *L) {
+    dm_kept_drop(kept_of(L), luaL_checkstring(L, 1));
+    return 0;
+}
+
+/* become(path): see dm_kept_become. settled(): the keeper keeps no way back. */
+int core_become(lua_State *L) {
+    const char *path = luaL_checkstring(L, 1);
+    return dm_lua_result(L, dm_kept_become(kept_of(L), path), path);
+}
+
+int core_settled(lua_State *L) {
+    dm_kept_settled(kept_of(L));
+    return 0;
+}
+
+int core_supervises(lua_State *L) {
+    dm_kept_hello(kept_of(L));
+    return 0;
+}
+
+/* kill_stranger(pid): a child of the keeper's that is in no snapshot. */
+int core_kill_stranger(lua_State *L) {
+    dm_kept_kill(kept_of(L), luaL_checkint(L, 1));
+    return 0;
+}
+
+/* That of this process; core.pid() is the keeper's, where there is one. */
+int core_master_pid(lua_State *L) {
+    lua_pushinteger(L, getpid());
+    return 1;
+}
+
+/* give_up(code): ends this process and touches nothing of what it had begun to take over. */
+int core_give_up(lua_State *L) {
+    fflush(NULL);
+    _exit(luaL_checkint(L, 1));
+}
