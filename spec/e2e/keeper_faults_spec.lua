@@ -63,17 +63,10 @@ end
 
 -- Does it once, counting; then again and again, with the master dead at the first step, the fourth, ...
 local function at_each_step(act)
-    local poke
     local dir, port = master.temp_dir(), http.free_port()
     local faults = counter(dir .. '/faults')
     local m = start(dir, port)
-    -- A signal ends the pause before the next master; one that nobody listens to.
-    poke = uv.new_timer()
-    poke:start(20, 20, function()
-        if not kept.pid(m) then
-            uv.kill(m.pid, 'sigurg')
-        end
-    end)
+    local with_pauses = kept.without_pauses(m)
     faults.set(MANY)
     act(m)
     local steps = MANY - faults.get()
@@ -91,7 +84,7 @@ local function at_each_step(act)
         faults.set(0)
         serving(m)
     end
-    poke:close()
+    with_pauses()
     assert.is_true(killed >= steps / EVERY / 2, killed)
     return m, running:stop()
 end

@@ -155,8 +155,10 @@ os.execv(sys.argv[2], sys.argv[2:])]], how } }
         local m = kept.start { script = [[require('dutch-master').start { worker = { '/bin/sh', 'run.sh' }, numWorkers = 1,
             restartSoak = 0, ready = { alive = 0.1 }, stopTimeout = 20, backoff = { first = 0.05 } }]],
             files = { ['run.sh'] = [[
-sh -c 'trap "" TERM; echo lingers $$; exec sleep 1000' &
-(setsid sh -c 'echo stranger $$; exec sleep 1000' &)
+if mkdir first; then
+    sh -c 'trap "" TERM; echo lingers $$; exec sleep 1000' &
+    (setsid sh -c 'echo stranger $$; exec sleep 1000' &)
+fi
 exec sleep 1000]] } }
         m:await 'Cluster ready'
         local lingers = tonumber((m:await_output '^lingers (%d+)'))
@@ -171,11 +173,26 @@ exec sleep 1000]] } }
         assert.equal('Z', state(leader))
         uv.kill(lingers, 'sigkill')
         m:wait_until(function() return state(leader) == nil end, 'the leader to be reaped')
-        for _, pid in ipairs(m:tree()) do
-            if read(('/proc/%d/cmdline'):format(pid)):find('sleep', 1, true) then
-                uv.kill(pid, 'sigkill')
-            end
-        end
+        m:finish()
+    end)
+
+    it('ends what workers of a former master leave behind', function()
+        local m = kept.start { script = [[require('dutch-master').start { worker = { '/bin/sh', 'run.sh' }, numWorkers = 1,
+            ready = { alive = 0.1 }, leftoverTimeout = 0.1, killTimeout = 0.1, backoff = { first = 0.05 } }]],
+            files = { ['run.sh'] = [[
+if mkdir first; then
+    (setsid sh -c 'trap "" TERM; echo left $$; exec sleep 1000' &)
+fi
+exec sleep 1000]] } }
+        m:await 'Cluster ready'
+        local left = tonumber((m:await_output '^left (%d+)'))
+        kept.kill(m)
+        uv.kill(m:workers()[1], 'sigkill')
+        local record = m:await 'Worker left processes behind in sessions of their own'
+        assert.equal(1, record.count)
+        assert.matches(('%%(pid %d%%)$'):format(left), record.processes[1])
+        m:await 'Killing what the worker left behind'
+        m:wait_until(function() return state(left) == nil end, 'it to be reaped')
         m:finish()
     end)
 

@@ -132,6 +132,30 @@ describe('a real systemd', function()
         assert.not_equal(hung, m:show(UNIT).MainPID)
         assert.equal('release 2\n', answer())
 
+        -- With a keeper the death of a master is no end of the service: the same main process, and no start again.
+        m:write('/run/systemd/system/' .. UNIT .. '.service.d/keeper.conf',
+            '[Service]\nWatchdogSec=2\nExecStart=\nExecStart=' .. unit.ExecStart:match 'argv%[%]=(.-) ;' .. ' --keeper\n')
+        m:must('systemctl daemon-reload && systemctl restart %s', UNIT)
+        unit = m:show(UNIT)
+        local keeper, restarts = unit.MainPID, unit.NRestarts
+        assert.equal('dutch-keeper\n', m:must('cat /proc/%s/comm', keeper))
+        for _, signal in ipairs { 'KILL', 'SEGV' } do
+            local master_pid = m:must('pgrep -x -P %s dutch-master', keeper):match '%d+'
+            m:must('kill -%s %s', signal, master_pid)
+            m:await('^%d+', 'pgrep -x -P %s dutch-master | grep -vx %s', keeper, master_pid)
+            m:await('steady, 2 of 2', 'dutch-master status /srv/my-app/current/master.lua')
+            assert.equal('release 2\n', answer())
+        end
+        m:must('systemctl reload %s', UNIT)
+        unit = m:show(UNIT)
+        assert.same({ 'active', keeper, restarts }, { unit.ActiveState, unit.MainPID, unit.NRestarts })
+        assert.equal('2 of 2 workers serving, generation 2', unit.StatusText)
+        -- One that hangs is not hidden: its pings stop.
+        m:must('kill -STOP $(pgrep -x -P %s dutch-master)', keeper)
+        m:await(('^%d$'):format(restarts + 1), "systemctl show -p NRestarts --value %s | tr -d '\\n'", UNIT)
+        m:await('^active', 'systemctl is-active %s', UNIT)
+        assert.equal('release 2\n', answer())
+
         m:must('systemctl stop %s', UNIT)
         unit = m:show(UNIT)
         assert.same({ 'inactive', 'success' }, { unit.ActiveState, unit.Result })

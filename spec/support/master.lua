@@ -140,7 +140,7 @@ local function environment(self, more)
     env.DUTCH_MASTER_RUNTIME_DIR = self.dir .. '/run'
     if SANITIZED then
         -- handle_segv: specs kill workers by SIGSEGV, which must then be what the master sees.
-        env.ASAN_OPTIONS = 'log_path=' .. self.dir .. '/sanitizer:detect_leaks=1:handle_segv=0'
+        env.ASAN_OPTIONS = 'log_path=' .. self.dir .. '/sanitizer:detect_leaks=1:handle_segv=0:verify_asan_link_order=0'
         env.UBSAN_OPTIONS = 'print_stacktrace=1:log_path=' .. self.dir .. '/sanitizer'
         env.LSAN_OPTIONS = 'suppressions=' .. uv.cwd() .. '/spec/support/lsan.supp:print_suppressions=0'
     end

@@ -9,7 +9,7 @@
 #include <signal.h>
 
 enum {
-    DM_HANDOFF_BEFORE = 64, /* children that were there before the keeper, noted */
+    DM_HANDOFF_BEFORE = DM_KEEPER_BEFORE, /* children that were there before the keeper, noted */
 };
 
 struct dm_handoff_signal {

@@ -63,6 +63,7 @@ static struct {
         vain; /* all; those in quick succession; those that took nothing over */
     uint64_t started_ms, restart_ms;
     struct signalfd_siginfo pending[NSIG]; /* by number, the newest of each; ssi_signo 0: none */
+    struct signalfd_siginfo end_asked;     /* the last SIGTERM, SIGINT, SIGQUIT; 0: none */
     pid_t before_us[BEFORE];               /* children of whoever became us by exec; 0: free */
     sigset_t before;
     struct rlimit descriptors; /* as we were started */
@@ -180,7 +181,7 @@ static void drop(struct dm_keeper_held *held) {
 
 static void put(const struct dm_keeper_frame *frame, int fd) {
     drop(find(frame->text));
-    if (fd < 0 || k.held_count == DM_KEEPER_FDS) {
+    if (fd < 0 || k.held_count == DM_KEEPER_FDS || strlen(frame->text) >= DM_KEEPER_NAME) {
         if (fd >= 0) {
             close(fd);
         }
@@ -379,10 +380,7 @@ static bool is_ours(pid_t pid) {
 
 /* Children are not reaped in between: the numbers are their own. */
 static void signal_group(pid_t pid, int number) {
-    if (getpgid(pid) == pid) {
-        kill(-pid, number);
-    }
-    kill(pid, number);
+    kill(getpgid(pid) == pid ? -pid : pid, number);
 }
 
 static bool ask_to_end(pid_t pid) {
@@ -470,6 +468,7 @@ static bool start_master(struct dm_keeper_link *link) {
                                         .memory = k.memory,
                                         .held = k.held,
                                         .held_count = k.held_count,
+                                        .before_us = k.before_us,
                                         .keeper = getppid(),
                                         .died_of = k.died_of,
                                         .exited_with = k.exited_with,
@@ -603,6 +602,9 @@ static bool master_ended(const siginfo_t *info, int *code) {
     k.deaths += k.next < 0;
     k.supervises = false; /* what is told now would be told to nobody */
     set_patience(0, 0);
+    if (k.end_asked.ssi_signo != 0) { /* the dead one may not have come to it: it stands */
+        k.pending[k.end_asked.ssi_signo] = k.end_asked;
+    }
     for (uint32_t i = 0; i < k.held_count; i++) {
         note_end(&k.held[i]);
         k.held[i].told = k.held[i].wants_reap = 0;
@@ -644,15 +646,12 @@ static void exit_told(const struct dm_keeper_frame *frame) {
     }
 }
 
-static void kill_asked(pid_t pid) {
+static void kill_asked(pid_t pid, int number) {
     siginfo_t info;
     /* Ours and unreaped, or the wait says that it is not ours. */
-    if (pid > 1 && pid != k.master && !held_pid(pid) &&
+    if (pid > 1 && pid != k.master && !held_pid(pid) && is_ours(pid) &&
         wait_for(P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT, NULL) == 0) {
-        if (getpgid(pid) == pid) {
-            kill(-pid, SIGKILL);
-        }
-        kill(pid, SIGKILL);
+        signal_group(pid, number);
     }
 }
 
@@ -675,7 +674,7 @@ static void handle(struct dm_keeper_frame *frame, size_t size, int fd) {
     } else if (frame->op == DM_KEEPER_EXIT) {
         exit_told(frame);
     } else if (frame->op == DM_KEEPER_KILL) {
-        kill_asked(frame->pid);
+        kill_asked(frame->pid, frame->number);
     } else if (frame->op == DM_KEEPER_UPGRADE) {
         close_if_open(&k.next);
         k.next = fd;
@@ -707,7 +706,7 @@ static bool listen_to_master(void) {
                              .msg_controllen = sizeof control};
     const ssize_t size =
         k.socket < 0 ? -1 : recvmsg(k.socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    if (size <= 0) {
+    if (size < 0) {
         return false;
     }
     int fd = -1;
@@ -722,8 +721,8 @@ static bool listen_to_master(void) {
             memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
         }
     }
-    handle(&k.frame, (size_t)size, fd);
-    return true;
+    handle(&k.frame, (size_t)size, fd); /* nothing is too short as well */
+    return size > 0;
 }
 
 /* ---- the loop ---- */
@@ -753,6 +752,10 @@ static void read_signals(void) {
         } else if (info.ssi_signo < NSIG && info.ssi_signo != SIGCHLD &&
                    info.ssi_signo != SIGPIPE && info.ssi_signo != SIGXFSZ) {
             k.pending[info.ssi_signo] = info;
+            if (info.ssi_signo == SIGTERM || info.ssi_signo == SIGINT ||
+                info.ssi_signo == SIGQUIT) {
+                k.end_asked = info;
+            }
             k.restart_ms = 0; /* whoever asks for something is not kept waiting by a pause */
         }
     }

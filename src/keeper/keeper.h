@@ -20,6 +20,7 @@ enum {
     DM_KEEPER_MARKS = 16384, /* channels: see dm_keeper_memory */
     DM_KEEPER_TEXT = 4096,   /* of a notification, as systemd's own limit */
     DM_KEEPER_STATE = 32 << 20,
+    DM_KEEPER_BEFORE = 64,
     DM_KEEPER_SILENT_MS = 60000, /* see patience */
 };
 
@@ -29,7 +30,7 @@ enum dm_keeper_op {
     DM_KEEPER_DROP,    /* text: name */
     DM_KEEPER_HELLO,   /* I supervise: tell me who has ended */
     DM_KEEPER_REAP,    /* pid, number: its group is waited for */
-    DM_KEEPER_KILL,    /* pid: a child of the keeper's that nobody knows */
+    DM_KEEPER_KILL,    /* pid, number: a signal for a child of the keeper's that is no worker */
     DM_KEEPER_EXIT,   /* pid, code, signaled, core: a child of the master's, which is reaped next */
     DM_KEEPER_NOTIFY, /* text: for the service manager, who believes the keeper alone */
     DM_KEEPER_UPGRADE, /* with the descriptor of a program: when I have left, become it */
@@ -101,6 +102,7 @@ struct dm_keeper_link {
     struct dm_keeper_memory *memory;
     const struct dm_keeper_held *held; /* as it was when the master was started */
     uint32_t held_count;
+    const pid_t *before_us; /* children that the keeper had before it was one, DM_KEEPER_BEFORE */
     pid_t keeper;
     int died_of,
         exited_with; /* what its predecessor ended by: a signal, or a code; 0: there was none */

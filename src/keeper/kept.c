@@ -78,8 +78,8 @@ void dm_kept_exit(struct dm_kept *kept, pid_t pid, int code, bool signaled, bool
     send_frame(kept, &frame, NULL, -1);
 }
 
-void dm_kept_kill(struct dm_kept *kept, pid_t pid) {
-    struct dm_keeper_frame frame = {.op = DM_KEEPER_KILL, .pid = pid};
+void dm_kept_kill(struct dm_kept *kept, pid_t pid, int number) {
+    struct dm_keeper_frame frame = {.op = DM_KEEPER_KILL, .pid = pid, .number = number};
     send_frame(kept, &frame, NULL, -1);
 }
 

@@ -52,7 +52,7 @@ void dm_kept_hello(struct dm_kept *kept);
 void dm_kept_reap(struct dm_kept *kept, pid_t pid, bool lingers);
 /* Before it is reaped: if we die after that, nobody could say how it ended. */
 void dm_kept_exit(struct dm_kept *kept, pid_t pid, int code, bool signaled, bool core);
-void dm_kept_kill(struct dm_kept *kept, pid_t pid);
+void dm_kept_kill(struct dm_kept *kept, pid_t pid, int number);
 int dm_kept_notify(struct dm_kept *kept, const char *text);
 /* Gives place to another program: this process ends as soon as what it is in the middle of is done,
  * and half a second later at the latest. 0 or a negative errno. */

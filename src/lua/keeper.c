@@ -8,6 +8,7 @@
 #include "lua/support.h"
 
 #include <lauxlib.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -154,7 +155,7 @@ int core_supervises(lua_State *L) {
 
 /* kill_stranger(pid): a child of the keeper's that is in no snapshot. */
 int core_kill_stranger(lua_State *L) {
-    dm_kept_kill(kept_of(L), luaL_checkint(L, 1));
+    dm_kept_kill(kept_of(L), luaL_checkint(L, 1), SIGKILL);
     return 0;
 }
 

@@ -452,8 +452,14 @@ void dm_reaper_stop_all(struct dm_reaper *reaper, uint64_t grace_ms) {
 
 /* Whoever becomes this program by exec may have had children, which are none of its business. */
 static bool was_here(const struct dm_reaper *reaper, pid_t pid) {
-    if (pid == reaper->attendant) {
+    const pid_t *before = reaper->kept ? reaper->kept->link.before_us : NULL;
+    if (pid == reaper->attendant || pid == getpid()) {
         return true;
+    }
+    for (size_t i = 0; before && i < DM_KEEPER_BEFORE; i++) {
+        if (before[i] == pid) {
+            return true;
+        }
     }
     for (size_t i = 0; i < reaper->inherited_count; i++) {
         if (reaper->inherited[i] == pid) {
@@ -463,10 +469,8 @@ static bool was_here(const struct dm_reaper *reaper, pid_t pid) {
     return false;
 }
 
-static size_t read_children(struct dm_reaper *reaper, const char *task, pid_t *pids, size_t max,
-                            size_t n) {
-    char path[64];
-    snprintf(path, sizeof path, "/proc/self/task/%.20s/children", task);
+static size_t read_children(const struct dm_reaper *reaper, const char *path, pid_t *pids,
+                            size_t max, size_t n) {
     FILE *file = fopen(path, "re");
     int pid;
     while (file && fscanf(file, "%d", &pid) == 1) {
@@ -488,8 +492,10 @@ size_t dm_reaper_adopted(struct dm_reaper *reaper, pid_t *pids, size_t max) {
     size_t n = 0;
     const struct dirent *entry;
     while (tasks && (entry = readdir(tasks))) {
+        char path[64];
+        snprintf(path, sizeof path, "/proc/self/task/%.20s/children", entry->d_name);
         if (entry->d_name[0] != '.') {
-            n = read_children(reaper, entry->d_name, pids, max, n);
+            n = read_children(reaper, path, pids, max, n);
         }
     }
     if (tasks) {
@@ -498,9 +504,20 @@ size_t dm_reaper_adopted(struct dm_reaper *reaper, pid_t *pids, size_t max) {
     return n;
 }
 
+size_t dm_reaper_orphans(struct dm_reaper *reaper, pid_t *pids, size_t max) {
+    const size_t n = dm_reaper_adopted(reaper, pids, max);
+    if (!reaper->kept) {
+        return n;
+    }
+    char path[64];
+    const int keeper = (int)reaper->kept->link.keeper;
+    snprintf(path, sizeof path, "/proc/%d/task/%d/children", keeper, keeper);
+    return read_children(reaper, path, pids, max, n);
+}
+
 size_t dm_leader_others(const struct dm_leader *leader, pid_t *pids, size_t max) {
     pid_t adopted[SWEEP_MAX];
-    size_t n = dm_reaper_adopted(leader->reaper, adopted, SWEEP_MAX), found = 0;
+    size_t n = dm_reaper_orphans(leader->reaper, adopted, SWEEP_MAX), found = 0;
     n = n < SWEEP_MAX ? n : SWEEP_MAX;
     for (size_t i = 0; i < n; i++) {
         if (getpgid(adopted[i]) == leader->pid) {
@@ -546,8 +563,15 @@ size_t dm_reaper_kill_adopted(struct dm_reaper *reaper, uint64_t limit_ms) {
 /* Alive and a child of ours, so nobody else can have the number before we have reaped it. */
 bool dm_reaper_signal_adopted(const struct dm_reaper *reaper, pid_t pid, int number) {
     siginfo_t info;
-    if (pid <= 1 || find(reaper, pid) || was_here(reaper, pid) ||
-        wait_for(P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT, NULL) != 0 || info.si_pid != 0) {
+    if (pid <= 1 || find(reaper, pid) || was_here(reaper, pid)) {
+        return false;
+    }
+    const int error = wait_for(P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT, NULL);
+    if (error == -ECHILD && reaper->kept) {
+        dm_kept_kill(reaper->kept, pid, number); /* who looks whether it is its own */
+        return true;
+    }
+    if (error != 0 || info.si_pid != 0) {
         return false;
     }
     return kill(getpgid(pid) == pid ? -pid : pid, number) == 0;

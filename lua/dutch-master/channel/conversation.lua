@@ -31,7 +31,7 @@ function M.tickets()
     return setmetatable({ by_name = {}, count = 0 }, Tickets)
 end
 
---- For another master: see keeper/state.lua.
+--- For another master: see keeper/estate.lua.
 function Tickets:keep()
     local list = {}
     for name, entry in pairs(self.by_name) do
@@ -489,7 +489,7 @@ function M:newconn(fd, done, name)
     return true
 end
 
---- For another master: see keeper/state.lua.
+--- For another master: see keeper/estate.lua.
 function M:keep()
     local sockets = {}
     for key, socket in pairs(self.sockets) do

@@ -3,29 +3,31 @@
 local client = require 'dutch-master.cli.client'
 local format = require 'dutch-master.cli.format'
 local shell = require 'dutch-master.shell'
-local State = require 'dutch-master.keeper.state'
+local State = require 'dutch-master.keeper.estate'
 local wire = require 'dutch-master.control.wire'
 
 local M = {
     name = 'upgrade',
     talks = true,
     summary = 'run this version of the program in place of the one that runs',
-    description = 'The master and its keeper become the program that is called so, or that of --binary; the workers\n'
-        .. 'notice nothing, and no connection is refused. It is asked first whether it can go on from the state of the\n'
-        .. 'one that runs. One that does not take over within ten seconds, or dies in its first two, is left again, and\n'
-        .. 'the former program goes on, even if its file is gone. Needs a master that was started with --keeper.',
+    description = 'The master and its keeper become the program that is called, or that of\n'
+        .. '--binary; the workers notice nothing, and no connection is refused. It is asked\n'
+        .. 'first whether it can go on from the state of the one that runs. One that does\n'
+        .. 'not take over within ten seconds, or dies in its first two, is left again, and\n'
+        .. 'the former program goes on, even if its file is gone. Needs a master that was\n'
+        .. 'started with --keeper. Always waits for the verdict.',
     options = {
         { long = 'binary', value = 'PATH', doc = 'the program to be; without it the one that is called' },
-        { long = 'wait', short = 'w', doc = 'until it is decided, which is also what happens without it' },
+        { long = 'wait', short = 'w', doc = 'as without it: until it is decided' },
         { long = 'timeout', short = 't', value = 'SECONDS', number = true, doc = 'wait, but no longer than this' },
         { long = 'json', short = 'j', doc = 'JSON lines' },
     },
     examples = {
         'dutch-master upgrade',
-        'dutch-master upgrade --binary /opt/dutch-master-next/bin/dutch-master /srv/app/master.lua',
+        'dutch-master upgrade --binary /opt/next/bin/dutch-master app/master.lua',
     },
-    codes = '0 the new program runs, 10 the former one goes on, 3 not running, 124 timed out (it goes on),\n'
-        .. '1 anything else',
+    codes = '0 the new program runs, 10 the former one goes on,\n'
+        .. '3 not running, 124 timed out (it goes on), 1 anything else',
 }
 
 local OLD_GOES_ON = 10

@@ -481,7 +481,7 @@ local function keep_restart(self)
         signal = request.signal, who = request.who, reason = request.reason, key = request.key } }
 end
 
---- For another master: see keeper/state.lua.
+--- For another master: see keeper/estate.lua.
 function Cluster:keep(book)
     local kept = { slots = {}, workers = {}, reports = keep_reports(self), totals = self.totals:keep(),
         restart = keep_restart(self), failure = self.failure or self.unsaid and self.unsaid.message }

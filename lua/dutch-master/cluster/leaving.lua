@@ -86,7 +86,7 @@ end
 
 local KEPT = { 'why', 'told', 'lost', 'late', 'killed', 'daemon', 'until_ms' }
 
---- For another master: see keeper/state.lua.
+--- For another master: see keeper/estate.lua.
 function Leaving:keep()
     local kept = {}
     for _, field in ipairs(KEPT) do

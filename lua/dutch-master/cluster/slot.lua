@@ -46,7 +46,7 @@ end
 
 local KEPT = { 'number', 'generation', 'failures', 'forks', 'wait_ms', 'forked_at', 'prolonged_ms' }
 
---- For another master: see keeper/state.lua.
+--- For another master: see keeper/estate.lua.
 function Slot:keep()
     local kept = { state = self.state, current = self.current and self.current.id,
         incoming = self.incoming and self.incoming.id, weary = self.weary and self.weary.id }

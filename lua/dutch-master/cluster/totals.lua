@@ -63,7 +63,7 @@ function Totals:snapshot()
         roll_ms = self.roll_ms }
 end
 
---- For another master: see keeper/state.lua.
+--- For another master: see keeper/estate.lua.
 function Totals:keep()
     return self:snapshot()
 end

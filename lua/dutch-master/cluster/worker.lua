@@ -304,7 +304,7 @@ end
 local KEPT = { 'id', 'slot', 'generation', 'state', 'pid', 'release', 'asks', 'stop_signal', 'channel_open',
     'search_path', 'forked_at', 'exec_at', 'ready_at', 'ready_by', 'oom_kills_before', 'listening', 'refused' }
 
---- For another master: see keeper/state.lua. Of one that has no process there is nothing to keep but its number.
+--- For another master: see keeper/estate.lua. Of one that has no process there is nothing to keep but its number.
 function Worker:keep(book)
     local process = self.child and self.child:keep()
     if not process then

@@ -80,7 +80,7 @@ local function claim_name(platform, script)
     return platform.claim(('script/%.0f-%.0f-%s'):format(file.dev, file.ino, file.born or hash(script)))
 end
 
---- For another master: see keeper/state.lua.
+--- For another master: see keeper/estate.lua.
 function Claim:keep(book)
     return { lock = book:fd('lock', self.lock:fd()), lock_path = self.lock_path, paths = self.paths,
         name = self.name and book:fd('claim', self.name:fd()) }

@@ -271,7 +271,7 @@ local function look(control)
     end
 end
 
---- For another master: see keeper/state.lua.
+--- For another master: see keeper/estate.lua.
 function Control:keep(book)
     local kept = {}
     for i, server in ipairs(self.servers) do

@@ -99,7 +99,8 @@ end
 function verbs.upgrade(control, request, answer)
     local upgrade = control.upgrade
     if not upgrade then
-        return answer:fail('the master was started without --keeper: an upgrade is a restart of the service', 'ENOKEEPER')
+        return answer:fail('the master was started without --keeper: an upgrade is a restart of the service',
+            'ENOKEEPER')
     end
     answer:hold()
     local function told(verdict)

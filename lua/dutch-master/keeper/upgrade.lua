@@ -2,7 +2,7 @@
 -- asked gets the verdict from whichever master runs in the end: this state goes with the snapshot. The keeper tells how
 -- it went (src/keeper/keeper.h); a program that takes over and lives on for a moment has succeeded.
 
-local State = require 'dutch-master.keeper.state'
+local State = require 'dutch-master.keeper.estate'
 
 local M = {}
 

@@ -346,7 +346,7 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Over the death of a master
 
---- For another master: see keeper/state.lua.
+--- For another master: see keeper/estate.lua.
 function Launcher:keep(book)
     return { next_id = self.next_id, source = self.session.source, plan = book:share(self.plan),
         evaluations = self.evaluations, releases = self.releases:keep(), tickets = self.tickets:keep() }

@@ -52,7 +52,7 @@ function Releases:forget(used)
     end
 end
 
---- For another master: see keeper/state.lua.
+--- For another master: see keeper/estate.lua.
 function Releases:keep()
     local list = {}
     for generation, known in pairs(self.known) do

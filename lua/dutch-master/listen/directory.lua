@@ -491,7 +491,7 @@ local function keep_list(list, book)
     return result
 end
 
---- For another master: see keeper/state.lua.
+--- For another master: see keeper/estate.lua.
 function Directory:keep(book)
     local asked_for_ones = {}
     for _, rotation in pairs(self.by_key) do

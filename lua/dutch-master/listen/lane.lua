@@ -441,7 +441,7 @@ function Lane:close_unused(now)
         and self.socket:close()
 end
 
---- For another master: see keeper/state.lua.
+--- For another master: see keeper/estate.lua.
 function Lane:keep(book)
     local users = {}
     for id, user in pairs(self.users) do

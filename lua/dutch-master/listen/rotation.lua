@@ -169,7 +169,7 @@ end
 local KEPT = { 'key', 'name', 'number', 'address', 'mode', 'as', 'owner', 'reuse', 'fd', 'may_block', 'served',
     'released', 'times_busy', 'lost', 'lane_count', 'backlog' }
 
---- For another master: see keeper/state.lua. The lanes in the order of the kernel's group.
+--- For another master: see keeper/estate.lua. The lanes in the order of the kernel's group.
 function Rotation:keep(book)
     local kept = { listener = self.listener:keep(), lanes = {}, guests = {} }
     for _, field in ipairs(KEPT) do
@@ -200,7 +200,7 @@ end
 
 --- The listener of a former master.
 -- @param options as of Rotation.new, what is kept is not among them
--- @param former see keeper/state.lua
+-- @param former see keeper/estate.lua
 -- @return the rotation, or nil, message: then nothing of it is open
 function Rotation.resume(options, kept, former)
     for _, field in ipairs(KEPT) do

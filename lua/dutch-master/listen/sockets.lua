@@ -526,7 +526,7 @@ function Sockets:count()
     return { rescued = rescued, lost = lost, busy = busy }
 end
 
---- For another master: see keeper/state.lua.
+--- For another master: see keeper/estate.lua.
 function Sockets:keep(book)
     local workers = {}
     for id, worker in pairs(self.workers) do

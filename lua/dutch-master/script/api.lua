@@ -125,7 +125,7 @@ function functions.store_set(master, _, key, value)
     return true
 end
 
---- The store for another master: see keeper/state.lua.
+--- The store for another master: see keeper/estate.lua.
 function M.keep(master)
     local list = {}
     for key, value in pairs(master.store) do

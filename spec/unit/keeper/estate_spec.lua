@@ -1,6 +1,6 @@
 -- What of a master outlives it: that a snapshot never names what is not in the store, and what comes out of it again.
 
-local State = require 'dutch-master.keeper.state'
+local State = require 'dutch-master.keeper.estate'
 
 -- A keeper made of tables: what it was told, in order, and its store.
 local function new_keeper()
@@ -23,7 +23,7 @@ local function new_keeper()
         end,
         keep = function(text)
             note 'state'
-            keeper.state = text
+            keeper.estate = text
             return true
         end,
         close_fd = function(fd)
@@ -74,11 +74,11 @@ describe('the state of a master', function()
             return { name = book:fd('a' .. fd, fd) }
         end)
         writer:write()
-        local before = keeper.state
+        local before = keeper.estate
         fd, keeper.full = 6, true
         writer:write()
         writer:write()
-        assert.equal(before, keeper.state)
+        assert.equal(before, keeper.estate)
         assert.same({ a5 = 5 }, keeper.store)
         assert.same({ 'the store is full' }, keeper.errors)
         keeper.full = false
@@ -94,7 +94,7 @@ describe('the state of a master', function()
                 { plan = book:share(plan) } }, name = book:fd('lane/1', 9), none = book:fd('lane/2', nil) }
         end)
         writer:write()
-        local former = State.read({ state = keeper.state, store = { ['lane/1'] = 9, stray = 10 } }, keeper.platform)
+        local former = State.read({ state = keeper.estate, store = { ['lane/1'] = 9, stray = 10 } }, keeper.platform)
         local workers = former.state.workers
         assert.equal(workers[1].plan, workers[3].plan)
         assert.same(plan, former:shared(workers[1].plan))

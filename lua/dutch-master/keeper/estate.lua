@@ -1,4 +1,4 @@
---- state.lua: what of a master outlives it: plain values in a snapshot, and the names of descriptors in the keeper's
+--- estate.lua: what of a master outlives it: plain values in a snapshot, and the names of descriptors in the keeper's
 -- store (src/keeper/keeper.h). Who has something to keep says it by `keep(book)`, and is made again from that by its
 -- `resume`. A snapshot never names a descriptor that is not in the store by then, and one leaves the store only when no
 -- snapshot names it any more.
