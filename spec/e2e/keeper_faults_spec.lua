@@ -107,8 +107,12 @@ describe('a master that dies between any two steps', function()
                 return #m:workers() == 2
             end, 'another worker')
         end)
+        local distrusted = {} -- their master died in the middle of a line: they are replaced, and asked to leave
+        for _, record in ipairs(m:records 'Its channel was in use when the former master died: the worker is replaced') do
+            distrusted[record.workerPid] = true
+        end
         for _, record in ipairs(m:records 'Worker exited') do
-            assert.equal('SIGKILL', record.signal)
+            assert.is_true(record.signal == 'SIGKILL' or distrusted[record.workerPid], m:dump())
         end
         m:finish()
     end)

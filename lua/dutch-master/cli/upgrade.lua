@@ -31,6 +31,8 @@ local M = {
 }
 
 local OLD_GOES_ON = 10
+--- Of a program that does not take over, and the way back.
+local VERDICT_MS = 60000
 
 --- What a program says of itself, for the one that is to become it.
 function M.describe(platform)
@@ -112,6 +114,7 @@ function M.run(ctx)
     }
     function ask()
         handlers.timeout_ms = timeout_ms and math.max(timeout_ms - (ctx.platform.now() - began), 1)
+            or request.again and VERDICT_MS or nil
         return client.ask(ctx, request, handlers)
     end
     return (ask())
