@@ -6,6 +6,8 @@ local format = require 'dutch-master.cli.format'
 
 --- As numWorkers of the script.
 local MOST = 4096
+-- Masters that may die while they are asked, if another one goes on each time.
+local TRIES = 5
 
 local M = {
     name = 'scale',
@@ -35,12 +37,22 @@ function M.run(ctx)
     else
         request.workers = number
     end
-    return (client.ask(ctx, request, {
+    local tries, ask = 0, nil
+    local handlers = {
         failed = function(error)
             if error.code == 'EINVAL' then
                 return ctx.usage(format.visible(error.message))
             end
             ctx.err(('dutch-master: scale: %s\n'):format(format.visible(error.message)))
+            return 1
+        end,
+        lost = function(reason)
+            tries = tries + 1
+            if request.workers and tries < TRIES then -- a number may be said twice; a change may not
+                return (ask())
+            end
+            ctx.err(('dutch-master: %s: the master hung up%s; `dutch-master status` shows what came of it\n'):format(
+                ctx.script_name, reason and (' (%s)'):format(reason) or ''))
             return 1
         end,
         done = function(answer)
@@ -51,7 +63,11 @@ function M.run(ctx)
             end
             return 0
         end,
-    }))
+    }
+    function ask()
+        return client.ask(ctx, request, handlers)
+    end
+    return (ask())
 end
 
 return M
