@@ -634,9 +634,13 @@ function Master:take_over()
             without[worker.id] = true
         end
     end
-    former:end_strangers(known, function(id)
+    local ended = former:end_strangers(known, function(id)
         return without[id] or id >= state.launcher.next_id
     end)
+    for _, stranger in ipairs(ended) do
+        self.log:warn({ workerPid = stranger.pid, workerId = stranger.id },
+            'Ended: it was in the middle of its fork when the former master died')
+    end
     self.platform.supervises()
     local before = self.predecessor
     local how = before.upgrade

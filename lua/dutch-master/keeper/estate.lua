@@ -149,34 +149,43 @@ function Former:shared(number)
     return self.state.shared[number]
 end
 
--- Whether a child of the keeper's was in the middle of its fork: no snapshot knows it.
+-- Whether a child of the keeper's was in the middle of its fork: no snapshot knows it. And which worker it was to be, if
+-- it knows that already.
 local function is_half_made(self, pid, fresh)
     local platform = self.platform
     local environ = platform.read_file(('/proc/%d/environ'):format(pid), 1048576) or ''
     local id = tonumber(('\0' .. environ):match '%zDUTCH_MASTER_WORKER=(%d+)')
     local master = tonumber(('\0' .. environ):match '%zDUTCH_MASTER_PID=(%d+)')
     if id and master == platform.pid() then
-        return fresh(id)
+        return fresh(id), id
     end
     -- Not yet what it is to be, or a process of the script: nobody talks to it any more. The one that kills workers
     -- with their master (dieWithMaster) is at work.
     local comm = platform.read_file(('/proc/%d/comm'):format(pid), 64) or ''
-    return platform.realpath(('/proc/%d/exe'):format(pid)) == platform.realpath '/proc/self/exe'
+    return comm == 'dutch-master\n' -- before its exec, of another version too
+        or platform.realpath(('/proc/%d/exe'):format(pid)) == platform.realpath '/proc/self/exe'
         and not comm:find '^dutch%-watcher'
 end
 
 --- Ends what the former master had begun to fork, and its processes of the script.
 -- @param known set of the pids of workers, fresh = function(worker id) -> whether that never had a process by then
+-- @return of the workers among them {pid, id}
 function Former:end_strangers(known, fresh)
-    local platform = self.platform
+    local platform, ended = self.platform, {}
     local keeper, own = platform.pid(), platform.master_pid()
     local text = platform.read_file(('/proc/%d/task/%d/children'):format(keeper, keeper), 1048576) or ''
     for word in text:gmatch '%d+' do
         local pid = tonumber(word)
-        if pid ~= own and not known[pid] and is_half_made(self, pid, fresh) then
+        local half_made, id
+        if pid ~= own and not known[pid] then
+            half_made, id = is_half_made(self, pid, fresh)
+        end
+        if half_made then
             platform.kill_stranger(pid)
+            ended[#ended + 1] = id and { pid = pid, id = id }
         end
     end
+    return ended
 end
 
 --- What nobody has taken.

@@ -136,7 +136,8 @@ describe('the state of a master', function()
             kill_stranger = function(pid) killed[#killed + 1] = pid end,
         }
         local former = State.read({ state = '{"version":1}', store = {} }, platform)
-        former:end_strangers({ [20] = true }, function(id) return id == 9 end)
+        local ended = former:end_strangers({ [20] = true }, function(id) return id == 9 end)
+        assert.same({ { pid = 21, id = 9 } }, ended)
         assert.same({ 21, 23 }, killed)
     end)
 end)
