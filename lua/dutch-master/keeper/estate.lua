@@ -149,8 +149,8 @@ function Former:shared(number)
     return self.state.shared[number]
 end
 
--- Whether a child of the keeper's was in the middle of its fork: no snapshot knows it. And which worker it was to be, if
--- it knows that already.
+-- Whether a child of the keeper's was in the middle of its fork: no snapshot knows it. And which worker it was to be,
+-- if it knows that already.
 local function is_half_made(self, pid, fresh)
     local platform = self.platform
     local environ = platform.read_file(('/proc/%d/environ'):format(pid), 1048576) or ''
