@@ -159,6 +159,7 @@ static void on_prepare(uv_prepare_t *prepare) {
     for (struct dm_link *l = kept->touched.next, *next; l != &kept->touched; l = next) {
         next = l->next;
         struct dm_mark *mark = dm_container(l, struct dm_mark, link);
+        mark->commit(mark);
         if (mark->is_settled(mark)) {
             dm_list_remove(&mark->link);
             kept->link.memory->marks[mark->index] = 0;
@@ -179,8 +180,9 @@ static int free_index(const struct dm_kept *kept) {
 }
 
 bool dm_mark_open(struct dm_mark *mark, struct dm_kept *kept, int index,
-                  bool (*is_settled)(const struct dm_mark *mark)) {
-    *mark = (struct dm_mark){.index = -1, .is_settled = is_settled};
+                  bool (*is_settled)(const struct dm_mark *mark),
+                  void (*commit)(struct dm_mark *mark)) {
+    *mark = (struct dm_mark){.index = -1, .is_settled = is_settled, .commit = commit};
     dm_list_init(&mark->link);
     if (!kept || !kept->open || index >= DM_KEEPER_MARKS) {
         return true;

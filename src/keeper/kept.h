@@ -25,6 +25,8 @@ struct dm_mark {
     struct dm_kept *kept; /* NULL: none */
     int index;
     bool (*is_settled)(const struct dm_mark *mark);
+    void (*commit)(
+        struct dm_mark *mark); /* the snapshot is written: what waited for it may go out */
 };
 
 struct dm_kept {
@@ -65,6 +67,7 @@ int dm_kept_write(struct dm_kept *kept, const char *text, size_t size);
 
 /* index -1: a free one. False: it was set, by one who died in the middle of something. */
 bool dm_mark_open(struct dm_mark *mark, struct dm_kept *kept, int index,
-                  bool (*is_settled)(const struct dm_mark *mark));
+                  bool (*is_settled)(const struct dm_mark *mark),
+                  void (*commit)(struct dm_mark *mark));
 void dm_mark_set(struct dm_mark *mark);
 void dm_mark_close(struct dm_mark *mark);

@@ -69,6 +69,8 @@ static void watch(struct dm_channel *channel) {
     }
 }
 
+static void commit(struct dm_mark *mark);
+
 static bool is_settled(const struct dm_mark *mark) {
     const struct dm_channel *channel = dm_container(mark, struct dm_channel, mark);
     return channel->fd < 0 || (channel->lines.length == 0 && channel->lines.skipped == 0 &&
@@ -112,6 +114,9 @@ static void drop_received(struct dm_channel *channel) {
 void dm_channel_close(struct dm_channel *channel) {
     if (channel->fd < 0) {
         return;
+    }
+    if (channel->mark.kept) {
+        commit(&channel->mark); /* what was sent before the close */
     }
     drop_queue(channel);
     drop_received(channel);
@@ -243,6 +248,14 @@ static void flush(struct dm_channel *channel) {
     }
 }
 
+static void commit(struct dm_mark *mark) {
+    struct dm_channel *channel = dm_container(mark, struct dm_channel, mark);
+    if (channel->fd >= 0 && !channel->unwritable) {
+        flush(channel);
+        watch(channel);
+    }
+}
+
 static int enqueue_fd(struct dm_channel *channel, uint64_t at, size_t length, int fd) {
     struct passed *passed = malloc(sizeof *passed);
     if (!passed) {
@@ -289,7 +302,9 @@ int dm_channel_send(struct dm_channel *channel, const char *bytes, size_t length
     }
     size_t sent = 0;
     dm_mark_set(&channel->mark);
-    if (waiting == 0) {
+    /* With a keeper it goes out at the end of the turn (commit): nobody may know of anything that
+     * the next master would not. */
+    if (waiting == 0 && !channel->mark.kept) {
         struct iovec iov[2] = {{.iov_base = (void *)(uintptr_t)bytes, .iov_len = length},
                                {.iov_base = (char[]){'\n'}, .iov_len = 1}};
         const ssize_t n = transmit(channel->fd, iov, 2, fd);
@@ -348,7 +363,7 @@ struct dm_channel *dm_channel_open(uv_loop_t *loop, struct dm_timers *timers, in
     channel->last = &channel->first;
     dm_outqueue_init(&channel->queue, QUEUE_MAX_BYTES);
     dm_lines_init(&channel->lines, LINE_MAX_BYTES);
-    dm_mark_open(&channel->mark, NULL, -1, is_settled);
+    dm_mark_open(&channel->mark, NULL, -1, is_settled, commit);
     channel->lines.skips_long = true;
     watch(channel);
     return channel;
@@ -360,7 +375,7 @@ void dm_channel_pause(struct dm_channel *channel, bool paused) {
 }
 
 bool dm_channel_keep(struct dm_channel *channel, struct dm_kept *kept, int index) {
-    const bool clear = dm_mark_open(&channel->mark, kept, index, is_settled);
+    const bool clear = dm_mark_open(&channel->mark, kept, index, is_settled, commit);
     if (!clear) {
         channel->unwritable = true;
         channel->lines.skipped = 1;

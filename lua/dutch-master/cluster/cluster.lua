@@ -541,7 +541,9 @@ function Cluster:resume(kept, former)
     local unsure = resume_workers(self, kept, former)
     self.sockets:keep_only(self.workers)
     self.agenda:hold(function()
-        local state = kept.state == 'rolling' and (self.ready and 'steady' or 'booting') or kept.state
+        local state = kept.state == 'rolling' and (self.ready and 'steady' or 'booting')
+            or kept.state == 'stopped' and 'stopping' -- it died before it could leave
+            or kept.state
         self.stop_requests, self.stopping_at = {}, self.platform.now()
         self.agenda:start(self, definition, state)
         for i, slot in ipairs(kept.slots) do
