@@ -112,9 +112,19 @@ static void on_error_pipe(uv_poll_t *poll, int status, int events) {
 /* -- the channel's events -----------------------------------------------------------------------
  */
 
+/* What a program says may be there before the word that it runs: the kernel has no order between
+ * two descriptors. */
+static void report_start(struct dm_child *child) {
+    read_outcome(child);
+    report_exec(child);
+}
+
 static void on_line(void *ctx, const char *line, size_t length, bool had_fd) {
     struct dm_child *child = ctx;
-    child->events->on_line(child->ctx, line, length, had_fd);
+    report_start(child);
+    if (child->channel) { /* else it was closed just now */
+        child->events->on_line(child->ctx, line, length, had_fd);
+    }
 }
 
 static void on_skipped(void *ctx, size_t length, bool had_fd) {
@@ -125,6 +135,7 @@ static void on_skipped(void *ctx, size_t length, bool had_fd) {
 static void on_channel_closed(void *ctx, const char *reason) {
     struct dm_child *child = ctx;
     child->channel = NULL;
+    report_start(child);
     child->events->on_channel_closed(child->ctx, reason);
 }
 
