@@ -61,10 +61,11 @@ end
 -- Every verb that asks a master.
 local ASKING = {
     'status SCRIPT', 'status --json SCRIPT', 'logs SCRIPT', 'logs --follow SCRIPT', 'why SCRIPT', 'events SCRIPT',
-    'events --follow SCRIPT', 'metrics SCRIPT', 'plan SCRIPT', 'scale 2 SCRIPT', 'reload SCRIPT', 'restart SCRIPT',
+    'events --follow SCRIPT', 'metrics SCRIPT', 'plan SCRIPT', 'scale +1 SCRIPT', 'reload SCRIPT', 'restart SCRIPT',
     'restart --wait SCRIPT', 'restart --wait --timeout 60 SCRIPT', 'stop SCRIPT', 'stop --wait SCRIPT',
+    'upgrade SCRIPT',
 }
-local CHANGING = { scale = true, reload = true, restart = true, stop = true }
+local CHANGING = { scale = true, reload = true, restart = true, stop = true, upgrade = true }
 
 local function ask_all(m, lines, options)
     local asked = {}

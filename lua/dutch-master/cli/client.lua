@@ -161,7 +161,7 @@ local function say(ctx, message)
 end
 
 --- Verbs after which it matters whether the master took notice.
-local CHANGES = { restart = true, reload = true, scale = true, stop = true }
+local CHANGES = { restart = true, reload = true, scale = true, stop = true, upgrade = true }
 
 --- The master that was asked `verb` says nothing.
 function M.say_silent(ctx, verb)

@@ -51,9 +51,7 @@ function M.run(ctx)
             if request.workers and tries < TRIES then -- a number may be said twice; a change may not
                 return (ask())
             end
-            ctx.err(('dutch-master: %s: the master hung up%s; `dutch-master status` shows what came of it\n'):format(
-                ctx.script_name, reason and (' (%s)'):format(reason) or ''))
-            return 1
+            return client.say_gone(ctx, 'scale', reason)
         end,
         done = function(answer)
             if ctx.options.json then

@@ -105,8 +105,7 @@ function M.run(ctx)
                 request.again = true
                 return (ask())
             end
-            ctx.err(('dutch-master: the master hung up (%s)\n'):format(tostring(reason)))
-            return 1
+            return client.say_gone(ctx, 'upgrade', reason)
         end,
         done = function(answer)
             return told(ctx, answer)
