@@ -1,5 +1,8 @@
 -- The master dies between each two steps of a fork, a restart, a stop: of what it does in the kernel, gives to its keeper
 -- and writes into its state. Whoever takes over goes on from there, whichever it is.
+--
+-- usage: DM_BUILD=build luajit -joff /usr/bin/busted --run=e2e spec/bench/keeper_faults_spec.lua
+-- Not in continuous integration: it still finds something now and then.
 
 local ffi = require 'ffi'
 local uv = require 'luv'
