@@ -109,7 +109,7 @@ describe('the master', function()
         local mark, before = m:mark(), m:workers()[1]
         assert.equal(0, cli.run(m, { 'restart', '--wait' }).code)
         m:await({ msg = 'Restart complete' }, { after = mark })
-        assert.not_equal(before, m:workers()[1])
+        m:await { msg = 'Worker exited', workerPid = before }
         assert.is_true(#m:records 'Restart requested' < 3000)
         m:finish()
     end)
