@@ -7,9 +7,10 @@
  */
 static const uint64_t STALL_MS = 1000;
 
-/* Ticks. A unix socket's 208 KiB, read at 64 KiB a tick, twice over: then the flood is no backlog.
+/* Ticks. A unix socket's 208 KiB, read at 16 KiB a tick at least (READ_BYTES of channel.c), twice
+ * over: then the flood is no backlog. A tick of one channel takes a millisecond or one such read.
  */
-enum { HOLD_TICKS_MAX = 8 };
+enum { HOLD_TICKS_MAX = 32 };
 
 uint64_t dm_now_ms(void) {
     return uv_hrtime() / 1000000;
