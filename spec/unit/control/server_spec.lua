@@ -114,7 +114,7 @@ describe('the control socket', function()
                 return write(...)
             end
             for _ = 1, 10 do
-                pcall(conn.line, '{"v":1,"id":1,"verb":"ping"}')
+                pcall(conn.line, '{"v":1,"id":1,"verb":"status"}')
             end
             pcall(platform.turn)
             conn.fails = false
@@ -151,6 +151,24 @@ describe('the control socket', function()
             end
             assert.equal(100, #loud.answers)
             assert.is_true(turns >= 23)
+        end)
+
+        it('that only asks whether the master is there is answered in the same turn, whoever else asks', function()
+            open()
+            local crowd, loud, last = {}, connect(), connect()
+            for i = 1, 60 do
+                crowd[i] = connect()
+                crowd[i].line '{"v":1,"verb":"ping"}'
+            end
+            for _ = 1, 10 do
+                loud.line '{"v":1,"verb":"status"}'
+            end
+            last.line '{"v":1,"verb":"ping"}'
+            assert.equal(1, #crowd[60].answers)
+            assert.is_true(cluster.snapshots <= 4)
+            platform.turn()
+            assert.equal(1, #last.answers)
+            assert.is_true(cluster.snapshots <= 8)
         end)
 
         it('of more than it may is cut off, and its requests are forgotten', function()
