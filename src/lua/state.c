@@ -83,6 +83,9 @@ struct lua_State *dm_lua_state_open(struct dm_core *core) {
     lua_atpanic(L, on_panic);
     /* Policy runs for microseconds at a time: compiling traces of it costs more than it gives. */
     luaJIT_setmode(L, 0, LUAJIT_MODE_ENGINE | LUAJIT_MODE_OFF);
+    /* Percent. Memory of a process that lives for months counts more than a little time: the next
+     * collection begins when a quarter has come, not when all is there twice. */
+    lua_gc(L, LUA_GCSETPAUSE, 125);
     dm_lua_set_core(L, core);
     lua_getglobal(L, "package");
     /* Policy comes from the binary alone, never from where the master was started. */
