@@ -130,6 +130,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     pid_t made[CHILDREN] = {-1, -1};
     int ends[2];
     if (!k.memory) {
+        have_none();
         k.memory = make_memory();
         require(k.memory != NULL);
     }

@@ -75,7 +75,7 @@ static struct {
     struct dm_keeper_frame frame;
     uint32_t held_count;
     struct dm_keeper_held held[DM_KEEPER_FDS];
-} k = {.memory_fd = -1, .next = -1, .former = -1, .signals = -1, .socket = -1, .patience = -1};
+} k; /* all zero until set_up(): it is large, and so is no part of the program's file */
 
 static uint64_t now_ms(void) {
     struct timespec now;
@@ -900,8 +900,13 @@ static int resume(void) {
     return k.memory && k.memory->magic == MAGIC && k.memory->version == VERSION ? 0 : -EPROTO;
 }
 
+static void have_none(void) {
+    k.memory_fd = k.next = k.former = k.signals = k.socket = k.patience = -1;
+}
+
 static int set_up(char **argv) {
     sigset_t set;
+    have_none();
     k.argv = argv;
     int error = dm_handoff_is_there() ? resume() : begin();
     if (error && dm_handoff_is_there()) {
