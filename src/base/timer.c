@@ -12,6 +12,9 @@ static const uint64_t STALL_MS = 1000;
  */
 enum { HOLD_TICKS_MAX = 32 };
 
+/* ms. The same where many flood, so that such ticks are long. */
+static const uint64_t HOLD_MAX_MS = 1000;
+
 uint64_t dm_now_ms(void) {
     return uv_hrtime() / 1000000;
 }
@@ -38,6 +41,7 @@ static void on_clock(uv_timer_t *clock) {
     struct dm_timers *timers = clock->data;
     timers->due = true;
     timers->held_ticks = 0;
+    timers->held_ms = uv_now(timers->loop);
     uv_idle_start(&timers->idle, on_idle);
 }
 
@@ -95,7 +99,8 @@ static void on_check(uv_check_t *check) {
         return; /* stood still while polling: the next prepare moves the deadlines */
     }
     timers->alive_ms = now;
-    if (!timers->due || (hold && ++timers->held_ticks < HOLD_TICKS_MAX)) {
+    if (!timers->due ||
+        (hold && ++timers->held_ticks < HOLD_TICKS_MAX && now - timers->held_ms < HOLD_MAX_MS)) {
         return;
     }
     if (!run_due(timers, now)) {

@@ -17,6 +17,7 @@ struct dm_timers {
     uv_check_t check;
     struct dm_link armed; /* ordered by deadline */
     uint64_t alive_ms;    /* last time at which the loop was known not to stand still */
+    uint64_t held_ms;     /* when it was first known that something is due */
     int held_ticks;
     bool due, hold;
 };
