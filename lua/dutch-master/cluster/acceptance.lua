@@ -3,13 +3,16 @@
 --
 -- The master connects to each address, through the public port, in a way that reaches the worker's lane alone. The
 -- connection says nothing and is finished at once: whoever accepts it finds its end and closes it, which is no request.
--- It waits in the lane's queue until then: one connection, not one for each look.
+-- It waits in the lane's queue until then: one connection, not one for each look. Only if nobody has it and that queue
+-- is empty, another one is made: it came to another queue, for the places in the kernel's group had just changed.
 
 local Acceptance = {}
 Acceptance.__index = Acceptance
 
 -- How often it is looked whether a process has the connection, ms: mostly its end comes first.
 local LOOK_MS = 25
+-- Looks in a row that find a connection nowhere, until it is held to be astray.
+local ASTRAY_LOOKS = 4
 -- Until the next try, where one could not be made, ms.
 local RETRY_MS = 100
 -- When too many other workers are being asked, ms.
@@ -72,7 +75,7 @@ local function knock(self)
         self.why = message
         return self.timer:start(RETRY_MS)
     end
-    self.dial, self.looks = dial, 0
+    self.dial, self.looks, self.astray = dial, 0, 0
     local ok, why, code = door:probe(self.id, dial:port())
     if ok then
         ok, why = dial:start('', true)
@@ -84,19 +87,26 @@ local function knock(self)
 end
 
 -- Where the kernel does not say whose the connection is, an empty queue says that it is somebody's.
+-- @return whether it is accepted; whether it is astray
 local function is_accepted(self)
     local is = self.dial:accepted()
+    local gone = not is and self.doors[self.at]:waiting(self.id) == 0
     self.looks = self.looks + 1
-    return is or is == nil and self.looks > 2 and self.doors[self.at]:waiting(self.id) == 0
+    self.astray = is == false and gone and self.astray + 1 or 0
+    return is or is == nil and gone and self.looks > 2, self.astray >= ASTRAY_LOOKS
 end
 
 --- The timer's: knocks, or looks what has become of that.
 function Acceptance:look()
     self.timer:start(RETRY_MS) -- first: whatever becomes of this look
     if not self.dial then
-        knock(self)
-    elseif is_accepted(self) then
+        return knock(self)
+    end
+    local is, is_astray = is_accepted(self)
+    if is then
         accepted(self)
+    elseif is_astray then
+        again(self, 'a connection came to another queue', RETRY_MS)
     else
         self.timer:start(LOOK_MS)
     end

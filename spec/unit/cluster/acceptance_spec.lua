@@ -39,10 +39,11 @@ describe('acceptance', function()
         local world = at(1)
         assert.equal('', world.dial().text)
         world.dial().is_accepted = false
+        world.doors[1].queue = 1
         world.platform:advance(60000)
         assert.equal(1, #world.platform.dials)
         assert.equal('nobody accepted a connection at 127.0.0.1:81', world.acceptance:words())
-        world.dial().is_accepted = true
+        world.dial().is_accepted, world.doors[1].queue = true, 0
         world.platform:advance(30)
         assert.equal(1, world.done)
         assert.is_nil(world.acceptance:words())
@@ -85,6 +86,24 @@ describe('acceptance', function()
         world.doors[1].queue = 0
         world.platform:advance(30)
         assert.equal(1, world.done)
+    end)
+
+    it('is asked for again if the connection came to another queue, and not before that is sure', function()
+        local world = at(1)
+        world.dial().is_accepted = false
+        world.platform:advance(80)
+        world.doors[1].queue = 1 -- on its way until now
+        world.platform:advance(60000)
+        assert.equal(1, #world.platform.dials)
+        world.doors[1].queue = 0
+        world.platform:advance(210)
+        assert.equal(2, #world.platform.dials)
+        assert.is_false(world.platform.dials[1].open)
+        assert.matches('%(a connection came to another queue%)$', world.acceptance:words())
+        world.dial().is_accepted = true
+        world.platform:advance(30)
+        assert.equal(1, world.done)
+        assert.same({ 'probe 1 7', 'unprobe 1', 'probe 1 7', 'probed 1' }, world.log)
     end)
 
     it('waits its turn while too many others are asked', function()
