@@ -34,15 +34,20 @@ local function key_of(request)
     return type(request.key) == 'string' and #request.key <= MAX_KEY and request.key or nil
 end
 
-function verbs.restart(control, request, answer)
-    local wait = request.wait == true
+-- Who waits for what comes of it is told that it was heard; everybody else has his answer. @return who asks
+local function accept(control, request, answer)
     local who = answer:who() -- before the answer: then the client goes
-    if wait then
+    if request.wait == true then
         answer:hold()
         answer:event('accepted', { kept = control.is_kept })
     else
         answer:done {}
     end
+    return who
+end
+
+function verbs.restart(control, request, answer)
+    local who = accept(control, request, answer)
     control.cluster:restart {
         cause = 'control',
         who = who,
@@ -79,14 +84,7 @@ function verbs.plan(control, _, answer)
 end
 
 function verbs.stop(control, request, answer)
-    local wait = request.wait == true
-    local who = answer:who() -- before the answer: then the client goes
-    if wait then
-        answer:hold()
-        answer:event('accepted', { kept = control.is_kept })
-    else
-        answer:done {}
-    end
+    local who = accept(control, request, answer)
     control.cluster:stop {
         cause = 'control',
         who = who,
