@@ -40,9 +40,17 @@ static void on_kept_reaped(void *ctx, pid_t pid, const struct rusage *usage) {
 
 static void on_keeper_lost(void *ctx) {
     struct dm_core *core = ctx;
-    dm_reaper_keeper_lost(&core->reaper);
     if (core->on_keeper_lost && !core->silent) {
         core->on_keeper_lost(core);
+    }
+    dm_reaper_keeper_lost(&core->reaper);
+}
+
+static void on_alone(void *ctx, int error) {
+    struct dm_core *core = ctx;
+    dm_reaper_alone(&core->reaper);
+    if (core->on_alone && !core->silent) {
+        core->on_alone(core, error);
     }
 }
 
@@ -58,6 +66,7 @@ static const struct dm_kept_events kept_events = {
     .on_ended = on_kept_ended,
     .on_reaped = on_kept_reaped,
     .on_lost = on_keeper_lost,
+    .on_alone = on_alone,
     .on_write = on_kept_write,
 };
 

@@ -23,6 +23,7 @@ struct dm_core {
     int exit_code;
     bool stopped;
     void (*on_keeper_lost)(struct dm_core *core); /* its owner sets them, or NULL */
+    void (*on_alone)(struct dm_core *core, int error);
     void (*on_write)(struct dm_core *core);
     void *kept_data;
     bool silent; /* no callback any more: whoever would hear it is gone */

@@ -148,43 +148,74 @@ end
 
 local serve
 
--- Ends what a master that was killed has left, and goes on then.
-local function take_over(self, master)
+-- Ends what a master that was killed has left.
+local function end_orphans(self, master, done)
     local plan = self.launcher.plan
-    self.takes_over = false -- once
-    self.timers[1] = orphans.stop {
+    self.ending = orphans.stop {
         platform = self.platform, master = master, signal = plan.stop_signal or 'SIGTERM',
         timeout_ms = plan.stop_timeout_ms,
         done = function(killed)
-            if self.closed then
-                return
-            end
-            self.log:info({ killed = killed > 0 and killed or nil }, 'The workers of the former master have ended')
-            local code = serve(self)
-            if code then
-                self.platform.stop(code)
+            if not self.closed then
+                self.log:info({ killed = killed > 0 and killed or nil }, 'The workers of the former master have ended')
+                done()
             end
         end,
     }
 end
 
--- Says who is left of a master that was killed, or ends them.
+-- Ends them, and serves then.
+local function end_first(self, master)
+    self.takes_over = false -- once
+    end_orphans(self, master, function()
+        local code = serve(self)
+        if code then
+            self.platform.stop(code)
+        end
+    end)
+end
+
+-- Their sockets are ours too: when our workers serve, they get no new connections, serve what waits for them, and go.
+local function retire_lenders(self)
+    local lenders = self.lenders
+    if not lenders or lenders.retire or not (self.cluster and self.cluster.ready) then
+        return
+    end
+    lenders.retire = true
+    self.sockets:await_lenders(function()
+        end_orphans(self, lenders.master, function()
+            self.lenders = nil
+            self.sockets:own()
+            self.platform.touch()
+        end)
+    end, self.launcher.plan.stop_timeout_ms)
+end
+
+-- Says who is left of a master that was killed; with --take-over borrows their sockets, or ends them.
 -- @return whether they are being ended, and it goes on then
 local function meet_orphans(self, master)
     local left = orphans.find(self.platform, master)
+    local fields = { master = master, processes = orphans.names(left) }
+    local borrowed, why
+    if left[1] and self.takes_over then
+        borrowed, why = orphans.sockets(self.platform, left)
+    end
     orphans.forget(self.platform, left)
     if not left[1] then
         return false
     end
     self.left = left
-    local fields = { master = master, processes = orphans.names(left) }
     if not self.takes_over then
         self.log:warn(fields, 'Workers of a former master, which died, still run')
-        return false
+    elseif borrowed then
+        self.log:warn(fields, 'Workers of a former master, which died, serve on until those of this one are ready')
+        self.borrowed, self.lenders = borrowed, { master = master }
+    else
+        fields.reason = why
+        self.log:warn(fields, 'Ending the workers of a former master, which died')
+        end_first(self, master)
+        return true
     end
-    self.log:warn(fields, 'Ending the workers of a former master, which died')
-    take_over(self, master)
-    return true
+    return false
 end
 
 -- An address of the plan is another's.
@@ -192,10 +223,14 @@ end
 local function in_use(self, message)
     local holder = not self.left and tonumber(message:match 'held by process (%d+)')
     local master = holder and orphans.master_of(self.platform, holder)
-    if master then
+    if master or self.lenders then
         self.sockets:close()
         self.sockets = nil
-        if meet_orphans(self, master) then
+        if self.lenders then -- what they have is not to be had that way
+            master, self.lenders = self.lenders.master, nil
+            end_first(self, master)
+            return true
+        elseif meet_orphans(self, master) then
             return true
         end
     end
@@ -214,7 +249,7 @@ function Master:bind()
         return self:refuse(EXIT_SYSTEM, 'LISTEN_FDS: ' .. why)
     end
     self.sockets = Sockets.new {
-        inherited = inherited,
+        inherited = inherited, borrowed = self.borrowed,
         platform = self.platform, log = self.log, balance = plan.balance, backlog = plan.backlog,
         stall_timeout_ms = plan.stall_timeout_ms,
         want = self.loaded.num_workers, lost_after_ms = plan.stop_timeout_ms,
@@ -246,6 +281,7 @@ function Master:bind()
             return self.cluster:awaits_workers()
         end,
     }
+    self.borrowed = nil
     self.launcher:use_sockets(self.sockets)
     local ok, message, errno
     if self.former then
@@ -258,6 +294,8 @@ function Master:bind()
             local later, more = in_use(self, message)
             if later then
                 return false
+            elseif self.borrowed then
+                return self:bind()
             end
             message = more
         end
@@ -470,7 +508,8 @@ function Master:close()
     for _, timer in ipairs(self.timers) do
         timer:close()
     end
-    for _, name in ipairs { 'upgrade', 'systemd', 'leftovers', 'recycle', 'control', 'pid_file', 'sockets' } do
+    for _, name in ipairs { 'ending', 'upgrade', 'systemd', 'leftovers', 'recycle', 'control', 'pid_file',
+        'sockets' } do
         if self[name] then
             self[name]:close()
             self[name] = nil
@@ -496,6 +535,7 @@ function Master:announce()
     if self.systemd and self.systemd.active then
         self.systemd:on_state(self.cluster:summary())
     end
+    retire_lenders(self)
 end
 
 -- An error of our own. Before the cluster has started nothing could go on behind it.
@@ -568,6 +608,7 @@ local function collect(self, book)
         claim = self.claim_held:keep(book),
         launcher = self.launcher:keep(book), sockets = self.sockets:keep(book), cluster = self.cluster:keep(book),
         control = self.control:keep(book), upgrade = self.upgrade:keep(),
+        lenders = self.lenders and self.lenders.master,
     }
 end
 
@@ -597,9 +638,16 @@ local function be_kept(self, kept)
     self.platform.on_keep(function()
         self.writer:write()
     end, function()
+        self.upgrade:keeper_lost()
+        if self.log and self.writer:again() then
+            self.log:warn({ keeper = kept.keeper }, 'The keeper has died: the master takes its place, and another one'
+                .. ' goes on')
+            self.platform.renew()
+        end
+    end, function(why)
         if self.log then
-            self.log:error({ keeper = kept.keeper }, 'The keeper has died: the master serves on, and nobody will take'
-                .. ' over from it')
+            self.log:error({ keeper = kept.keeper, reason = why }, 'The keeper has died: the master serves on, and'
+                .. ' nobody will take over from it')
         end
     end)
     if kept.state then
@@ -647,9 +695,15 @@ function Master:take_over()
     if how then
         self.log:info({ workers = workers, version = self.platform.version, master = self.platform.master_pid() },
             how.failed and 'The former program has taken over again' or 'The new program has taken over')
+    elseif before.renewed then
+        self.log:info({ workers = workers, keeper = before.keeper, master = self.platform.master_pid() },
+            'The former master has become the keeper, this one has taken over')
     else
         self.log:warn({ workers = workers, signal = before.signal, code = before.code, deaths = before.deaths,
             master = self.platform.master_pid() }, 'The former master died, this one has taken over')
+    end
+    if state.lenders then
+        end_orphans(self, state.lenders, function() end)
     end
     self.upgrade:resume(state.upgrade or {}, how)
     self.platform.touch()

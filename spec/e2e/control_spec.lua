@@ -240,7 +240,7 @@ describe('the control socket', function()
         m:finish { signal = 'SIGKILL' }
     end)
 
-    it('of a master that was killed stands in nobody\'s way; workers that stayed are named, and ended if asked', function()
+    it('of a master that was killed stands in nobody\'s way; workers that stayed are named, and replaced if asked', function()
         local port = http.free_port()
         local m = master.start {
             script = ([[require('dutch-master').start { worker = { 'sleep', '1000' }, numWorkers = 1,
@@ -258,8 +258,8 @@ describe('the control socket', function()
         assert.truthy(c.err:find(told, 1, true), c.err)
         assert.same({ worker }, m:tree())
         local second = cli.start(m, { 'master.lua', '--take-over' })
-        second:await_output 'Ending the workers of a former master, which died'
-        second:await_output 'Cluster ready'
+        second:await_output 'serve on until those of this one are ready'
+        second:await_output 'The workers of the former master have ended'
         for _, pid in ipairs(m:tree()) do
             assert.are_not.equal(worker, pid)
         end

@@ -15,6 +15,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
@@ -56,6 +58,7 @@ static struct {
     struct dm_keeper_upgrade upgrade;
     unsigned starts;               /* of masters */
     int signals, socket, patience; /* a signalfd, the master's socket, a timerfd: see keeper.h */
+    int elsewhere;                 /* an epoll: who lives of those that are not our children */
     pid_t master;                  /* 0: none */
     bool supervises, ended_by_itself;
     int died_of, exited_with;
@@ -172,8 +175,15 @@ static struct dm_keeper_held *find(const char *name) {
     return NULL;
 }
 
+static void unwatch(const struct dm_keeper_held *held) {
+    if (held->elsewhere) {
+        epoll_ctl(k.elsewhere, EPOLL_CTL_DEL, held->fd, NULL);
+    }
+}
+
 static void drop(struct dm_keeper_held *held) {
     if (held) {
+        unwatch(held); /* the master has a copy: to close ours would not do it */
         close(held->fd);
         *held = k.held[--k.held_count];
     }
@@ -227,9 +237,43 @@ static void note_exit(struct dm_keeper_held *held, int code, bool signaled, bool
     held->core = core;
 }
 
+/* What the kernel tells of a process that somebody else has reaped (Linux 6.15; its header is
+ * younger than most). */
+static bool look_up_exit(struct dm_keeper_held *held) {
+    enum { EXIT = 8 };
+    struct {
+        uint64_t mask, cgroup;
+        uint32_t ids[11];
+        int32_t status;
+    } info = {.mask = EXIT};
+    if (ioctl(held->fd, _IOWR(0xFF, 11, char[64]), &info) != 0 || !(info.mask & EXIT)) {
+        return false;
+    }
+    const bool signaled = WIFSIGNALED(info.status);
+    note_exit(held, signaled ? WTERMSIG(info.status) : WEXITSTATUS(info.status), signaled,
+              signaled && WCOREDUMP(info.status));
+    return true;
+}
+
+/* Of a process that is nobody's here its descriptor alone tells that it has ended. */
+static void note_end_elsewhere(struct dm_keeper_held *held) {
+    struct pollfd gone = {.fd = held->fd, .events = POLLIN};
+    if (poll(&gone, 1, 0) == 1) {
+        unwatch(held);
+        held->ended = held->reaped = 1;
+        if (!held->exit_known && !look_up_exit(held)) {
+            note_exit(held, UNKNOWN_EXIT, false, false);
+        }
+    }
+}
+
 static void note_end(struct dm_keeper_held *held) {
     siginfo_t info;
     if (held->pid <= 0 || held->ended) {
+        return;
+    }
+    if (held->elsewhere) {
+        note_end_elsewhere(held);
         return;
     }
     const int rc = wait_for(P_PIDFD_, held->fd, &info, WEXITED | WNOHANG | WNOWAIT, &held->usage);
@@ -359,6 +403,14 @@ static void sweep(void) {
     }
 }
 
+static void look_elsewhere(bool has_news) {
+    for (uint32_t i = 0; has_news && i < k.held_count; i++) {
+        if (k.held[i].elsewhere) {
+            note_end(&k.held[i]);
+        }
+    }
+}
+
 static bool note_before_us(pid_t pid) {
     for (int i = 0; i < BEFORE; i++) {
         if (k.before_us[i] == 0) {
@@ -383,6 +435,16 @@ static void signal_group(pid_t pid, int number) {
     kill(getpgid(pid) == pid ? -pid : pid, number);
 }
 
+/* -> how many of them live */
+static int signal_elsewhere(int number) {
+    int count = 0;
+    for (uint32_t i = 0; i < k.held_count; i++) {
+        const struct dm_keeper_held *held = &k.held[i];
+        count += held->elsewhere && syscall(SYS_pidfd_send_signal, held->fd, number, NULL, 0) == 0;
+    }
+    return count;
+}
+
 static bool ask_to_end(pid_t pid) {
     if (is_ours(pid)) {
         signal_group(pid, SIGTERM);
@@ -404,11 +466,14 @@ static void end_all(uint64_t grace_ms) {
     siginfo_t info;
     if (grace_ms > 0) {
         children(ask_to_end);
+        signal_elsewhere(SIGTERM);
+        signal_elsewhere(SIGCONT);
     }
     while (now_ms() < term_until + KILL_MS) {
         while (wait_for(P_ALL, 0, &info, WEXITED | WNOHANG, NULL) == 0 && info.si_pid != 0) {
         }
-        if (children(now_ms() < term_until ? is_ours : make_end) == 0) {
+        const bool late = now_ms() >= term_until;
+        if (children(late ? make_end : is_ours) + signal_elsewhere(late ? SIGKILL : 0) == 0) {
             return;
         }
         const struct timespec pause = {.tv_nsec = 2000000};
@@ -476,10 +541,10 @@ static bool start_master(struct dm_keeper_link *link) {
                                         .succeeds = k.starts > 0,
                                         .upgrade = k.upgrade};
         close(ends[0]);
-        close_if_open(&k.memory_fd);
         close_if_open(&k.next);
         close_if_open(&k.former);
-        close(k.signals);
+        close_if_open(&k.signals);
+        close_if_open(&k.elsewhere);
         setpgid(0, 0); /* a terminal's signals are for the keeper, who passes them on */
         prctl(PR_SET_NAME, "dutch-master");
         setrlimit(RLIMIT_NOFILE, &k.descriptors);
@@ -511,8 +576,9 @@ static void set_pause(void) {
 
 /* ---- another program ---- */
 
-static void become(int image, int former) {
-    struct dm_handoff h = {
+/* What another program needs to go on as keeper, but for what is held. */
+static void fill_handoff(struct dm_handoff *h) {
+    *h = (struct dm_handoff){
         .memory = k.memory_fd,
         .died_of = k.died_of,
         .exited_with = k.exited_with,
@@ -524,6 +590,11 @@ static void become(int image, int former) {
         .descriptors = k.descriptors,
         .held_count = k.held_count,
     };
+}
+
+static void become(int image, int former) {
+    struct dm_handoff h;
+    fill_handoff(&h);
     for (int i = 1; i < NSIG; i++) {
         const struct signalfd_siginfo *info = &k.pending[i];
         h.pending[i] =
@@ -535,6 +606,27 @@ static void become(int image, int former) {
     const int error = dm_handoff_exec(image, former, k.argv, &h, k.held);
     k.upgrade = (struct dm_keeper_upgrade){DM_UPGRADE_FAILED, DM_UPGRADE_NOT_RUN, -error};
     say("dutch-master: the program could not be run (errno %d): this one goes on\n", -error, 0);
+}
+
+/* `k` is the copy that this master was forked with. */
+int dm_keeper_renew(const struct dm_keeper_held *held, uint32_t count) {
+    struct dm_handoff h;
+    sigset_t all, before;
+    const int image = open("/proc/self/exe", O_PATH | O_CLOEXEC);
+    if (image < 0 || k.memory_fd < 0) {
+        return image < 0 ? -errno : -ENOTSUP;
+    }
+    fill_handoff(&h);
+    h.upgrade = (struct dm_keeper_upgrade){.state = DM_UPGRADE_RENEWED};
+    h.starts = k.starts + 1;
+    h.died_of = h.exited_with = 0;
+    h.held_count = count;
+    sigfillset(&all); /* whatever comes meanwhile is the next keeper's */
+    sigprocmask(SIG_SETMASK, &all, &before);
+    const int error = dm_handoff_exec(image, -1, k.argv, &h, held);
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    close(image);
+    return error;
 }
 
 /* Returns if it cannot be done: another master of this program goes on then. */
@@ -669,6 +761,9 @@ static void handle(struct dm_keeper_frame *frame, size_t size, int fd) {
         drop(find(frame->text));
     } else if (frame->op == DM_KEEPER_HELLO) {
         k.supervises = true;
+        if (k.upgrade.state == DM_UPGRADE_RENEWED) {
+            k.upgrade.state = DM_UPGRADE_NONE;
+        }
     } else if (frame->op == DM_KEEPER_REAP) {
         reap_asked(frame);
     } else if (frame->op == DM_KEEPER_EXIT) {
@@ -791,12 +886,13 @@ static enum outcome turn(struct dm_keeper_link *link, int *code) {
         {.fd = k.signals, .events = POLLIN},
         {.fd = k.patience, .events = POLLIN},
         {.fd = k.notice_size ? -1 : k.socket, .events = POLLIN},
+        {.fd = k.elsewhere, .events = POLLIN},
     };
     int ms = again ? LOOK_MS : -1;
     ms = k.notice_size ? shorter(ms, now_ms() + NOTIFY_MS) : ms;
     ms = k.master ? ms : shorter(ms, k.restart_ms);
     ms = on_trial() && k.master && !k.supervises ? shorter(ms, k.started_ms + TRIAL_MS) : ms;
-    poll(fds, 3, ms);
+    poll(fds, sizeof fds / sizeof *fds, ms);
     read_signals();
     look_at_patience();
     look_at_trial();
@@ -813,6 +909,7 @@ static enum outcome turn(struct dm_keeper_link *link, int *code) {
         }
     }
     sweep();
+    look_elsewhere(fds[3].revents != 0);
     if (!k.master && now_ms() >= k.restart_ms) {
         if (start_master(link)) {
             return IN_MASTER;
@@ -867,6 +964,21 @@ static int begin(void) {
     return k.memory ? 0 : -errno;
 }
 
+/* Who is a child of a keeper that died, and so is not ours. */
+static void find_elsewhere(void) {
+    siginfo_t info;
+    k.elsewhere = epoll_create1(EPOLL_CLOEXEC);
+    for (uint32_t i = 0; k.elsewhere >= 0 && i < k.held_count; i++) {
+        struct dm_keeper_held *held = &k.held[i];
+        struct epoll_event event = {.events = EPOLLIN};
+        if (held->pid > 0 &&
+            wait_for(P_PIDFD_, held->fd, &info, WEXITED | WNOHANG | WNOWAIT, NULL) == -ECHILD) {
+            held->elsewhere = 1;
+            epoll_ctl(k.elsewhere, EPOLL_CTL_ADD, held->fd, &event);
+        }
+    }
+}
+
 /* What the program had that was here before. */
 static int resume(void) {
     static struct dm_handoff h;
@@ -897,11 +1009,12 @@ static int resume(void) {
     if (k.upgrade.state == DM_UPGRADE_TRIAL && k.former < 0) { /* the other one has sent us back */
         k.upgrade = (struct dm_keeper_upgrade){DM_UPGRADE_FAILED, DM_UPGRADE_REFUSED, 0};
     }
+    find_elsewhere();
     return k.memory && k.memory->magic == MAGIC && k.memory->version == VERSION ? 0 : -EPROTO;
 }
 
 static void have_none(void) {
-    k.memory_fd = k.next = k.former = k.signals = k.socket = k.patience = -1;
+    k.memory_fd = k.next = k.former = k.signals = k.socket = k.patience = k.elsewhere = -1;
 }
 
 static int set_up(char **argv) {

@@ -58,8 +58,9 @@ struct dm_keeper_upgrade {
 };
 enum dm_keeper_upgraded {
     DM_UPGRADE_NONE,
-    DM_UPGRADE_TRIAL,  /* it was begun with another program, which waits to be called back */
-    DM_UPGRADE_FAILED, /* it was called back, or never left */
+    DM_UPGRADE_TRIAL,   /* it was begun with another program, which waits to be called back */
+    DM_UPGRADE_FAILED,  /* it was called back, or never left */
+    DM_UPGRADE_RENEWED, /* no upgrade: its keeper had died, and the master became one */
 };
 enum dm_keeper_failure {
     DM_UPGRADE_NOT_RUN = 1, /* the exec failed: an errno */
@@ -76,6 +77,7 @@ struct dm_keeper_held {
     int32_t code;
     uint8_t signaled, core;
     uint8_t exit_known, ended, told, wants_reap, lingers, reaped;
+    uint8_t elsewhere; /* its parent was a keeper that died: it is somebody else's child now */
     struct rusage usage;
 };
 
@@ -119,3 +121,7 @@ const char *dm_keeper_newest(const struct dm_keeper_memory *memory, size_t *size
  * in each master that it starts, with its link; false in the keeper when all is over, with the exit
  * code. argv: with which it becomes another program. */
 bool dm_keeper_run(struct dm_keeper_link *link, char **argv, int *exit_code);
+
+/* In a master whose keeper has died: its process becomes a keeper, in place, of this program, which
+ * holds these and starts another master. Returns what failed; nothing has changed then. */
+int dm_keeper_renew(const struct dm_keeper_held *held, uint32_t count);

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
@@ -20,13 +21,72 @@ enum {
 
 /* ---- to the keeper ---- */
 
+static void be_alone(struct dm_kept *kept, int error) {
+    dm_kept_close(kept);
+    dm_identity_set(0);
+    kept->events->on_alone(kept->ctx, error);
+}
+
 static void lose(struct dm_kept *kept) {
-    if (kept->open) {
-        dm_kept_close(kept);
-        dm_identity_set(0);
-        kept->events->on_lost(kept->ctx);
+    if (kept->lost) {
+        return;
+    }
+    kept->lost = true;
+    dm_poll_stop(&kept->poll);
+    kept->events->on_lost(kept->ctx);
+    if (kept->open && kept->leave_by == 0) {
+        be_alone(kept, 0);
     }
 }
+
+/* ---- what the next keeper is to hold ---- */
+
+static struct dm_keeper_held *find_held(const struct dm_kept *kept, const char *name, pid_t pid) {
+    for (uint32_t i = 0; i < kept->held_count; i++) {
+        struct dm_keeper_held *held = &kept->held[i];
+        if (name ? strcmp(held->name, name) == 0 : held->pid == pid) {
+            return held;
+        }
+    }
+    return NULL;
+}
+
+static void forget_held(struct dm_kept *kept, const char *name) {
+    struct dm_keeper_held *held = find_held(kept, name, 0);
+    if (held) {
+        *held = kept->held[--kept->held_count];
+    }
+}
+
+static int note_held(struct dm_kept *kept, const char *name, int fd, pid_t pid) {
+    forget_held(kept, name);
+    if (kept->held_count == kept->held_room) {
+        const uint32_t room = kept->held_room ? 2 * kept->held_room : 64;
+        struct dm_keeper_held *more = realloc(kept->held, room * sizeof *more);
+        if (room > DM_KEEPER_FDS || !more) {
+            kept->held = more ? more : kept->held;
+            return -ENOMEM;
+        }
+        kept->held = more;
+        kept->held_room = room;
+    }
+    struct dm_keeper_held *held = &kept->held[kept->held_count++];
+    *held = (struct dm_keeper_held){.fd = fd, .pid = pid};
+    memcpy(held->name, name, strlen(name) + 1);
+    return 0;
+}
+
+static void note_exit(struct dm_kept *kept, pid_t pid, int code, bool signaled, bool core) {
+    struct dm_keeper_held *held = pid > 0 ? find_held(kept, NULL, pid) : NULL;
+    if (held) {
+        held->exit_known = 1;
+        held->code = code;
+        held->signaled = signaled;
+        held->core = core;
+    }
+}
+
+/* ---- frames ---- */
 
 static int send_frame(struct dm_kept *kept, struct dm_keeper_frame *frame, const char *text,
                       int fd) {
@@ -36,6 +96,9 @@ static int send_frame(struct dm_kept *kept, struct dm_keeper_frame *frame, const
     }
     if (length >= DM_KEEPER_TEXT) {
         return -EMSGSIZE;
+    }
+    if (kept->lost) {
+        return 0; /* to nobody */
     }
     struct iovec parts[] = {
         {frame, offsetof(struct dm_keeper_frame, text)},
@@ -49,16 +112,22 @@ static int send_frame(struct dm_kept *kept, struct dm_keeper_frame *frame, const
             return -ETIMEDOUT;
         }
     }
-    return sent < 0 ? (int)sent : 0;
+    /* That it has died we hear from the loop, which asks for all of it again: see lose(). */
+    return sent == -EPIPE || sent == -ECONNRESET ? 0 : sent < 0 ? (int)sent : 0;
 }
 
 int dm_kept_put(struct dm_kept *kept, const char *name, int fd, pid_t pid) {
     struct dm_keeper_frame frame = {.op = DM_KEEPER_PUT, .pid = pid};
-    return strlen(name) < DM_KEEPER_NAME ? send_frame(kept, &frame, name, fd) : -ENAMETOOLONG;
+    if (strlen(name) >= DM_KEEPER_NAME) {
+        return -ENAMETOOLONG;
+    }
+    return kept->lost && kept->open ? note_held(kept, name, fd, pid)
+                                    : send_frame(kept, &frame, name, fd);
 }
 
 void dm_kept_drop(struct dm_kept *kept, const char *name) {
     struct dm_keeper_frame frame = {.op = DM_KEEPER_DROP};
+    forget_held(kept, name);
     send_frame(kept, &frame, name, -1);
 }
 
@@ -75,6 +144,7 @@ void dm_kept_reap(struct dm_kept *kept, pid_t pid, bool lingers) {
 void dm_kept_exit(struct dm_kept *kept, pid_t pid, int code, bool signaled, bool core) {
     struct dm_keeper_frame frame = {
         .op = DM_KEEPER_EXIT, .pid = pid, .code = code, .signaled = signaled, .core = core};
+    note_exit(kept, pid, code, signaled, core);
     send_frame(kept, &frame, NULL, -1);
 }
 
@@ -106,6 +176,13 @@ int dm_kept_become(struct dm_kept *kept, const char *path) {
 void dm_kept_settled(struct dm_kept *kept) {
     struct dm_keeper_frame frame = {.op = DM_KEEPER_SETTLED};
     send_frame(kept, &frame, NULL, -1);
+}
+
+void dm_kept_renew(struct dm_kept *kept) {
+    if (kept->open && kept->lost) {
+        kept->leave_by = uv_now(kept->prepare.loop) + LEAVE_MS;
+        kept->dirty = true;
+    }
 }
 
 /* ---- snapshots ---- */
@@ -144,6 +221,14 @@ static void set_patience(const struct dm_kept *kept) {
     timerfd_settime(kept->link.patience, 0, &time, NULL);
 }
 
+/* What we hold is the keeper's as well, or will be. */
+static void give_place(struct dm_kept *kept) {
+    if (!kept->lost) {
+        _exit(0);
+    }
+    be_alone(kept, dm_keeper_renew(kept->held, kept->held_count));
+}
+
 static void on_leaving(uv_timer_t *timer) {
     (void)timer; /* on_prepare looks again */
 }
@@ -166,7 +251,7 @@ static void on_prepare(uv_prepare_t *prepare) {
         }
     }
     if (kept->leave_by && (dm_list_empty(&kept->touched) || uv_now(loop) >= kept->leave_by)) {
-        _exit(0); /* what we hold is the keeper's as well */
+        give_place(kept);
     } else if (kept->leave_by) {
         uv_timer_start(&kept->leaving, on_leaving, 10, 0);
     }
@@ -239,6 +324,7 @@ static void on_readable(uv_poll_t *poll_handle, int status, int events) {
             return;
         } else if (size <= 0) {
             lose(kept);
+            return;
         } else if ((size_t)size >= offsetof(struct dm_keeper_frame, text)) {
             handle(kept, &frame);
         }
@@ -277,6 +363,9 @@ void dm_kept_close(struct dm_kept *kept) {
         return;
     }
     kept->open = false;
+    free(kept->held);
+    kept->held = NULL;
+    kept->held_count = kept->held_room = 0;
     dm_poll_stop(&kept->poll);
     close(kept->link.socket);
     close(kept->link.patience);

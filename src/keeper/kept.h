@@ -14,7 +14,10 @@ struct dm_kept_events {
     void (*on_signal)(void *ctx, int number, pid_t pid, uid_t uid);
     void (*on_ended)(void *ctx, const struct dm_keeper_frame *frame);
     void (*on_reaped)(void *ctx, pid_t pid, const struct rusage *usage);
-    void (*on_lost)(void *ctx);  /* the keeper has died */
+    /* The keeper has died. What is put, dropped and told of exits from then on is noted here:
+     * dm_kept_renew may follow. If it does not, or fails later, it is over: on_alone. */
+    void (*on_lost)(void *ctx);
+    void (*on_alone)(void *ctx, int error);
     void (*on_write)(void *ctx); /* something has changed: write a snapshot */
 };
 
@@ -40,7 +43,9 @@ struct dm_kept {
     uint8_t used[DM_KEEPER_MARKS];
     uint64_t snapshots;
     uint64_t leave_by; /* 0: not leaving */
-    bool open, dirty;
+    bool open, dirty, lost;
+    struct dm_keeper_held *held; /* for the next keeper, once the former one is lost */
+    uint32_t held_count, held_room;
 };
 
 int dm_kept_open(struct dm_kept *kept, uv_loop_t *loop, const struct dm_keeper_link *link,
@@ -60,6 +65,8 @@ int dm_kept_notify(struct dm_kept *kept, const char *text);
  * and half a second later at the latest. 0 or a negative errno. */
 int dm_kept_become(struct dm_kept *kept, const char *path);
 void dm_kept_settled(struct dm_kept *kept);
+/* The same after on_lost: this process becomes the keeper of another master. */
+void dm_kept_renew(struct dm_kept *kept);
 
 /* on_write comes before the loop waits again. */
 void dm_kept_touch(struct dm_kept *kept);

@@ -1,5 +1,5 @@
-/* lua/descriptors.c: core.close_fd, quiet_ms, holders, group_has, inherited: what is known of a
- * bare descriptor. */
+/* lua/descriptors.c: core.close_fd, copy_listener, quiet_ms, holders, group_has, inherited: what is
+ * known of a bare descriptor. */
 #include "lua/address.h"
 #include "lua/open.h"
 #include "lua/support.h"
@@ -11,8 +11,44 @@
 #include <lauxlib.h>
 #include <netinet/tcp.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+
+#ifndef SYS_pidfd_getfd
+#define SYS_pidfd_getfd 438
+#endif
+
+static int flag_of(int fd, int option) {
+    int value = 0;
+    socklen_t size = sizeof value;
+    return getsockopt(fd, SOL_SOCKET, option, &value, &size) == 0 ? value : 0;
+}
+
+/* copy_listener(pidfd, number): that descriptor of another process, if it is a socket that listens:
+ * -> {fd, address, inode, reuseport = others may have the address too} | nil, message, code */
+int core_copy_listener(lua_State *L) {
+    struct dm_address address;
+    struct stat found;
+    const int fd =
+        (int)syscall(SYS_pidfd_getfd, luaL_checkint(L, 1), luaL_checkint(L, 2), 0); /* CLOEXEC */
+    if (fd < 0) {
+        return dm_lua_fail(L, -errno, "socket of another process");
+    }
+    if (!flag_of(fd, SO_ACCEPTCONN) || dm_address_of(fd, &address) != 0 || fstat(fd, &found) != 0) {
+        close(fd);
+        return dm_lua_fail(L, -ENOTSOCK, "descriptor of another process");
+    }
+    lua_createtable(L, 0, 4);
+    dm_lua_set_number(L, "fd", fd);
+    dm_lua_set_number(L, "inode", (double)found.st_ino);
+    lua_pushboolean(L, flag_of(fd, SO_REUSEPORT));
+    lua_setfield(L, -2, "reuseport");
+    dm_lua_push_address(L, &address);
+    lua_setfield(L, -2, "address");
+    return 1;
+}
 
 int core_close_fd(lua_State *L) {
     const int fd = luaL_checkint(L, 1);

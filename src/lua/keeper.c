@@ -13,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static const char write_key, lost_key;
+static const char write_key, lost_key, alone_key;
 
 static struct dm_kept *kept_of(lua_State *L) {
     return &dm_lua_core(L)->kept;
@@ -49,7 +49,8 @@ static void push_upgrade(lua_State *L, const struct dm_keeper_upgrade *upgrade) 
 
 /* kept() -> {keeper = its pid, deaths = of masters so far, signal or code = what the last one ended
  * by, state = its last snapshot, store = {name = descriptor}, upgrade = {failed, reason, detail} if
- * the program was to change}, or nil. To be asked once, first. */
+ * the program was to change, renewed = the keeper was a master, whose keeper had died}, or nil. To
+ * be asked once, first. */
 int core_kept(lua_State *L) {
     const struct dm_kept *kept = kept_of(L);
     char buffer[16];
@@ -57,7 +58,7 @@ int core_kept(lua_State *L) {
     if (!kept->open) {
         return 0;
     }
-    lua_createtable(L, 0, 6);
+    lua_createtable(L, 0, 7);
     dm_lua_set_number(L, "keeper", kept->link.keeper);
     dm_lua_set_number(L, "deaths", kept->link.deaths);
     if (kept->link.died_of) {
@@ -72,7 +73,10 @@ int core_kept(lua_State *L) {
         push_store(L, &kept->link);
         lua_setfield(L, -2, "store");
     }
-    if (kept->link.upgrade.state != DM_UPGRADE_NONE) {
+    if (kept->link.upgrade.state == DM_UPGRADE_RENEWED) {
+        lua_pushboolean(L, true);
+        lua_setfield(L, -2, "renewed");
+    } else if (kept->link.upgrade.state != DM_UPGRADE_NONE) {
         push_upgrade(L, &kept->link.upgrade);
         lua_setfield(L, -2, "upgrade");
     }
@@ -94,23 +98,39 @@ static void on_lost(struct dm_core *core) {
     call(core, &lost_key, "keeper");
 }
 
+static void on_alone(struct dm_core *core, int error) {
+    lua_State *L = core->kept_data;
+    lua_pushlightuserdata(L, (void *)(uintptr_t)&alone_key);
+    lua_rawget(L, LUA_REGISTRYINDEX);
+    if (error) {
+        lua_pushstring(L, strerror(-error));
+    } else {
+        lua_pushnil(L);
+    }
+    dm_lua_call(L, 1, 0, "keeper");
+}
+
 static void set(lua_State *L, const char *key, int index) {
     lua_pushlightuserdata(L, (void *)(uintptr_t)key);
     lua_pushvalue(L, index);
     lua_rawset(L, LUA_REGISTRYINDEX);
 }
 
-/* on_keep(write, lost): write() is called before the loop waits, if touch() was; lost() when the
- * keeper has died. */
+/* on_keep(write, lost, alone): write() is called before the loop waits, if touch() was; lost() when
+ * the keeper has died, to keep all again and call renew(); alone(why or nil) if it has not, or it
+ * cannot be done. */
 int core_on_keep(lua_State *L) {
     struct dm_core *core = dm_lua_core(L);
     luaL_checktype(L, 1, LUA_TFUNCTION);
     luaL_checktype(L, 2, LUA_TFUNCTION);
+    luaL_checktype(L, 3, LUA_TFUNCTION);
     set(L, &write_key, 1);
     set(L, &lost_key, 2);
+    set(L, &alone_key, 3);
     core->kept_data = dm_lua_main(L);
     core->on_write = on_write;
     core->on_keeper_lost = on_lost;
+    core->on_alone = on_alone;
     return 0;
 }
 
@@ -141,6 +161,13 @@ int core_drop_fd(lua_State *L) {
 int core_become(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
     return dm_lua_result(L, dm_kept_become(kept_of(L), path), path);
+}
+
+/* renew(): this process becomes the keeper of another master, as soon as it is not in the middle of
+ * anything. */
+int core_renew(lua_State *L) {
+    dm_kept_renew(kept_of(L));
+    return 0;
 }
 
 int core_settled(lua_State *L) {

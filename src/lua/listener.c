@@ -172,6 +172,8 @@ static int resume(lua_State *L, struct dm_listener *listener, const struct dm_ad
     kept.fds = fds;
     lua_getfield(L, table, "shared");
     kept.shared = lua_toboolean(L, -1);
+    lua_getfield(L, table, "borrowed");
+    kept.borrowed = lua_toboolean(L, -1);
     lua_getfield(L, table, "device");
     kept.helpers = &dm_lua_core(L)->helpers;
     kept.device = (uint64_t)lua_tonumber(L, -1);
@@ -253,6 +255,15 @@ static int l_listener_keep(lua_State *L) {
         dm_lua_set_number(L, "inode", (double)listener->path.inode);
     }
     return 1;
+}
+
+/* own(): of one that was opened with kept.borrowed: nobody else serves there any more. */
+static int l_listener_own(lua_State *L) {
+    struct dm_listener *listener = to_listener(L, 1);
+    if (listener) {
+        dm_listener_own(listener);
+    }
+    return 0;
 }
 
 static int l_listener_address(lua_State *L) {
@@ -513,6 +524,7 @@ static const luaL_Reg listener_methods[] = {
     {"steer", l_listener_steer},
     {"strangers", l_listener_strangers},
     {"keep", l_listener_keep},
+    {"own", l_listener_own},
     {"close", l_listener_close},
     {"await_path", l_listener_await_path},
     {NULL, NULL},

@@ -676,6 +676,7 @@ int dm_listener_resume(struct dm_listener *self, const struct dm_address *addres
                        const struct dm_listener_kept *kept) {
     init(self, address, options);
     self->shared = kept->shared;
+    self->borrowed = kept->borrowed;
     self->in_force = self->shared ? DM_SHARED : DM_HASH;
     self->capacity = kept->count;
     self->lanes = calloc(kept->count, sizeof(struct dm_lane *));
@@ -713,13 +714,21 @@ int dm_listener_resume(struct dm_listener *self, const struct dm_address *addres
             dm_listener_rejoin(self->lanes[i]);
         }
     }
+    self->uncertain = self->borrowed && self->members > 1;
+    if (self->borrowed) {
+        dm_listener_census(self); /* or what calls that again does it */
+    }
     return 0;
+}
+
+void dm_listener_own(struct dm_listener *self) {
+    self->borrowed = false;
 }
 
 void dm_listener_close(struct dm_listener *self) {
     close_guard(self);
     for (size_t i = 0; i < self->count; i++) {
-        if (!self->foreign && self->address.type == SOCK_STREAM) {
+        if (!self->foreign && !self->borrowed && self->address.type == SOCK_STREAM) {
             shutdown(self->lanes[i]->fd, SHUT_RDWR);
         }
         close(self->lanes[i]->fd);

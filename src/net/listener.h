@@ -50,9 +50,10 @@ struct dm_listener {
     struct dm_address address; /* with the real port */
     int backlog;
     bool shared;
-    bool foreign; /* came from outside: never shut down, bound or unlinked here */
-    int guard;    /* holds the port until the first lane listens; -1 after */
-    int claim;    /* keeps other masters away from the address until then; -1 after */
+    bool foreign;  /* came from outside: never shut down, bound or unlinked here */
+    bool borrowed; /* the same for now: see dm_listener_kept */
+    int guard;     /* holds the port until the first lane listens; -1 after */
+    int claim;     /* keeps other masters away from the address until then; -1 after */
     struct dm_unix_path path;
     struct dm_lane **lanes; /* the group's members in order, then those that could not rejoin it */
     size_t count, members, capacity;
@@ -79,6 +80,8 @@ struct dm_listener_kept {
     const int *fds; /* in the order of the group */
     size_t count;
     bool shared;
+    bool borrowed; /* others serve there still, until dm_listener_own: the order is not known, and
+                    * nothing is shut down */
     uint64_t device, inode; /* of its unix path; 0: none */
     struct dm_helpers *helpers;
 };
@@ -87,6 +90,8 @@ struct dm_listener_kept {
 int dm_listener_resume(struct dm_listener *listener, const struct dm_address *address,
                        const struct dm_listener_options *options,
                        const struct dm_listener_kept *kept);
+/* Who served there beside us is gone. */
+void dm_listener_own(struct dm_listener *listener);
 /* A new lane, listening, last in the group; the one lane of a shared listener. */
 int dm_listener_lane(struct dm_listener *listener, struct dm_lane **lane);
 /* Removes a lane from the group for all who hold it. -EBUSY if the steering in force cannot do

@@ -308,6 +308,17 @@ void dm_reaper_kept_reaped(struct dm_reaper *reaper, pid_t pid, const struct rus
 }
 
 void dm_reaper_keeper_lost(struct dm_reaper *reaper) {
+    const struct dm_link *const lists[] = {&reaper->ended, &reaper->lingering};
+    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) {
+        for (struct dm_link *l = lists[i]->next; l != lists[i]; l = l->next) {
+            const struct dm_leader *leader = dm_container(l, struct dm_leader, link);
+            const struct dm_exit *exit = &leader->exit;
+            dm_kept_exit(reaper->kept, leader->pid, exit->code, exit->signaled, exit->core);
+        }
+    }
+}
+
+void dm_reaper_alone(struct dm_reaper *reaper) {
     reaper->kept = NULL;
     for (struct dm_link *l = reaper->alive.next; l != &reaper->alive; l = l->next) {
         struct dm_leader *leader = dm_container(l, struct dm_leader, link);

@@ -69,12 +69,14 @@ void dm_reaper_deinit(struct dm_reaper *reaper);
 /* `leader` has its pid, pidfd and callbacks set. On failure the caller still owns pid and pidfd. */
 int dm_reaper_add(struct dm_reaper *reaper, struct dm_leader *leader);
 
-/* What the keeper says of leaders that are `kept`; and that it has died: they are waited for by
- * their pidfds then, and how they ended is not known. */
+/* What the keeper says of leaders that are `kept`; that it has died: another one is to know who has
+ * ended; and that there is none any more: they are waited for by their pidfds then, and how they
+ * ended is not known. */
 void dm_reaper_kept_ended(struct dm_reaper *reaper, pid_t pid, const struct dm_exit *exit,
                           bool others);
 void dm_reaper_kept_reaped(struct dm_reaper *reaper, pid_t pid, const struct rusage *usage);
 void dm_reaper_keeper_lost(struct dm_reaper *reaper);
+void dm_reaper_alone(struct dm_reaper *reaper);
 
 /* 0, UV_ESRCH once reaped, or another negative errno. */
 int dm_leader_signal(const struct dm_leader *leader, int number);

@@ -65,8 +65,8 @@ end
 local HEAD = [[
 dutch-master master.lua             run a cluster, in the foreground
                                     --watch [PATH ...]: restart on changes
-                                    --take-over: first end the workers that a
-                                    killed master has left
+                                    --take-over: serve in place of the workers
+                                    that a killed master has left
                                     --keeper: a small parent starts another
                                     master if this one dies
 dutch-master VERB [master.lua] ...  ask the one that runs (./master.lua)

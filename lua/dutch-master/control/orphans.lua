@@ -1,7 +1,8 @@
 --- orphans.lua: what a master that was killed has left behind: workers that go on serving, and hold its ports. They are
 -- known by their environment, which names their master; and that by its lock, which nobody holds any more, or because
 -- one of them holds an address. A master
--- that starts says who they are, and with --take-over ends them first, as it would end its own.
+-- that starts says who they are, and with --take-over takes their sockets over and ends them when it serves; or, where
+-- the sockets cannot be had, ends them first. It ends them as its own.
 
 local claim = require 'dutch-master.control.claim'
 
@@ -62,6 +63,26 @@ function M.find(platform, master)
         return a.pid < b.pid
     end)
     return list
+end
+
+--- The sockets on which they listen, each once.
+-- @return list of what platform.copy_listener gives; or nil, why none can be had
+function M.sockets(platform, list)
+    local sockets, seen, why = {}, {}, 'they listen on none'
+    for _, orphan in ipairs(list) do
+        local dir = ('/proc/%d/fd'):format(orphan.pid)
+        for _, name in ipairs(platform.list(dir) or {}) do
+            local inode = (platform.readlink(dir .. '/' .. name) or ''):match '^socket:%[(%d+)%]$'
+            local socket, message, code
+            if inode and not seen[inode] then
+                socket, message, code = platform.copy_listener(orphan.process, tonumber(name))
+                seen[inode] = code ~= 'EBADF' -- it may have been closed since
+                why = not socket and code ~= 'ENOTSOCK' and message or why
+            end
+            sockets[#sockets + 1] = socket
+        end
+    end
+    return sockets[1] and sockets, why
 end
 
 function M.forget(platform, list)

@@ -109,6 +109,12 @@ function Writer:write()
     return true
 end
 
+--- The keeper has died: all of it once more, for another one. @return as write
+function Writer:again()
+    self.kept, self.text = {}, nil
+    return self:write()
+end
+
 --- These are in the store already.
 function Writer:know(fds)
     for name, fd in pairs(fds) do

@@ -126,7 +126,7 @@ function Upgrade:resume(kept, how)
             self.platform.settled()
         end
     elseif not how then
-        decide(self, 'the master died before it could give place')
+        decide(self, 'the master or its keeper died before it could give place')
     elseif how.failed then
         local say = REASONS[how.reason]
         decide(self, say and say(how.detail) or tostring(how.reason))
@@ -135,6 +135,15 @@ function Upgrade:resume(kept, how)
             decide(self, nil)
         end)
         self.timer:start(PROVING_MS)
+    end
+end
+
+--- The keeper has died: it will call nothing back.
+function Upgrade:keeper_lost()
+    if self.timer and self.running then
+        self.timer:close()
+        self.timer = nil
+        decide(self, nil)
     end
 end
 

@@ -14,11 +14,12 @@ local Directory = {}
 Directory.__index = Directory
 
 --- @param options {platform, want = the number of workers, balance, inherited = platform.inherited()'s list,
+--   borrowed = listening sockets of a former master's workers, see platform.copy_listener,
 --   fields = what every listener is opened with: see Rotation.new}
 function Directory.new(options)
     return setmetatable({
         platform = options.platform, wanted = options.want, balance = options.balance, fields = options.fields,
-        inherited = options.inherited, log = options.fields.log,
+        inherited = options.inherited, borrowed = options.borrowed or {}, log = options.fields.log,
         plan = {}, -- listeners of the plan, in its order
         by_key = {}, -- those that workers asked for
         flights = {}, -- key -> list of functions: those that are being bound, and who waits for them
@@ -41,6 +42,18 @@ function Directory:each()
         list[#list + 1] = rotation
     end
     return list
+end
+
+--- Whom sockets were borrowed from: see Rotation:lenders. @return list of ids, each once
+function Directory:lenders()
+    local ids, seen = {}, {}
+    for _, rotation in ipairs(self.plan) do
+        for _, id in ipairs(rotation:lenders()) do
+            ids[#ids + 1] = not seen[id] and id or nil
+            seen[id] = true
+        end
+    end
+    return ids
 end
 
 --- Those of the plan in its order, then those asked for in theirs.
@@ -77,6 +90,26 @@ local function take_inherited(self, address, fd)
         table.remove(self.inherited, place)
     end
     return found
+end
+
+-- Those of an address that a former master's workers have, once; nil if there are none, or they cannot be used as
+-- balance wants it.
+local function take_borrowed(self, address)
+    local found = {}
+    for i = #self.borrowed, 1, -1 do
+        if self.borrowed[i].address.text == address.text then
+            table.insert(found, 1, table.remove(self.borrowed, i))
+        end
+    end
+    return found[1] and (#found == 1 or self.balance ~= 'shared') and found or nil
+end
+
+--- What of a former master nobody here asks for.
+function Directory:close_borrowed()
+    for _, socket in ipairs(self.borrowed) do
+        self.platform.close_fd(socket.fd)
+    end
+    self.borrowed = {}
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -136,6 +169,7 @@ local function new_rotation(self, fields)
     fields.want = self.wanted
     fields.backlog = math.max(self.fields.backlog, fields.backlog or 0)
     fields.fd = take_inherited(self, fields.address, fields.fd)
+    fields.borrowed = not fields.fd and take_borrowed(self, fields.address) or nil
     self.opened = self.opened + 1
     fields.number = self.opened
     return Rotation.new(fields)

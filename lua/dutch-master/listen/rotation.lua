@@ -19,7 +19,8 @@ Rotation.MAX_WORKERS = 512
 
 --- @param options {platform, log, key, name, number, address (platform.address's table), balance, backlog, mode,
 --   as (whose rights it is bound with, see platform.listen), owner (whom a unix path belongs to),
---   fd (inherited), may_block (workers choose how they accept), stall_timeout_ms, want,
+--   fd (inherited), borrowed (sockets of a former master, which died, from copy_listener),
+--   may_block (workers choose how they accept), stall_timeout_ms, want,
 --   lost_after_ms (what waits where nobody serves is reset then),
 --   give = sockets.lua's rescue, takes, idle, worker_of, holds, or nil, deserted, stalled, spoilt, awaits_workers}
 function Rotation.new(options)
@@ -42,14 +43,14 @@ local function try_listen(self, address, reuseport, done)
 end
 
 -- @param name that it had in a former master, whose state its socket has
-local function add_lane(self, socket, group, name)
+local function add_lane(self, socket, group, name, as_it_is)
     if not name then
         self.lane_count = (self.lane_count or 0) + 1
     end
     local lane = Lane.new {
         platform = self.platform, log = self.log, socket = socket, address = self.address.text,
         may_block = self.may_block, group = group, stall_timeout_ms = self.stall_timeout_ms,
-        name = name or ('%d.%d'):format(self.number or 0, self.lane_count), as_it_is = name ~= nil,
+        name = name or ('%d.%d'):format(self.number or 0, self.lane_count), as_it_is = as_it_is or name ~= nil,
     }
     self.lanes[#self.lanes + 1] = lane
     return lane
@@ -144,10 +145,58 @@ local function set_up(self, listener)
     return true
 end
 
+-- Sockets at which workers of a former master serve on. To the kernel and to us these are users as others: they are
+-- called -1, -2, ...
+local function borrow(self)
+    local first, path, fds = self.borrowed[1], self.address.path, {}
+    for i, socket in ipairs(self.borrowed) do
+        fds[i] = socket.fd
+    end
+    local file = path and self.platform.stat(path)
+    local listener, message, code = self.platform.listen(self.address, { backlog = self.backlog, mode = self.mode,
+        as = self.as, owner = self.owner, kept = { borrowed = true, lanes = fds, device = file and file.dev,
+            inode = file and file.ino, shared = path ~= nil or not first.reuseport or self.balance == 'shared' } })
+    if not listener then
+        return nil, message, code
+    end
+    self.listener = listener
+    furnish(self)
+    for i, socket in ipairs(listener:lanes()) do
+        local lane = add_lane(self, socket, -i, nil, true)
+        if not self.shared then
+            lane:add(-i)
+            self.users[-i] = lane
+            lane:join(-i)
+        end
+    end
+    if self.steering then
+        self.steering:apply()
+    end
+    return true
+end
+
+--- Whom the sockets were borrowed from, as far as they have lanes of their own. @return list of ids
+function Rotation:lenders()
+    local ids = {}
+    for id in pairs(self.users) do
+        ids[#ids + 1] = id < 0 and id or nil
+    end
+    return ids
+end
+
+--- They are gone.
+function Rotation:own()
+    self.borrowed = nil
+    self.listener:own()
+end
+
 --- Binds.
 -- @param later function(as is returned): called if that takes its time
 -- @return true; or nil, message, code; or false: later(one of these) follows
 function Rotation:open(later)
+    if self.borrowed then
+        return borrow(self)
+    end
     local listener, message, code = try_listen(self, self.address, self.balance ~= 'shared', later and function(...)
         if ... then
             return later(set_up(self, ...))
@@ -428,7 +477,7 @@ end
 
 --- Nobody may begin to connect any more.
 function Rotation:shut_out()
-    for _, lane in ipairs(self.lanes) do
+    for _, lane in ipairs(self.borrowed and {} or self.lanes) do -- else theirs to serve, whatever becomes of us
         lane:shut_out()
     end
 end

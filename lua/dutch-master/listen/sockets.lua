@@ -25,6 +25,7 @@ local LOST_AFTER_MS = 30000
 local BALANCES = { steered = true, queue = true, sticky = true, shared = true }
 
 --- @param options {platform, log, balance, backlog, stall_timeout_ms, want, inherited = platform.inherited()'s list,
+--   borrowed = listening sockets of a former master's workers, who serve on: see platform.copy_listener,
 --   takes = function(worker_id, request) -> whether that worker can be given connections (nil: who made a request can),
 --   rescue = function(fd, done, worker_id, request) -> true if the worker was given the connection,
 --   lost_after_ms = when what waits where nobody serves is reset,
@@ -48,6 +49,7 @@ function Sockets.new(options)
     }, Sockets)
     self.directory = Directory.new {
         platform = options.platform, want = options.want or 1, balance = balance, inherited = options.inherited or {},
+        borrowed = options.borrowed,
         fields = {
             platform = options.platform, log = options.log, balance = balance, stall_timeout_ms = stall_timeout_ms,
             give = options.rescue, takes = options.takes, idle = options.idle,
@@ -92,7 +94,40 @@ end
 --- Opens the listeners of the plan: all, or none.
 -- @return true, or nil, message, code
 function Sockets:open(list)
-    return self:update(list)
+    local ok, message, code = self:update(list)
+    for _, id in ipairs(ok and self.directory:lenders() or {}) do
+        self.workers[id] = { state = 'live' }
+        self.pace:start()
+    end
+    self.directory:close_borrowed()
+    return ok, message, code
+end
+
+--- The workers of a former master, whose sockets were borrowed, get nothing new: done() once nothing waits for them.
+function Sockets:await_lenders(done, limit_ms)
+    local list = self.directory:lenders()
+    local left = #list + 1
+    local function empty()
+        left = left - 1
+        if left == 0 then
+            done()
+        end
+    end
+    for _, id in ipairs(list) do
+        self:leave(id, empty, limit_ms)
+    end
+    empty()
+end
+
+--- They are gone.
+function Sockets:own()
+    local list = self.directory:lenders()
+    for _, rotation in ipairs(self.directory:each()) do
+        rotation:own()
+    end
+    for _, id in ipairs(list) do
+        self:drop(id)
+    end
 end
 
 --- Takes over another list: see directory.lua.

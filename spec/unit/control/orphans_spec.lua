@@ -100,4 +100,41 @@ describe('orphans', function()
         assert.equal('SIGKILL 22', world.signals[#world.signals])
         assert.equal(0, world.open)
     end)
+
+    it('have sockets that are taken over, each once; what cannot be had has a reason', function()
+        local world = new_world({ [20] = worker { name = 'a', group = 20 }, [21] = worker { name = 'b', group = 21 } })
+        local platform = world.platform
+        local list = orphans.find(platform, 7)
+        local links = { ['0'] = '/dev/null', ['3'] = 'socket:[55]', ['4'] = 'socket:[56]', ['5'] = 'socket:[57]' }
+        local proc = platform.list
+        function platform.list(path)
+            if path == '/proc' then
+                return proc(path)
+            end
+            return { '0', '3', '4', '5' }
+        end
+        function platform.readlink(path)
+            return links[path:match '%d+$']
+        end
+        local copied = {}
+        function platform.copy_listener(process, number)
+            copied[#copied + 1] = process .. '/' .. number
+            if number == 4 then
+                return nil, 'descriptor of another process: not a socket', 'ENOTSOCK'
+            elseif number == 5 and process == 20 then
+                return nil, 'closed', 'EBADF'
+            end
+            return { fd = number }
+        end
+        local sockets = orphans.sockets(platform, list)
+        assert.same({ { fd = 3 }, { fd = 5 } }, sockets)
+        assert.same({ '20/3', '20/4', '20/5', '21/5' }, copied)
+        function platform.copy_listener()
+            return nil, 'not permitted', 'EPERM'
+        end
+        assert.same({ nil, 'not permitted' }, { orphans.sockets(platform, list) })
+        links = {}
+        assert.same({ nil, 'they listen on none' }, { orphans.sockets(platform, list) })
+        orphans.forget(platform, list)
+    end)
 end)

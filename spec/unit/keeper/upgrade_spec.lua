@@ -139,8 +139,21 @@ describe('an upgrade', function()
         local world = new_world()
         local other = world.new '1'
         other:resume(asked(world), nil)
-        assert.equal('the master died before it could give place', world.verdicts[1].message)
+        assert.equal('the master or its keeper died before it could give place', world.verdicts[1].message)
         assert.is_true(other:request(wish { key = 'again' }, nobody))
+    end)
+
+    it('is done when the keeper dies while it is to prove itself: nobody could call it back', function()
+        local world = new_world()
+        local second = world.new '2'
+        second:keeper_lost()
+        assert.same({}, world.verdicts)
+        second:resume(asked(world), { failed = false })
+        second:keeper_lost()
+        assert.equal('done', world.verdicts[1].result)
+        assert.is_true(world.timers[1].closed)
+        second:keeper_lost()
+        assert.equal(1, #world.verdicts)
     end)
 
     it('of which nothing is known is settled, and nobody is told', function()
