@@ -80,6 +80,34 @@ describe('the sockets of a Node app:', function()
         m:finish { code = 0 }
     end)
 
+    -- As without a cluster. Under stock it is refused the port, and nobody listens there any more.
+    versions.it('a port that is closed and opened again before the answer is there is served', function(version, binary)
+        local second = http.free_port()
+        local m = app.start { binary = binary, env = { SECOND = tostring(second) }, app = app.http .. [[
+            const make = (name) => {
+                const server = http.createServer((request, response) => {
+                    response.setHeader('Connection', 'close')
+                    response.end(name)
+                })
+                server.on('error', (error) => console.log(name + ' ' + error.code))
+                return server.listen(Number(process.env.SECOND))
+            }
+            let left = 3, last = make('closed')
+            const again = () => { last.close(); last = make(--left ? 'closed' : 'last'); if (left) process.nextTick(again) }
+            process.nextTick(again)
+            setTimeout(() => console.log('looked'), 300)
+        ]] }
+        m:wait_until(function()
+            return table.concat(m.output, '\n'):find 'looked.*looked'
+        end, 'both of them')
+        for _ = 1, 10 do
+            local _, body = http.get { port = second }
+            assert.equal(tonumber(version) >= 20 and 'last' or 'closed', body)
+        end
+        assert.equal(tonumber(version) < 20, table.concat(m.output, '\n'):find 'EADDRINUSE' ~= nil)
+        m:finish { code = 0 }
+    end)
+
     versions.it('listen({fd}) is answered with the socket that was passed to the master', function(_, binary)
         local free = http.free_port()
         -- What systemd does: binds, and execs with the socket as descriptor 3.

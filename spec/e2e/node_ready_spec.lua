@@ -164,6 +164,22 @@ describe('a Node worker', function()
         m:finish { code = 0 }
     end, ONE)
 
+    versions.it('keeps nobody waiting for ever at a port that all of them have closed for good', function(_, binary)
+        local second = http.free_port()
+        local m, port = app.start { binary = binary, env = { SECOND = tostring(second) },
+            plan = 'stopTimeout = 2, killTimeout = 1,', app = app.http .. [[
+            const other = http.createServer().listen(Number(process.env.SECOND), () => {
+                setTimeout(() => other.close(() => console.log('closed')), 300)
+            })
+        ]] }
+        m:wait_until(function() return table.concat(m.output, '\n'):find 'closed.*closed' end, 'both of them')
+        local status = http.get { port = second } -- waits for stopTimeout, then its connection ends
+        assert.is_nil(status)
+        m:await 'Waiting connections lost, no worker listens there any more'
+        assert.equal(200, (http.get { port = port }))
+        m:finish { code = 0 }
+    end, ONE)
+
     versions.it('keeps the address when it, or all of them, close their servers and listen again', function(_, binary)
         local m, port = app.start { binary = binary, app = [[
             const server = require('http').createServer((request, response) => {

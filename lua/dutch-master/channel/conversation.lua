@@ -14,6 +14,8 @@ M.__index = M
 
 -- More open or unanswered sockets than any app has; a worker that asks on for ever is stopped here.
 local MAX_SOCKETS = 1024
+-- Listens of a worker that wait for the fate of an earlier one: an app that closes and opens one port has one of them.
+local MAX_HELD = 16
 -- Connections that were given to a worker in the last moments of a master.
 local UNANSWERED_MAX = 1000
 local MAX_TICKET_NAMES = 256 -- addresses whose session keys are remembered
@@ -123,6 +125,7 @@ function M.new(opts)
         sockets = {}, -- key -> socket the worker has open
         by_name = {}, -- name -> key, to find a second listen to the same address
         count = 0, -- open and unanswered sockets
+        held = {}, -- queries that wait for the fate of an earlier one, in their order: see is_undecided
         next_key = 0,
         next_newconn = 0,
         newconns = {}, -- seq -> done
@@ -231,6 +234,8 @@ function HANDLERS.ack(self, event)
     end
 end
 
+local ask_held
+
 function HANDLERS.close(self, event)
     local socket = self.sockets[event.key]
     if not socket then
@@ -244,6 +249,7 @@ function HANDLERS.close(self, event)
     local info = describe(socket)
     info.open = self:open_sockets()
     self.on_close_server(info, socket)
+    ask_held(self)
 end
 
 -- listening repeats the query with the real port, and does not say the key: the oldest socket of this description that
@@ -270,6 +276,7 @@ function HANDLERS.listening(self, event)
     info.port, info.text = event.socket.port, event.socket.text
     socket.info = info
     self.on_listening(info)
+    ask_held(self)
 end
 
 -- Closed with an error the app sees as one of bind().
@@ -299,31 +306,29 @@ local function grant(self, event, fd)
     self.send(encode.reply(event.seq, key, data), fd)
 end
 
--- Stock Node finds out by binding again. Here the second listen would be given the same socket, and both would succeed.
-local function is_taken(self, socket)
-    if socket.fd or socket.port == 0 or socket.reuse_address then
-        return false
-    end
-    return self.by_name[socket.name] ~= nil
+-- Its name, where a second listen of the worker to the same address cannot be had.
+local function exclusive_name(socket)
+    return not (socket.fd or socket.port == 0 or socket.reuse_address) and socket.name or nil
 end
 
-function HANDLERS.query(self, event)
-    if self.state ~= 'open' then
-        return -- on its way out; Node's primary does not answer either
-    end
-    if self.count >= MAX_SOCKETS then
-        self:bad(('more than %d sockets'):format(MAX_SOCKETS))
-        return
-    end
-    self.asked = self.asked + 1
+-- Stock Node finds out by binding again. Here the second listen would be given the same socket, and both would succeed.
+local function is_taken(self, name)
+    return name ~= nil and self.by_name[name] ~= nil
+end
+
+-- The server that has the name may be closed already: an app that closes it, and listens anew, before our answer is
+-- there says so only when it has that. Whether it is comes with the next word of it: listening, or close.
+local function is_undecided(self, name)
+    local first = self.sockets[self.by_name[name]]
+    return not (first and first.announced)
+end
+
+local function ask(self, event)
     local socket = event.socket
-    if is_taken(self, socket) then
-        refuse(self, event, 'EADDRINUSE')
-        return
-    end
+    local name = exclusive_name(socket)
     self.count = self.count + 1
-    if not (socket.fd or socket.port == 0 or socket.reuse_address) then
-        self.by_name[socket.name] = 'asked' -- taken from now on; replaced by its key
+    if name then
+        self.by_name[name] = 'asked' -- taken from now on; replaced by its key
     end
     local answered = false
     self.query(socket, function(fd, code, message)
@@ -338,11 +343,50 @@ function HANDLERS.query(self, event)
             return
         end
         self.count = self.count - 1
-        if self.by_name[socket.name] == 'asked' then
-            self.by_name[socket.name] = nil
+        if name and self.by_name[name] == 'asked' then
+            self.by_name[name] = nil
         end
         refuse(self, event, code or 'EINVAL', message)
+        ask_held(self)
     end)
+end
+
+-- Those whose address is free by now, or is not to be had.
+function ask_held(self)
+    local list = self.held
+    if self.state ~= 'open' or not list[1] then
+        return
+    end
+    self.held = {}
+    for _, event in ipairs(list) do
+        local name = event.socket.name
+        if not is_taken(self, name) then
+            ask(self, event)
+        elseif is_undecided(self, name) then
+            self.held[#self.held + 1] = event
+        else
+            refuse(self, event, 'EADDRINUSE')
+        end
+    end
+end
+
+function HANDLERS.query(self, event)
+    if self.state ~= 'open' then
+        return -- on its way out; Node's primary does not answer either
+    end
+    if self.count >= MAX_SOCKETS then
+        self:bad(('more than %d sockets'):format(MAX_SOCKETS))
+        return
+    end
+    self.asked = self.asked + 1
+    local name = exclusive_name(event.socket)
+    if not is_taken(self, name) then
+        ask(self, event)
+    elseif is_undecided(self, name) and #self.held < MAX_HELD then
+        self.held[#self.held + 1] = event
+    else
+        refuse(self, event, 'EADDRINUSE')
+    end
 end
 
 function M:bad(reason)
@@ -520,7 +564,7 @@ function M:closed()
     end
     self.state = 'closed'
     local waiting = self.newconns
-    self.newconns, self.sockets, self.by_name, self.count = {}, {}, {}, 0
+    self.newconns, self.sockets, self.by_name, self.held, self.count = {}, {}, {}, {}, 0
     for _, done in pairs(waiting) do
         done(false, true)
     end

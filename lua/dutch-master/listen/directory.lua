@@ -458,7 +458,7 @@ end
 local function kept(self)
     local list = {}
     for key, rotation in pairs(self.by_key) do
-        if rotation:is_awaited() and not rotation:is_used() and not rotation.fd then
+        if not rotation:is_used() and not rotation.fd and rotation:is_awaited() then
             list[#list + 1] = { key = key, rotation = rotation }
         end
     end
@@ -488,6 +488,15 @@ function Directory:count()
         end
     end
     return unpack(sum)
+end
+
+--- What waits at an address where nobody will serve any more: see rotation.lua.
+function Directory:turn_away(now)
+    for _, rotation in pairs(self.by_key) do
+        if not rotation.fd then
+            rotation:turn_away(now)
+        end
+    end
 end
 
 --- Closes listeners that nobody has any more: those that left the plan; of those that workers asked for, the ones where

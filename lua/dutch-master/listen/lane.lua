@@ -23,6 +23,8 @@ local FIRST_PROBATION_MS, LAST_PROBATION_MS = 1000, 30000
 local BUSY_MS = 10
 -- A worker that was seen so often to sleep while somebody waited for it does not hear.
 local DEAF = 2
+-- At a time.
+local MAX_TURNED_AWAY = 1000
 -- How long a worker that has just had no room for a connection is given none.
 local FULL_MS = 100
 
@@ -133,14 +135,18 @@ function Lane:give_up()
     self.given_up = self.state == 'leaving'
 end
 
--- Connections of the master's own by which it saw whether somebody accepts (see acceptance.lua), and nobody did.
-local function withdraw(self)
-    for _ = 1, self:waiting() do
+--- Ends what waits in it. @return how many
+function Lane:turn_away()
+    local count = 0
+    while count < MAX_TURNED_AWAY do
         local fd = self.socket:accept()
-        if fd then
-            self.platform.close_fd(fd)
+        if not fd then
+            break
         end
+        self.platform.close_fd(fd)
+        count = count + 1
     end
+    return count
 end
 
 --- Gone. What waits in the lane stays there.
@@ -150,7 +156,8 @@ function Lane:remove(worker_id)
     if self.state == 'free' then
         self.stalled = nil
         if self.clean then
-            withdraw(self)
+            -- Of the master's own, by which it saw whether somebody accepts (see acceptance.lua), and nobody did.
+            self:turn_away()
         end
     end
 end

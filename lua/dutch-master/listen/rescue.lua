@@ -162,12 +162,19 @@ function Rescue:head_ms(lane)
     return waited
 end
 
-function Rescue:close()
-    self.closed = true
-    for _, fd in ipairs(self.unplaced) do
+--- Ends those that nobody took. @return how many
+function Rescue:turn_away()
+    local list = self.unplaced
+    self.unplaced = {}
+    for _, fd in ipairs(list) do
         self.platform.close_fd(fd)
     end
-    self.unplaced = {}
+    return #list
+end
+
+function Rescue:close()
+    self.closed = true
+    self:turn_away()
 end
 
 return Rescue

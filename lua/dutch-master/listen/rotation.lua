@@ -537,16 +537,42 @@ function Rotation:release(stays)
     self.released = true
 end
 
---- Whether somebody may come: it was served, and not given up, or connections wait.
-function Rotation:is_awaited()
-    if not self.released then
-        return self.served == true
-    end
-    local waiting = self.rescue:waiting()
+-- Connections that wait, and those of them that wait where nobody serves.
+local function count_waiting(self)
+    local waiting, unserved = self.rescue:waiting(), 0
     for _, lane in ipairs(self.lanes) do
-        waiting = waiting + lane:waiting()
+        local depth = lane:waiting()
+        waiting = waiting + depth
+        unserved = unserved + (lane.state == 'free' and not self.shared and depth or 0)
     end
-    return waiting > 0
+    return waiting, unserved
+end
+
+--- Whether somebody may come: it was served and not given up, or connections wait.
+function Rotation:is_awaited()
+    return self.served == true and not self.released or count_waiting(self) > 0
+end
+
+--- Of one that a worker asked for: nobody has it, and none is to come. Who waits there for as long as what waits is
+-- kept is turned away, so that its client knows; who comes later, at once.
+function Rotation:turn_away(now)
+    if self:is_used() or self.awaits_workers() then
+        self.unused_at = nil
+        return
+    end
+    self.unused_at = self.unused_at or now
+    if now - self.unused_at < self.lost_after_ms or self.address.type ~= 'stream' then
+        return
+    end
+    local count = self.rescue:turn_away()
+    for _, lane in ipairs(self.lanes) do
+        count = count + lane:turn_away()
+    end
+    if count > 0 then
+        self.lost = self.lost + count
+        self.log:warn({ address = self.address.text, connections = count },
+            'Waiting connections lost, no worker listens there any more')
+    end
 end
 
 function Rotation:is_used()
@@ -819,17 +845,6 @@ end
 --- Connections that were rescued, times that a lane was busy, connections that were lost, ever.
 function Rotation:count()
     return self.rescue.total, self.times_busy, self.lost
-end
-
--- Connections that wait, and those of them that wait where nobody serves.
-local function count_waiting(self)
-    local waiting, unserved = self.rescue:waiting(), 0
-    for _, lane in ipairs(self.lanes) do
-        local depth = lane:waiting()
-        waiting = waiting + depth
-        unserved = unserved + (lane.state == 'free' and not self.shared and depth or 0)
-    end
-    return waiting, unserved
 end
 
 --- For status.

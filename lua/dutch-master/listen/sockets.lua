@@ -492,6 +492,7 @@ function Sockets:tick()
         busy = busy or state == 'busy'
         unsettled = unsettled or state ~= nil
     end
+    self.directory:turn_away(now)
     self:close_unused()
     if not busy and next(self.workers) == nil then
         return nil

@@ -98,6 +98,68 @@ describe('sockets', function()
         end)
     end)
 
+    describe('that no worker has any more', function()
+        local come
+
+        local function forsaken(options)
+            options.lost_after_ms = 3000
+            options.awaits_workers = function()
+                return come
+            end
+            come = false
+            new(options)
+            asking(1, 2)
+            for id = 1, 2 do
+                sockets:forsake(id, world.request(A))
+            end
+            return network.open[A]
+        end
+
+        it('keep who waits for as long as that is kept, and turn away who comes later at once', function()
+            local listener = forsaken {}
+            local _, fd = listener.client()
+            platform:advance(2500)
+            assert.truthy(network.live_fds[fd])
+            platform:advance(1000)
+            assert.is_nil(network.live_fds[fd])
+            assert.equal(1, logged 'Waiting connections lost, no worker listens there any more')
+            assert.equal(1, sockets:count().lost)
+            platform:advance(60000) -- at rest
+            listener.client()
+            platform:advance(10)
+            assert.is_nil(next(network.live_fds))
+            -- The address stays: whoever listens again is served.
+            asking(1)
+            assert.same({ 1 }, rotation())
+            _, fd = listener.client()
+            platform:advance(10000)
+            assert.truthy(network.live_fds[fd])
+        end)
+
+        it('keep it as long as a worker is to come', function()
+            local listener = forsaken {}
+            come = true
+            local _, fd = listener.client()
+            platform:advance(60000)
+            assert.truthy(network.live_fds[fd])
+            asking(3)
+            assert.equal(1, sockets:snapshot()[3].queue)
+        end)
+
+        it('close after a restart has given them up, though somebody always waits', function()
+            local listener = forsaken {}
+            sockets:restarted()
+            for _ = 1, 10 do
+                if network.open[A] then
+                    listener.client()
+                end
+                platform:advance(500)
+            end
+            assert.is_nil(network.open[A])
+            assert.is_nil(next(network.live_fds))
+        end)
+    end)
+
     describe('at which a worker is asked', function()
         local listener
 
