@@ -2,8 +2,8 @@
 -- which takes ten times as long from text. The text is for a LuaJIT other than the one that built this: see
 -- src/lua/embedded.c.
 --
--- Two builds of one tree are the same. string.dump orders constant tables by their hash, which differs from run to run;
--- they are sorted here.
+-- Two builds of one tree are the same. string.dump orders constant tables by their hash, which differs from run to run,
+-- and so does, since 2023, which of the names with the value nil are in them: they are sorted here, and without these.
 -- usage: luajit embed.lua ROOT OUTPUT FILE...
 -- A file is known by its path below ROOT, without ".lua": see src/lua/embedded_table.h.
 
@@ -17,6 +17,15 @@ local function number(code, at) -- ULEB128
         value, factor, at = value + byte % 128 * factor, factor * 128, at + 1
     until byte < 128
     return value, at
+end
+
+local function encoded(value)
+    local bytes = {}
+    while value >= 128 do
+        bytes[#bytes + 1] = string.char(value % 128 + 128)
+        value = math.floor(value / 128)
+    end
+    return table.concat(bytes) .. string.char(value)
 end
 
 local function skip_numbers(code, at, count)
@@ -39,23 +48,28 @@ local function skip_item(code, at, counts)
     return at + kind - 5
 end
 
+local NIL = 0
+
 -- A constant table from behind its type on. -> the same with its keys sorted, and where it ends
 local function sorted_table(code, at)
-    local begin = at
     local array, hash
     array, at = number(code, at)
     hash, at = number(code, at)
+    local begin = at
     for _ = 1, array do
         at = skip_item(code, at, IN_TABLE)
     end
-    local parts, pairs_of = { code:sub(begin, at - 1) }, {}
-    for i = 1, hash do
-        local from = at
-        at = skip_item(code, skip_item(code, at, IN_TABLE), IN_TABLE)
-        pairs_of[i] = code:sub(from, at - 1)
+    local items, pairs_of = code:sub(begin, at - 1), {}
+    for _ = 1, hash do
+        local value = skip_item(code, at, IN_TABLE)
+        local after = skip_item(code, value, IN_TABLE)
+        if number(code, value) ~= NIL then
+            pairs_of[#pairs_of + 1] = code:sub(at, after - 1)
+        end
+        at = after
     end
     table.sort(pairs_of)
-    return parts[1] .. table.concat(pairs_of), at
+    return encoded(array) .. encoded(#pairs_of) .. items .. table.concat(pairs_of), at
 end
 
 -- One function, from behind its length on.
@@ -98,11 +112,12 @@ local function compiled(chunk)
             break
         end
         local text, behind = sorted_function(code, begin)
-        out[#out + 1] = code:sub(at, begin - 1) .. text .. code:sub(behind, begin + length - 1)
+        text = text .. code:sub(behind, begin + length - 1)
+        out[#out + 1] = encoded(#text) .. text
         at = begin + length
     end
     local result = table.concat(out)
-    assert(#result == #code and load(result, nil, 'b'))
+    assert(#result <= #code and load(result, nil, 'b'))
     return result
 end
 

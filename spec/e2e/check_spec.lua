@@ -113,6 +113,58 @@ require('dutch-master').start {
     end)
 end)
 
+describe('check, of what is no error and will not work,', function()
+    before_each(function()
+        dir = master.temp_dir()
+    end)
+    after_each(master.cleanup)
+
+    local function warned(options, ...)
+        write('master.lua', ("local dutch = require 'dutch-master'\ndutch.start { %s }"):format(options))
+        local c = run 'check'
+        assert.equal(0, c.code, c.err)
+        assert.matches('^master.lua is good', c.out)
+        local json = cjson.decode(run('check', '--json').out)
+        local _, lines = c.err:gsub('\n', '')
+        assert.same({ select('#', ...), select('#', ...) }, { lines, #json.warnings }, options .. '\n' .. c.err)
+        for i, text in ipairs { ... } do
+            assert.truthy(c.err:find('master.lua: warning: ' .. text, 1, true), text .. '\n' .. c.err)
+            assert.truthy(table.concat(json.warnings, '\n'):find(text, 1, true), i)
+        end
+    end
+
+    it('warns in a line each', function()
+        warned("worker = 'nothere.js', beforeFork = function() end", ('worker: %s/nothere.js: no such file (beforeFork, '
+            .. 'which was not run, may choose another directory)'):format(dir), 'the hooks were not run: beforeFork')
+        warned("worker = { 'no-such-program' }, listen = '127.0.0.1:1'", 'worker: no-such-program: not found in PATH (')
+        warned("worker = 'sleep 1000', listen = '127.0.0.1:1'",
+            "worker: sleep 1000: no such program; a command with arguments is a list: { 'sleep', '1000' }")
+        warned("worker = dutch.gunicorn { app = 'app:app', command = 'true' }, ready = 'notify'",
+            'listen: gunicorn binds its address itself')
+        warned("worker = { 'true' }, ready = 'notify', killTimeout = 60",
+            'killTimeout: 60 s is not less than stopTimeout (30 s)')
+        warned("worker = { 'true' }", 'ready: a worker is taken for ready when it has lived for some time')
+        warned("worker = { 'true' }, ready = 'notify', cpus = '0-1023'", 'cpus: ')
+        warned("worker = { 'true' }, ready = 'notify', workerOutput = '/nowhere/out.log'",
+            'workerOutput: /nowhere: no such file or directory; no worker can start')
+    end)
+
+    it('refuses what this user may not set, by the name of the option', function()
+        write('master.lua', [[
+require('dutch-master').start {
+    worker = { 'true' }, ready = 'notify',
+    limits = { nofile = { soft = 1, hard = 2 ^ 31 } },
+}]])
+        assert(uv.fs_chmod(dir, tonumber('755', 8)))
+        local somebody = uv.getuid() == 0 and { uid = 65534, gid = 65534 } or {}
+        somebody.cwd = dir
+        local c = cli.run(nil, { 'check' }, somebody)
+        assert.equal(78, c.code, c.out .. c.err)
+        assert.matches('^master.lua:3: limits.nofile: [%w-]+ may not set it for the workers: operation not permitted: '
+            .. 'only root can raise a hard limit', c.err)
+    end)
+end)
+
 describe('the command line', function()
     before_each(function()
         dir = master.temp_dir()

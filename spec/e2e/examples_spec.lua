@@ -55,6 +55,10 @@ describe('examples', function()
             assert.matches('CMD %["dutch%-master", "status", "/app/master.lua"%]$', last.HEALTHCHECK)
             assert.is_string(last.USER)
         end
+        -- A clone that was built in has a build for another machine, and hundreds of megabytes of caches.
+        for _, name in ipairs { 'build*', 'spec/.cache', '**/node_modules' } do
+            assert.truthy(('\n' .. read '.dockerignore'):find('\n' .. name .. '\n', 1, true), name)
+        end
     end)
 
     it('sticky: a client comes back to its worker', function()

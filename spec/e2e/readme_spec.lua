@@ -3,6 +3,7 @@
 local uv = require 'luv'
 local apps = require 'spec.support.apps'
 local cli = require 'spec.support.cli'
+local http = require 'spec.support.http'
 local master = require 'spec.support.master'
 local wait = require 'spec.support.wait'
 
@@ -10,17 +11,92 @@ local function readme(pattern)
     local file = assert(io.open 'README.md')
     local found = file:read '*a':match(pattern)
     file:close()
-    return (assert(found, pattern):gsub('\n', ' '))
+    return assert(found, pattern)
+end
+
+-- The blocks of Lua in the README and in the manual of the script, each with the line that it begins at.
+local function blocks()
+    local found, current = {}, nil
+    for _, file in ipairs { { 'README.md', '^```lua', '^```' }, { 'src/man/dutch-master.lua.5', '^%.Bd %-literal', '^%.Ed' } } do
+        local number = 0
+        for line in io.lines(file[1]) do
+            number = number + 1
+            if not current and line:find(file[2]) then
+                current = { place = ('%s:%d'):format(file[1], number), text = '' }
+            elseif current and line:find(file[3]) then
+                found[#found + 1], current = current, nil
+            elseif current then
+                current.text = current.text .. line .. '\n'
+            end
+        end
+    end
+    return found
+end
+
+local function write(path, text)
+    local file = assert(io.open(path, 'w'))
+    file:write(text)
+    file:close()
 end
 
 describe('README', function()
     after_each(master.cleanup)
 
+    it('and the manual: every script that they show is good', function()
+        local dir, scripts, workers = master.temp_dir(), 0, 0
+        for _, block in ipairs(blocks()) do
+            local text = block.text
+            if text:find '^restartConcurrency' then
+                text = "dutch.start { worker = 'app.js', metrics = true,\n" .. text .. '}\n'
+            end
+            if text:find("require 'dutch-master.worker'", 1, true) then
+                assert(loadstring(text, block.place))
+                workers = workers + 1
+            else
+                write(dir .. '/master.lua', (text:find('local dutch', 1, true) and ''
+                    or "local dutch = require 'dutch-master'\n") .. text)
+                local c = cli.run(nil, { 'check', '--quiet' }, { cwd = dir })
+                assert.equal(0, c.code, block.place .. '\n' .. c.err)
+                scripts = scripts + 1
+            end
+        end
+        assert.is_true(scripts >= 6 and workers >= 1, scripts .. ' ' .. workers)
+    end)
+
+    it('the canary goes first, and then as many at a time as `after` says', function()
+        if not pcall(require, 'http.server') then
+            return pending 'lua-http is not installed'
+        end
+        local port = http.free_port()
+        local wish, count = readme '```lua\n(restartConcurrency.-\n})\n```':gsub('%-%-[^\n]*', ''):gsub('soak = 30', 'soak = 0.3')
+        assert.equal(1, count)
+        local m = master.start {
+            script = ("require('dutch-master').start { worker = 'app.lua', numWorkers = 4, metrics = true, "
+                .. 'restartSoak = 0.1, %s }'):format(wish),
+            files = { ['app.lua'] = ([[require('dutch-master.http').serve('127.0.0.1:%d', function(_, response)
+                response:send 'fine' end)]]):format(port) },
+        }
+        m:await 'Cluster ready'
+        local c = cli.run(m, { 'restart', '--wait' })
+        assert.equal(0, c.code, c.out .. c.err)
+        -- One, then two at a time: forks of the new release, after the old workers that they are for.
+        local order = {}
+        for _, record in ipairs(m.log) do
+            if record.generation == 2 and record.msg == 'Creating new worker' then
+                order[#order + 1] = 'fork'
+            elseif record.generation == 1 and record.msg == 'Restarting worker' then
+                order[#order + 1] = 'for'
+            end
+        end
+        assert.equal('for fork for for fork fork for fork', table.concat(order, ' '))
+        m:finish()
+    end)
+
     it('a unix path has the mode and the group that listen gives it', function()
         if uv.getuid() ~= 0 then
             return pending 'only root may give a file to another group'
         end
-        local entry = readme '`(listen = { app = { address = [^`]*)`'
+        local entry = readme '`(listen = { app = { address = [^`]*)`':gsub('\n', ' ')
         local path = master.temp_dir() .. '/app.sock'
         local changed
         entry, changed = entry:gsub('unix:/run/app.sock', 'unix:' .. path)
@@ -63,12 +139,8 @@ describe('README', function()
         end
         local line = readme '`(setsid dutch%-master [^`]*&)`'
         local dir = master.temp_dir()
-        for name, text in pairs { ['app.lua'] = apps.idle,
-            ['master.lua'] = "require('dutch-master').start { worker = 'app.lua', stopTimeout = 5 }" } do
-            local file = assert(io.open(dir .. '/' .. name, 'w'))
-            file:write(text)
-            file:close()
-        end
+        write(dir .. '/app.lua', apps.idle)
+        write(dir .. '/master.lua', "require('dutch-master').start { worker = 'app.lua', stopTimeout = 5 }")
         local env = { DUTCH_MASTER_RUNTIME_DIR = dir .. '/run' }
         local function verb(...)
             return cli.run(nil, { ... }, { cwd = dir, env = env })
@@ -76,9 +148,7 @@ describe('README', function()
         -- The shell of that terminal ends with the line, and the terminal with it.
         local command = ("cd '%s' && export DUTCH_MASTER_RUNTIME_DIR='%s' PATH='%s':\"$PATH\"\n%s\n"):format(dir,
             env.DUTCH_MASTER_RUNTIME_DIR, master.binary():match '^(.*)/', line)
-        local file = assert(io.open(dir .. '/command', 'w'))
-        file:write(command .. "until grep -q 'Starting cluster' master.log; do kill -0 $! || exit 1; done\n")
-        file:close()
+        write(dir .. '/command', command .. "until grep -q 'Starting cluster' master.log; do kill -0 $! || exit 1; done\n")
         assert.equal(0, os.execute(("timeout 60 script -qec 'sh %s/command' /dev/null >/dev/null </dev/null"):format(dir)))
         wait.wait_until(function()
             return verb('status').out:find 'steady, 2 of 2 workers serving'

@@ -81,6 +81,21 @@ describe('top', function()
         end, { what = 'a smaller screen' })
         tmux 'send-keys -t top c'
         await '%[by CPU%]  q quit'
+        -- And ones on which little can be seen: whose state it is, the first workers, and how to leave.
+        for _, size in ipairs { { 40, 10 }, { 20, 5 } } do
+            tmux(('resize-window -t top -x %d -y %d'):format(unpack(size)))
+            wait.wait_until(function()
+                local lines = {}
+                for line in screen():gmatch '[^\n]+' do
+                    lines[#lines + 1] = line
+                    if #line > size[1] + 2 then -- bytes; a mark of what is left out has three
+                        return false
+                    end
+                end
+                return lines[1] and lines[1]:find '^steady' and lines[2]:find 'STATE' and lines[3]:find 'running'
+                    and lines[#lines]:find '^%[by CPU%]' and #lines <= size[2]
+            end, { what = ('a screen of %d x %d'):format(unpack(size)) })
+        end
         -- In 80 columns a release is still known by its name, and no line is longer than the screen.
         tmux 'resize-window -t top -x 80 -y 24'
         await '\nSLOT +ID +PID +STATE +GEN +UP +CPU%% +RSS +Q +RST +RELEASE\n'

@@ -20,7 +20,7 @@ local function value(key, given)
     if given == nil or given == cjson.null then
         return '(none)'
     elseif key == 'workerEnvironment' and type(given) == 'table' then
-        return next(given) and table.concat(values.names(given), ', ') or '{}'
+        return values.name_list(given)
     end
     local option = options.by_name[key]
     return values.words(given, option and option.inside or key)

@@ -59,7 +59,7 @@ local function value_of(plan, option, num_workers)
     elseif hooked then
         return 'function'
     elseif option.name == 'workerEnvironment' then
-        return next(plan.environment) and table.concat(values.names(plan.environment), ', ') or '{}'
+        return values.name_list(plan.environment)
     elseif option.name == 'worker' then
         return words(plan.worker or plan.argv)
     end

@@ -48,6 +48,18 @@ function M.block(text)
     return table.concat(lines, '\n')
 end
 
+--- What a verb says on stderr: whatever it quotes, of terminal sequences only our colours and the line of progress.
+function M.said(text)
+    local parts, from = {}, 1
+    for first, own, after in text:gmatch '()(\r?\27%[[%d;]*[mK])()' do
+        parts[#parts + 1] = M.block(text:sub(from, first - 1))
+        parts[#parts + 1] = own
+        from = after
+    end
+    parts[#parts + 1] = M.block(text:sub(from))
+    return table.concat(parts)
+end
+
 --- Columns a text takes on a terminal: bytes of UTF-8 that continue a character and colours take none.
 function M.width(text)
     local plain = text:gsub('\27%[[%d;]*m', '')

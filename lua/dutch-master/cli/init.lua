@@ -1,6 +1,8 @@
 --- dutch-master init: writes a master.lua for what lies in a directory.
 
+local format = require 'dutch-master.cli.format'
 local project = require 'dutch-master.cli.project'
+local shell = require 'dutch-master.shell'
 
 local M = {
     name = 'init',
@@ -152,11 +154,13 @@ function M.run(ctx)
             if not ok then
                 return fail(ctx, why)
             end
-            ctx.out(('Wrote %s\n'):format(script.path))
+            ctx.out(('Wrote %s\n'):format(format.visible(script.path)))
         end
     end
     if not ctx.options.print then
-        ctx.out(('Next: dutch-master check %s && dutch-master %s\n'):format(scripts[1].path, scripts[1].path))
+        local path = scripts[1].path
+        path = format.visible(path:find '^[%w/._-]+$' and path or shell.quote(path))
+        ctx.out(('Next: dutch-master check %s && dutch-master %s\n'):format(path, path))
     end
     return 0
 end

@@ -2,6 +2,7 @@
 -- FAMILIES is the table of all there is: the manual, the dashboard in examples/prometheus and the specs go by it.
 -- Two dialects: OpenMetrics 1.0, and the older text format of Prometheus, which promtool reads.
 
+local format = require 'dutch-master.cli.format'
 local measured = require 'dutch-master.channel.measured'
 
 local M = {}
@@ -55,7 +56,7 @@ local ESCAPES = { ['\\'] = '\\\\', ['"'] = '\\"', ['\n'] = '\\n' }
 local function label_text(labels)
     local parts = {}
     for i = 1, #labels, 2 do
-        parts[#parts + 1] = ('%s="%s"'):format(labels[i], (tostring(labels[i + 1]):gsub('[\\"\n]', ESCAPES)))
+        parts[#parts + 1] = ('%s="%s"'):format(labels[i], (format.block(labels[i + 1]):gsub('[\\"\n]', ESCAPES)))
     end
     return '{' .. table.concat(parts, ',') .. '}'
 end

@@ -1,5 +1,7 @@
 --- Where a verb writes to: what a terminal is good for, and what is used when there is none.
 
+local format = require 'dutch-master.cli.format'
+
 local M = {}
 
 local CODES = {
@@ -39,7 +41,9 @@ function M.context(platform)
     local ctx = {
         platform = platform,
         environment = environment,
-        err = platform.write_stderr,
+        err = function(text)
+            return platform.write_stderr(format.said(text))
+        end,
         tty = platform.isatty ~= nil and platform.isatty(1) and environment.TERM ~= 'dumb',
         utf8 = speaks_utf8(environment),
     }

@@ -54,4 +54,9 @@ function M.names(environment)
     return names
 end
 
+--- The same for a person.
+function M.name_list(environment)
+    return next(environment) and format.visible(table.concat(M.names(environment), ', ')) or '{}'
+end
+
 return M

@@ -8,8 +8,10 @@ Comparison.__index = Comparison
 
 --- @param slots all of the cluster
 -- @param canary the slot whose incoming worker is on trial
-function Comparison.new(slots, canary)
-    local self = setmetatable({ slots = slots, canary = canary, before = {}, forks = {} }, Comparison)
+-- @param measures whether workers count what they do: who has reported nothing yet has done nothing then
+function Comparison.new(slots, canary, measures)
+    local self = setmetatable({ slots = slots, canary = canary, before = {}, forks = {},
+        nothing = measures and measured.zero() or nil }, Comparison)
     for _, slot in ipairs(slots) do
         self.forks[slot] = slot.forks
         if slot.current then
@@ -40,7 +42,8 @@ function Comparison:sides()
             restarts = (restarts or 0) + slot.forks - (self.forks[slot] or slot.forks)
         end
     end
-    return digest(new and measured.since(new), self.canary.failures), digest(old, restarts or 0)
+    return digest(new and measured.since(new) or self.nothing, self.canary.failures),
+        digest(old or self.nothing, restarts or 0)
 end
 
 return Comparison

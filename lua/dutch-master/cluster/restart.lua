@@ -332,7 +332,7 @@ end
 local function begin(self, plan, previous)
     local slots, wish = self.slots(), plan.restart_concurrency
     self.previous = previous
-    self.canary = type(wish) == 'table' and wish.canary or nil
+    self.canary, self.measures = type(wish) == 'table' and wish.canary or nil, plan.metrics
     self.size = batch_size(plan, #slots)
     self.started_at = self.platform.now()
     start_walk(self, slots, self.canary and 1 or self.size)
@@ -457,7 +457,7 @@ end
 -- It gets its share: the others have 1 each.
 local function canary_ready(self, slot, worker)
     if self.walk.active[slot] and worker.generation == self.walk.generation then
-        self.comparison = Comparison.new(self.slots(), slot)
+        self.comparison = Comparison.new(self.slots(), slot, self.measures)
     end
     local share = self.canary.weight
     if share and share < 1 and self.walk.active[slot] and worker.generation == self.walk.generation then

@@ -4,10 +4,10 @@
 --   <- {"v":1,"id":1,"ok":true,...}            exactly one: or {"ok":false,"error":{"message":...,"code":...}}
 
 local cjson = require 'cjson.safe'
+local clean = require 'dutch-master.log.text'
 
 local M = { VERSION = 1 }
 
-local UNESCAPE = { ['/'] = '/' }
 local json = cjson.new()
 json.decode_max_depth(16)
 json.encode_sparse_array(true)
@@ -22,8 +22,7 @@ function M.encode(message)
     if not ok or not text then
         return nil, ok and reason or text
     end
-    -- cjson also writes "/" as "\/": correct, but nobody wants to read paths so.
-    return (text:gsub('"\\u0000%[%]"', '[]'):gsub('\\(.)', UNESCAPE))
+    return clean.json((text:gsub('"\\u0000%[%]"', '[]')))
 end
 
 --- A list as JSON shall have it.

@@ -57,12 +57,31 @@ function M.shorten(s, max)
     return s:sub(1, last) .. M.TRUNCATED
 end
 
+-- U+0080 to U+009F, which some terminals take for control sequences, and marks that change the direction of writing,
+-- spelled out: `c1` is how the former are. In a string, or in JSON, where it changes nothing of what it says.
+local function spell(s, c1)
+    if not s:find('[\194\216\226]') then return s end
+    s = s:gsub('\194([\128-\159])', function(c)
+        return c1:format(c:byte())
+    end):gsub('\216\156', '\\u061c')
+    return (s:gsub('\226(\128[\142\143\168-\174])', function(c)
+        return ('\\u%04x'):format(0x2000 + c:byte(2) - 0x80)
+    end):gsub('\226(\129[\166-\169])', function(c)
+        return ('\\u%04x'):format(0x2040 + c:byte(2) - 0x80)
+    end))
+end
+
 -- cjson writes "/" as "\/"; correct, but nobody wants to read paths so.
 local UNESCAPE = { ['/'] = '/' }
 
+--- JSON as cjson writes it, in valid UTF-8, with nothing in it that a terminal would act on.
+function M.json(encoded)
+    return spell(M.utf8(encoded:gsub('\\(.)', UNESCAPE)), '\\u%04x')
+end
+
 --- The string as JSON.
 function M.quote(s)
-    return (cjson.encode(M.utf8(s)):gsub('\\(.)', UNESCAPE))
+    return M.json(cjson.encode(s))
 end
 
 local ESCAPES = { ['\n'] = '\\n', ['\r'] = '\\r', ['\t'] = '\\t', ['\27'] = '\\e' }
@@ -71,23 +90,11 @@ local function escape_byte(c)
     return ESCAPES[c] or ('\\x%02x'):format(c:byte())
 end
 
--- U+0080 to U+009F: some terminals take them for control sequences.
-local function escape_c1(c)
-    return ('\\x%02x'):format(c:byte())
-end
-
 --- The string with nothing in it that a terminal would act on: control bytes, C1 controls and marks that change the
 -- direction of writing are spelled out.
 -- @param with_tabs whether tabs stay, for a line that somebody wrote to be read
 function M.printable(s, with_tabs)
-    s = M.utf8(s):gsub(with_tabs and '[^%C\t]' or '%c', escape_byte)
-    if not s:find('[\194\226]') then return s end
-    s = s:gsub('\194([\128-\159])', escape_c1)
-    return (s:gsub('\226(\128[\142\143\168-\174])', function(c)
-        return ('\\u%04x'):format(0x2000 + c:byte(2) - 0x80)
-    end):gsub('\226(\129[\166-\169])', function(c)
-        return ('\\u%04x'):format(0x2040 + c:byte(2) - 0x80)
-    end))
+    return spell(M.utf8(s):gsub(with_tabs and '[^%C\t]' or '%c', escape_byte), '\\x%02x')
 end
 
 return M

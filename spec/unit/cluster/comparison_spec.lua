@@ -29,4 +29,13 @@ describe('comparison', function()
         local new, old = Comparison.new({ canary }, canary):sides()
         assert.same({ { restarts = 0 }, { restarts = 0 } }, { new, old })
     end)
+
+    it('has numbers of a canary that was asked nothing, and of old workers that have reported nothing yet', function()
+        local canary = { forks = 1, failures = 0, current = { id = 1 }, incoming = { id = 2 } }
+        local new, old = Comparison.new({ canary }, canary, true):sides()
+        for _, side in ipairs { new, old } do
+            assert.same({ 0, 0, 0 }, { side.requests, side.errors, side.restarts })
+            assert.is_nil(side.p95)
+        end
+    end)
 end)

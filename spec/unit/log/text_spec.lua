@@ -26,6 +26,10 @@ describe('text of others', function()
             assert.equal(text.utf8(s), cjson.decode('[' .. text.quote(s) .. ']')[1])
         end
         assert.equal('"/deploys/app"', text.quote '/deploys/app')
+        -- Nor does it act on a terminal: it says the same in other letters.
+        local evil = '\27[2J \194\155 \226\128\174 \216\156 \226\129\166 \\'
+        assert.equal([["\u001b[2J \u009b \u202e \u061c \u2066 \\"]], text.quote(evil))
+        assert.equal(evil, cjson.decode('[' .. text.quote(evil) .. ']')[1])
     end)
 
     it('does nothing to a terminal', function()
