@@ -13,6 +13,7 @@ local control = require 'dutch-master.control.server'
 local conversation = require 'dutch-master.channel.conversation'
 local hints = require 'dutch-master.script.hints'
 local Host = require 'dutch-master.script.api'
+local kinds = require 'dutch-master.launch.kinds'
 local Lane = require 'dutch-master.script.lane'
 local Launcher = require 'dutch-master.launch.launcher'
 local Leftovers = require 'dutch-master.cluster.leftovers'
@@ -23,6 +24,7 @@ local Output = require 'dutch-master.log.output'
 local options = require 'dutch-master.script.options'
 local orphans = require 'dutch-master.control.orphans'
 local Recycle = require 'dutch-master.cluster.recycle'
+local salvage = require 'dutch-master.keeper.salvage'
 local Script = require 'dutch-master.script.session'
 local Sockets = require 'dutch-master.listen.sockets'
 local systemd = require 'dutch-master.control.systemd'
@@ -65,6 +67,7 @@ function Master:evaluate()
     self.script = Script.new { platform = self.platform, path = self.path }
     self.launcher = Launcher.new {
         platform = self.platform, script = self.script, agenda = self.agenda, log = self.log,
+        next_id = self.predecessor and salvage.next_id(self.predecessor),
         tickets = conversation.tickets(), environ = self.platform.environ(), cwd = self.platform.cwd(),
         executable = self.platform.image(), preload = self.platform.preload and self.platform.preload(),
         new_lane = function(most)
@@ -81,8 +84,8 @@ function Master:evaluate()
         local code
         if loaded then
             self.loaded = loaded
-            if self.former then
-                code = self:take_over()
+            if self.predecessor then
+                code = self:succeed()
             else
                 code = self:start()
             end
@@ -241,12 +244,22 @@ local function in_use(self, message)
     return false, message
 end
 
-function Master:bind()
-    local plan = self.launcher.plan
-    -- Sockets that a service manager passed; one that makes no sense stops a start, as it does for libsystemd.
+-- Sockets that a service manager passed; one that makes no sense stops a start, as it does for libsystemd.
+-- @return the list, or an exit code
+function Master:find_inherited()
     local inherited, why = self.platform.inherited()
     if not inherited then
         return self:refuse(EXIT_SYSTEM, 'LISTEN_FDS: ' .. why)
+    end
+    self.inherited = inherited
+    return inherited
+end
+
+function Master:bind()
+    local plan = self.launcher.plan
+    local inherited = self.inherited or self:find_inherited()
+    if type(inherited) ~= 'table' then
+        return inherited
     end
     self.sockets = Sockets.new {
         inherited = inherited, borrowed = self.borrowed,
@@ -472,7 +485,7 @@ function Master:refuse(code, message)
     message = hints.add(message)
     self.platform.write_stderr('dutch-master: ' .. message .. '\n')
     systemd.say(self.platform, message)
-    if self.former then
+    if self.predecessor then
         -- What it was to take over is as it was, and the keeper tries another one.
         self.platform.give_up(code)
     end
@@ -542,7 +555,7 @@ end
 function Master:internal(fields, message)
     if self.cluster then
         self.log:error(fields, message)
-        if self.former then -- what it was to take over is as it was, and the keeper tries another one
+        if self.predecessor then -- what it was to take over is as it was, and the keeper tries another one
             self.platform.give_up(EXIT_INTERNAL)
         end
         return
@@ -637,14 +650,23 @@ local function be_kept(self, kept)
     }
     self.platform.on_keep(function()
         self.writer:write()
+        if self.control then
+            self.control:kept_all()
+        end
     end, function()
         self.upgrade:keeper_lost()
         if self.log and self.writer:again() then
             self.log:warn({ keeper = kept.keeper }, 'The keeper has died: the master takes its place, and another one'
                 .. ' goes on')
+            if self.control then
+                self.control:kept_all()
+            end
             self.platform.renew()
         end
     end, function(why)
+        if self.control then
+            self.control:alone()
+        end
         if self.log then
             self.log:error({ keeper = kept.keeper, reason = why }, 'The keeper has died: the master serves on, and'
                 .. ' nobody will take over from it')
@@ -652,20 +674,70 @@ local function be_kept(self, kept)
     end)
     if kept.state then
         local former, message = State.read(kept, self.platform)
-        if not former then
+        if former and kept.set_aside then
+            former, message = nil, 'several masters could not go on from it'
+        elseif not former and kept.upgrade and not kept.upgrade.failed then -- the former program can
             self.platform.write_stderr('dutch-master: the state of the former master cannot be read: ' .. message
                 .. '\n')
             self.platform.give_up(EXIT_INTERNAL)
         end
-        self.former, self.predecessor = former, kept
+        self.former, self.predecessor, self.unusable = former, kept, not former and message or nil
         self.writer:know(kept.store)
     end
 end
 
---- Goes on where a former master died. @return as start
-function Master:take_over()
+-- The state that a former master has left cannot be used: one is made of what is there without it.
+-- @return an exit code, or nil
+local function make_state(self)
+    local inherited = self:find_inherited()
+    if type(inherited) ~= 'table' then
+        return inherited
+    end
+    local paths, message = claims.paths_for(self.path, self.launcher.plan, self.platform)
+    if not paths then
+        return self:refuse(EXIT_SYSTEM, message)
+    end
+    self.former = State.former(salvage.state(self.predecessor, { platform = self.platform, loaded = self.loaded,
+        kind = kinds.of(self.launcher.plan), paths = paths, inherited = inherited,
+        reason = 'the state of the former master could not be used' }), self.predecessor, self.platform)
+end
+
+-- For whoever finds out why. It holds secrets.
+local function set_aside(self)
+    local path = (salvage.lock_path(self.predecessor, self.platform) or '/tmp/dutch-master'):gsub('%.lock$', '')
+        .. '.state'
+    local saved, message = self.platform.save(path, self.predecessor.state)
+    self.log:error({ reason = self.unusable, file = saved and path or nil, lost = message,
+        hint = 'The workers serve on, and each is replaced. What dutch.store held and the history of exits are lost. A'
+            .. ' report of this should come with the file; it holds secrets (keys of TLS sessions)' },
+        'The state of the former master cannot be used, it was set aside')
+end
+
+-- Of the forks that were under way: each worker that has none of its own yet is forked again.
+local function say_unfinished(self, workers, ended)
+    local pids = {}
+    for _, stranger in ipairs(ended) do
+        pids[stranger.id] = stranger.pid
+    end
+    for _, worker in ipairs(workers) do
+        if not worker.pid then
+            pids[worker.id] = pids[worker.id] or false
+        end
+    end
+    for id, pid in pairs(pids) do
+        self.log:warn({ workerPid = pid or nil, workerId = id },
+            'Ended: it was in the middle of its fork when the former master died')
+    end
+end
+
+-- Goes on where a former master died. @return as start
+local function go_on(self)
     local former, state = self.former, self.former.state
-    local code = self:claim() or self:open_log() or self:bind() or self:write_pid_file() or self:assemble()
+    local code = self:claim() or self:open_log()
+    if not code and self.unusable then
+        set_aside(self)
+    end
+    code = code or self:bind() or self:write_pid_file() or self:assemble()
     if code then
         return code
     end
@@ -685,12 +757,10 @@ function Master:take_over()
     local ended = former:end_strangers(known, function(id)
         return without[id] or id >= state.launcher.next_id
     end)
-    for _, stranger in ipairs(ended) do
-        self.log:warn({ workerPid = stranger.pid, workerId = stranger.id },
-            'Ended: it was in the middle of its fork when the former master died')
-    end
+    say_unfinished(self, state.cluster.workers, ended)
     self.platform.supervises()
     local before = self.predecessor
+    self.predecessor = nil
     local how = before.upgrade
     if how then
         self.log:info({ workers = workers, version = self.platform.version, master = self.platform.master_pid() },
@@ -707,6 +777,20 @@ function Master:take_over()
     end
     self.upgrade:resume(state.upgrade or {}, how)
     self.platform.touch()
+end
+
+--- Takes over from a former master. If that fails, all of it is as it was, and the keeper tries another one.
+-- @return as start
+function Master:succeed()
+    local ok, code = xpcall(function()
+        return not self.former and make_state(self) or go_on(self)
+    end, debug.traceback)
+    if not ok then
+        self.platform.write_stderr('dutch-master: what the former master left could not be taken over: ' .. code
+            .. '\n')
+        self.platform.give_up(EXIT_INTERNAL)
+    end
+    return code
 end
 
 --- Runs a master: the loop runs, and platform.stop(code) ends it.

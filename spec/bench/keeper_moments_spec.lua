@@ -96,7 +96,7 @@ local moments = {
         m:wait_until(death, 'another master')
         m:rewrite(file, good)
         settle(m, 2)
-        assert.same(before, m:workers())
+        kept.same_workers(m, before)
     end },
     { 'while it scales', function(m, death)
         assert.equal(0, cli.run(m, { 'scale', m.script, '4' }).code)
@@ -142,12 +142,12 @@ describe('a kept master', function()
             m:wait_until(function() -- a zombie is seen before its record
                 local left, count = {}, 0
                 for _, record in ipairs(m:records 'Creating new worker') do
-                    left[record.workerPid] = true
+                    left[record.workerId] = true
                 end
                 for _, msg in ipairs { 'Worker exited',
                     'Ended: it was in the middle of its fork when the former master died' } do
                     for _, record in ipairs(m:records(msg)) do
-                        left[record.workerPid] = nil
+                        left[record.workerId] = nil
                     end
                 end
                 for _ in pairs(left) do

@@ -12,26 +12,6 @@ local versions = require 'spec.support.node_versions'
 
 local KILLS = 5
 
--- Who serves is who served, but for one that was in the middle of a line with a master that died: another one replaces
--- it, and no request fails by that either.
-local function same_workers(m, before)
-    local distrusted = {}
-    for _, record in ipairs(m:records 'Its channel was in use when the former master died: the worker is replaced') do
-        distrusted[record.workerPid] = true
-    end
-    local now, expected = {}, {}
-    for _, pid in ipairs(m:workers()) do
-        now[pid] = true
-    end
-    for _, pid in ipairs(before) do
-        expected[#expected + 1] = not distrusted[pid] and pid or nil
-    end
-    for _, pid in ipairs(expected) do
-        assert.is_true(now[pid], m:dump())
-    end
-    return #expected == #before
-end
-
 -- Kills the master again and again under load. Nobody is asked to leave, and no request fails.
 local function survive(m, options)
     options.expect = options.expect or '.'
@@ -42,7 +22,7 @@ local function survive(m, options)
     for i = 1, KILLS do
         kept.kill(m, i == 2 and 'sigsegv' or i == 3 and 'sigabrt' or 'sigkill')
         running:await(running.counts.total + 50)
-        same = same_workers(m, before) and same
+        same = kept.same_workers(m, before) and same
         count = count or kept.descriptors(m.pid)
     end
     assert.is_true(not same or count == kept.descriptors(m.pid))

@@ -74,6 +74,9 @@ local function fake_platform()
             end,
         }
     end
+    function p.touch()
+        p.touched = true
+    end
     --- The next turn of the loop. Returns whether there was something to do.
     function p.turn()
         local fn = p.tick
@@ -142,12 +145,14 @@ local function fake_log()
     return log
 end
 
---- @return {platform, cluster, log, open = function(plan) -> claim, connect = function(path) -> conn, server}
+--- @return {is_kept = set to true: a keeper is there,
+---   platform, cluster, log, open = function(plan) -> claim, connect = function(path) -> conn, server}
 function M.new()
     local world = { platform = fake_platform(), cluster = fake_cluster(), log = fake_log() }
     local platform = world.platform
     function world.control(claim)
-        return control.new { platform = platform, cluster = world.cluster, log = world.log, claim = claim }
+        return control.new { platform = platform, cluster = world.cluster, log = world.log, claim = claim,
+            is_kept = world.is_kept }
     end
     function world.open(plan)
         local claim = assert(claims.take { platform = platform, script = SCRIPT, plan = plan })

@@ -1,4 +1,5 @@
 -- A master with a keeper, for the e2e specs: which process is which, and the death of a master.
+local bit = require 'bit'
 local ffi = require 'ffi'
 local uv = require 'luv'
 local master = require 'spec.support.master'
@@ -60,6 +61,70 @@ function M.without_pauses(m)
     end
 end
 
+-- Where the shared memory is that dm_keeper_memory describes (src/keeper/keeper.h), and what it looks like.
+local MEMORY, HALVES, TEXTS, ROOM = '/memfd:dutch-master-state (deleted)', 8, 8 + 48 + 16384, 32 * 1024 * 1024
+
+-- Of a snapshot: see dm_keeper_sum.
+local function sum_of(text)
+    local bytes, sum = ffi.cast('const uint8_t *', text), bit.bxor(0xcbf29ce484222325ULL, #text + 0ULL)
+    local word = ffi.new 'uint64_t[1]'
+    local whole = #text - #text % 8
+    for i = 0, whole - 8, 8 do
+        ffi.copy(word, bytes + i, 8)
+        sum = bit.bxor(sum, word[0]) * 0x9e3779b97f4a7c15ULL
+        sum = bit.bxor(sum, bit.rshift(sum, 29))
+    end
+    for i = whole, #text - 1 do
+        sum = bit.bxor(sum, bytes[i] + 0ULL) * 0x100000001b3ULL
+    end
+    return sum
+end
+
+local function open_memory(m)
+    for number = 3, 1000 do
+        local path = ('/proc/%d/fd/%d'):format(m.pid, number)
+        if uv.fs_readlink(path) == MEMORY then
+            return assert(uv.fs_open(path, 'r+', 0))
+        end
+    end
+    error 'the keeper has no memory'
+end
+
+local function each_half(fd)
+    local halves = ffi.new 'uint64_t[6]'
+    ffi.copy(halves, assert(uv.fs_read(fd, 48, HALVES)), 48)
+    return halves
+end
+
+--- The newest snapshot of a master.
+function M.snapshot(m)
+    local fd = open_memory(m)
+    local halves = each_half(fd)
+    local newest = halves[0] > halves[3] and 0 or 1
+    local text = assert(uv.fs_read(fd, tonumber(halves[newest * 3 + 1]), TEXTS + newest * ROOM))
+    uv.fs_close(fd)
+    return text, newest
+end
+
+--- The master dies, and what it has left is this text. @param whole false: its sum is wrong
+function M.leave(m, text, whole)
+    local pid = assert(M.pid(m))
+    uv.kill(pid, 'sigstop')
+    wait.wait_until(function()
+        return (read(('/proc/%d/stat'):format(pid)) or ''):find '%) T '
+    end, { what = 'the master to stop' })
+    local fd = open_memory(m)
+    local halves = each_half(fd)
+    for half = 0, 1 do
+        halves[half * 3 + 1] = #text
+        halves[half * 3 + 2] = sum_of(text) + (whole == false and 1 or 0)
+        assert(uv.fs_write(fd, text, TEXTS + half * ROOM))
+    end
+    assert(uv.fs_write(fd, ffi.string(halves, 48), HALVES))
+    uv.fs_close(fd)
+    uv.kill(pid, 'sigkill')
+end
+
 --- How many descriptors a process has.
 function M.descriptors(pid)
     local count, scan = 0, uv.fs_scandir(('/proc/%d/fd'):format(pid))
@@ -92,6 +157,27 @@ function M.let_patience_end(m, times)
         assert(ffi.C.timerfd_settime(timer, 0, time, nil) == 0)
     end
     ffi.C.close(timer)
+end
+
+--- Who serves is who served, but for one that was in the middle of a line with a master that died: another one replaces
+-- it, and no request fails by that either. @return whether there was none
+function M.same_workers(m, before)
+    local distrusted = {}
+    for _, record in ipairs(m:records 'Its channel was in use when the former master died: the worker is replaced') do
+        distrusted[record.workerPid] = true
+    end
+    local assert = require 'luassert'
+    local now, expected = {}, {}
+    for _, pid in ipairs(m:workers()) do
+        now[pid] = true
+    end
+    for _, pid in ipairs(before) do
+        expected[#expected + 1] = not distrusted[pid] and pid or nil
+    end
+    for _, pid in ipairs(expected) do
+        assert.is_true(now[pid], m:dump())
+    end
+    return #expected == #before
 end
 
 M.start = function(options)

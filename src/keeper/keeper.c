@@ -39,11 +39,14 @@ enum {
     STEADY_MS = 1000,   /* a master that has lived so long was no failure */
     FIRST_PAUSE_MS = 100,
     LAST_PAUSE_MS = 30000,
-    VAIN_MAX = 7,    /* masters in a row that could not take over: the state is no use to anybody */
-    LOOK_MS = 100,   /* how often groups are looked at that are waited for */
-    AGAIN_MS = 1000, /* until a fork that failed is tried again */
-    TERM_MS = 5000,  /* what nobody can go on with has this long to end by SIGTERM, */
-    KILL_MS = 2000,  /* and this long by SIGKILL */
+    VAIN_MAX =
+        3, /* masters in a row that could not take over: the next one does without the state */
+    POISON_MAX =
+        3,         /* masters in a row that took over and died of themselves soon after: the same */
+    LOOK_MS = 100, /* how often groups are looked at that are waited for */
+    AGAIN_MS = 1000,  /* until a fork that failed is tried again */
+    TERM_MS = 5000,   /* what nobody can go on with has this long to end by SIGTERM, */
+    KILL_MS = 2000,   /* and this long by SIGKILL */
     TRIAL_MS = 10000, /* another program's master has this long to take over */
     NOTIFY_MS = 100,  /* until a full queue of the service manager is tried again, so often: */
     NOTIFY_TRIES = 50,
@@ -62,8 +65,8 @@ static struct {
     pid_t master;                  /* 0: none */
     bool supervises, ended_by_itself;
     int died_of, exited_with;
-    unsigned deaths, failures,
-        vain; /* all; those in quick succession; those that took nothing over */
+    unsigned deaths, failures; /* all; those in quick succession */
+    unsigned vain, poisoned;   /* see VAIN_MAX, POISON_MAX */
     uint64_t started_ms, restart_ms;
     struct signalfd_siginfo pending[NSIG]; /* by number, the newest of each; ssi_signo 0: none */
     struct signalfd_siginfo end_asked;     /* the last SIGTERM, SIGINT, SIGQUIT; 0: none */
@@ -114,6 +117,10 @@ const char *dm_keeper_newest(const struct dm_keeper_memory *m, size_t *size) {
     }
     *size = best < 0 ? 0 : m->snapshots[best].size;
     return best < 0 ? NULL : m->text[best];
+}
+
+bool dm_keeper_has_written(const struct dm_keeper_memory *m) {
+    return m->snapshots[0].number > 0 || m->snapshots[1].number > 0;
 }
 
 /* ---- what people read ---- */
@@ -539,6 +546,7 @@ static bool start_master(struct dm_keeper_link *link) {
                                         .exited_with = k.exited_with,
                                         .deaths = k.deaths,
                                         .succeeds = k.starts > 0,
+                                        .set_aside = k.vain >= VAIN_MAX || k.poisoned >= POISON_MAX,
                                         .upgrade = k.upgrade};
         close(ends[0]);
         close_if_open(&k.next);
@@ -668,25 +676,32 @@ static void look_at_trial(void) {
     }
 }
 
+/* Whether it died by its own fault, soon: SIGKILL is somebody else's. */
+static bool died_early(void) {
+    return k.died_of != 0 && k.died_of != SIGKILL && now_ms() - k.started_ms < STEADY_MS;
+}
+
 /* -> whether all is over, with the exit code, or the signal to die of as a negative number */
 static bool master_ended(const siginfo_t *info, int *code) {
-    size_t size;
     k.master = 0;
     close(k.socket);
     k.socket = -1;
     k.died_of = info->si_code == CLD_EXITED ? 0 : info->si_status;
     k.exited_with = info->si_code == CLD_EXITED ? info->si_status : 0;
-    const bool has_state = dm_keeper_newest(k.memory, &size) != NULL;
+    const bool has_state = dm_keeper_has_written(k.memory);
     /* A successor that gives up before it supervises has failed, whatever it says. */
     const bool by_itself =
         info->si_code == CLD_EXITED && (k.supervises || k.starts == 1) && k.next < 0;
     k.vain = k.supervises || k.starts == 1 ? 0 : k.vain + 1;
-    if (k.vain == VAIN_MAX) {
-        say("dutch-master: %d masters could not go on from the state that was left: ending the "
-            "workers\n",
+    k.poisoned = k.supervises && died_early() ? k.poisoned + 1 : k.supervises ? 0 : k.poisoned;
+    if (k.vain == VAIN_MAX || k.poisoned == POISON_MAX) {
+        say("dutch-master: %d masters could not go on from the state that was left: the next one "
+            "does without it\n",
             VAIN_MAX, 0);
     }
-    if (by_itself || !has_state || k.vain == VAIN_MAX) {
+    /* Whoever asks for the end gets it, if no master is there to do it. */
+    const bool is_asked = k.vain > VAIN_MAX && k.end_asked.ssi_signo != 0;
+    if (by_itself || !has_state || is_asked) {
         k.ended_by_itself = by_itself;
         *code = k.died_of ? -k.died_of : info->si_status;
         return true;

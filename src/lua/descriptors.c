@@ -1,5 +1,5 @@
-/* lua/descriptors.c: core.close_fd, copy_listener, quiet_ms, holders, group_has, inherited: what is
- * known of a bare descriptor. */
+/* lua/descriptors.c: core.close_fd, copy_listener, quiet_ms, holders, group_has, inherited, bound:
+ * what is known of a bare descriptor. */
 #include "lua/address.h"
 #include "lua/open.h"
 #include "lua/support.h"
@@ -114,6 +114,21 @@ int core_group_has(lua_State *L) {
         lua_pushboolean(L, has);
     }
     return 1;
+}
+
+/* bound(fd) -> the address of a socket, whether it is one of a SO_REUSEPORT group; nil: it is none,
+ * or bound to nothing. */
+int core_bound(lua_State *L) {
+    struct dm_address address;
+    const int fd = luaL_checkint(L, 1);
+    int together = 0;
+    socklen_t size = sizeof together;
+    if (dm_address_of(fd, &address) != 0) {
+        return 0;
+    }
+    dm_lua_push_address(L, &address);
+    lua_pushboolean(L, getsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &together, &size) == 0 && together);
+    return 2;
 }
 
 static void push_name(lua_State *L, const char **names) {

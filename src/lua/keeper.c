@@ -19,12 +19,21 @@ static struct dm_kept *kept_of(lua_State *L) {
     return &dm_lua_core(L)->kept;
 }
 
+/* store, and pids: whose pidfd one of it is. */
 static void push_store(lua_State *L, const struct dm_keeper_link *link) {
     lua_createtable(L, 0, (int)link->held_count);
+    lua_createtable(L, 0, (int)link->held_count);
     for (uint32_t i = 0; i < link->held_count; i++) {
-        lua_pushinteger(L, link->held[i].fd);
-        lua_setfield(L, -2, link->held[i].name);
+        const struct dm_keeper_held *held = &link->held[i];
+        lua_pushinteger(L, held->fd);
+        lua_setfield(L, -3, held->name);
+        if (held->pid) {
+            lua_pushinteger(L, held->pid);
+            lua_setfield(L, -2, held->name);
+        }
     }
+    lua_setfield(L, -3, "pids");
+    lua_setfield(L, -2, "store");
 }
 
 static void push_upgrade(lua_State *L, const struct dm_keeper_upgrade *upgrade) {
@@ -48,9 +57,11 @@ static void push_upgrade(lua_State *L, const struct dm_keeper_upgrade *upgrade) 
 }
 
 /* kept() -> {keeper = its pid, deaths = of masters so far, signal or code = what the last one ended
- * by, state = its last snapshot, store = {name = descriptor}, upgrade = {failed, reason, detail} if
- * the program was to change, renewed = the keeper was a master, whose keeper had died}, or nil. To
- * be asked once, first. */
+ * by, upgrade = {failed, reason, detail} if the program was to change, renewed = the keeper was a
+ * master, whose keeper had died; of a predecessor: state = its last snapshot, set_aside = that one
+ * is not to be used, store = {name = descriptor}, pids = {name = pid}}, or nil. To be asked once,
+ * first.
+ */
 int core_kept(lua_State *L) {
     const struct dm_kept *kept = kept_of(L);
     char buffer[16];
@@ -66,12 +77,13 @@ int core_kept(lua_State *L) {
     } else {
         dm_lua_set_number(L, "code", kept->link.exited_with);
     }
-    const char *state = kept->link.succeeds ? dm_keeper_newest(kept->link.memory, &size) : NULL;
-    if (state) {
-        lua_pushlstring(L, state, size);
+    if (kept->link.succeeds && dm_keeper_has_written(kept->link.memory)) {
+        const char *state = dm_keeper_newest(kept->link.memory, &size);
+        lua_pushlstring(L, state ? state : "", size);
         lua_setfield(L, -2, "state");
+        lua_pushboolean(L, kept->link.set_aside);
+        lua_setfield(L, -2, "set_aside");
         push_store(L, &kept->link);
-        lua_setfield(L, -2, "store");
     }
     if (kept->link.upgrade.state == DM_UPGRADE_RENEWED) {
         lua_pushboolean(L, true);

@@ -174,6 +174,8 @@ static int resume(lua_State *L, struct dm_listener *listener, const struct dm_ad
     kept.shared = lua_toboolean(L, -1);
     lua_getfield(L, table, "borrowed");
     kept.borrowed = lua_toboolean(L, -1);
+    lua_getfield(L, table, "uncertain");
+    kept.uncertain = lua_toboolean(L, -1);
     lua_getfield(L, table, "device");
     kept.helpers = &dm_lua_core(L)->helpers;
     kept.device = (uint64_t)lua_tonumber(L, -1);

@@ -24,6 +24,7 @@
     /* address.c  */ F(address) F(bucket) \
     /* listener.c */ F(listen) \
     /* descriptors.c */ F(close_fd) F(copy_listener) F(inherited) F(quiet_ms) F(holders) F(group_has) \
+                      F(bound) \
     /* watch.c    */ F(watch)
 
 #define DM_LUA_TYPES(T) \

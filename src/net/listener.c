@@ -714,8 +714,8 @@ int dm_listener_resume(struct dm_listener *self, const struct dm_address *addres
             dm_listener_rejoin(self->lanes[i]);
         }
     }
-    self->uncertain = self->borrowed && self->members > 1;
-    if (self->borrowed) {
+    self->uncertain = (self->borrowed || kept->uncertain) && self->members > 1;
+    if (self->uncertain || self->borrowed) {
         dm_listener_census(self); /* or what calls that again does it */
     }
     return 0;

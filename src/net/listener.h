@@ -80,8 +80,9 @@ struct dm_listener_kept {
     const int *fds; /* in the order of the group */
     size_t count;
     bool shared;
-    bool borrowed; /* others serve there still, until dm_listener_own: the order is not known, and
-                    * nothing is shut down */
+    bool borrowed;  /* others serve there still, until dm_listener_own: the order is not known, and
+                     * nothing is shut down */
+    bool uncertain; /* nobody knows the order */
     uint64_t device, inode; /* of its unix path; 0: none */
     struct dm_helpers *helpers;
 };

@@ -66,6 +66,8 @@ local REASONS = {
 }
 
 --- Whether it left because it was asked to, and in time.
+local WHO_ASKS = { control = 'the command line', script = 'the script', master = 'the master' }
+
 local function is_ordinary(report)
     return report.unexpected == false and not report.killed and not report.step and report.was_ready ~= false
 end
@@ -192,7 +194,7 @@ end
 
 --- Who wanted a restart or a stop: "SIGUSR2, sent by process 12 (kill, run by bash) of user root".
 local function requester(ctx, request)
-    local what = request.signal or ({ control = 'the command line', script = 'the script' })[request.cause]
+    local what = request.signal or WHO_ASKS[request.cause]
         or format.visible(request.cause)
     local by = request.by
     if not by then

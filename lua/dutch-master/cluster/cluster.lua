@@ -70,7 +70,7 @@ local function heard_again(self, request)
 end
 
 --- Asks for a rolling restart.
--- @param request {cause = 'signal'|'control'|'script', signal, who = {pid, uid, command, parent}, on_progress,
+-- @param request {cause = 'signal'|'control'|'script'|'master', signal, who = {pid, uid, command, parent}, on_progress,
 --   on_verdict, key = its own name, or nil: then the same request may come again}
 function Cluster:restart(request)
     if heard_again(self, request) then

@@ -313,7 +313,8 @@ function Worker:keep(book)
     local kept = { plan = book:share(self.plan), leaving = self.leaving:keep(), process = {
         mark = process.mark, reports = self.output and 1 or nil,
         pidfd = book:fd('pid/' .. self.id, process.pidfd, self.pid),
-        channel = book:fd('channel/' .. self.id, process.channel),
+        -- The mark as well: where there is no snapshot (salvage.lua) the name alone tells it.
+        channel = book:fd(('channel/%d.%d'):format(self.id, process.mark or -1), process.channel),
         out = book:fd('out/' .. self.id, process.out), err = book:fd('err/' .. self.id, process.err),
     } }
     for _, field in ipairs(KEPT) do

@@ -100,18 +100,42 @@ function M.resume(kept, former, platform)
         paths = kept.paths, path = kept.paths[1] }, Claim)
 end
 
---- Takes the place of the one master of `script`. -> claim | nil, message, code; EAGAIN: another one has it.
--- The socket is also served where the script's path alone puts it: a client can find it without evaluating the script.
-function M.take(world)
-    local platform, script, plan = world.platform, world.script, world.plan
+-- The path that the script chooses, and the usual one; either may be nil. If both are: nil, nil, message, code.
+local function places(script, plan, platform)
     local chosen = plan and plan.control_socket
     local usual, message, code = M.path_for(script, nil, platform)
     if chosen then
         local ok, too_long, why = M.path_for(script, plan, platform)
         if not ok then
-            return nil, too_long, why
+            return nil, nil, too_long, why
         end
-    elseif not usual then
+    end
+    return chosen, usual, message, code
+end
+
+local function list_of(chosen, usual)
+    local paths = { chosen }
+    if usual and usual ~= chosen then
+        paths[#paths + 1] = usual
+    end
+    return paths
+end
+
+--- Where the sockets of its master are. @return the list, or nil, message, code
+function M.paths_for(script, plan, platform)
+    local chosen, usual, message, code = places(script, plan, platform)
+    if not (chosen or usual) then
+        return nil, message, code
+    end
+    return list_of(chosen, usual)
+end
+
+--- Takes the place of the one master of `script`. -> claim | nil, message, code; EAGAIN: another one has it.
+-- The socket is also served where the script's path alone puts it: a client can find it without evaluating the script.
+function M.take(world)
+    local platform, script, plan = world.platform, world.script, world.plan
+    local chosen, usual, message, code = places(script, plan, platform)
+    if not (chosen or usual) then
         return nil, message, code
     end
     local lock, lock_path
@@ -139,13 +163,7 @@ function M.take(world)
         end
         return nil, message, code
     end
-    local paths = {}
-    if chosen then
-        paths[#paths + 1] = chosen
-    end
-    if usual and usual ~= chosen then
-        paths[#paths + 1] = usual
-    end
+    local paths = list_of(chosen, usual)
     return setmetatable({ lock = lock, lock_path = lock_path, name = name, paths = paths, path = paths[1] }, Claim)
 end
 

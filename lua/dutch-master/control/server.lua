@@ -42,6 +42,7 @@ function M.new(world)
         opened = 0,
         kept = {}, -- server -> {name, path}
         waiting = {},
+        promises = {}, -- lines {client, text} that go out when the state is kept of which they speak
         handled = 0,
         closed = false,
     }, Control)
@@ -50,6 +51,19 @@ end
 --- One request, and its one answer.
 local Answer = {}
 Answer.__index = Answer
+
+-- What follows a promise to a client waits behind it.
+-- @return whether it is said later, when the state is kept
+local function put_off(control, answer, text)
+    local client = answer.client
+    if not control.is_kept or not (answer.is_promise or client.promised > 0) then
+        return false
+    end
+    client.promised = client.promised + 1
+    table.insert(control.promises, { client = client, text = text })
+    control.platform.touch()
+    return true
+end
 
 function Answer:send(message)
     if self.client.gone then
@@ -61,7 +75,14 @@ function Answer:send(message)
         text = wire.encode { v = wire.VERSION, id = self.id, ok = false,
             error = { message = tostring(reason), code = 'EJSON' } }
     end
-    self.client.conn:write(text .. '\n')
+    if not put_off(self.control, self, text .. '\n') then
+        self.client.conn:write(text .. '\n')
+    end
+end
+
+--- What it says from now on stays true whatever becomes of this master: it is said when another one would know it.
+function Answer:promise()
+    self.is_promise = true
 end
 
 --- Whoever waits for what a restart or a stop comes to is not sent away for a newcomer's sake.
@@ -168,7 +189,8 @@ end
 local function handle(control, client, line)
     local request = wire.decode(line)
     control.handled = control.handled + (type(request) == 'table' and LIGHT[request.verb] or 1)
-    local answer = setmetatable({ client = client, platform = control.platform, over = false }, Answer)
+    local answer = setmetatable({ client = client, platform = control.platform, over = false,
+        control = control }, Answer)
     client.open = client.open + 1
     local ok, message = pcall(perform, control, client, answer, request)
     if not ok then
@@ -202,7 +224,7 @@ local function on_line(control, client, line)
     if line == '' or client.gone then
         return
     elseif #client.lines + client.open >= MAX_WAITING then
-        local answer = setmetatable({ client = client }, Answer)
+        local answer = setmetatable({ client = client, control = control }, Answer)
         client.open = client.open + 1
         answer:fail('too many requests at once', 'EBUSY')
         return hang_up(client)
@@ -220,7 +242,7 @@ local function on_line(control, client, line)
 end
 
 local function on_client(control, conn)
-    local client = { conn = conn, lines = {}, open = 0, gone = false, queued = false, unsubscribe = {} }
+    local client = { conn = conn, lines = {}, open = 0, gone = false, queued = false, unsubscribe = {}, promised = 0 }
     conn:on_line(function(line)
         on_line(control, client, line)
     end)
@@ -273,6 +295,24 @@ local function look(control)
     end
 end
 
+--- The state is kept: what was promised can be said.
+function Control:kept_all()
+    local promises = self.promises
+    self.promises = {}
+    for _, promise in ipairs(promises) do
+        promise.client.promised = promise.client.promised - 1
+        if not promise.client.gone then
+            promise.client.conn:write(promise.text)
+        end
+    end
+end
+
+--- Nobody would go on from it any more: nothing waits for that.
+function Control:alone()
+    self.is_kept = false
+    self:kept_all()
+end
+
 --- For another master: see keeper/estate.lua.
 function Control:keep(book)
     local kept = {}
@@ -309,6 +349,7 @@ function Control:open(kept, former)
 end
 
 function Control:close()
+    self:kept_all()
     for _, server in ipairs(self.servers) do
         server:close()
     end

@@ -37,6 +37,7 @@ end
 -- Who waits for what comes of it is told that it was heard; everybody else has his answer. @return who asks
 local function accept(control, request, answer)
     local who = answer:who() -- before the answer: then the client goes
+    answer:promise()
     if request.wait == true then
         answer:hold()
         answer:event('accepted', { kept = control.is_kept })
@@ -74,6 +75,7 @@ end
 function verbs.reload(control, _, answer)
     answer:hold()
     answer:event('accepted', {})
+    answer:promise()
     control.cluster:reload(answer:who(), answer_changes(answer))
 end
 
@@ -132,6 +134,7 @@ function verbs.scale(control, request, answer)
     if not ok then
         return answer:fail(message, code)
     end
+    answer:promise()
     answer:done { from = before, to = wanted }
 end
 

@@ -138,6 +138,11 @@ function M.read(kept, platform)
     elseif state.version ~= M.VERSION then
         return nil, ('it is of version %s, this program reads version %d'):format(tostring(state.version), M.VERSION)
     end
+    return M.former(state, kept, platform)
+end
+
+--- The same, where the state is known otherwise: see salvage.lua.
+function M.former(state, kept, platform)
     return setmetatable({ state = state, store = kept.store, taken = {}, platform = platform }, Former)
 end
 

@@ -308,6 +308,14 @@ local function find(self, key, request, address)
     if self.by_key[key] then
         return self.by_key[key]
     end
+    for former_key, rotation in pairs(self.by_key) do
+        if rotation.found and address and address.port ~= 0 and rotation.address.text == address.text then
+            self.by_key[former_key] = nil
+            self.by_key[key] = rotation
+            rotation:belong(key)
+            return rotation
+        end
+    end
     for _, rotation in ipairs(self.plan) do
         if address and address.port ~= 0 and rotation.address.text == address.text then
             return rotation

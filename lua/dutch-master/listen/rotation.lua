@@ -215,7 +215,7 @@ end
 -- Over the death of a master
 
 -- Beside its lanes and what its directory gives to all.
-local KEPT = { 'key', 'name', 'number', 'address', 'mode', 'as', 'owner', 'reuse', 'fd', 'may_block', 'served',
+local KEPT = { 'key', 'found', 'name', 'number', 'address', 'mode', 'as', 'owner', 'reuse', 'fd', 'may_block', 'served',
     'released', 'times_busy', 'lost', 'lane_count', 'backlog' }
 
 --- For another master: see keeper/estate.lua. The lanes in the order of the kernel's group.
@@ -518,6 +518,11 @@ function Rotation:has_rights(mode, owner)
     local ours = self.owner or {}
     owner = owner or {}
     return self.mode == mode and ours.uid == owner.uid and ours.gid == owner.gid
+end
+
+--- Whoever asks for its address calls it so. Before, only the address was known: see keeper/salvage.lua.
+function Rotation:belong(key)
+    self.key, self.found = key, nil
 end
 
 --- Its name in a later plan.

@@ -1,10 +1,11 @@
 local fake_control = require 'spec.support.fake_control'
 
 describe('a verb of the control socket', function()
-    local cluster, log, open, connect
+    local world, platform, cluster, log, open, connect
 
     before_each(function()
-        local world = fake_control.new()
+        world = fake_control.new()
+        platform = world.platform
         cluster, log, open, connect = world.cluster, world.log, world.open, world.connect
     end)
 
@@ -105,6 +106,35 @@ describe('a verb of the control socket', function()
             asked.on_verdict { result = 'done' }
             assert.equal(count, #conn.answers)
         end)
+    end)
+
+    it('say nothing that another master would not know: they wait for the state to be kept', function()
+        world.is_kept = true
+        open()
+        local conn = connect()
+        local function said_after(request)
+            platform.touched = false
+            local count = #conn.answers
+            conn.ask(request)
+            assert.equal(count, #conn.answers)
+            assert.is_true(platform.touched)
+            world.server:kept_all()
+            platform.turn()
+            return conn.answers[count + 1]
+        end
+        assert.equal(3, said_after({ verb = 'scale', workers = 3 }).to)
+        assert.equal('accepted', said_after({ verb = 'restart', wait = true }).event)
+        local count = #conn.answers
+        cluster.restarts[1].on_progress { done = 1, total = 1 }
+        cluster.restarts[1].on_verdict { result = 'done' }
+        assert.is_true(#conn.answers == count)
+        conn.ask { verb = 'ping', id = 9 } -- behind them
+        world.server:kept_all()
+        assert.same({ 1, 'done', 9 }, { conn.answers[count + 1].done, conn.answers[count + 2].verdict.result,
+            conn.answers[count + 3].id })
+        assert.is_true(conn.ask({ verb = 'ping' }).ok) -- at once
+        world.server:alone() -- the keeper has died
+        assert.is_true(conn.ask({ verb = 'restart' }).ok)
     end)
 
     it('stop answers when all is stopped, or at once', function()
