@@ -51,9 +51,10 @@ local function usage_error(ctx, message, verb)
     return USAGE
 end
 
-local function unknown_verb(ctx, word)
+local function unknown_verb(ctx, word, second)
     if word == 'start' or word == 'run' then
-        local told = ('there is no verb "%s": a master is started with `dutch-master master.lua`'):format(word)
+        local told = ('there is no verb "%s": a master is started with `dutch-master %s`'):format(word,
+            second and second:find '%.lua$' and second or 'master.lua')
         return usage_error(ctx, told)
     end
     if word:find '%.%w+$' then
@@ -194,7 +195,7 @@ local function dispatch(ctx, argv)
     elseif looks_like_script(ctx, word) then
         return run_master(ctx, argv, 1)
     end
-    return unknown_verb(ctx, word)
+    return unknown_verb(ctx, word, argv[2])
 end
 
 --- argv[0] is the program. Returns an exit code, or nil: the loop runs until platform.stop(code).

@@ -116,7 +116,7 @@ describe('README', function()
         if os.execute 'command -v dpkg-query >/dev/null' ~= 0 then
             return pending 'this is no Debian'
         end
-        local named = readme 'At run time it needs\n?(.-), and `lua%-http`'
+        local named = readme 'At run time%s+it%s+needs%s+(.-), and `lua%-http`'
         local found = {}
         local libraries = io.popen(([[ldd '%s' | grep -o '/[^ ]*\.so[^ ]*' | xargs -n 1 readlink -f |
             sed 's#^/usr/#/#' | while read -r path; do

@@ -31,6 +31,18 @@ describe('README', function()
         assert.is_nil(text:find('\n[A-Z]+\n'))
     end)
 
+    it('links to headings that it has', function()
+        local anchors, links = {}, 0
+        for heading in text:gmatch '\n##+ ([^\n]+)' do
+            anchors[heading:lower():gsub('[^%w _-]', ''):gsub(' ', '-')] = true
+        end
+        for anchor in text:gmatch '%]%(#([^)]+)%)' do
+            assert.is_true(anchors[anchor], anchor)
+            links = links + 1
+        end
+        assert.is_true(links > 10)
+    end)
+
     it('names files that exist', function()
         for path in text:gmatch('`([%w_/%-]+/[%w_/%-]*%.?%w*)`') do
             if path:match '^src/' or path:match '^lua/' or path:match '^spec/' or path:match '^examples/' then

@@ -33,6 +33,7 @@ local M = {
 }
 
 local NOT_RUNNING = 3
+local NOTHING = "dutch-master: logs: no such line is kept (of stdout none, but with keepOutput = '1M' or so)\n"
 local DEFAULT_LINES = 100
 --- Pause after an answer: a flood is fetched a few times a second, not a line at a time.
 local PAUSE_MS = 50
@@ -84,7 +85,7 @@ local function show(ctx, state, line)
             math.floor(line.time % 1 * 1000))
         return ctx.out(control.encode(line) .. '\n')
     end
-    state.width = math.max(state.width, #tostring(line.worker))
+    state.width, state.shown = math.max(state.width, #tostring(line.worker)), true
     ctx.out(M.line(ctx, line, state.width) .. '\n')
 end
 
@@ -207,6 +208,9 @@ local function follow(ctx, peer, state)
                 end
                 state.after, state.more = answer.next, answer.more
                 if not answer.more and not ctx.options.follow then
+                    if not state.shown and not ctx.options.json then
+                        ctx.err(NOTHING)
+                    end
                     return client.finish(ctx, 0)
                 elseif answer.more then
                     return ask()
