@@ -1,6 +1,7 @@
 -- A master with a keeper, for the e2e specs: which process is which, and the death of a master.
 local bit = require 'bit'
 local ffi = require 'ffi'
+local assert = require 'luassert'
 local uv = require 'luv'
 local master = require 'spec.support.master'
 local wait = require 'spec.support.wait'
@@ -159,14 +160,19 @@ function M.let_patience_end(m, times)
     ffi.C.close(timer)
 end
 
---- Who serves is who served, but for one that was in the middle of a line with a master that died: another one replaces
--- it, and no request fails by that either. @return whether there was none
-function M.same_workers(m, before)
-    local distrusted = {}
+--- Workers that were in the middle of a line with a master that died, as a set of pids.
+function M.distrusted(m)
+    local set = {}
     for _, record in ipairs(m:records 'Its channel was in use when the former master died: the worker is replaced') do
-        distrusted[record.workerPid] = true
+        set[record.workerPid] = true
     end
-    local assert = require 'luassert'
+    return set
+end
+
+--- Who serves is who served, but for such: another one replaces each, and no request fails by that either.
+-- @return whether there was none
+function M.same_workers(m, before)
+    local distrusted = M.distrusted(m)
     local now, expected = {}, {}
     for _, pid in ipairs(m:workers()) do
         now[pid] = true

@@ -125,6 +125,7 @@ function M.new(opts)
         sockets = {}, -- key -> socket the worker has open
         by_name = {}, -- name -> key, to find a second listen to the same address
         count = 0, -- open and unanswered sockets
+        unanswered = {}, -- queries that were passed on, as a set
         held = {}, -- queries that wait for the fate of an earlier one, in their order: see is_undecided
         next_key = 0,
         next_newconn = 0,
@@ -331,11 +332,13 @@ local function ask(self, event)
         self.by_name[name] = 'asked' -- taken from now on; replaced by its key
     end
     local answered = false
+    self.unanswered[event] = true
     self.query(socket, function(fd, code, message)
         if answered then
             return
         end
         answered = true
+        self.unanswered[event] = nil
         if self.state ~= 'open' then
             return
         elseif fd then
@@ -533,6 +536,20 @@ function M:newconn(fd, done, name)
     return true
 end
 
+local function keep_queries(self)
+    local list = {}
+    for event in pairs(self.unanswered) do
+        list[#list + 1] = event
+    end
+    table.sort(list, function(a, b)
+        return (a.seq or 0) < (b.seq or 0)
+    end)
+    for _, event in ipairs(self.held) do
+        list[#list + 1] = event
+    end
+    return list
+end
+
 --- For another master: see keeper/estate.lua.
 function M:keep()
     local sockets = {}
@@ -540,7 +557,8 @@ function M:keep()
         sockets[#sockets + 1] = { key = key, socket = socket }
     end
     return { state = self.state, sockets = sockets, next_key = self.next_key, next_newconn = self.next_newconn,
-        handed_tickets = self.handed_tickets, booted = self.booted, asked = self.asked, draining = self.draining }
+        handed_tickets = self.handed_tickets, booted = self.booted, asked = self.asked, draining = self.draining,
+        queries = keep_queries(self) }
 end
 
 --- The talk goes on where a former master died. What a worker was asked and has not answered is nobody's question now.
@@ -554,6 +572,17 @@ function M:resume(kept)
         self.sockets[entry.key] = entry.socket
         self.by_name[entry.socket.name] = entry.key
         self.count = self.count + 1
+    end
+    self.owed = kept.queries
+end
+
+--- What it has asked for, and the former master did not answer, is looked after now.
+function M:answer_owed()
+    local owed = self.owed or {}
+    self.owed = nil
+    for _, event in ipairs(owed) do
+        self.asked = self.asked - 1 -- it was counted
+        HANDLERS.query(self, event)
     end
 end
 

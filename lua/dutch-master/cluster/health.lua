@@ -42,6 +42,7 @@ function Health.new(options)
     self.asking = nil -- while it is asked
     self.lacks = nil -- why it is not ready, in words
     self.said = {} -- by its notifications: {status, reloading, stopping, main_pid}
+    self.said_ready = nil -- whether it has notified so
     self.alive_at = nil -- its last sign of life
     return self
 end
@@ -270,9 +271,17 @@ function Health:forgive()
     self.alive_at = self.platform.now()
 end
 
---- Of a worker that serves already: a former master has seen that.
-function Health:resume(alive_at)
-    self.alive_at = alive_at
+--- For another master: see keeper/estate.lua. What was seen of it is seen again.
+function Health:keep()
+    return { alive_at = self.alive_at, said = self.said, said_ready = self.said_ready }
+end
+
+function Health:resume(kept)
+    self.alive_at, self.said, self.said_ready = kept.alive_at, kept.said, kept.said_ready
+end
+
+--- It serves already: a former master has seen that.
+function Health:serves_on()
     if self.watchdog_ms then
         self:ask()
     end

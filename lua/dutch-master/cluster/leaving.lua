@@ -84,7 +84,8 @@ function Leaving:kill()
     self.killed = true
 end
 
-local KEPT = { 'why', 'told', 'lost', 'late', 'killed', 'daemon', 'until_ms' }
+local KEPT = { 'why', 'told', 'lost', 'late', 'killed', 'daemon', 'since_ms', 'allowed_ms',
+    'until_ms' }
 
 --- For another master: see keeper/estate.lua.
 function Leaving:keep()

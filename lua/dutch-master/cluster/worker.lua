@@ -190,12 +190,19 @@ local function new_health(self)
     }
 end
 
+local function hear_notices(self)
+    return function(fields)
+        if not fields.WATCHDOG then -- that comes all the time
+            self.platform.touch()
+        end
+        self.health:notified(fields)
+    end
+end
+
 --- Opens the socket by which an exec worker says READY=1. Its name goes into the environment of the fork.
 -- @return the name, or nil, message
 function Worker:open_notify()
-    local socket, message = self.platform.notify_socket({ uid = self.plan.uid }, function(fields)
-        self.health:notified(fields)
-    end)
+    local socket, message = self.platform.notify_socket({ uid = self.plan.uid }, hear_notices(self))
     if not socket then
         return nil, message
     end
@@ -321,7 +328,7 @@ function Worker:keep(book)
         kept[field] = self[field]
     end
     kept.conversation = self.conversation and self.conversation:keep()
-    kept.alive_at = self.health and self.health.alive_at
+    kept.health = self.health and self.health:keep()
     kept.notify = self.notify and { fd = book:fd('notify/' .. self.id, self.notify:fd()), name = self.notify:name() }
     return kept
 end
@@ -345,13 +352,14 @@ local function resume_notify(self, kept, former)
     local fd = kept.notify and former:take(kept.notify.fd)
     if fd then
         self.notify = self.platform.notify_socket({ uid = self.plan.uid, fd = fd, name = kept.notify.name },
-            function(fields)
-                self.health:notified(fields)
-            end)
+            hear_notices(self))
     end
 end
 
 local function resume_health(self, kept)
+    if kept.health then
+        self.health:resume(kept.health)
+    end
     if self.state == 'starting' and not self.channel_open then
         self.health:given()
     elseif self.state == 'starting' then
@@ -359,7 +367,7 @@ local function resume_health(self, kept)
             self.health:listens(info)
         end
     elseif self:serves() then
-        self.health:resume(kept.alive_at)
+        self.health:serves_on()
     end
 end
 
@@ -419,6 +427,9 @@ function Worker:go_on(kept)
     self.health = new_health(self)
     self.agenda:start(self, definition, kept.state)
     resume_health(self, kept)
+    if self.conversation then
+        self.conversation:answer_owed()
+    end
     if self.state == 'settling' then
         self.sockets:leave(self.id, function()
             self.agenda:post(self, 'settled')

@@ -37,11 +37,12 @@ end
 -- Who waits for what comes of it is told that it was heard; everybody else has his answer. @return who asks
 local function accept(control, request, answer)
     local who = answer:who() -- before the answer: then the client goes
-    answer:promise()
-    if request.wait == true then
+    if request.wait == true then -- whoever waits asks again if this master dies
         answer:hold()
         answer:event('accepted', { kept = control.is_kept })
+        answer:promise()
     else
+        answer:promise()
         answer:done {}
     end
     return who

@@ -628,3 +628,26 @@ describe('junk', function()
         end
     end)
 end)
+
+describe('a talk that another master goes on with', function()
+    it('answers what was asked and not answered, once, and gives no key that is open', function()
+        local w = worker()
+        local open = w.opens(TCP)
+        w.asks('"data":null,"address":null,"port":8001,"addressType":4', 5)
+        w.asks('"data":null,"address":null,"port":8001,"addressType":4', 6) -- waits for the fate of the first
+        local kept = cjson.decode(cjson.encode(w.conv:keep()))
+        local next_one = worker()
+        next_one.conv:resume(kept)
+        assert.equal(0, #next_one.queries)
+        next_one.conv:answer_owed()
+        next_one.conv:answer_owed()
+        assert.equal(1, #next_one.queries)
+        next_one.queries[1].reply(11)
+        local answer, fd = next_one.last()
+        local key = answer.msg.key
+        assert.same({ 5, 11 }, { answer.msg.ack, fd })
+        assert.not_equal(open, key)
+        next_one.says(('{"cmd":"NODE_CLUSTER","act":"close","key":"%s","seq":9}'):format(key))
+        assert.equal(2, #next_one.queries) -- its address is free
+    end)
+end)

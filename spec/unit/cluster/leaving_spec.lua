@@ -54,6 +54,16 @@ describe('leaving', function()
         assert.equal(3000, leaving:remaining())
     end)
 
+    it('is the same for another master, who can be asked for more time as well', function()
+        leaving:order 'scaled down'
+        leaving:begin(300)
+        local resumed = Leaving.new { now = function() return now end }
+        resumed:resume(leaving:keep())
+        assert.same({ true, 'scaled down', 300 }, { resumed.told, resumed.why, resumed:remaining() })
+        resumed:extend(500)
+        assert.equal(500, resumed:remaining())
+    end)
+
     it('that is a kill begins now, if it has not', function()
         leaving:kill()
         assert.same({ true, 0 }, { leaving.killed, leaving:remaining() })

@@ -123,10 +123,11 @@ describe('a verb of the control socket', function()
             return conn.answers[count + 1]
         end
         assert.equal(3, said_after({ verb = 'scale', workers = 3 }).to)
-        assert.equal('accepted', said_after({ verb = 'restart', wait = true }).event)
+        assert.is_true(said_after({ verb = 'restart' }).ok)
+        assert.equal('accepted', conn.ask({ verb = 'restart', wait = true }).event) -- who waits asks again
         local count = #conn.answers
-        cluster.restarts[1].on_progress { done = 1, total = 1 }
-        cluster.restarts[1].on_verdict { result = 'done' }
+        cluster.restarts[2].on_progress { done = 1, total = 1 }
+        cluster.restarts[2].on_verdict { result = 'done' }
         assert.is_true(#conn.answers == count)
         conn.ask { verb = 'ping', id = 9 } -- behind them
         world.server:kept_all()
