@@ -19,6 +19,7 @@ if (process.listenerCount('internalMessage') === 0) return;
 // fork() passes execArgv on. What the app forks is no worker.
 const flag = process.execArgv.indexOf(__filename) - 1;
 if (flag >= 0) process.execArgv.splice(flag, 2);
+delete require.cache[__filename];
 
 const { Server } = require('net');
 

@@ -108,6 +108,60 @@ describe('the sockets of a Node app:', function()
         m:finish { code = 0 }
     end)
 
+    -- get-port and others find a free port by listen(0), and close that.
+    versions.it('a port that listen(0) has found is had by who closes that and listens there, in any form', function(_, binary)
+        local m = app.start { binary = binary, plan = [[
+            onMessage = function(_, said) dutch.log:info(said, 'said') end,
+        ]], app = [[
+            const http = require('http')
+            const listen = (server, ...where) => new Promise((resolve, reject) => {
+                server.on('error', reject)
+                server.listen(...where, () => resolve(server.address().port))
+            })
+            const find = async (...host) => {
+                const server = http.createServer()
+                const port = await listen(server, 0, ...host)
+                await new Promise((resolve) => server.close(resolve))
+                return port
+            }
+            const serve = async (port, ...host) => {
+                await listen(http.createServer((request, response) => {
+                    response.setHeader('Connection', 'close')
+                    response.end(`${port} ${process.env.DUTCH_MASTER_GENERATION}`)
+                }), port, ...host)
+                return port
+            }
+            const main = async () => {
+                const web = await serve(await find('127.0.0.1'), '127.0.0.1')
+                const metrics = await serve(await find('127.0.0.1'), '127.0.0.1')
+                const held = http.createServer()
+                const third = await listen(held, 0, '127.0.0.1')
+                const refused = await serve(third, '127.0.0.1').catch((error) => error.code)
+                if (process.env.DUTCH_MASTER_SLOT === '1') await serve(await find(), '127.0.0.1') // found at all addresses
+                process.send({ web, metrics, refused })
+            }
+            main().catch((error) => process.send({ failed: error.stack }))
+        ]] }
+        for round = 1, 2 do
+            m:await('said', { count = 2 * round })
+            local first = m:records 'said'[1]
+            for _, said in ipairs(m:records 'said') do
+                assert.is_nil(said.failed)
+                assert.same({ first.web, first.metrics, 'EADDRINUSE' }, { said.web, said.metrics, said.refused })
+            end
+            assert.not_equal(first.web, first.metrics)
+            for _, port in ipairs { first.web, first.metrics } do
+                m:wait_until(function()
+                    return select(2, http.get { port = port }) == ('%d %d'):format(port, round)
+                end, 'an answer on ' .. port)
+            end
+            if round == 1 then
+                app.roll(m)
+            end
+        end
+        m:finish { code = 0 }
+    end)
+
     versions.it('listen({fd}) is answered with the socket that was passed to the master', function(_, binary)
         local free = http.free_port()
         -- What systemd does: binds, and execs with the socket as descriptor 3.
@@ -177,6 +231,7 @@ describe('the sockets of a Node app:', function()
                     taken_by_tls: await fail(secure, taken, '127.0.0.1'),
                     foreign: await fail(net.createServer(), 0, '192.0.2.1'),
                     directory: await fail(net.createServer(), 'no/such/directory/x.sock'),
+                    file: await fail(net.createServer(), 'app.js'),
                     unlistenable: await fail(net.createServer(), { fd: 77 }),
                 }
                 said.datagram = await new Promise((resolve) => {
@@ -197,9 +252,10 @@ describe('the sockets of a Node app:', function()
         assert.equal('bind EADDRINUSE -98', said.taken_by_tls)
         assert.equal('bind EADDRNOTAVAIL -99', said.foreign)
         assert.equal('EADDRNOTAVAIL', said.datagram)
-        assert.equal('bind ENOENT -2', said.directory)
+        assert.equal('bind EACCES -13', said.directory) -- as libuv has it
+        assert.equal('bind EADDRINUSE -98', said.file)
         assert.equal('bind EINVAL -22', said.unlistenable)
-        assert.equal(6, #m:records 'Listening failed')
+        assert.equal(7, #m:records 'Listening failed')
         assert.equal(1, generation(port)) -- it lives, and so does everybody else
         taken:close()
         m:finish { code = 0 }

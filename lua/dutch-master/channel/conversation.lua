@@ -280,10 +280,14 @@ function HANDLERS.listening(self, event)
     ask_held(self)
 end
 
+-- What libuv makes of the errors of a path, and the kernel of one that is a file of another sort: apps ask for these.
+local OF_A_PATH = { ENOENT = 'EACCES', EEXIST = 'EADDRINUSE' }
+
 -- Closed with an error the app sees as one of bind().
 local function refuse(self, event, code, message)
     local key, data = self:new_key(), event.data
     self.on_refused(describe(event.socket), code, message)
+    code = event.socket.type == 'unix' and OF_A_PATH[code] or code
     if event.socket.stream then
         self.send(encode.refusal(event.seq, key, code, data))
         return

@@ -295,7 +295,7 @@ end
 -- The n-th listen(0) of every worker is one port; but datagram sockets without a port are each worker's own. A unix
 -- socket is its user's: workers of another user have no part in it.
 local function key_of(id, request)
-    local key = request.name or request.text
+    local key = request.key or request.name or request.text
     if not request.stream and request.port == 0 and request.type ~= 'unix' then
         key = key .. '@' .. id
     elseif request.as and request.text and request.text:find '^unix:' then
@@ -304,9 +304,33 @@ local function key_of(id, request)
     return key
 end
 
+-- A worker that has found a port by listen(0), closed that and listens at the port, as get-port does, and asks for a
+-- port once more: that is another one.
+local function spare_key(self, id, request)
+    local key = key_of(id, request)
+    while request.stream and request.port == 0 and self.by_key[key] and self.by_key[key]:has(id) do
+        key = key .. '+'
+    end
+    return key
+end
+
+-- What was asked for as any port has one by now.
+local function find_port(self, request, address)
+    for key, rotation in pairs(self.by_key) do
+        if request.stream and address and address.port ~= 0 and rotation.address.text == address.text
+            and key:find(':0#', 1, true) then
+            return rotation
+        end
+    end
+end
+
 local function find(self, key, request, address)
     if self.by_key[key] then
         return self.by_key[key]
+    end
+    local found = find_port(self, request, address)
+    if found then
+        return found
     end
     for former_key, rotation in pairs(self.by_key) do
         if rotation.found and address and address.port ~= 0 and rotation.address.text == address.text then
@@ -391,6 +415,21 @@ local function settle(self, key, rotation, ok, message, code)
     return nil, message, code
 end
 
+-- Closes what cannot be beside an address, where nobody has it any more: of listen(0), or in another form.
+-- @return whether there was something
+local function make_way(self, address)
+    local found = false
+    for key, rotation in pairs(self.by_key) do
+        local other = rotation.address
+        if address.port and other.port == address.port and other.type == address.type and not rotation.fd
+            and not rotation:is_used() then
+            self.by_key[key], found = nil, true
+            self:retire(rotation)
+        end
+    end
+    return found
+end
+
 -- Everybody who waits for that address gets the same answer.
 local function land(self, key, ...)
     local waiting = self.flights[key]
@@ -405,9 +444,13 @@ local function bind(self, key, request, address, later)
         key = key, address = address, backlog = request.backlog, mode = mode_of(request), fd = request.fd,
         as = request.as, reuse = request.reuse_address,
     })
-    local ok, message, code = rotation:open(function(...)
+    local function landed(...)
         land(self, key, settle(self, key, rotation, ...))
-    end)
+    end
+    local ok, message, code = rotation:open(landed)
+    if code == 'EADDRINUSE' and make_way(self, address) then
+        ok, message, code = rotation:open(landed)
+    end
     if ok == false then
         self.flights[key] = { later }
         return false
@@ -419,9 +462,14 @@ end
 -- list the address.
 -- @return it; or nil, message, code; or false: later(one of these) follows
 function Directory:open(id, request, later)
-    local key = key_of(id, request)
+    local key = spare_key(self, id, request)
+    request.key = key ~= key_of(id, request) and key or request.key
     local address, message, code = address_of(self, request)
     local rotation = find(self, key, request, address)
+    if rotation and rotation == find_port(self, request, address) and rotation:has(id) then
+        return nil, ('EADDRINUSE: %s: the worker has it already, of a listen() to any port'):format(address.text),
+            'EADDRINUSE'
+    end
     if rotation and rotation:mends(id, function()
         local found, reason, why = self:open(id, request, later)
         if found ~= false and not self.closed then

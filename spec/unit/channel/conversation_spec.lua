@@ -252,6 +252,17 @@ describe('a second listen to the same address', function()
     end)
 end)
 
+describe('a query of a path', function()
+    it('is refused as libuv and the kernel would', function()
+        for code, errno in pairs { ENOENT = -13, EEXIST = -98, EPERM = -1 } do
+            local w = worker()
+            w.asks '"address":"/a","port":-1,"addressType":-1'
+            w.queries[1].reply(nil, code)
+            assert.equal(errno, w.last().errno)
+        end
+    end)
+end)
+
 describe('a datagram query', function()
     it('is refused with a spare descriptor, since a refusal without one kills the worker', function()
         local w = worker { spare_fd = function() return 33 end }

@@ -46,6 +46,41 @@ describe('the directory of listeners', function()
         return wish
     end
 
+    it('gives a port that was found by listen(0) to who listens there, and that worker another one for the next', function()
+        local any = { name = 'tcp4:127.0.0.1:0#0' }
+        local found = directory:open(1, request('127.0.0.1:0', any))
+        local there = request(found.address.text, { name = 'tcp4:' .. found.address.text })
+        found:assign(1, any)
+        assert.equal('EADDRINUSE', select(3, directory:open(1, there))) -- it has it still
+        found:drop(1)
+        assert.equal(found, directory:open(1, there))
+        assert.equal(found, directory:find(1, there))
+        found:assign(1, there)
+        local again = request('127.0.0.1:0', any)
+        local other = directory:open(1, again)
+        assert.not_equal(found, other)
+        assert.equal(other, directory:find(1, again))
+        assert.equal(found, directory:open(2, request('127.0.0.1:0', any))) -- as the first one found
+        found:drop(1)
+    end)
+
+    it('lets go of what nobody has any more where a worker wants the port in another form', function()
+        local former = directory:open(1, request('127.0.0.1:85'))
+        former:assign(1, request '127.0.0.1:85')
+        former:join(1)
+        local listen = platform.listen
+        platform.listen = function(address, ...) -- as the kernel does
+            if address.text == ':85' and network.open['127.0.0.1:85'] then
+                return nil, 'EADDRINUSE', 'EADDRINUSE'
+            end
+            return listen(address, ...)
+        end
+        assert.equal('EADDRINUSE', select(3, directory:open(2, request ':85')))
+        former:drop(1)
+        assert.equal(':85', directory:open(2, request ':85').address.text)
+        assert.same({ ':85' }, open())
+    end)
+
     it('binds the plan in its order, and changes nothing when one cannot be had', function()
         assert.is_true(directory:update { ':80', ':81' })
         assert.same({ ':80', ':81' }, open())
