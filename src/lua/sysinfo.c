@@ -171,9 +171,11 @@ int core_proc_stat(lua_State *L) {
         lua_pushnil(L);
         return 1;
     }
-    lua_createtable(L, 0, 3);
+    lua_createtable(L, 0, 4);
     dm_lua_set_number(L, "rss_kb", (double)stat.rss_kb);
     dm_lua_set_number(L, "cpu_ms", (double)stat.cpu_ms);
     dm_lua_set_number(L, "starttime", (double)stat.starttime);
+    lua_pushboolean(L, stat.runnable);
+    lua_setfield(L, -2, "runnable");
     return 1;
 }

@@ -172,12 +172,13 @@ bool dm_proc_stat(pid_t pid, struct dm_proc_stat *result) {
     text[n] = '\0';
     uint64_t user, system, start;
     int64_t pages;
+    char state;
     /* From the third field on (the second, in brackets, may hold anything): see proc(5). */
     const char *after = strrchr(text, ')');
     if (!after || sscanf(after,
-                         ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %" SCNu64 " %" SCNu64
+                         ") %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %" SCNu64 " %" SCNu64
                          " %*d %*d %*d %*d %*d %*d %" SCNu64 " %*u %" SCNd64,
-                         &user, &system, &start, &pages) != 4) {
+                         &state, &user, &system, &start, &pages) != 5) {
         return false;
     }
     const uint64_t page_kb = (uint64_t)sysconf(_SC_PAGESIZE) / 1024;
@@ -185,6 +186,7 @@ bool dm_proc_stat(pid_t pid, struct dm_proc_stat *result) {
     result->rss_kb = pages > 0 ? (uint64_t)pages * page_kb : 0;
     result->cpu_ms = (user + system) * 1000 / ticks;
     result->starttime = start;
+    result->runnable = state == 'R';
     return true;
 }
 

@@ -11,8 +11,9 @@ local Process = require 'dutch-master.script.process'
 local Lane = {}
 Lane.__index = Lane
 
--- A job that has waited this long gets a process of its own, if the lane may have one more, and if no quick job was
--- done meanwhile: at a boot of many workers those before it are only many, and a process costs more than ten of them.
+-- A job that has waited this long gets a process of its own, if the lane may have one more, if no quick job was done
+-- meanwhile, and if one of those before it is slow: at a boot of many workers they are only many, and wait for a
+-- processor as all do then. A process costs more than ten of them.
 local GROW_MS, QUICK_MS = 20, 10
 -- Jobs that may wait: two forks for each slot (4096 at most); of hooks, 4096 and a message of each worker.
 local WAITING_MAX = 4 * 4096
@@ -27,6 +28,7 @@ function Lane.new(options)
     self.quick_at = -math.huge -- when the last quick job was done
     self.deaths = 0 -- in a row, without a job done between
     self.may_start_at = 0
+    self.look_at = 0 -- when to see again whether the jobs under way are slow
     return self
 end
 
@@ -97,8 +99,32 @@ local function next_start(self)
     if self.count == 0 then
         return self.may_start_at
     elseif self.count < self.most then
-        return math.max(self.queue[self.first].queued_at + GROW_MS, self.quick_at + GROW_MS, self.may_start_at)
+        return math.max(self.queue[self.first].queued_at + GROW_MS, self.quick_at + GROW_MS, self.may_start_at,
+            self.look_at)
     end
+end
+
+-- Slow is what has worked for long since it was first looked at, or sleeps each time; not what has no processor to work
+-- on. Asleep once may be a moment after its answer.
+local function is_slow(self, process, job)
+    local stat = self.platform.proc_stat(process.child:pid())
+    if not stat then
+        return true
+    end
+    local slept = job.sleeps
+    job.sleeps, job.worked_ms = not stat.runnable, job.worked_ms or stat.cpu_ms
+    return slept and job.sleeps or stat.cpu_ms - job.worked_ms > QUICK_MS
+end
+
+-- Whether another process would help those who wait; else it is looked again soon.
+local function may_grow(self, now)
+    for process, job in pairs(self.processes) do
+        if is_slow(self, process, job) then
+            return true
+        end
+    end
+    self.look_at = now + QUICK_MS
+    return false
 end
 
 local function begin(self, process)
@@ -116,9 +142,11 @@ function Lane:turn()
     while waiting(self) > 0 do
         local process = idle_process(self)
         if not process then
-            local at = next_start(self)
-            if not at or at > self.platform.now() then
+            local at, now = next_start(self), self.platform.now()
+            if not at or at > now then
                 return self:wake(at)
+            elseif self.count > 0 and not may_grow(self, now) then
+                return self:wake(self.look_at)
             end
             local message
             process, message = start_process(self)

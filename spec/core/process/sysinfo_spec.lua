@@ -47,7 +47,7 @@ describe('system information', function()
         local executable = core.executable()
         assert.is_true(executable == '/proc/self/exe' or executable == unistd.readlink '/proc/self/exe')
         local own = core.proc_stat(core.pid())
-        assert.is_true(own.rss_kb > 1000 and own.starttime > 0 and own.cpu_ms >= 0)
+        assert.is_true(own.rss_kb > 1000 and own.starttime > 0 and own.cpu_ms >= 0 and own.runnable)
         assert.is_nil(core.proc_stat(0))
         assert.is_nil(core.proc_stat(2 ^ 22 + 1))
     end)
@@ -64,6 +64,7 @@ describe('system information', function()
         p.await(function()
             return core.idle(loop.child:pid()) and core.idle(other.child:pid()) == false
         end, 5000, 'both to sleep')
+        assert.is_false(core.proc_stat(other.child:pid()).runnable)
         loop.child:signal 'SIGKILL'
         other.child:signal 'SIGKILL'
         p.exit_of(loop)

@@ -16,6 +16,7 @@ local function new(most, options)
         world.spawned = world.spawned + 1
         local child = { fields = fields }
         function child.send() return true end
+        function child.pid() return world.spawned end
         function child.signal() end
         function child.pause_reading() end
         function child.signal_group()
@@ -138,6 +139,34 @@ describe('lane', function()
         assert.equal(1, world.spawned)
         world.platform:advance(1)
         assert.equal(8, world.spawned)
+    end)
+
+    it('does not start another where jobs wait for a processor, but for one that works for long', function()
+        local world = new(8)
+        local stat = { runnable = true, cpu_ms = 100 }
+        function world.platform.proc_stat()
+            return stat
+        end
+        for i = 1, 10 do
+            world.add(i)
+        end
+        world.platform:advance(100) -- no quick job was done meanwhile, for want of a processor
+        stat.cpu_ms = 110
+        world.platform:advance(100)
+        assert.equal(1, world.spawned)
+        stat.cpu_ms = 120
+        world.platform:advance(10)
+        assert.is_true(world.spawned > 1)
+        world = new(8)
+        function world.platform.proc_stat()
+            return { runnable = false, cpu_ms = 0 }
+        end
+        world.add 'sleeps'
+        world.add 'waits'
+        world.platform:advance(20)
+        assert.equal(1, world.spawned)
+        world.platform:advance(10)
+        assert.equal(2, world.spawned)
     end)
 
     it('starts another process after a death, later each time, until a job is done', function()
