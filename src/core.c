@@ -3,6 +3,7 @@
 
 #include "base/poll.h"
 #include "process/spawn.h"
+#include "process/spawn_memory.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -73,6 +74,7 @@ static const struct dm_kept_events kept_events = {
 int dm_core_init(struct dm_core *core, uv_loop_t *loop, const struct dm_keeper_link *link) {
     *core = (struct dm_core){.loop = loop};
     dm_spawn_raise_descriptors();
+    dm_spawn_memory_init();
     dm_signals_init(&core->signals, core, ignore_signal);
     dm_timers_init(&core->timers, loop);
     dm_helpers_init(&core->helpers, &core->reaper, &core->timers);

@@ -18,16 +18,8 @@ int luaopen_cjson(lua_State *L);
 int luaopen_cjson_safe(lua_State *L);
 int luaopen_luv(lua_State *L);
 
-#if defined(__SANITIZE_ADDRESS__)
-#define DM_MALLOC_STATE 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define DM_MALLOC_STATE 1
-#endif
-#endif
-
-#ifdef DM_MALLOC_STATE
-/* LuaJIT's own allocator maps memory that LeakSanitizer neither scans nor checks. */
+/* libc's heap rather than LuaJIT's own: it stays mapped from one state to the next, children of the
+ * master need not get it (process/spawn_memory.h), and sanitizers see it. */
 static void *allocate(void *ud, void *block, size_t old_size, size_t size) {
     (void)ud;
     (void)old_size;
@@ -37,7 +29,6 @@ static void *allocate(void *ud, void *block, size_t old_size, size_t size) {
     }
     return realloc(block, size);
 }
-#endif
 
 static const luaL_Reg preloaded[] = {
     {"cjson", luaopen_cjson},
@@ -47,11 +38,7 @@ static const luaL_Reg preloaded[] = {
 };
 
 struct lua_State *dm_lua_state_new(bool environment) {
-#ifdef DM_MALLOC_STATE
     lua_State *L = lua_newstate(allocate, NULL);
-#else
-    lua_State *L = luaL_newstate();
-#endif
     if (!L) {
         return NULL;
     }

@@ -5,6 +5,7 @@
 #include "process/spawn.h"
 
 #include "process/reaper.h"
+#include "process/spawn_memory.h"
 
 #include <elf.h>
 #include <errno.h>
@@ -371,6 +372,13 @@ int dm_spawn(const struct dm_spawn *spawn, pid_t *pid, int *pidfd, int *error_fd
         return -errno;
     }
     fcntl(error_pipe[0], F_SETFL, O_NONBLOCK);
+    struct dm_spawn_memory memory;
+    const int rc = dm_spawn_memory_take(&memory, spawn);
+    if (rc != 0) {
+        close(error_pipe[0]);
+        close(error_pipe[1]);
+        return rc;
+    }
 
     /* No signal may run a handler of the master's, or be lost, in the child. */
     sigset_t all, before;
@@ -378,15 +386,19 @@ int dm_spawn(const struct dm_spawn *spawn, pid_t *pid, int *pidfd, int *error_fd
     pthread_sigmask(SIG_SETMASK, &all, &before);
     const pid_t master = getpid();
     *pidfd = -1;
-    *pid = fork_with_pidfd(pidfd);
-    if (*pid == 0) {
-        child(spawn, error_pipe[1], master);
+    dm_spawn_memory_hide_heap();
+    const pid_t forked = fork_with_pidfd(pidfd);
+    if (forked == 0) {
+        child(&memory.spawn, error_pipe[1], master);
     }
     const int error = errno;
+    dm_spawn_memory_show_heap();
+    dm_spawn_memory_free(&memory);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 
+    *pid = forked;
     close(error_pipe[1]);
-    if (*pid < 0) {
+    if (forked < 0) {
         close(error_pipe[0]);
         return -error;
     }

@@ -20,7 +20,7 @@ const char *dm_image(void);
 
 struct dm_proc_stat {
     uint64_t rss_kb, cpu_ms, starttime; /* starttime: clock ticks since boot, tells a pid reused */
-    bool runnable; /* it works, or waits for a processor to work on */
+    bool runnable;                      /* it works, or waits for a processor to work on */
 };
 
 bool dm_proc_stat(pid_t pid, struct dm_proc_stat *stat);
