@@ -88,8 +88,9 @@ describe('what a worker wrote', function()
             local c = cli.start(m, on_terminal and { '-qec', command, '/dev/null' } or { '-c', command }, {
                 program = on_terminal and 'script' or 'sh', env = env, cwd = dir })
             if line.ends then
-                c:await_output(line.ends)
+                local ok, why = pcall(c.await_output, c, line.ends)
                 c:kill 'sigterm'
+                assert(ok, why)
             end
             c:wait()
             local text = c.out .. c.err

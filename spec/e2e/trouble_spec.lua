@@ -182,6 +182,11 @@ describe('a verb', function()
         end
         local listed = cli.run(nil, { 'list' }, options_of { uid = NOBODY, gid = NOBODY, cwd = '/' })
         assert.equal(0, listed.code, listed.err)
+        local words = ("TERM=xterm exec setpriv --reuid=%d --regid=%d --clear-groups '%s' top %s"):format(NOBODY, NOBODY,
+            master.binary(), m.script)
+        local top = cli.run(nil, { '-qec', words, '/dev/null' }, options_of { program = 'script', cwd = '/' })
+        assert.equal(77, top.code, top.out)
+        assert.matches('belongs to user root', top.out)
         m:finish()
         -- Root asks one of a user.
         local give = ('chown -R %d:%d "$DUTCH_MASTER_RUNTIME_DIR" "$DUTCH_MASTER_RUNTIME_DIR/../app"; '

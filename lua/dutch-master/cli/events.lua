@@ -9,7 +9,7 @@ local M = {
     talks = true,
     looks = true,
     summary = 'the last log records; --follow for those to come',
-    description = 'The master keeps its last 1000 log records, wherever its log goes.',
+    description = 'Prints the last log records. The master keeps 1000 of them, wherever its log goes.',
     options = {
         { long = 'follow', short = 'f', doc = 'go on with what happens, until ^C' },
         { long = 'last', short = 'n', value = 'N', integer = true, doc = 'how many of the past (default 20)' },

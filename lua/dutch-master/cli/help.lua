@@ -38,6 +38,16 @@ end
 
 local OPTION_WIDTH = 22 -- of its name
 
+--- Those of the verb, and those that every one has that asks a master.
+local function codes(verb)
+    local text = verb.codes
+    if verb.talks then
+        text = text .. (text:find '%f[%d]77 ' and '' or ", 77 it is another user's master")
+            .. (text:find '%f[%d]124 ' and '' or ', 124 the master does not answer')
+    end
+    return text
+end
+
 function M.verb(verb)
     local lines = { fold(synopsis(verb)), '', fold(verb.description or verb.summary), '', 'Options:' }
     for _, option in ipairs(arguments.options(verb)) do
@@ -57,7 +67,7 @@ function M.verb(verb)
     if verb.codes then
         lines[#lines + 1] = ''
         lines[#lines + 1] = 'Exit codes:'
-        lines[#lines + 1] = '  ' .. fold(verb.codes, 2)
+        lines[#lines + 1] = '  ' .. fold(codes(verb), 2)
     end
     return table.concat(lines, '\n') .. '\n'
 end

@@ -33,7 +33,8 @@ local M = {
 }
 
 local NOT_RUNNING = 3
-local NOTHING = "dutch-master: logs: no such line is kept (of stdout none, but with keepOutput = '1M' or so)\n"
+local NOTHING = "dutch-master: logs: no such line is kept\n"
+    .. "  Of stdout none is, unless the script says keepOutput = '1M' or so.\n"
 local DEFAULT_LINES = 100
 --- Pause after an answer: a flood is fetched a few times a second, not a line at a time.
 local PAUSE_MS = 50
