@@ -48,7 +48,8 @@ end
 
 --- Defines a machine.
 -- @param definition {name, initial, events = {names}, states = {state = {event = cell}},
---   deadline = {state = function(object) -> ms or nil}, news = true: for on_settled, keeps = true: for on_touched}
+--   deadline = {state = function(object) -> ms or nil}, news = true, or a list of states: that it is in
+--   one of these now is for on_settled to hear; keeps = true: for on_touched}
 --   Events that a state ignores can be named in one cell, ignores = 'event event', and those that cannot come there
 --   in another, bugs = 'event event'. Every other cell is ignore, bug, or a function(object, ...) that returns the next
 --   state, or nil to stay (its deadline runs on). Returning the present state enters it again, with a new deadline.
@@ -62,6 +63,14 @@ function M.define(definition)
         check_row(name, state, row, events)
     end
     assert(definition.states[definition.initial], 'the initial state is not in the table')
+    local news = {}
+    for state in pairs(definition.news == true and definition.states or {}) do
+        news[state] = true
+    end
+    for _, state in ipairs(type(definition.news) == 'table' and definition.news or {}) do
+        news[state] = assert(definition.states[state] and true, 'news of an unknown state')
+    end
+    definition.news = news
     for state in pairs(definition.deadline or {}) do
         assert(definition.states[state], 'a deadline for an unknown state')
         assert(events.deadline, 'a machine with deadlines needs the event deadline')
@@ -75,7 +84,7 @@ Agenda.__index = Agenda
 --- The queue of events of one cluster.
 -- @param options {timer = function(fn) -> timer, on_error = function(message), on_bug = function(object, event),
 --   on_transition = function(object, from, event, to) or nil, on_settled = function() or nil: no event is left, and
---   there is news: one of a machine with `news` is in another state now, or somebody said so}
+--   there is news: one of a machine is in a state now that is `news`, or somebody said so}
 function M.agenda(options)
     return setmetatable({
         timer = options.timer,
@@ -155,7 +164,7 @@ local function step(self, object, event, ...)
             elseif object.deadline_armed then
                 disarm(object)
             end
-            self.news = self.news or definition.news == true and from ~= to and self.on_settled ~= nil
+            self.news = self.news or definition.news[to] and from ~= to and self.on_settled ~= nil
             if self.on_transition then
                 self.on_transition(object, from, event, to)
             end

@@ -33,9 +33,6 @@ local Upgrade = require 'dutch-master.keeper.upgrade'
 
 local M = {}
 
--- What is kept of the workers' output if the script does not say: it comes through the master in any case.
-local KEEP_STDERR = 256 * 1024
-
 -- Bytes of a worker's stderr that are repeated when the boot has failed.
 local LAST_WORDS = 2000
 
@@ -120,11 +117,6 @@ function Master:claim()
     self.claim_held = claim
 end
 
-local function use_file(output, plan)
-    local path = plan.worker_output
-    return output:use_file(path:sub(1, 1) == '/' and path or nil, plan.stamp_output)
-end
-
 function Master:open_log()
     local plan = self.launcher.plan
     self.platform.trust_owner_of(self.path)
@@ -134,9 +126,9 @@ function Master:open_log()
     end
     self.log = logger
     self.launcher:use_log(self.log)
-    self.output = Output.new { platform = self.platform, limit = self.launcher.plan.keep_output or KEEP_STDERR }
+    self.output = Output.new { platform = self.platform }
     self.launcher:use_output(self.output)
-    local written, why = use_file(self.output, plan)
+    local written, why = self.output:adopt(plan)
     if not written then
         return self:refuse(EXIT_SYSTEM, 'workerOutput: ' .. why)
     end
@@ -338,14 +330,18 @@ function Master:keep_pid_file()
 end
 
 function Master:assemble()
+    self.leftovers = Leftovers.new { platform = self.platform, log = self.log,
+        lives = function(worker_id)
+            return self.cluster:find(worker_id) ~= nil
+        end,
+        plan = function()
+            return self.launcher.plan
+        end }
     self.cluster = Cluster.new {
         platform = self.platform, agenda = self.agenda, log = self.log, launcher = self.launcher, script = self.path,
-        sockets = self.sockets,
+        sockets = self.sockets, leftovers = self.leftovers,
         on_adopt = function(plan)
             self:adopt(plan)
-        end,
-        on_gone = function(worker)
-            self.leftovers:ended(worker)
         end,
         on_exit = function(code)
             self:announce()
@@ -357,13 +353,6 @@ function Master:assemble()
             end)
         end,
     }
-    self.leftovers = Leftovers.new { platform = self.platform, log = self.log,
-        lives = function(worker_id)
-            return self.cluster:find(worker_id) ~= nil
-        end,
-        plan = function()
-            return self.launcher.plan
-        end }
     self.recycle = Recycle.new { platform = self.platform, log = self.log, cluster = self.cluster }
     self.systemd = systemd.new { platform = self.platform, log = self.log }
     self.control = control.new { platform = self.platform, cluster = self.cluster, log = self.log,
@@ -462,8 +451,7 @@ function Master:adopt(plan)
     self:listen_to_signals(plan.restart_signal)
     self:start_timers(plan.hooks.every)
     self.recycle:adopt(plan)
-    self.output:resize(plan.keep_output or KEEP_STDERR)
-    local written, why = use_file(self.output, plan)
+    local written, why = self.output:adopt(plan)
     if not written then
         self.log:error('workerOutput could not be opened, the old file stays: ' .. why)
     end
@@ -545,10 +533,10 @@ end
 
 --- Tells the service manager what has changed, once for all that an event has brought about.
 function Master:announce()
+    retire_lenders(self)
     if self.systemd and self.systemd.active then
         self.systemd:on_state(self.cluster:summary())
     end
-    retire_lenders(self)
 end
 
 -- An error of our own. Before the cluster has started nothing could go on behind it.

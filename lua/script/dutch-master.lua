@@ -12,7 +12,7 @@ local guard, say, where = core.guard, core.say, core.where
 local encode, decode, pack_values, unpack_values = values.encode, values.decode, values.pack, values.unpack
 
 local type, tostring, select, concat, ipairs, pairs = type, tostring, select, table.concat, ipairs, pairs
-local error, setmetatable, getmetatable, pcall = error, setmetatable, getmetatable, pcall
+local error, setmetatable, getmetatable, pcall, unpack = error, setmetatable, getmetatable, pcall, unpack
 local load_text, tonumber = load, tonumber
 local getinfo = debug.getinfo
 
@@ -45,7 +45,7 @@ local function host(name, ...)
     if answer.failed then
         fail(answer.failed)
     end
-    return unpack_values(answer.results)
+    return unpack(answer.results, 1, answer.results.n)
 end
 
 --- Before something that may not come back: the master knows then where it was.

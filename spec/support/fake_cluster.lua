@@ -197,7 +197,7 @@ local function new_script(world, options)
             if not ok then
                 return done(nil, err)
             end
-            local session = { plan = world.plan, source = '', process = process,
+            local session = { plan = world.plan, source = '', process = process, number = given.number,
                 cwd = options.cwd and options.cwd(world.platform) or '/release' }
             function session.call(_, name, arguments, answer)
                 local hook = options.hooks and options.hooks[name]
@@ -215,6 +215,7 @@ local function new_script(world, options)
             end
             function session.keep()
                 process.kept = session
+                script.newest = session.number and session or script.newest
             end
             done(session)
         end)
@@ -262,7 +263,7 @@ function M.new(options)
     world.cluster = Cluster.new {
         platform = platform, agenda = world.agenda, log = world.log, launcher = world.launcher, sockets = world.sockets,
         on_adopt = function() end,
-        on_gone = function() end,
+        leftovers = { ended = function() end },
         on_exit = function(code)
             world.code = code
         end,

@@ -45,9 +45,9 @@ function M.start(options)
         worker_id = self.id,
         tickets = options.tickets,
         spare_fd = options.spare_fd,
-        send = function(line, fd)
+        channel = { send = function(_, line, fd)
             return self.child:send(line, fd)
-        end,
+        end },
         query = function(socket, reply)
             self.queries[#self.queries + 1] = socket
             self:answer(socket, reply, options.refuse or {})

@@ -108,7 +108,7 @@ describe('what is remembered is bounded:', function()
         local tickets, ended = conversation.tickets(), nil
         local talk = conversation.new {
             worker_id = 1, tickets = tickets,
-            send = function() return true end,
+            channel = { send = function() return true end },
             query = function(_, reply) reply(7) end,
             on_bad = function(reason) ended = reason end,
         }

@@ -11,7 +11,7 @@ end
 -- Names of parts, and of what an object was made with: another master makes it with its own.
 local GIVEN = {}
 for name in ([[platform agenda log on sockets launcher tickets output cluster claim upgrade rules script balance inherited
-    borrowed rule fallback watchdog_ms worker_id send query spare_fd take_fd backlog also is_kept want]]):gmatch '[%a_]+' do
+    borrowed rule fallback watchdog_ms worker_id channel query spare_fd backlog also is_kept want]]):gmatch '[%a_]+' do
     GIVEN[name] = true
 end
 
@@ -26,7 +26,7 @@ local OBJECTS = {
     },
     ['cluster/health'] = { [AGAIN] = 'acceptance asking elsewhere lacks was_given', ['the worker has one'] = 'state' },
     ['cluster/leaving'] = {},
-    ['cluster/slot'] = { ['kept by its id'] = 'current incoming weary' },
+    ['cluster/slot'] = { ['kept by its id'] = 'current incoming weary', ['of the plan'] = 'proof' },
     ['cluster/totals'] = {},
     ['cluster/cluster'] = {
         ['a restart under way is asked for again'] = 'restarting loading',
@@ -38,7 +38,7 @@ local OBJECTS = {
     ['listen/sockets'] = { [AGAIN] = 'pace spare', ['the conversation keeps what was asked'] = 'asking' },
     ['listen/directory'] = {
         ['what is asked for is asked again'] = 'flights', ['of the end'] = 'closed',
-        ['each is kept, by the list it is in'] = 'plan by_key retired',
+        ['each is kept, by the list it is in'] = 'plan by_key retired rotations',
     },
     ['listen/rotation'] = {
         ['with the lanes'] = 'users', [AGAIN] = 'steering census rescue shared',
@@ -55,7 +55,7 @@ local OBJECTS = {
         ['what was asked is asked again'] = 'unanswered held owed',
     },
     ['launch/launcher'] = {
-        ['evaluated again, from the same text'] = 'session number', [AGAIN] = 'hooks lane', ['of a load'] = 'loads',
+        [AGAIN] = 'hooks lane', ['of a load'] = 'loads',
     },
     ['launch/releases'] = {},
     ['control/claim'] = {},

@@ -90,7 +90,8 @@ local CALLBACKS = { 'on_online', 'on_listening', 'on_ready', 'on_metrics', 'on_m
 
 --- A new conversation. opts:
 ---   worker_id
----   send(line, fd)            -> true | nil, ...; puts a line, and with it a descriptor or nil, into the channel
+---   channel                   :send(line, fd) -> true | nil, ...; a line, and with it a descriptor or nil;
+---                             :take_fd() -> the descriptor that came with the line at hand, ours from now on, or nil
 ---   query(socket, reply)      the worker wants this socket (protocol.decode says what it has): reply(fd) or
 ---                             reply(nil, 'EADDRINUSE', message), at once or later, once; the descriptor stays the
 ---                             caller's
@@ -103,7 +104,6 @@ local CALLBACKS = { 'on_online', 'on_listening', 'on_ready', 'on_metrics', 'on_m
 ---                             true those that it made itself
 ---   on_ready()                the worker called itself ready
 ---   on_metrics(measured)      what it measured of its work: see measured.lua
----   take_fd()                 -> the descriptor that came with the line at hand, ours from now on, or nil
 ---   on_message(value, text)   from the app: any JSON value; protocol.null for null; and as it was written
 ---   on_load(held, busy)       so many connections are open in it; its loop was busy so many thousandths of the time
 ---   on_returned(fd, socket)   a connection that it accepted and has no room for; the descriptor is the callee's.
@@ -116,10 +116,9 @@ local CALLBACKS = { 'on_online', 'on_listening', 'on_ready', 'on_metrics', 'on_m
 function M.new(opts)
     local self = setmetatable({
         worker_id = opts.worker_id,
-        send = opts.send,
+        channel = opts.channel,
         query = opts.query,
         spare_fd = opts.spare_fd or nothing,
-        take_fd = opts.take_fd or nothing,
         tickets = opts.tickets or M.tickets(),
         state = 'open', -- open, disconnecting (we asked), leaving (it asked), broken, closed
         sockets = {}, -- key -> socket the worker has open
@@ -196,31 +195,31 @@ function HANDLERS.handle_nack() end
 
 -- A worker that sent a descriptor holds back everything else until this ack, even though we threw it away.
 function HANDLERS.handle(self, event)
-    self.send(encode.handle_ack())
+    self.channel:send(encode.HANDLE_ACK)
     if event.has_value then
         self.on_message(event.value, event.text)
     end
 end
 
 function HANDLERS.returned(self, event)
-    self.send(encode.handle_ack())
-    local fd, socket = self.take_fd(), self.sockets[event.key]
+    self.channel:send(encode.HANDLE_ACK)
+    local fd, socket = self.channel:take_fd(), self.sockets[event.key]
     if fd then
         self.on_returned(fd, socket)
     end
 end
 
 function HANDLERS.notify_close(self, event)
-    self.send(encode.all_closed(event.key))
+    self.channel:send(encode.all_closed(event.key))
 end
 
 function HANDLERS.get_count(self, event)
-    self.send(encode.count(event.key, 0))
+    self.channel:send(encode.count(event.key, 0))
 end
 
 -- The worker waits for the ack before it goes, for ever.
 function HANDLERS.leaving(self, event)
-    self.send(encode.ack(event.seq))
+    self.channel:send(encode.ack(event.seq))
     if self.state ~= 'leaving' then
         self.state = 'leaving'
         self.on_leaving()
@@ -289,12 +288,12 @@ local function refuse(self, event, code, message)
     self.on_refused(describe(event.socket), code, message)
     code = event.socket.type == 'unix' and OF_A_PATH[code] or code
     if event.socket.stream then
-        self.send(encode.refusal(event.seq, key, code, data))
+        self.channel:send(encode.refusal(event.seq, key, code, data))
         return
     end
     local fd = self.spare_fd()
     if fd then
-        self.send(encode.refusal_with_fd(event.seq, key, code, data), fd)
+        self.channel:send(encode.refusal_with_fd(event.seq, key, code, data), fd)
     end
 end
 
@@ -308,7 +307,7 @@ local function grant(self, event, fd)
     socket.order = self.next_key
     self.sockets[key] = socket
     self.by_name[socket.name] = key
-    self.send(encode.reply(event.seq, key, data), fd)
+    self.channel:send(encode.reply(event.seq, key, data), fd)
 end
 
 -- Its name, where a second listen of the worker to the same address cannot be had.
@@ -426,7 +425,7 @@ function M:disconnect()
         return false
     end
     self.state = 'disconnecting'
-    self.send(encode.disconnect())
+    self.channel:send(encode.DISCONNECT)
     return true
 end
 
@@ -437,7 +436,7 @@ function M:drain()
         return false
     end
     self.draining = true
-    self.send(encode.drain())
+    self.channel:send(encode.DRAIN)
     return true
 end
 
@@ -447,7 +446,7 @@ local function send_message(self, text, reason)
     elseif not text then
         return nil, reason
     end
-    return self.send(text)
+    return self.channel:send(text)
 end
 
 --- A message for the app. -> true | nil, reason
@@ -463,7 +462,7 @@ end
 --- A line from the worker was too long, and is lost. With a descriptor the worker waits for an ack.
 function M:skipped(had_fd)
     if had_fd and self.state ~= 'closed' and self.state ~= 'broken' then
-        self.send(encode.handle_ack())
+        self.channel:send(encode.HANDLE_ACK)
     end
 end
 
@@ -532,7 +531,7 @@ function M:newconn(fd, done, name)
     self.next_newconn = self.next_newconn + 1
     local seq = self.next_newconn
     self.newconns[seq] = done
-    local ok, message, code = self.send(encode.newconn(seq, key), fd)
+    local ok, message, code = self.channel:send(encode.newconn(seq, key), fd)
     if not ok then
         self.newconns[seq] = nil
         return nil, message, code

@@ -341,18 +341,14 @@ function encode.newconn(seq, key)
     return handle { cmd = 'NODE_CLUSTER', act = 'newconn', key = key, seq = seq }
 end
 
-function encode.disconnect()
-    return line { cmd = 'NODE_CLUSTER', act = 'disconnect' }
-end
+encode.DISCONNECT = line { cmd = 'NODE_CLUSTER', act = 'disconnect' }
 
 --- Ack of exitedAfterDisconnect.
 function encode.ack(seq)
     return line { cmd = 'NODE_CLUSTER', ack = seq }
 end
 
-function encode.handle_ack()
-    return line { cmd = 'NODE_HANDLE_ACK' }
-end
+encode.HANDLE_ACK = line { cmd = 'NODE_HANDLE_ACK' }
 
 function encode.all_closed(key)
     return line { cmd = 'NODE_SOCKET_ALL_CLOSED', key = key }
@@ -363,9 +359,7 @@ function encode.count(key, count)
 end
 
 --- Ours alone, ignored by whoever does not know it: connections should begin to leave.
-function encode.drain()
-    return line { cmd = 'NODE_DUTCH_DRAIN' }
-end
+encode.DRAIN = line { cmd = 'NODE_DUTCH_DRAIN' }
 
 --- A message for the app: any value JSON has. nil, reason when it is none, or one Node would take for its own.
 function encode.message(value)

@@ -33,7 +33,7 @@ local EXIT_SYSTEM = 71
 local definition
 
 --- @param options {platform, agenda, log, launcher (see launcher.lua), sockets, on_exit = function(code),
---   on_adopt = function(plan), on_gone = function(worker): its process is reaped}
+--   on_adopt = function(plan), leftovers (see leftovers.lua)}
 function Cluster.new(options)
     local self = setmetatable(options, Cluster)
     self.started_at = self.platform.now()
@@ -157,7 +157,7 @@ function Cluster:slot_of(worker)
     end
 end
 
---- What the service manager is told, and what `status` shows: see snapshot.lua.
+--- What the service manager is told, and what `status` and `why` show.
 function Cluster:summary()
     return snapshot.summary(self)
 end
@@ -265,13 +265,6 @@ local function to_restart(self, event, ...)
     end
 end
 
-local function to_slot(self, worker, event, ...)
-    local slot = self:slot_of(worker)
-    if slot then
-        self.agenda:post(slot, event, worker, ...)
-    end
-end
-
 local function remember(self, report)
     self.totals:exit(report)
     table.insert(self.reports, report)
@@ -281,6 +274,7 @@ local function remember(self, report)
 end
 
 local function worker_gone(self, worker)
+    to_restart(self, 'gone', worker)
     self.workers[worker.id] = nil
     self.process_count = self.process_count - 1
     self.killed = self.killed or worker.leaving.killed
@@ -290,10 +284,11 @@ local function worker_gone(self, worker)
             other:other_ran_out_of_memory()
         end
     end
-    self.on_gone(worker)
-    self.launcher.hooks:run_for(worker.id, 'onWorkerExit', worker.report)
-    to_restart(self, 'gone', worker)
-    self.agenda:note_news()
+    self.leftovers:ended(worker)
+    self.launcher.hooks:of_worker(worker, 'onWorkerExit', worker.report)
+    if self.state == 'stopping' then
+        self.agenda:note_news()
+    end
     if self.process_count == 0 then
         self.agenda:post(self, 'emptied')
     end
@@ -361,12 +356,15 @@ local function of_workers(self)
             local slot = self:slot_of(worker)
             if slot then
                 to_restart(self, 'ready', slot, worker)
+                self.agenda:post(slot, 'ready', worker)
             end
-            to_slot(self, worker, 'ready')
-            self.launcher.hooks:run_for(worker.id, 'onWorkerReady', worker:describe())
+            self.launcher.hooks:of_worker(worker, 'onWorkerReady')
         end,
         lost = function(worker, reason, fault)
-            to_slot(self, worker, 'lost', reason)
+            local slot = self:slot_of(worker)
+            if slot then
+                self.agenda:post(slot, 'lost', worker, reason)
+            end
             if fault and not self.has_forked then
                 -- Nothing runs yet: better to say so than to wait.
                 self.agenda:post(self, 'fatal', reason, fault == 'script' and EXIT_SCRIPT or EXIT_SYSTEM)
@@ -404,11 +402,10 @@ local function of_slots(self)
     return {
         platform = self.platform,
         agenda = self.agenda,
-        rules = function(slot)
+        rules = function()
             local plan = self.launcher.plan
             return { first_ms = plan.backoff.first_ms, max_ms = plan.backoff.max_ms, reset_ms = plan.backoff.reset_ms,
-                soak_ms = self.restarting and self.restarting:soak_ms(slot) or plan.restart_soak_ms,
-                stall_ms = plan.stall_timeout_ms }
+                soak_ms = plan.restart_soak_ms, stall_ms = plan.stall_timeout_ms }
         end,
         on = {
             fork = function(slot)
@@ -422,8 +419,8 @@ local function of_slots(self)
                 return self.sockets:doubtful(worker.id, port_that_counts(worker))
             end,
             proved = function(slot)
-                if self.restarting and self.restarting:holds(slot) then
-                    to_restart(self, 'proved', slot)
+                if self.restarting then
+                    self.agenda:post(self.restarting, 'proved', slot)
                 else
                     self.agenda:post(slot, 'commit')
                 end
@@ -636,21 +633,24 @@ local function plan_is_loaded(self, restart, loaded)
         return false, message
     end
     local former = self.restarting
+    local previous = former and former.previous or self.generation
     self.loading, self.restarting = nil, restart
+    self.newest = self.newest + 1
+    self.generation = self.newest
     self.agenda:post(self, 'began')
     if former then
         self.agenda:post(former, 'superseded')
     end
-    self.agenda:post(restart, 'begin', loaded.plan, former and former.previous or self.generation)
+    self.agenda:post(restart, 'begin', loaded.plan, previous, self.generation)
     return true
 end
 
 local function restart_ended(self, restart, verdict)
-    if restart == self.loading then
-        self.loading = nil
-    elseif restart == self.restarting then
+    local was_under_way = restart == self.restarting
+    if was_under_way then
         self.restarting = nil
-        self.agenda:post(self, 'rolled')
+    elseif restart == self.loading then
+        self.loading = nil
     end
     if verdict then
         self.last_verdict = verdict
@@ -659,6 +659,9 @@ local function restart_ended(self, restart, verdict)
             self.sockets:restarted()
         end
         self.launcher.hooks:run('onRestart', verdict)
+    end
+    if was_under_way then
+        self.agenda:post(self, 'rolled')
     end
 end
 
@@ -672,9 +675,7 @@ local function request_restart(self, request)
     self.loading = Restart.new {
         request = request, generation = self.generation, platform = self.platform, agenda = self.agenda, log = self.log,
         launcher = self.launcher, sockets = self.sockets,
-        slots = function()
-            return self.slots
-        end,
+        slots = self.slots,
         processes = function()
             return self.process_count
         end,
@@ -708,10 +709,9 @@ local function begin_stop(self, request)
     if self.loading then
         self.agenda:post(self.loading, 'stopped')
     end
-    for _, slot in ipairs(self.slots) do
-        self.agenda:post(slot, 'drain', 'stopped')
+    while self.slots[1] do
+        self.agenda:post(table.remove(self.slots, 1), 'drain', 'stopped')
     end
-    self.slots = {}
     if request.now then
         for _, worker in pairs(self.workers) do
             self.agenda:post(worker, 'kill', 'stopped')

@@ -24,9 +24,13 @@ function Leaving.new(platform)
 end
 
 --- It is told to leave. The first reason counts.
-function Leaving:order(why)
+-- @param ms how long it has, nil: that is said later
+function Leaving:order(why, ms)
     self.told = true
     self.why = self.why or why
+    if ms then
+        self:allow(ms)
+    end
 end
 
 --- What it is replaced for: that comes before a reason given later.
@@ -73,10 +77,6 @@ end
 --- It asks for more time.
 function Leaving:extend(ms)
     self.until_ms = Leaving.extended(self.platform.now(), ms, self.until_ms, self.since_ms, self.allowed_ms)
-end
-
-function Leaving:remaining()
-    return math.max(self.until_ms - self.platform.now(), 0)
 end
 
 function Leaving:kill()

@@ -17,7 +17,7 @@
 -- It belongs to a cluster, and acts on the slots by their events alone. The cluster reports to it what happens, and
 -- hears by callbacks:
 --   on.loaded(restart, loaded) -> true, or nil, message   the plan is there: take it over, then post `begin`
---   on.generation(n)                                      slots that are added from now on are of this generation
+--   on.generation(n)                                      slots that are added from now on are of this generation again
 --   on.ended(restart, verdict)                            once; verdict is nil if it never began
 --
 -- The requester gets exactly one verdict:
@@ -36,7 +36,7 @@ local definition
 
 --- Asks for the plan, and begins when it is there.
 -- @param options {request = {on_progress, on_verdict}, generation (that serves now), platform, agenda, log, launcher,
---   sockets, on, slots = function() -> list, processes = function() -> how many, next_generation = function() -> n}
+--   sockets, on, slots = the cluster's list, processes = function() -> how many, next_generation = function() -> n}
 function Restart.new(options)
     local self = setmetatable(options, Restart)
     self.agenda:start(self, definition)
@@ -73,19 +73,6 @@ function Restart.refuse(request, result, generation, slots, message)
     end
 end
 
-local HOLDS = { canary = true, judging = true, replacing = true, rolling_back = true }
-
---- Whether this slot commits when the restart says so. Not when that is aborting: its slots are on their own again, and
--- replace workers for other reasons while the verdict waits.
-function Restart:holds(slot)
-    return HOLDS[self.state] and self.walk.active[slot] ~= nil
-end
-
---- How long a replacement in this slot must have served, or nil for the usual time.
-function Restart:soak_ms(slot)
-    return self.state == 'canary' and self.walk.active[slot] and self.canary.soak_ms or nil
-end
-
 --- How far it is: {generation, total, done, back = true while it rolls back, started_at}; nil before it has begun.
 function Restart:progress()
     local walk = self.walk
@@ -96,17 +83,15 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- The walk: slots on their way to one generation. There is one forth, and maybe one back.
 
-local function start_walk(self, slots, size, back)
-    self.walk = {
-        generation = self.next_generation(), back = back, size = size, total = #slots, done = 0,
-        attempts = self.launcher.plan.restart_attempts, started_at = self.platform.now(),
-        pending = {}, -- slots, in their order
-        active = {}, -- slot of the present batch -> 'starting' or 'proved'
-        failures = {}, -- slot -> how many in a row
-    }
-    for i, slot in ipairs(slots) do
-        self.walk.pending[i] = slot
-    end
+-- @param walk {generation, size (of a batch), back, soak_ms = how long a replacement has to prove itself, nil: as the
+--   plan says}
+local function start_walk(self, slots, walk)
+    walk.total, walk.done, walk.started_at = #slots, 0, self.platform.now()
+    walk.attempts = self.launcher.plan.restart_attempts
+    walk.pending = { unpack(slots) } -- in their order
+    walk.active = {} -- slot of the present batch -> 'starting' or 'proved'
+    walk.failures = {} -- slot -> how many in a row
+    self.walk = walk
 end
 
 local function report_progress(self, worker_id)
@@ -119,7 +104,7 @@ end
 
 -- Workers that leave count too: there are never more than the slots and a batch.
 local function has_room(self, n)
-    return self.processes() + n <= #self.slots() + self.size
+    return self.processes() + n <= #self.slots + self.size
 end
 
 local arrived
@@ -142,7 +127,7 @@ local function advance(self)
         if slot.current then
             slot.current.log:info('Restarting worker')
         end
-        self.agenda:post(slot, 'replace', walk.generation)
+        self.agenda:post(slot, 'replace', walk.generation, nil, walk.soak_ms)
     end
 end
 
@@ -153,18 +138,24 @@ local function commit(self)
             return
         end
     end
-    for _, slot in ipairs(self.slots()) do -- in their order
+    for _, slot in ipairs(self.slots) do -- in their order
         if self.walk.active[slot] then
             self.agenda:post(slot, 'commit')
         end
     end
 end
 
+-- Its replacement may take over: alone, where the slot replaces its worker for another reason.
+local function proved_alone(self, slot)
+    self.agenda:post(slot, 'commit')
+end
+
 local function proved(self, slot)
-    if self.walk.active[slot] then
-        self.walk.active[slot] = 'proved'
-        commit(self)
+    if not self.walk.active[slot] then
+        return proved_alone(self, slot)
     end
+    self.walk.active[slot] = 'proved'
+    return commit(self)
 end
 
 -- The slot is served by the new generation. @return whether it was one of the batch
@@ -258,7 +249,7 @@ local function log_verdict(self, verdict)
 end
 
 local function finish(self, result, done, message)
-    local slots = self.slots()
+    local slots = self.slots
     local verdict = {
         result = result, generation = self.generation, total = self.total or self.walk.total, done = done,
         duration_ms = self.platform.now() - self.started_at, message = message, slots = #slots,
@@ -283,7 +274,7 @@ end
 
 -- It ends before it has begun: nothing of it is in the way of anybody.
 local function refused(self, result, message)
-    Restart.refuse(self.request, result, self.generation, self.slots(), message)
+    Restart.refuse(self.request, result, self.generation, self.slots, message)
     self.agenda:finish(self)
     self.on.ended(self)
     return 'ended'
@@ -298,8 +289,8 @@ local function loaded(self, plan, err)
         ok, message = self.on.loaded(self, plan)
     end
     if not ok then
-        local serving = count_serving(self.slots())
-        self.log:error({ reason = message, serving = serving < #self.slots() and serving or nil },
+        local serving = count_serving(self.slots)
+        self.log:error({ reason = message, serving = serving < #self.slots and serving or nil },
             words_of({ result = 'aborted', done = 0, serving = serving }))
         return refused(self, 'aborted', message)
     end
@@ -320,7 +311,7 @@ end
 
 local function forget_releases(self)
     local used = { [self.generation] = true, [self.previous] = true }
-    for _, slot in ipairs(self.slots()) do
+    for _, slot in ipairs(self.slots) do
         used[slot.generation] = true
         if slot.current then -- one that an abort kept may be older, or of a rollback
             used[slot.current.generation] = true
@@ -329,15 +320,14 @@ local function forget_releases(self)
     self.launcher.releases:forget(used)
 end
 
-local function begin(self, plan, previous)
-    local slots, wish = self.slots(), plan.restart_concurrency
-    self.previous = previous
+local function begin(self, plan, previous, generation)
+    local slots, wish = self.slots, plan.restart_concurrency
+    self.previous, self.generation = previous, generation
     self.canary, self.measures = type(wish) == 'table' and wish.canary or nil, plan.metrics
     self.size = batch_size(plan, #slots)
     self.started_at = self.platform.now()
-    start_walk(self, slots, self.canary and 1 or self.size)
-    self.generation = self.walk.generation
-    self.on.generation(self.generation)
+    start_walk(self, slots, { generation = generation, size = self.canary and 1 or self.size,
+        soak_ms = self.canary and self.canary.soak_ms or nil })
     forget_releases(self)
     return advance(self) or (self.canary and 'canary' or 'replacing')
 end
@@ -358,7 +348,7 @@ end
 local function cancel_replacements(self)
     self.on.generation(self.previous)
     self.launcher.releases:pin(self.previous)
-    for _, slot in ipairs(self.slots()) do
+    for _, slot in ipairs(self.slots) do
         if self.walk.active[slot] or is_unserved(self, slot) then
             self.agenda:post(slot, 'cancel', self.previous)
         end
@@ -393,7 +383,7 @@ end
 local function roll_back(self)
     local release = self.launcher.releases:of(self.previous)
     local slots, differs = {}, false
-    for _, slot in ipairs(self.slots()) do
+    for _, slot in ipairs(self.slots) do
         if is_unserved(self, slot) then -- since the abort: the verdict may have waited for an exit
             self.agenda:post(slot, 'cancel', self.previous)
         elseif slot.current and is_newer(self, slot.current.generation) then
@@ -405,7 +395,7 @@ local function roll_back(self)
         return finish(self, 'aborted', #slots, self.cause.message)
     end
     self.total = self.walk.total
-    start_walk(self, slots, self.size, true)
+    start_walk(self, slots, { generation = self.next_generation(), size = self.size, back = true })
     self.launcher.releases:roll_back(self.walk.generation, self.previous)
     self.log:warn({ generation = self.walk.generation, slots = #slots, release = release }, 'Rolling back')
     return advance(self) or 'rolling_back'
@@ -446,18 +436,13 @@ local function failed_back(self, slot, worker, why)
     return cut_short(self, 'aborted', complete(self, self.obstacle).message)
 end
 
--- A slot that proved itself in the moment of the abort is on its own again.
-local function proved_alone(self, slot)
-    self.agenda:post(slot, 'commit')
-end
-
 -- ---------------------------------------------------------------------------------------------------------------------
 -- The canary
 
 -- It gets its share: the others have 1 each.
 local function canary_ready(self, slot, worker)
     if self.walk.active[slot] and worker.generation == self.walk.generation then
-        self.comparison = Comparison.new(self.slots(), slot, self.measures)
+        self.comparison = Comparison.new(self.slots, slot, self.measures)
     end
     local share = self.canary.weight
     if share and share < 1 and self.walk.active[slot] and worker.generation == self.walk.generation then
@@ -469,12 +454,12 @@ local function canary_is_over(self, slot)
     if slot.current then -- it may have crashed since
         self.sockets:weigh(slot.current.id, 1)
     end
-    self.walk.size = self.size
+    self.walk.size, self.walk.soak_ms = self.size, nil
     return advance(self) or 'replacing'
 end
 
 local function canary_proved(self, slot)
-    if not self.canary.judge then
+    if not self.canary.judge or not self.walk.active[slot] then
         return proved(self, slot)
     end
     local question = { slot = slot, worker = slot.incoming }
@@ -551,7 +536,7 @@ definition = machine.define {
     initial = 'loading',
     events = {
         'loaded', -- (plan and number of workers, or nil, err) the script was evaluated
-        'begin', -- (plan, previous generation) the cluster has taken the plan over
+        'begin', -- (plan, previous generation, its own) the cluster has taken the plan over
         'ready', -- (slot, worker) a worker in this slot serves
         'proved', -- (slot) its replacement has served long enough; it waits for `commit`
         'filled', -- (slot) another worker has taken it over
@@ -592,6 +577,9 @@ definition = machine.define {
         },
         judging = { -- the canary has proved itself, the script is asked
             judged = judged,
+            proved = function(self, slot)
+                return not self.walk.active[slot] and proved_alone(self, slot) or nil
+            end,
             filled = function(self, slot)
                 take_over(self, slot)
             end,
@@ -603,7 +591,7 @@ definition = machine.define {
             end,
             superseded = superseded,
             stopped = stopped,
-            ignores = 'ready proved gone',
+            ignores = 'ready gone',
             bugs = 'loaded begin',
         },
         replacing = {
@@ -617,7 +605,7 @@ definition = machine.define {
             ignores = 'ready judged',
             bugs = 'loaded begin',
         },
-        aborting = { -- the replacements are being stopped; the verdict waits for the end of the one that failed
+        aborting = { -- the slots are on their own again; the verdict waits for the end of the worker that failed
             gone = function(self, worker)
                 if worker == self.cause.worker then
                     complete(self, self.cause)

@@ -28,7 +28,7 @@ local definition
 
 --- An empty slot. It forks as soon as the loop turns.
 -- @param options {number, generation, platform, agenda,
---   rules = function(slot) -> {first_ms, max_ms, reset_ms, soak_ms, stall_ms}, on = {fork, filled, doubtful, proved,
+--   rules = function() -> {first_ms, max_ms, reset_ms, soak_ms, stall_ms}, on = {fork, filled, doubtful, proved,
 --   failed}}
 function Slot.new(options)
     local self = setmetatable(options, Slot)
@@ -44,7 +44,7 @@ function Slot:is_proving(worker)
     return self.state == 'proving' and self.incoming == worker
 end
 
-local KEPT = { 'number', 'generation', 'failures', 'forks', 'wait_ms', 'forked_at', 'prolonged_ms' }
+local KEPT = { 'number', 'generation', 'failures', 'forks', 'wait_ms', 'forked_at', 'prolonged_ms', 'soak_ms' }
 
 --- For another master: see keeper/estate.lua.
 function Slot:keep()
@@ -77,6 +77,7 @@ function Slot.resume(options, kept, workers)
     end
     self.current, self.incoming = workers[kept.current], workers[kept.incoming]
     self.weary = workers[kept.weary]
+    self.proof = self.rules()
     self.agenda:start(self, definition, state_of(self, kept))
     return self
 end
@@ -86,13 +87,14 @@ end
 
 local function failed(self, worker, why)
     self.failures = self.failures + 1
-    self.wait_ms = backoff.delay(self.failures, self.rules(self), self.platform.random)
+    self.wait_ms = backoff.delay(self.failures, self.rules(), self.platform.random)
     self.on.failed(self, worker, why)
 end
 
 local function fork(self)
     self.forked_at = self.platform.now()
     self.forks = self.forks + 1
+    self.proof = self.rules()
     self.incoming = self.on.fork(self)
 end
 
@@ -152,7 +154,7 @@ end
 
 local function lost_current(self, worker, why)
     self.current = nil
-    if worker.ready_at and self.platform.now() - worker.ready_at >= self.rules(self).reset_ms then
+    if worker.ready_at and self.platform.now() - worker.ready_at >= self.rules().reset_ms then
         self.failures = 0
     end
     failed(self, worker, why)
@@ -199,14 +201,14 @@ serving = {
             return lost_current(self, worker, why)
         end
     end,
-    replace = function(self, generation)
-        self.generation = generation or self.generation
-        post(self, self.current, 'retire')
+    replace = function(self, generation, _, soak_ms)
+        self.generation, self.soak_ms = generation or self.generation, soak_ms
         self.wait_ms = generation and 0 or pace(self)
         self.failures = 0
         if self.wait_ms == 0 then
             fork(self)
         end
+        self.agenda:post(self.current, 'retire')
         return 'replacing'
     end,
     drain = drain,
@@ -233,9 +235,9 @@ replacing = { -- the current one serves; its replacement is being started, or th
             return 'filling' -- the replacement is the only hope now; it, or the wait for it, goes on
         end
     end,
-    replace = function(self, generation)
+    replace = function(self, generation, _, soak_ms)
         if generation and generation > self.generation then
-            self.generation = generation
+            self.generation, self.soak_ms = generation, soak_ms
             return renew(self, 'replacing')
         end
     end,
@@ -251,8 +253,8 @@ replacing = { -- the current one serves; its replacement is being started, or th
 
 proving = { -- both serve
     deadline = function(self)
-        local rules = self.rules(self)
-        local may_go_on = rules.soak_ms > 0 and self.prolonged_ms < 2 * rules.stall_ms
+        local proof = self.proof
+        local may_go_on = (self.soak_ms or proof.soak_ms) > 0 and self.prolonged_ms < 2 * proof.stall_ms
         if may_go_on and self.on.doubtful(self.incoming) >= DOUBT_MS then
             self.prolonged_ms = self.prolonged_ms + LOOK_MS
             return 'proving'
@@ -269,17 +271,17 @@ proving = { -- both serve
             return take_incoming(self)
         end
     end,
-    replace = function(self, generation, worker)
+    replace = function(self, generation, worker, soak_ms)
         if worker and worker == self.incoming then
             self.weary = worker -- it asks to be replaced itself: as soon as it is the current one
         end
-        return replacing.replace(self, generation)
+        return replacing.replace(self, generation, worker, soak_ms)
     end,
     cancel = replacing.cancel,
     commit = function(self)
         local old = self.current
-        old.log:info('Replacement worker available - disconnecting')
         dismiss(self, old, 'replaced')
+        old.log:info('Replacement worker available - disconnecting')
         return take_incoming(self)
     end,
     drain = drain,
@@ -298,14 +300,14 @@ end
 definition = machine.define {
     name = 'slot',
     keeps = true,
-    news = true,
+    news = { 'filling', 'serving', 'drained' }, -- others change nothing in how many are served
     initial = 'filling',
     events = {
         'deadline',
         'ready', -- (worker) it serves
         'lost', -- (worker, why) it was not told to leave and is gone or going
-        'replace', -- (generation or nil, worker or nil) replace the current worker, by one of this generation; or the
-                   -- worker that asks for it
+        'replace', -- (generation or nil, worker or nil, soak_ms or nil) replace the current worker, by one of this
+                   -- generation that has to prove itself this long; or the worker that asks for it
         'cancel', -- (generation) give the replacement up and be of this generation again
         'commit', -- the replacement takes over
         'drain', -- (why) the slot is given up
@@ -314,7 +316,7 @@ definition = machine.define {
         filling = next_fork,
         replacing = next_fork,
         proving = function(self)
-            return self.prolonged_ms > 0 and LOOK_MS or self.rules(self).soak_ms
+            return self.prolonged_ms > 0 and LOOK_MS or self.soak_ms or self.proof.soak_ms
         end,
     },
     states = { filling = filling, serving = serving, replacing = replacing, proving = proving, drained = drained },

@@ -15,9 +15,12 @@ local function patience(cluster)
         + plan.restart_soak_ms + canary + plan.stop_timeout_ms
 end
 
--- How long the workers may still take by what they have asked for, in ms.
+-- How long the workers may still take by what they have asked for, in ms. In `steady` nobody waits for them.
 local function asked(cluster)
     local longest, now = 0, cluster.platform.now()
+    if cluster.state == 'steady' then
+        return longest
+    end
     for _, worker in pairs(cluster.workers) do
         longest = math.max(longest, (worker:due() or now) - now)
     end

@@ -56,12 +56,6 @@ function Worker.new(options)
     return self
 end
 
---- What it is made from.
--- @param made {plan, kind (a row of kinds.lua), release (where it runs)}
-function Worker:take_plan(made)
-    self.plan, self.kind, self.release = made.plan, made.kind, made.release
-end
-
 --- What hooks of the script get to see of a worker.
 function Worker:describe()
     -- onWorkerReady is called on the way from the one state to the other.
@@ -101,18 +95,13 @@ local function start_conversation(self)
     self.conversation = conversation.new {
         worker_id = self.id,
         tickets = self.tickets,
-        send = function(line, fd)
-            return self.child:send(line, fd)
-        end,
+        channel = self.child,
         query = function(request, reply)
             request.as = rights_of(self.plan, self.platform)
             self.sockets:query(self.id, request, reply, self.generation)
         end,
         spare_fd = function()
             return self.sockets:spare_datagram()
-        end,
-        take_fd = function()
-            return self.child:take_fd()
         end,
         on_listening = function(info)
             if info.own then
@@ -199,10 +188,10 @@ local function hear_notices(self)
     end
 end
 
---- Opens the socket by which an exec worker says READY=1. Its name goes into the environment of the fork.
+--- Opens the socket by which an exec worker with this uid says READY=1. Its name goes into the fork's environment.
 -- @return the name, or nil, message
-function Worker:open_notify()
-    local socket, message = self.platform.notify_socket({ uid = self.plan.uid }, hear_notices(self))
+function Worker:open_notify(uid)
+    local socket, message = self.platform.notify_socket({ uid = uid }, hear_notices(self))
     if not socket then
         return nil, message
     end
@@ -210,9 +199,10 @@ function Worker:open_notify()
     return socket:name()
 end
 
---- Opens what its output goes to, if that is not ours.
--- @return its descriptor or nil, or nil, message
-function Worker:open_output()
+-- Opens what its output goes to, if that is not ours. stderr is copied through the master, so that its end can be shown
+-- when it dies.
+-- @return true, or nil, message
+local function open_output(self, fields)
     local wish, message = self.plan.worker_output, nil
     if self.plan.stamp_output then
         wish = 'null' -- output.lua writes the file
@@ -220,7 +210,8 @@ function Worker:open_output()
     if wish and wish ~= 'inherit' then
         self.output_fd, message = self.platform.open_append(wish == 'null' and '/dev/null' or wish)
     end
-    return self.output_fd, message
+    fields.stdout, fields.stderr = self.output_fd or 1, self.output_fd or 2
+    return message == nil, message and 'workerOutput: ' .. message
 end
 
 --- Whether its output goes to a file: the master writes it then, for the worker, so that it can be opened anew.
@@ -276,32 +267,45 @@ local function listen_to(self, fields)
     return fields
 end
 
+-- What it is made from.
+local function take_made(self, made)
+    self.plan, self.kind, self.release = made.plan, made.kind, made.release
+end
+
 --- Forks.
+-- @param made {plan, kind (a row of kinds.lua), release (where it runs)}
 -- @param fields what platform.spawn takes, without the callbacks
--- @return true, or nil, message, code when there was no fork: the worker never lived
-function Worker:spawn(fields)
+-- @return true; or nil, message, and 'system' if it would be the same at the next try: the worker never lived
+function Worker:spawn(made, fields)
+    take_made(self, made)
+    local ok, no_output = open_output(self, fields)
+    if not ok then
+        return nil, no_output, 'system'
+    end
+    fields.capture_stderr = true
+    fields.capture_stdout = (self.plan.keep_output or 0) > 0 or self:writes_file()
     self.asks = self.kind.asks
     self.stop_signal = self.plan.stop_signal or self.kind.default_stop_signal
     listen_to(self, fields)
     self.channel_open, self.search_path = fields.channel, fields.search_path
-    if fields.channel then
-        start_conversation(self)
-    end
     self.forked_at = self.platform.now()
     self.ready_by = self.forked_at + self.plan.ready_timeout_ms
     self.oom_kills_before = self.platform.oom_kills()
     local child, message, code = self.platform.spawn(fields)
     if not child then
-        return nil, message, code
+        return nil, ('%s: %s'):format(code or 'error', message)
     end
     self.child = child
     self.pid = child:pid()
+    if fields.channel then
+        start_conversation(self)
+    end
     self.log = self.log:child { workerPid = self.pid }
+    self.log:info('Creating new worker')
     self.health = new_health(self)
     if not self.channel_open then
         self.health:given() -- what is asked waits in its queue until it listens
     end
-    self.log:info('Creating new worker')
     return true
 end
 
@@ -340,8 +344,7 @@ local function adopt_process(self, kept, former)
         fields[name] = former:take(process[name])
     end
     fields.mark, fields.reports = process.mark, process.reports
-    local fd = self:open_output()
-    fields.stdout, fields.stderr = fd or 1, fd or 2
+    open_output(self, fields)
     if not fields.pidfd then
         return nil, 'its pidfd was not kept'
     end
@@ -377,16 +380,16 @@ local function resume(self, kept, former)
         self[field] = kept[field]
     end
     self.leaving:resume(kept.leaving)
-    if kept.conversation then
-        start_conversation(self)
-        self.conversation:resume(kept.conversation)
-    end
     local child, clear = adopt_process(self, kept, former)
     if not child then
         self.log:error({ workerPid = self.pid, reason = clear }, 'Worker could not be taken over')
         return nil
     end
     self.child, self.log = child, self.log:child { workerPid = self.pid }
+    if kept.conversation then
+        start_conversation(self)
+        self.conversation:resume(kept.conversation)
+    end
     resume_notify(self, kept, former)
     if not clear then
         self.asks = 'signal' -- a half of a line may be out
@@ -396,14 +399,14 @@ end
 
 --- A worker of a former master. Takes over what that has kept of it.
 -- @param options as of Worker.new
--- @param made as of take_plan
+-- @param made as of spawn
 -- @return the worker, whether its channel can go on; or nil: it could not be taken over
 function Worker.resume(options, made, kept, former)
     local self = setmetatable(options, Worker)
     self.id, self.slot, self.generation = kept.id, kept.slot, kept.generation
     self.log = options.log:child { workerId = self.id, generation = self.generation }
     self.leaving = Leaving.new(self.platform)
-    self:take_plan { plan = made.plan, kind = made.kind, release = kept.release }
+    take_made(self, { plan = made.plan, kind = made.kind, release = kept.release })
     local ok, clear = resume(self, kept, former)
     if not ok then
         return nil
@@ -581,21 +584,22 @@ local function ask(self)
     return 'stopping'
 end
 
-local function told_to_leave(self, why)
-    self.health:close()
-    self.leaving:order(why)
-end
-
 -- Nobody talks to a worker that is not ready: it is asked at once.
 local function stop_starting(self, why)
-    told_to_leave(self, why)
-    self.leaving:allow(self.plan.stop_timeout_ms)
+    self.health:close()
+    self.leaving:order(why, self.plan.stop_timeout_ms)
     return ask(self)
 end
 
--- sick: it is known to take no connection that waits for it.
-local function walk_out(self, sick)
-    self.leaving:allow(self.plan.stop_timeout_ms)
+-- Out of rotation: told to, or `sick`: known to take no connection that waits for it.
+local function walk_out(self, why, sick)
+    self.health:close()
+    if sick then
+        self.leaving:fail(why)
+        self.leaving:allow(self.plan.stop_timeout_ms)
+    else
+        self.leaving:order(why, self.plan.stop_timeout_ms)
+    end
     self.sockets:leave(self.id, function()
         self.agenda:post(self, 'settled')
     end, self.plan.stop_timeout_ms * EMPTYING_SHARE, sick)
@@ -603,11 +607,6 @@ local function walk_out(self, sick)
         self.conversation:drain()
     end
     return 'settling'
-end
-
-local function stop(self, why)
-    told_to_leave(self, why)
-    return walk_out(self)
 end
 
 local function terminate(self)
@@ -713,8 +712,8 @@ local function find_daemon(self, status)
 end
 
 local function finish(self, status)
-    self.health:close() -- before its lane is another's
     find_daemon(self, status)
+    self:discard()
     self.channel_open = false
     self.report = exit_report.new(self, status)
     if status.failed then
@@ -728,7 +727,6 @@ local function finish(self, status)
     if self.conversation then
         self.conversation:closed()
     end
-    self:discard()
     if self.output then
         self.output:ended(self.id)
     end
@@ -762,15 +760,19 @@ end
 
 -- It serves, as a replacement that has to prove itself, and has failed in that. It may finish what it has.
 local function failed(self, why)
-    self.health:close()
-    self.leaving:fail(why)
     self.log:warn('Worker failed: ' .. why)
     lose(self, why)
-    return walk_out(self, true)
+    return walk_out(self, why, true)
 end
 
 local function exit_while_serving(self, status)
+    self.health:close() -- before its lane is another's
     self.log:warn({ code = status.code, signal = status.signal }, 'Worker disconnection was unexpected')
+    return finish(self, status)
+end
+
+local function exit_while_starting(self, status)
+    self.health:close()
     return finish(self, status)
 end
 
@@ -801,7 +803,8 @@ local function extend_stop(self, ms)
 end
 
 local function kill_now(self, why)
-    told_to_leave(self, why)
+    self.health:close()
+    self.leaving:order(why)
     return kill(self)
 end
 
@@ -821,7 +824,7 @@ end
 -- kill_timeout before that, or as soon as the channel has closed.
 
 local function remaining(self)
-    return self.leaving:remaining()
+    return math.max(self.leaving.until_ms - self.platform.now(), 0)
 end
 
 --- The moment by which it has to be ready, or gone; nil while it serves, and when it has been killed.
@@ -862,7 +865,7 @@ definition = machine.define {
             return self.health:alive_ms() or math.max(self.ready_by - self.platform.now(), 0)
         end,
         running = function(self)
-            return self.health:patience()
+            return self.plan.watchdog_ms and self.health:patience()
         end,
         settling = function(self)
             return remaining(self) -- sockets.lua keeps within its share
@@ -903,14 +906,14 @@ definition = machine.define {
             headless = headless,
             deadline = start_deadline,
             extend = extend_start,
-            exit = finish,
+            exit = exit_while_starting,
             ignores = 'request_restart closed_servers alive hung failed',
             bugs = 'prepared unprepared retire keep settled',
         },
         running = {
             request_restart = request_restart,
             retire = mark_retiring,
-            stop = stop,
+            stop = walk_out,
             kill = kill_now,
             leaving = leaving,
             closed_servers = closed_servers,
@@ -928,7 +931,7 @@ definition = machine.define {
             keep = function()
                 return 'running'
             end,
-            stop = stop,
+            stop = walk_out,
             kill = kill_now,
             leaving = leaving,
             closed = closed_while_serving,

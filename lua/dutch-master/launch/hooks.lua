@@ -20,7 +20,6 @@ local RECORDS_MAX = 1000
 function Hooks.new(options)
     local self = setmetatable(options, Hooks)
     self.lanes, self.totals = {}, self.script.totals
-    self.release = nil -- the newest good evaluation: {source, plan}
     self.evaluated = setmetatable({}, { __mode = 'k' }) -- process -> of which evaluation the state is that it keeps
     self.waiting, self.skipped = 0, 0 -- events
     self.due = {} -- index of `every` -> true while it waits
@@ -44,11 +43,6 @@ function Hooks:use_log(log)
     self.log = log
 end
 
---- A good evaluation: its hooks are called from now on.
-function Hooks:adopt(release)
-    self.release = release
-end
-
 local function lane(self, name)
     self.lanes[name] = self.lanes[name] or self.new_lane(1)
     return self.lanes[name]
@@ -57,7 +51,7 @@ end
 -- The newest good script in this process. When it cannot be evaluated again, because a file that it requires is broken
 -- meanwhile, the one before serves on.
 local function with_session(self, process, done)
-    local release = self.release
+    local release = self.script.newest
     if self.evaluated[process] == release then
         return done(process.kept)
     end
@@ -144,7 +138,7 @@ local function note_room(self)
 end
 
 local function has(self, hook)
-    return self.release and self.release.plan.hooks[hook] and not self.closed
+    return self.script.newest and self.script.newest.plan.hooks[hook] and not self.closed
 end
 
 -- event: {hook, arguments, worker_id or nil}. over() is called once, when its call has ended or was not to be had.
@@ -220,9 +214,10 @@ function Hooks:run(hook, ...)
 end
 
 --- Runs a hook about a worker: onWorkerReady, onWorkerExit.
-function Hooks:run_for(worker_id, hook, told)
+-- @param told what it is given, nil: the worker as it is now
+function Hooks:of_worker(worker, hook, told)
     if has(self, hook) then
-        run(self, worker_id, hook, { n = 1, told })
+        run(self, worker.id, hook, { n = 1, told or worker:describe() })
     end
 end
 
@@ -244,7 +239,7 @@ end
 -- @param new, old workers as described; old may be nil
 -- @param done function(true) or function(false, why), later, once; at once without a judge
 function Hooks:judge(new, old, done)
-    if not self.release.plan.hooks.judge then
+    if not self.script.newest.plan.hooks.judge then
         return done(true)
     end
     local function failed(err)
@@ -272,17 +267,17 @@ end
 --- A record for the script's own logger. One that took all its time is not called again before the next evaluation.
 -- @param failed function(why), now or later, when it could not take the record
 function Hooks:record(level, fields, message, failed)
-    if self.slow_logger == self.release then
+    if self.slow_logger == self.script.newest then
         return failed('it took too long before')
     end
     local function lost(err)
         if err.kind == 'budget' then
-            self.slow_logger = self.release
+            self.slow_logger = self.script.newest
         end
         failed(err.message)
     end
     local added = lane(self, 'logger'):waiting() < RECORDS_MAX and add(self, 'logger', lost, function(session, finish)
-        if self.slow_logger == self.release then
+        if self.slow_logger == self.script.newest then
             failed('it took too long before')
             return finish()
         end

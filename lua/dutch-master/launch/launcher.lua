@@ -48,13 +48,10 @@ function Launcher:use_sockets(sockets)
     self.sockets = sockets
 end
 
--- A good session: it is what serves from now on. Of two evaluations at the same time the later one counts.
+-- A good session: it is what serves from now on.
 local function keep(self, session)
-    if session ~= self.session and not (self.number and session.number < self.number) then
-        self.session, self.plan, self.number = session, session.plan, session.number
-        self.hooks:adopt(session)
-    end
     session:keep()
+    self.plan = self.script.newest.plan
 end
 
 local function evaluate(self, process, options, done)
@@ -147,25 +144,6 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- One fork
 
-local function add_identity(fields, plan)
-    for name, value in pairs(rights.fields(plan)) do
-        fields[name] = value
-    end
-end
-
--- Where its output goes. stderr is copied through the master, so that its end can be shown when it dies.
--- @return true, or nil, message
-local function add_output(fields, worker)
-    fields.capture_stderr = true
-    local fd, message = worker:open_output()
-    if message then
-        return nil, 'workerOutput: ' .. message
-    end
-    fields.stdout, fields.stderr = fd or 1, fd or 2
-    fields.capture_stdout = (worker.plan.keep_output or 0) > 0 or worker:writes_file()
-    return true
-end
-
 -- Looked at for each fork: an upgrade may have taken it away, or the user may be another one now, and Node does not
 -- start without a file it is to load.
 local function preload_for(self, plan, path, lost)
@@ -182,8 +160,8 @@ local function preload_for(self, plan, path, lost)
     return path
 end
 
-local function fields_of(self, worker, session, env, cwd)
-    local plan, kind = session.plan, worker.kind
+-- @return what the fork needs, its kind; or nil, message
+local function fields_of(self, worker, plan, env, cwd)
     local context = {
         id = worker.id, slot = worker.slot, generation = worker.generation, cwd = cwd, environ = self.environ,
         environment = env, executable = self.executable, preload = plan.drain ~= false
@@ -192,9 +170,9 @@ local function fields_of(self, worker, session, env, cwd)
             self.preload:match '^(.*/)' .. 'metrics.cjs', 'metrics are off') or nil,
         master_pid = self.platform.pid(), account = plan.account,
     }
-    local fds
+    local kind, fds = kinds.of(plan), nil
     if not kind.has_channel then
-        local name, message = worker:open_notify()
+        local name, message = worker:open_notify(plan.uid)
         if not name then
             return nil, 'notify socket: ' .. message
         end
@@ -211,33 +189,26 @@ local function fields_of(self, worker, session, env, cwd)
         return nil, message
     end
     fields.cwd, fields.fds = cwd, fds
-    add_identity(fields, plan)
-    return fields
+    for name, value in pairs(rights.fields(plan)) do
+        fields[name] = value
+    end
+    return fields, kind
 end
 
 -- @return true, or nil, message, and 'system' if it would be the same at the next try
-local function fork(self, worker, session, env, cwd)
-    local fields, why = fields_of(self, worker, session, env, cwd)
+local function fork(self, worker, plan, env, cwd, release)
+    local fields, kind = fields_of(self, worker, plan, env, cwd)
     if not fields then
-        return nil, why
+        return nil, kind
     end
-    local ok, no_output = add_output(fields, worker)
-    if not ok then
-        return nil, no_output, 'system'
-    end
-    local forked, failure, code = worker:spawn(fields)
-    if not forked then
-        return nil, ('%s: %s'):format(code or 'error', failure)
-    end
-    return true
+    return worker:spawn({ plan = plan, kind = kind, release = release }, fields)
 end
 
 -- The fork itself, when all is known that it needs. An action of the worker: it may have been told to stop.
 local function make(self, worker, session, env)
     local plan = session.plan
     local cwd, release = self.releases:place(worker.generation, session.cwd or self.cwd, plan.pin_release)
-    worker:take_plan { plan = plan, kind = kinds.of(plan), release = release }
-    local forked, why, fault = fork(self, worker, session, env, cwd)
+    local forked, why, fault = fork(self, worker, plan, env, cwd, release)
     if not forked then
         worker:discard()
         self.sockets:drop(worker.id)
@@ -306,12 +277,12 @@ function prepare(self, worker, good_one, process, finish)
         if process.reported then
             finish()
             return self:queue(worker, function(...)
-                prepare(self, worker, self.session, ...)
+                prepare(self, worker, self.script.newest, ...)
             end)
-        elseif process.kept == self.session then
-            return ask_before_fork(self.session)
+        elseif process.kept == self.script.newest then
+            return ask_before_fork(self.script.newest)
         end
-        use_text(self.session)
+        use_text(self.script.newest)
     end
 
     if good_one then
@@ -348,7 +319,7 @@ end
 
 --- For another master: see keeper/estate.lua.
 function Launcher:keep(book)
-    return { next_id = self.next_id, source = self.session.source, plan = book:share(self.plan),
+    return { next_id = self.next_id, source = self.script.newest.source, plan = book:share(self.plan),
         evaluations = self.evaluations, releases = self.releases:keep(), tickets = self.tickets:keep() }
 end
 

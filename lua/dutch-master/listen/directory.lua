@@ -26,22 +26,30 @@ function Directory.new(options)
         retired = {}, -- no longer in the plan, still used
         opened = 0, -- listeners, ever
         past = { 0, 0, 0 }, -- what closed ones counted: see count
+        rotations = {}, -- all of these: see note_all
     }, Directory)
 end
 
---- All of them.
-function Directory:each()
+local function in_their_order(by_key)
     local list = {}
-    for _, rotation in ipairs(self.plan) do
+    for _, rotation in pairs(by_key) do
         list[#list + 1] = rotation
     end
-    for _, rotation in pairs(self.by_key) do
-        list[#list + 1] = rotation
-    end
-    for _, rotation in ipairs(self.retired) do
-        list[#list + 1] = rotation
-    end
+    table.sort(list, function(a, b)
+        return a.number < b.number
+    end)
     return list
+end
+
+-- One has come or gone: those of the plan in its order, those asked for in theirs, and those no longer in the plan. It
+-- is another list each time: who walks along one may close some on the way.
+local function note_all(self)
+    self.rotations = {}
+    for _, part in ipairs { self.plan, in_their_order(self.by_key), self.retired } do
+        for _, rotation in ipairs(part) do
+            self.rotations[#self.rotations + 1] = rotation
+        end
+    end
 end
 
 --- Whom sockets were borrowed from: see Rotation:lenders. @return list of ids, each once
@@ -54,24 +62,6 @@ function Directory:lenders()
         end
     end
     return ids
-end
-
---- Those of the plan in its order, then those asked for in theirs.
-function Directory:in_order()
-    local list, asked_for = {}, {}
-    for _, rotation in ipairs(self.plan) do
-        list[#list + 1] = rotation
-    end
-    for _, rotation in pairs(self.by_key) do
-        asked_for[#asked_for + 1] = rotation
-    end
-    table.sort(asked_for, function(a, b)
-        return a.number < b.number
-    end)
-    for _, rotation in ipairs(asked_for) do
-        list[#list + 1] = rotation
-    end
-    return list
 end
 
 -- A socket of that address (and number, if one is said) that came from outside. @return its number, its place
@@ -152,7 +142,7 @@ end
 --- The number of workers wanted: so many lanes are kept.
 function Directory:want(count)
     self.wanted = count
-    for _, rotation in ipairs(self:each()) do
+    for _, rotation in ipairs(self.rotations) do
         rotation:wants(count)
     end
 end
@@ -253,8 +243,9 @@ end
 --- Takes over another list: new listeners are bound before old ones are closed, and if one cannot be bound nothing has
 -- changed. A listener that is not wanted any more closes when its last worker is gone.
 -- @param count the number of workers that will be wanted, nil: as many as now
+-- @param settled as of close_unused
 -- @return true, or nil, message, code
-function Directory:update(list, count)
+function Directory:update(list, count, settled)
     count = count or self.wanted
     local ok, message, code = have_room(self, self.by_key, count)
     local entries
@@ -280,6 +271,8 @@ function Directory:update(list, count)
     for _, rotation in pairs(rest) do
         self.retired[#self.retired + 1] = rotation
     end
+    note_all(self)
+    self:close_unused(settled)
     return true
 end
 
@@ -345,7 +338,7 @@ local function find(self, key, request, address)
             return rotation
         end
     end
-    for _, rotation in ipairs(self:each()) do
+    for _, rotation in ipairs(self.rotations) do
         if rotation.fd and (rotation.fd == request.fd or address and rotation.address.text == address.text) then
             return rotation
         end
@@ -385,7 +378,7 @@ end
 
 -- The address of a listener of ours that an address cannot be beside: 0.0.0.0:80 and :80, a path of another user's.
 local function in_the_way(self, address)
-    for _, rotation in ipairs(self:each()) do
+    for _, rotation in ipairs(self.rotations) do
         local other = rotation.address
         if address.family == 'unix' and other.text == address.text then
             return other.text .. " of another user's workers"
@@ -400,6 +393,7 @@ end
 local function settle(self, key, rotation, ok, message, code)
     if ok and not self.closed then
         self.by_key[key] = rotation
+        note_all(self)
         return rotation
     end
     rotation:close()
@@ -502,14 +496,6 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- The end
 
---- A restart has completed: listeners that no staying worker has are given up. They close when nothing waits there.
--- @param stays = function(worker_id) -> whether that worker stays
-function Directory:release(stays)
-    for _, rotation in pairs(self.by_key) do
-        rotation:release(stays)
-    end
-end
-
 -- Those of by_key that nobody has, and that are only kept for who may come; the newest first.
 local function kept(self)
     local list = {}
@@ -538,7 +524,7 @@ end
 --- Connections that were rescued, times that a lane was busy, connections that were lost, ever.
 function Directory:count()
     local sum = { unpack(self.past) }
-    for _, rotation in ipairs(self:each()) do
+    for _, rotation in ipairs(self.rotations) do
         for i, count in ipairs { rotation:count() } do
             sum[i] = sum[i] + count
         end
@@ -561,22 +547,45 @@ end
 -- @param settled whether everybody who might still ask for a listener has asked
 function Directory:close_unused(settled)
     local spare = kept(self)
+    local fewer = #spare > MAX_KEPT
     for i = MAX_KEPT + 1, #spare do -- of an app that takes a new port each time
         self.by_key[spare[i].key] = nil
         spare[i].rotation:close()
     end
     for i = #self.retired, 1, -1 do
         if not self.retired[i]:is_used() then
+            fewer = true
             self:retire(table.remove(self.retired, i))
         end
     end
     for key, rotation in pairs(self.by_key) do
         local private = key:find('@', 1, true) and not rotation.address.path
         if not rotation:is_used() and not rotation.fd and (private or settled and not rotation:is_awaited()) then
+            fewer = true
             self.by_key[key] = nil
             self:retire(rotation)
         end
     end
+    if fewer then
+        note_all(self)
+    end
+end
+
+--- A worker is gone, or lost.
+function Directory:drop(id, settled)
+    for _, rotation in ipairs(self.rotations) do
+        rotation:drop(id)
+    end
+    self:close_unused(settled)
+end
+
+--- A restart has completed: listeners that no staying worker has are given up. They close when nothing waits there.
+-- @param stays = function(worker_id) -> whether that worker stays
+function Directory:release(stays, settled)
+    for _, rotation in pairs(self.by_key) do
+        rotation:release(stays)
+    end
+    self:close_unused(settled)
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -592,15 +601,8 @@ end
 
 --- For another master: see keeper/estate.lua.
 function Directory:keep(book)
-    local asked_for_ones = {}
-    for _, rotation in pairs(self.by_key) do
-        asked_for_ones[#asked_for_ones + 1] = rotation
-    end
-    table.sort(asked_for_ones, function(a, b)
-        return a.number < b.number
-    end)
     return { wanted = self.wanted, opened = self.opened, past = self.past, plan = keep_list(self.plan, book),
-        asked = keep_list(asked_for_ones, book), retired = keep_list(self.retired, book) }
+        asked = keep_list(in_their_order(self.by_key), book), retired = keep_list(self.retired, book) }
 end
 
 local function resume_list(self, list, former, add)
@@ -639,15 +641,16 @@ function Directory:resume(state, former)
             self.retired[#self.retired + 1] = rotation
         end)
     end
+    note_all(self)
     return ok, message
 end
 
 function Directory:close()
     self.closed = true
-    for _, rotation in ipairs(self:each()) do
+    for _, rotation in ipairs(self.rotations) do
         self:retire(rotation)
     end
-    self.plan, self.by_key, self.retired = {}, {}, {}
+    self.plan, self.by_key, self.retired, self.rotations = {}, {}, {}, {}
 end
 
 return Directory

@@ -82,6 +82,26 @@ function Sockets.new(options)
     return self
 end
 
+-- Something happens. Without a listener, or a worker, there is nothing to look after.
+local function stir(self)
+    if self.directory.rotations[1] and next(self.workers) then
+        self.pace:stir()
+        self.pace:start()
+    end
+end
+
+-- Whether everybody who might still ask for a listener has asked.
+local function is_settled(self)
+    local live = false
+    for _, worker in pairs(self.workers) do
+        if worker.state == 'starting' then
+            return false
+        end
+        live = live or worker.state == 'live'
+    end
+    return live
+end
+
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Listeners
 
@@ -97,7 +117,7 @@ function Sockets:open(list)
     local ok, message, code = self:update(list)
     for _, id in ipairs(ok and self.directory:lenders() or {}) do
         self.workers[id] = { state = 'live' }
-        self.pace:start()
+        stir(self)
     end
     self.directory:close_borrowed()
     return ok, message, code
@@ -122,7 +142,7 @@ end
 --- They are gone.
 function Sockets:own()
     local list = self.directory:lenders()
-    for _, rotation in ipairs(self.directory:each()) do
+    for _, rotation in ipairs(self.directory.rotations) do
         rotation:own()
     end
     for _, id in ipairs(list) do
@@ -134,18 +154,13 @@ end
 -- @param count the number of workers that will be wanted, nil: as many as now
 -- @return true, or nil, message, code
 function Sockets:update(list, count)
-    local ok, message, code = self.directory:update(list, count)
-    if not ok then
-        return nil, message, code
-    end
-    self.pace:stir()
-    self:close_unused()
-    return true
+    stir(self)
+    return self.directory:update(list, count, is_settled(self))
 end
 
 --- The number of workers wanted.
 function Sockets:want(count)
-    self.pace:stir()
+    stir(self)
     self.directory:want(count)
 end
 
@@ -153,13 +168,9 @@ end
 -- Workers
 
 local function worker_of(self, id)
-    self.pace:stir()
-    local worker = self.workers[id]
-    if not worker then
-        worker = { state = 'starting' }
-        self.workers[id] = worker
-        self.pace:start()
-    end
+    local worker = self.workers[id] or { state = 'starting' }
+    self.workers[id] = worker
+    stir(self)
     return worker
 end
 
@@ -194,7 +205,7 @@ end
 function Sockets:query(id, request, reply, generation)
     if worker_of(self, id).state ~= 'leaving' then
         self.asking:ask(id, request, function(...)
-            self.pace:stir()
+            stir(self)
             answer(self, id, request, reply, generation, ...)
         end)
     end
@@ -239,14 +250,14 @@ end
 function Sockets:join(id)
     local worker = worker_of(self, id)
     worker.state = 'live'
-    for _, rotation in ipairs(self.directory:each()) do
+    for _, rotation in ipairs(self.directory.rotations) do
         rotation:join(id)
     end
 end
 
 local function waiting(self, id)
     local count = 0
-    for _, rotation in ipairs(self.directory:each()) do
+    for _, rotation in ipairs(self.directory.rotations) do
         count = count + rotation:waiting(id)
     end
     return count
@@ -260,7 +271,7 @@ local function stop_leaving(worker)
 end
 
 local function served_by_others(self, id)
-    for _, rotation in ipairs(self.directory:each()) do
+    for _, rotation in ipairs(self.directory.rotations) do
         if rotation:served_by_others(id) then
             return true
         end
@@ -269,7 +280,7 @@ local function served_by_others(self, id)
 end
 
 local function give_up(self, id)
-    for _, rotation in ipairs(self.directory:each()) do
+    for _, rotation in ipairs(self.directory.rotations) do
         rotation:give_up(id)
     end
 end
@@ -311,10 +322,10 @@ function Sockets:leave(id, done, limit_ms, sick)
     if not worker then
         return done()
     end
-    self.pace:stir()
+    stir(self)
     stop_leaving(worker)
     worker.state = 'leaving'
-    for _, rotation in ipairs(self.directory:each()) do
+    for _, rotation in ipairs(self.directory.rotations) do
         has_lane = rotation:leave(id) or has_lane
     end
     if not has_lane then
@@ -326,7 +337,7 @@ end
 
 --- The cluster stops: who waits is served, nobody new may come.
 function Sockets:shut_out()
-    for _, rotation in ipairs(self.directory:each()) do
+    for _, rotation in ipairs(self.directory.rotations) do
         rotation:shut_out()
     end
 end
@@ -337,7 +348,7 @@ function Sockets:load(id, held, busy)
     local worker = self.workers[id]
     if worker then
         worker.held = held
-        for _, rotation in ipairs(self.directory:each()) do
+        for _, rotation in ipairs(self.directory.rotations) do
             rotation:load(id, held, busy)
         end
     end
@@ -348,7 +359,7 @@ end
 function Sockets:returned(id, request, fd)
     local rotation = request and self.directory:find(id, request)
     if rotation then
-        self.pace:stir()
+        stir(self)
         rotation:returned(id, fd)
     else
         self.platform.close_fd(fd)
@@ -361,7 +372,7 @@ function Sockets:forsake(id, request)
     local worker = self.workers[id]
     local rotation = worker and worker.state ~= 'leaving' and self.directory:find(id, request)
     if rotation then
-        self.pace:stir()
+        stir(self)
         rotation:drop(id)
     end
 end
@@ -372,14 +383,12 @@ function Sockets:drop(id)
     if not worker then
         return
     end
-    self.pace:stir()
+    stir(self)
     stop_leaving(worker)
     self.workers[id] = nil
+    local settled = is_settled(self)
     self.asking:drop(id)
-    for _, rotation in ipairs(self.directory:each()) do
-        rotation:drop(id)
-    end
-    self:close_unused()
+    self.directory:drop(id, settled)
 end
 
 -- Of a socket that the worker has: whether it is meant, whether it can be asked there, whether it alone has its lane.
@@ -395,9 +404,9 @@ end
 -- no such socket (yet), ENOTSUP if all workers have the same
 function Sockets:probe_target(id, port)
     local worker = self.workers[id] or {}
-    local list = self.directory:in_order()
+    local list = self.directory.rotations
     if worker.target then
-        table.insert(list, 1, worker.target)
+        list = { worker.target, unpack(list) }
     end
     for _, rotation in ipairs(list) do
         local is, can, alone = is_target(rotation, id, port)
@@ -427,8 +436,8 @@ end
 --- A worker's share of new connections, as a ratio to the others' 1: for canaries and ramps.
 function Sockets:weigh(id, weight)
     assert(type(weight) == 'number' and weight >= 0 and weight < math.huge, 'weight: expected a number from 0')
-    self.pace:stir()
-    for _, rotation in ipairs(self.directory:each()) do
+    stir(self)
+    for _, rotation in ipairs(self.directory.rotations) do
         rotation:weigh(id, weight)
     end
 end
@@ -437,7 +446,7 @@ end
 
 --- Whether a worker is stalled, or is about to be.
 function Sockets:is_slow(id)
-    for _, rotation in ipairs(self.directory:each()) do
+    for _, rotation in ipairs(self.directory.rotations) do
         if rotation:is_slow(id, self.platform.now()) then
             return true
         end
@@ -449,23 +458,11 @@ end
 -- @param port the one that counts, or nil: all of them
 function Sockets:doubtful(id, port)
     local longest, now = 0, self.platform.now()
-    for _, rotation in ipairs(self.directory:each()) do
+    for _, rotation in ipairs(self.directory.rotations) do
         longest = math.max(longest, (port or rotation.address.port) == rotation.address.port
             and rotation:doubtful(id, now) or 0)
     end
     return longest
-end
-
--- Whether everybody who might still ask for a listener has asked.
-local function is_settled(self)
-    local live = false
-    for _, worker in pairs(self.workers) do
-        if worker.state == 'starting' then
-            return false
-        end
-        live = live or worker.state == 'live'
-    end
-    return live
 end
 
 --- A restart has completed: what none of the workers that stay has asked for is not awaited any more.
@@ -473,8 +470,7 @@ function Sockets:restarted()
     self.directory:release(function(id)
         local worker = self.workers[id]
         return worker ~= nil and worker.state ~= 'leaving'
-    end)
-    self:close_unused()
+    end, is_settled(self))
 end
 
 --- Closes listeners that nobody has any more.
@@ -487,14 +483,14 @@ end
 function Sockets:tick()
     local busy, unsettled = false, false
     local now = self.platform.now()
-    for _, rotation in ipairs(self.directory:each()) do
+    for _, rotation in ipairs(self.directory.rotations) do
         local state = rotation:tick(now)
         busy = busy or state == 'busy'
         unsettled = unsettled or state ~= nil
     end
     self.directory:turn_away(now)
     self:close_unused()
-    if not busy and next(self.workers) == nil then
+    if not busy and (next(self.workers) == nil or not self.directory.rotations[1]) then
         return nil
     end
     return busy and 'busy' or unsettled and 'unsettled' or 'quiet'
@@ -503,7 +499,7 @@ end
 --- Looks at the queues in passing. @return whether connections wait
 function Sockets:glance()
     local now, waiting_somewhere = self.platform.now(), false
-    for _, rotation in ipairs(self.directory:each()) do
+    for _, rotation in ipairs(self.directory.rotations) do
         waiting_somewhere = rotation:glance(now) or waiting_somewhere
     end
     return waiting_somewhere
@@ -512,7 +508,7 @@ end
 --- What to watch between two ticks: the queues that are looked at in passing. @return descriptors
 function Sockets:near()
     local fds = {}
-    for _, rotation in ipairs(self.directory:each()) do
+    for _, rotation in ipairs(self.directory.rotations) do
         if rotation:is_quick() then
             rotation:watched(fds)
         end
@@ -528,7 +524,7 @@ function Sockets:watched()
         end
     end
     local longest, fds = REST_MS, {}
-    for _, rotation in ipairs(self.directory:each()) do
+    for _, rotation in ipairs(self.directory.rotations) do
         rotation:watched(fds)
         longest = rotation.address.path and REST_PATH_MS or longest
     end
@@ -540,7 +536,7 @@ end
 -- `strangers`: sockets of others in groups of ours.
 function Sockets:snapshot()
     local snapshot = { listeners = {}, totals = self:count(), unserved = 0, strangers = 0 }
-    for i, rotation in ipairs(self.directory:each()) do
+    for i, rotation in ipairs(self.directory.rotations) do
         local listener = rotation:snapshot()
         snapshot.listeners[i] = listener
         snapshot.unserved = snapshot.unserved + listener.unserved
@@ -592,8 +588,7 @@ function Sockets:resume(kept, former)
     for _, worker in ipairs(kept.workers) do
         self.workers[worker.id] = { state = worker.state }
     end
-    self.pace:stir()
-    self.pace:start()
+    stir(self)
     return true
 end
 

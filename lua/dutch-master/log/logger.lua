@@ -24,10 +24,10 @@ Logger.__index = Logger
 local GRAVE = { error = true, fatal = true }
 
 -- Writes to the sink; a count of lost records that is itself lost is kept for the next time.
--- @param json the record in that format, if somebody has made it already
-local function write_sink(core, level, fields, msg, json)
-    return core.sink:write(json and core.format == format.json and json or core.format(core, level, fields, msg),
-        GRAVE[level])
+-- @return whether it was written, the record as it was
+local function write_sink(core, level, fields, msg)
+    local line = core.format(core, level, fields, msg)
+    return core.sink:write(line, GRAVE[level]), line
 end
 
 local function report_lost(core)
@@ -42,14 +42,17 @@ local function report_lost(core)
 end
 
 -- A reader that never catches up never lets the sink drain either; it must hear of the loss all the same.
-local function write_record(core, level, fields, msg, json)
+-- @return the record as it was written
+local function write_record(core, level, fields, msg)
     if core.losing_since and math.abs(core.wall() - core.losing_since) >= LOSS_REPORT_S then
         core.losing_since = nil
         report_lost(core)
     end
-    if not write_sink(core, level, fields, msg, json) then
+    local written, line = write_sink(core, level, fields, msg)
+    if not written then
         core.losing_since = core.losing_since or core.wall()
     end
+    return line
 end
 
 -- Whether a descriptor of ours is what systemd connected to its journal: JOURNAL_STREAM is inherited by programs whose
@@ -98,18 +101,12 @@ local function write_custom(core, level, fields, msg)
     end)
 end
 
--- @return the record in JSON
-local function remember(core, level, fields, msg)
-    local json = format.json(core, level, fields, msg)
-    local line = #json <= RECENT_MAX and json or format.json(core, level, fields, msg, RECENT_MAX)
-    core.recent:push(line, GRAVE[level])
-    if not next(core.subscribers) then return json end
+local function tell_subscribers(core, line)
     local record = cjson.decode(line)
     for _, subscriber in pairs(core.subscribers) do
         -- A subscriber that fails has its own ways to say so; the log goes on.
         pcall(subscriber, record)
     end
-    return json
 end
 
 local function merged(a, b, c)
@@ -135,11 +132,18 @@ local function write(self, level, fields, msg)
     if type(fields) ~= 'table' then fields = { value = fields } end
     fields = merged(core.fields, self.fields, fields)
     msg = tostring(msg == nil and '' or msg)
-    local json = remember(core, level, fields, msg)
+    local line
     if core.custom then
         write_custom(core, level, fields, msg)
     else
-        write_record(core, level, fields, msg, json)
+        line = write_record(core, level, fields, msg)
+    end
+    if not line or core.format ~= format.json or #line > RECENT_MAX then
+        line = format.json(core, level, fields, msg, RECENT_MAX)
+    end
+    core.recent:push(line, GRAVE[level])
+    if next(core.subscribers) then
+        tell_subscribers(core, line)
     end
 end
 

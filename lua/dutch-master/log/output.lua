@@ -11,12 +11,14 @@ Output.__index = Output
 
 -- Bytes of one line. With every byte escaped in JSON it still fits into a line of the control socket (64 KiB).
 local LINE_MAX = 8 * 1024
+-- What is kept if the script does not say: it comes through the master in any case.
+local KEEP_STDERR = 256 * 1024
 -- For the last lines, at the end.
 local CLOSE_MS = 100
 -- What an entry costs beside its text: a table with four values, and the string's head.
 local ENTRY_COST = 128
 
---- { platform, limit = bytes, 0 for nothing }
+--- { platform, limit = bytes, 0 or nil for nothing }
 function Output.new(options)
     return setmetatable({
         platform = options.platform, limit = options.limit or 0,
@@ -121,12 +123,19 @@ function Output:ended(worker)
     tell(self)
 end
 
---- Where the plan has the workers' output go: a path or nil, and whether lines are stamped, which is done here.
--- @return true, or nil, message: what was before stays
-function Output:use_file(path, stamped)
-    local file = path and { path = path, stamped = stamped or false }
-    local sink
-    if file and stamped then
+--- Takes over what the plan says: how much is kept (0 forgets everything), where the workers' output goes, and whether
+-- lines are stamped, which is done here.
+-- @return true, or nil, message: the file that was before stays
+function Output:adopt(plan)
+    local path, sink = plan.worker_output, nil
+    self.limit = plan.keep_output or KEEP_STDERR
+    if self.limit == 0 and not self.sink then
+        self.partial = {}
+    end
+    shrink(self)
+    if path:sub(1, 1) ~= '/' then
+        path = nil
+    elseif plan.stamp_output then
         if self.sink and self.file.path == path then
             return true
         end
@@ -137,7 +146,7 @@ function Output:use_file(path, stamped)
         end
     end
     self:close()
-    self.file, self.sink = file, sink
+    self.file, self.sink = path and { path = path, stamped = plan.stamp_output or false }, sink
     return true
 end
 
@@ -155,15 +164,6 @@ function Output:close()
         self.sink:close()
         self.sink = nil
     end
-end
-
---- Another size, from now on. 0 forgets everything.
-function Output:resize(limit)
-    self.limit = limit
-    if limit == 0 and not self.sink then
-        self.partial = {}
-    end
-    shrink(self)
 end
 
 local function fits(entry, wish)

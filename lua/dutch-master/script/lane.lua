@@ -139,7 +139,7 @@ function Lane:turn()
     if self.closed then
         return
     end
-    while waiting(self) > 0 do
+    while self.queue[self.first] do
         local process = idle_process(self)
         if not process then
             local at, now = next_start(self), self.platform.now()

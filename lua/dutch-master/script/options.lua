@@ -55,7 +55,7 @@ M.list = {
         type = schema.by_type('a table of strings, or a function that returns one', {
             table = types.environment, ['function'] = types.hook }),
         doc = 'variables for the workers: a table or a function(worker); false takes one away' },
-    { name = 'logger', type = types.logger,
+    { name = 'logger', type = types.logger, default = types.LOGGER_DEFAULT,
         default_text = 'JSON on stdout, readable lines on a terminal and in the journal',
         doc = '`dutch.logger { name, level, path, fields, format }`, or a table with bunyan\'s methods' },
     { name = 'listen', type = types.listen, default = {}, default_text = 'none',

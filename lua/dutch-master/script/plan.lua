@@ -40,14 +40,6 @@ local function kind_of(worker)
     return suffix == 'lua' and 'lua' or 'exec'
 end
 
-local function copy(values)
-    local result = {}
-    for key, item in pairs(values) do
-        result[key] = type(item) == 'table' and copy(item) or item
-    end
-    return result
-end
-
 -- Puts the numbers and addresses of the listening sockets into a preset's pattern. The first socket is fd 3.
 local FIRST_FD = 3
 
@@ -193,8 +185,6 @@ local function complete(plan, raw, at)
     end
 end
 
-local HOOK_TABLES = { every = true }
-
 -- A worker is asked by way of the lane that it alone has. Where a kernel without steering leaves it none, that is seen
 -- when it is forked.
 local function check_probe(plan, at)
@@ -207,28 +197,18 @@ local function check_probe(plan, at)
     end
 end
 
--- What the script says of one option.
-local function take(plan, option, given, at)
-    local inside = option.type.check(given, at:key(option.name))
-    if option.hook and HOOK_TABLES[option.name] then
-        plan.hooks[option.name] = inside
-        return
-    elseif option.hook and type(given) == 'function' then
-        plan.hooks[option.name] = true
-    end
-    plan[option.inside] = inside
-end
-
--- What it does not say.
-local function fill_in(plan, raw, at)
+-- Which hooks the script has, and what can be said of one besides.
+local function hooks_of(plan, raw)
+    local hooks = {}
     for _, option in ipairs(options.list) do
-        local default = option.default
-        if raw[option.name] == nil and option.required then
-            at:key(option.name):fail(option.type.expects, nil)
-        elseif raw[option.name] == nil then
-            plan[option.inside] = type(default) == 'table' and copy(default) or default
+        if option.hook and type(raw[option.name]) == 'function' then
+            hooks[option.name] = true
         end
     end
+    local concurrency = plan.restart_concurrency
+    hooks.every, plan.every = plan.every, nil
+    hooks.judge = type(concurrency) == 'table' and concurrency.canary and concurrency.canary.judge or nil
+    return hooks
 end
 
 local function sorted_messages(errors, where)
@@ -289,19 +269,8 @@ function M.build(raw, where)
         at:fail('a table of options', raw)
         return nil, sorted_messages(at.errors, where)
     end
-    local plan = { hooks = {} }
-    for key, given in pairs(raw) do
-        local option = options.by_name[key]
-        if option then
-            take(plan, option, given, at)
-        else
-            at:key(key):unknown(options.names, nil, options.other_names)
-        end
-    end
-    fill_in(plan, raw, at)
-    local concurrency = plan.restart_concurrency
-    plan.hooks.judge = type(concurrency) == 'table' and concurrency.canary and concurrency.canary.judge or nil
-    plan.logger = plan.logger or options.by_name.logger.type.check({}, at)
+    local plan = schema.fields(raw, options.by_name, options.names, at, options.other_names)
+    plan.hooks = hooks_of(plan, raw)
     -- A table for the environment when a function makes it: presets may still have something to add.
     if plan.hooks.workerEnvironment then
         plan.environment = {}

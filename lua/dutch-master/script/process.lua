@@ -19,7 +19,7 @@ Process.__index = Process
 local GRACE_MS = 500
 -- SIGKILL is repeated, since a process in an uninterruptible wait does not die at once.
 local KILL_AGAIN_MS = 1000
--- Lines of one process handled in one turn of the loop: a flood waits, the workers do not.
+-- Lines of one process handled in a row: a flood waits for the next turn of the loop, the workers do not.
 local PER_TURN = 16
 -- The master's word that the time is over: DM_GUARD_SIGNAL of src/script/guard.h.
 local OVER = 'SIGVTALRM'
@@ -32,6 +32,11 @@ local function environment(environ)
         list[#list + 1] = name .. '=' .. value
     end
     return list
+end
+
+local function handle(self, line)
+    self.handled = self.handled + 1
+    self.agenda:post(self, 'line', line, #line <= 4 * values.MAX and values.decode(line) or nil)
 end
 
 --- Starts a process.
@@ -61,7 +66,7 @@ function Process.new(options)
         end,
         on_exit = function(_, status)
             for i = 1, math.min(#self.inbox, 2 * PER_TURN) do
-                self.agenda:post(self, 'line', self.inbox[i])
+                handle(self, self.inbox[i])
             end
             self.inbox = {}
             self.agenda:post(self, 'exit', status)
@@ -84,6 +89,7 @@ end
 function Process:request(verb, state, message, what, budget_ms, done)
     local line, why = values.encode(message)
     self.current = { what = what, budget_ms = budget_ms, done = done, began = self.platform.now() }
+    self.handled = 0
     self.at, self.exit_code = nil, nil -- what the hook noted last: where it is, and that it ends its process
     self.agenda:post(self, 'request', line and ('%s%d %s'):format(verb, state, line), why)
 end
@@ -128,11 +134,6 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Lines
 
-local function handle(self, line)
-    self.handled = self.handled + 1
-    self.agenda:post(self, 'line', line)
-end
-
 function Process:take_turn()
     self.turn:start(0) -- first: nothing that a line does may keep the next turn from coming
     self.handled = 0
@@ -151,9 +152,6 @@ end
 
 function Process:on_line(line)
     if self.handled < PER_TURN and not self.inbox[1] then
-        if self.handled == 0 then
-            self.turn:start(0)
-        end
         return handle(self, line)
     end
     self.inbox[#self.inbox + 1] = line
@@ -258,8 +256,7 @@ local function answered(self, message)
     return 'idle'
 end
 
-local function line_while_busy(self, line)
-    local message = #line <= 4 * values.MAX and values.decode(line)
+local function line_while_busy(self, line, message)
     if not message then
         return junk(self, line)
     elseif type(message.ask) == 'string' then
@@ -317,7 +314,7 @@ definition = machine.define {
     initial = 'idle',
     events = {
         'request', -- (line, or nil and why there is none)
-        'line', -- (line) it said something
+        'line', -- (line, the message in it or nil) it said something
         'closed', -- its socket is closed
         'exit', -- (status) it is reaped
         'close', -- it is not wanted any more

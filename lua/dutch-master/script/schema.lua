@@ -209,7 +209,39 @@ function M.list_of(item, expects, min)
     }
 end
 
---- A table with named fields. fields[name] = { type =, inside = name inside, default = inside value, required = }.
+local function copy(values)
+    local result = {}
+    for key, item in pairs(values) do
+        result[key] = type(item) == 'table' and copy(item) or item
+    end
+    return result
+end
+
+--- The values of a table with named fields, by their inside names, with the defaults of those that are not given.
+-- fields[name] = { type =, inside = name inside, default = inside value, required = }; names: all of them, in order;
+-- others: as of Place:unknown.
+function M.fields(value, fields, names, at, others)
+    for key in pairs(value) do
+        if not fields[key] then
+            at:key(key):unknown(names, nil, others)
+        end
+    end
+    local inside = {}
+    for _, name in ipairs(names) do
+        local field, given = fields[name], value[name]
+        if given ~= nil then
+            inside[field.inside or name] = field.type.check(given, at:key(name))
+        elseif field.required then
+            at:key(name):fail(field.type.expects, nil)
+        else
+            local default = field.default
+            inside[field.inside or name] = type(default) == 'table' and copy(default) or default
+        end
+    end
+    return inside
+end
+
+--- A table with named fields: see M.fields.
 function M.record(expects, fields)
     local names = {}
     for name in pairs(fields) do
@@ -223,23 +255,7 @@ function M.record(expects, fields)
                 at:fail(expects, value)
                 return nil
             end
-            for key in pairs(value) do
-                if not fields[key] then
-                    at:key(key):unknown(names)
-                end
-            end
-            local inside = {}
-            for _, name in ipairs(names) do
-                local field, given = fields[name], value[name]
-                if given ~= nil then
-                    inside[field.inside or name] = field.type.check(given, at:key(name))
-                elseif field.required then
-                    at:key(name):fail(field.type.expects, nil)
-                else
-                    inside[field.inside or name] = field.default
-                end
-            end
-            return inside
+            return M.fields(value, fields, names, at)
         end,
     }
 end

@@ -33,6 +33,7 @@ function M.new(given)
         directory = path:match('^(.*)/[^/]*$') or '.',
         budget_ms = given.budget_ms or BUDGET_MS,
         rights = rights.new(given.platform),
+        newest = nil, -- the session that was evaluated last, of those that are kept
         totals = {}, -- hook -> { calls, failures, ms }
     }, Script)
 end
@@ -127,7 +128,7 @@ local function build(session, answer)
     local script = session.script
     note_directory(session, answer.directory)
     session.first_directory = session.cwd or false
-    local options, file, line = values.unpack(answer.results)
+    local options, file, line = unpack(answer.results, 1, answer.results.n)
     if not file then
         return nil, failure('start', script.name .. ':1: the script never calls start { ... }')
     end
@@ -195,7 +196,7 @@ function Session:call(hook, arguments, done, timeout)
             return done(nil, explain(script, err, hook, hook, budget_ms, option))
         end
         note_directory(self, answer.directory)
-        done(true, values.unpack(answer.results))
+        done(true, unpack(answer.results, 1, answer.results.n))
     end)
 end
 
@@ -238,8 +239,16 @@ function Session:environment(worker, done)
     end))
 end
 
---- Keeps the state in its process: for hooks, and for forks while a later edit of the script is bad.
+-- Of two evaluations at the same time the later one counts. One that only makes hooks ready has no number.
+function Script:adopt(session)
+    if session.number and not (self.newest and session.number < self.newest.number) then
+        self.newest = session
+    end
+end
+
+--- It is good. Keeps the state in its process: for hooks, and for forks while a later edit of the script is bad.
 function Session:keep()
+    self.script:adopt(self)
     if not self.kept then
         self.kept = true
         self.process:keep(self.state, self)

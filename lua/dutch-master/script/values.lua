@@ -13,6 +13,8 @@ local M = {}
 --- Bytes of one message. The master reads one at a time, in a few milliseconds.
 M.MAX = 1024 * 1024
 local DEPTH_MAX = 32
+-- Arguments of a hook or results of one: Lua's stack bounds these too.
+local VALUES_MAX = 200
 
 local json = cjson.new()
 json.decode_max_depth(2 * DEPTH_MAX)
@@ -20,7 +22,8 @@ json.encode_max_depth(2 * DEPTH_MAX)
 
 local null = cjson.null
 local type, next, pairs, rawget, tostring, tonumber, error = type, next, pairs, rawget, tostring, tonumber, error
-local floor, format, concat, unpack, pcall, select = math.floor, string.format, table.concat, unpack, pcall, select
+local floor, min, format, concat = math.floor, math.min, string.format, table.concat
+local unpack, pcall, select = unpack, pcall, select
 
 -- "value.a.b[3]: what": the way down to where packing stopped.
 local function refuse(path, what)
@@ -188,13 +191,20 @@ function unpack_value(packed)
     return map
 end
 
---- What pack() was given, from what decode() gave.
-function M.unpack(packed)
+-- As a list, with how many they are in n.
+local function list_of(packed)
     if type(packed) ~= 'table' or packed[1] ~= 'l' then
-        return
+        return { n = 0 }
     end
     local list, count = unpack_list(packed)
-    return unpack(list, 1, count)
+    list.n = min(count, VALUES_MAX)
+    return list
+end
+
+--- What pack() was given, from what decode() gave.
+function M.unpack(packed)
+    local list = list_of(packed)
+    return unpack(list, 1, list.n)
 end
 
 --- A message (string keys; values plain, or from pack) as one line without its end.
@@ -207,10 +217,15 @@ function M.encode(message)
     return line, why
 end
 
---- @return the message, or nil
+--- @return the message, its `results` as pack() was given them, with how many these are in n; or nil
 function M.decode(line)
     local message = json.decode(line)
-    return type(message) == 'table' and message or nil
+    if type(message) ~= 'table' then
+        return nil
+    elseif next(message) ~= nil then
+        message.results = list_of(message.results)
+    end
+    return message
 end
 
 return M

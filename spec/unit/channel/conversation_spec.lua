@@ -6,12 +6,12 @@ local function worker(extra)
     local w = { sent = {}, raw = {}, fds = {}, heard = {}, queries = {} }
     local opts = {
         worker_id = 7,
-        send = function(line, fd)
+        channel = { send = function(_, line, fd)
             w.raw[#w.raw + 1] = line
             w.sent[#w.sent + 1] = cjson.decode(line)
             w.fds[#w.sent] = fd
             return true
-        end,
+        end },
         query = function(socket, reply)
             w.queries[#w.queries + 1] = { socket = socket, reply = reply }
         end,
@@ -503,13 +503,13 @@ describe('newconn', function()
 
     it('says when the line could not be sent', function()
         local w
-        w = worker { send = function(line, fd)
+        w = worker { channel = { send = function(_, line, fd)
             if fd == 40 then
                 return nil, 'full', 'ENOBUFS'
             end
             w.sent[#w.sent + 1] = cjson.decode(line)
             return true
-        end }
+        end } }
         w.opens(TCP)
         local ok, _, code = w.conv:newconn(40, function()
             error 'done was called'

@@ -193,12 +193,12 @@ describe('protocol.encode', function()
             cmd = 'NODE_HANDLE', type = 'net.Native',
             msg = { cmd = 'NODE_CLUSTER', act = 'newconn', key = 'k', seq = 9 },
         }, parsed(encode.newconn(9, 'k')))
-        assert.same({ cmd = 'NODE_CLUSTER', act = 'disconnect' }, parsed(encode.disconnect()))
+        assert.same({ cmd = 'NODE_CLUSTER', act = 'disconnect' }, parsed(encode.DISCONNECT))
         assert.same({ cmd = 'NODE_CLUSTER', ack = 0 }, parsed(encode.ack(0)))
-        assert.same({ cmd = 'NODE_HANDLE_ACK' }, parsed(encode.handle_ack()))
+        assert.same({ cmd = 'NODE_HANDLE_ACK' }, parsed(encode.HANDLE_ACK))
         assert.same({ cmd = 'NODE_SOCKET_ALL_CLOSED', key = 'k' }, parsed(encode.all_closed 'k'))
         assert.same({ cmd = 'NODE_SOCKET_COUNT', key = 'k', count = 0 }, parsed(encode.count('k', 0)))
-        assert.same({ cmd = 'NODE_DUTCH_DRAIN' }, parsed(encode.drain()))
+        assert.same({ cmd = 'NODE_DUTCH_DRAIN' }, parsed(encode.DRAIN))
     end)
 
     it('knows errors by name, and calls the unknown EINVAL', function()

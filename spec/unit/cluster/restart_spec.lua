@@ -4,8 +4,8 @@ local Restart = require 'dutch-master.cluster.restart'
 
 -- A slot that keeps what it is told. The spec answers for it.
 local told = machine.define { name = 'slot', initial = 'told', events = { 'replace', 'commit', 'cancel' }, states = { told = {
-    replace = function(slot, generation)
-        table.insert(slot.heard, 'replace ' .. generation)
+    replace = function(slot, generation, _, soak_ms)
+        table.insert(slot.heard, 'replace ' .. generation .. (soak_ms and (' in %d ms'):format(soak_ms) or ''))
         slot.generation = generation
         slot.incoming = { id = slot.number + generation * 10, generation = generation, release = slot.world.release,
             compare = function() end }
@@ -83,7 +83,7 @@ local function new_world(count, plan)
         sockets = { weigh = function(_, id, weight)
             world.weights[id] = weight
         end },
-        slots = function() return world.slots end,
+        slots = world.slots,
         processes = function() return world.processes end,
         next_generation = function()
             world.newest = world.newest + 1
@@ -94,7 +94,9 @@ local function new_world(count, plan)
                 if loaded.refused then
                     return false, loaded.refused
                 end
-                world.agenda:post(restart, 'begin', loaded.plan, 1)
+                world.newest = world.newest + 1
+                world.generation = world.newest
+                world.agenda:post(restart, 'begin', loaded.plan, 1, world.newest)
                 return true
             end,
             generation = function(generation)
@@ -168,9 +170,8 @@ describe('restart', function()
     it('replaces all slots, lets the old workers go when every replacement has proved itself, and says so', function()
         world = begun(2)
         assert.same({ 'replacing', 2, '1 replace 2, 2 replace 2' }, { world.state(), world.generation, world.heard() })
-        assert.is_true(world.restart:holds(world.slots[1]))
         world.post('proved', world.slots[1])
-        assert.equal('', world.heard())
+        assert.equal('', world.heard()) -- it waits for the other one
         world.post('proved', world.slots[2])
         assert.equal('1 commit, 2 commit', world.heard())
         world.fill(world.slots[1])
@@ -281,7 +282,8 @@ describe('restart', function()
             world = begun(1, { restart_attempts = 1 })
             local worker = world.fail(world.slots[1], true)
             assert.same({ 'aborting', nil }, { world.state(), world.verdict })
-            assert.is_false(world.restart:holds(world.slots[1]) or false)
+            world.post('proved', world.slots[1])
+            assert.equal('1 replace 2, 1 cancel 1, 1 commit', world.heard()) -- on its own again
             world.post('gone', {})
             worker.report = { code = 3, message = 'exited with code 3', stderr = 'oh' }
             world.post('gone', worker)
@@ -400,14 +402,15 @@ describe('restart', function()
         -- The canary has proved itself, and the script is asked.
         local function asked()
             world = begun(4, { restart_concurrency = CANARY })
-            assert.same({ 'canary', '1 replace 2', 500 },
-                { world.state(), world.heard(), world.restart:soak_ms(world.slots[1]) })
-            assert.is_nil(world.restart:soak_ms(world.slots[2]))
+            assert.same({ 'canary', '1 replace 2 in 500 ms' }, { world.state(), world.heard() })
             world.post('ready', world.slots[1], world.slots[1].incoming)
             assert.equal(4, world.weights[21]) -- half of all, when four others have 1 each
             world.post('proved', world.slots[1])
             assert.same({ 'judging', 1 }, { world.state(), #world.questions })
             assert.same({ 21, 1 }, { world.questions[1].new.id, world.questions[1].old.id })
+            assert.equal('', world.heard())
+            world.post('proved', world.slots[3]) -- replaced for another reason
+            assert.equal('3 commit', world.heard())
         end
 
         it('asks about it, and goes on in batches', function()
@@ -464,7 +467,7 @@ describe('restart', function()
         it('takes another one when its slot is given up', function()
             asked()
             world.post('dropped', world.slots[1])
-            assert.same({ 'canary', '2 replace 2' }, { world.state(), world.heard() })
+            assert.same({ 'canary', '2 replace 2 in 500 ms' }, { world.state(), world.heard() })
         end)
 
         it('gives way while the script is asked', function()
@@ -480,7 +483,7 @@ describe('restart', function()
             world = begun(2, { restart_concurrency = { after = 1, canary = { soak_ms = 1 } } })
             world.post('ready', world.slots[1], world.slots[1].incoming)
             world.post('proved', world.slots[1])
-            assert.same({ '1 replace 2, 1 commit', nil }, { world.heard(), world.weights[21] })
+            assert.same({ '1 replace 2 in 1 ms, 1 commit', nil }, { world.heard(), world.weights[21] })
         end)
     end)
 

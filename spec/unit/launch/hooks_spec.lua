@@ -5,12 +5,13 @@ local Platform = require 'spec.support.fake_platform'
 local function new()
     local world = { platform = Platform.new(), lanes = {}, calls = {}, evaluations = {}, log = {} }
     local script = { totals = {} }
+    world.script = script
     function script.evaluate(_, process, options, done)
         table.insert(world.evaluations, options)
         if world.broken then
             return done(nil, { kind = 'runtime', message = 'settings.lua:1: broken' })
         end
-        local session = { plan = world.hooks.release.plan }
+        local session = { plan = world.script.newest.plan }
         function session.keep()
             process.kept = session
         end
@@ -66,7 +67,7 @@ local function new()
         for key, value in pairs(more or {}) do
             plan[key] = value
         end
-        world.hooks:adopt { source = 'text', plan = plan }
+        world.script.newest = { source = 'text', plan = plan }
     end
     function world.answer(...)
         table.remove(world.calls, 1).answer(...)
@@ -147,8 +148,8 @@ describe('hooks', function()
         for _, worker in ipairs { 1, 1, 2, 1, 2, 3 } do
             world.message(worker)
         end
-        world.hooks:run_for(1, 'onWorkerExit', { worker = 1 })
-        world.hooks:run_for(4, 'onWorkerExit', { worker = 4 })
+        world.hooks:of_worker({ id = 1 }, 'onWorkerExit', { worker = 1 })
+        world.hooks:of_worker({ id = 4 }, 'onWorkerExit', { worker = 4 })
         world.answer(nil, SLOW)
         local skipped = 'Hook skipped: the script took too long a moment ago'
         assert.same({ 'Hook failed: ' .. SLOW.message, skipped, skipped }, world.messages())
@@ -168,11 +169,11 @@ describe('hooks', function()
     it('of one worker keep their order, and a flood delays and loses nothing of another', function()
         local world = new()
         world.adopt { onMessage = true, onWorkerReady = true, onWorkerExit = true }
-        world.hooks:run_for(1, 'onWorkerReady', { id = 1 })
+        world.hooks:of_worker({ id = 1 }, 'onWorkerReady', { id = 1 })
         for i = 1, 1000 do
             world.message(1, tostring(i))
         end
-        world.hooks:run_for(1, 'onWorkerExit', { id = 1 })
+        world.hooks:of_worker({ id = 1 }, 'onWorkerExit', { id = 1 })
         world.message(2, 'one')
         world.message(2, 'two')
         assert.same({ 'Messages skipped: too many of this worker wait for onMessage' }, world.messages())

@@ -25,10 +25,10 @@ local function new_worker(world, id)
     local self = setmetatable({ world = world, id = id, up = {}, down = {}, servers = {}, by_key = {}, seq = 0 }, Worker)
     self.talk = conversation.new {
         worker_id = id,
-        send = function(line, fd)
+        channel = { send = function(_, line, fd)
             table.insert(self.down, { cjson.decode(line), fd })
             return true
-        end,
+        end },
         query = function(request, reply)
             world.sockets:query(id, request, reply)
         end,

@@ -202,7 +202,7 @@ local function check(world)
         holds(world, world.network.live_fds[fd], 'a connection was closed that nobody answered')
     end
     local kept, takers, out = 0, 0, 0
-    for _, rotation in ipairs(world.sockets.directory:each()) do
+    for _, rotation in ipairs(world.sockets.directory.rotations) do
         kept = kept + rotation.rescue:waiting()
         for _, lane in ipairs(rotation.lanes) do
             local takes = lane.state == 'live'

@@ -113,9 +113,9 @@ describe('output', function()
         local output = new(0)
         output:write(1, 'stdout', 'a\n')
         assert.same({}, texts(output))
-        output:resize(1000)
+        output:adopt { keep_output = 1000, worker_output = 'inherit' }
         output:write(1, 'stdout', 'b\n')
-        output:resize(0)
+        output:adopt { keep_output = 0, worker_output = 'inherit' }
         assert.same({ {}, 0 }, { texts(output), output.bytes })
     end)
 end)

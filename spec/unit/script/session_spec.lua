@@ -27,7 +27,7 @@ local function fake(given)
         if not ok then
             return done(nil, (...))
         end
-        done({ ok = true, directory = given.directory, results = assert(values.pack(true, ...)) })
+        done({ ok = true, directory = given.directory, results = { n = select('#', ...), ... } })
     end
     function process.request(_, verb, state, message, what, budget_ms, done)
         log.request = { verb = verb, state = state, message = message, what = what, budget_ms = budget_ms }
@@ -82,6 +82,18 @@ describe('script', function()
         session:keep()
         assert.same({ 7 }, log.kept)
         assert.equal(session, session.process.kept)
+        assert.is_nil(session.script.newest) -- it has no number: it only makes hooks ready
+    end)
+
+    it('knows the newest of the evaluations that were good', function()
+        local second, _, _, subject = evaluate({}, { number = 2 })
+        second:keep()
+        assert.equal(second, subject.newest)
+        for number, is_newer in pairs { false, true, true } do
+            subject:adopt({ number = number })
+            assert.equal(is_newer, subject.newest ~= second)
+            subject.newest = second
+        end
     end)
 
     it('evaluates the text of an earlier evaluation again', function()

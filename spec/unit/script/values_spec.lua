@@ -3,7 +3,8 @@ local values = require 'dutch-master.script.values'
 local function crossed(...)
     local line = assert(values.encode { results = assert(values.pack(false, ...)) })
     assert.is_nil(line:find('\n', 1, true))
-    return values.unpack(values.decode(line).results)
+    local results = values.decode(line).results
+    return unpack(results, 1, results.n)
 end
 
 local function refused(...)
