@@ -1,7 +1,7 @@
 --- What `plan` and `reload` say: the difference between two plans, as the master found it. Pure.
 
 local cjson = require 'cjson'
-local control = require 'dutch-master.control.wire'
+local wire = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 local options = require 'dutch-master.script.options'
 local values = require 'dutch-master.cli.values'
@@ -70,7 +70,7 @@ function M.run(ctx, verb, was_applied)
         end,
         done = function(answer)
             if ctx.options.json then
-                ctx.out(control.encode(answer) .. '\n')
+                ctx.out(wire.encode(answer) .. '\n')
             else
                 ctx.out(M.render(ctx, answer.changes, was_applied))
             end
@@ -78,7 +78,7 @@ function M.run(ctx, verb, was_applied)
         end,
         failed = function(error)
             if ctx.options.json then
-                ctx.out(control.encode { ok = false, error = error } .. '\n')
+                ctx.out(wire.encode { ok = false, error = error } .. '\n')
             end
             ctx.err(('%s\n'):format(format.block(error.message)))
             return error.code == 'ESCRIPT' and 78 or 1

@@ -3,7 +3,7 @@
 local advice = require 'dutch-master.script.advice'
 local client = require 'dutch-master.cli.client'
 local compare = require 'dutch-master.script.plan_diff'
-local control = require 'dutch-master.control.wire'
+local wire = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 local hints = require 'dutch-master.script.hints'
 local options = require 'dutch-master.script.options'
@@ -31,8 +31,8 @@ local GOOD, SYSTEM, BAD = 0, 71, 78
 
 local function report_errors(ctx, err)
     if ctx.options.json then
-        ctx.out(control.encode { ok = false, script = ctx.script, errors = err.messages,
-            warnings = control.EMPTY_LIST } .. '\n')
+        ctx.out(wire.encode { ok = false, script = ctx.script, errors = err.messages,
+            warnings = wire.EMPTY_LIST } .. '\n')
     end
     for _, message in ipairs(err.messages) do
         ctx.err(format.block(hints.add(message)) .. '\n')
@@ -49,7 +49,7 @@ local function plain(value)
     for key, inner in pairs(value) do
         copy[key] = plain(inner)
     end
-    return next(copy) == nil and control.EMPTY_LIST or copy
+    return next(copy) == nil and wire.EMPTY_LIST or copy
 end
 
 local function value_of(plan, option, num_workers)
@@ -134,7 +134,7 @@ local function report(ctx, plan, num_workers)
             copy[key] = value
         end
         copy.num_workers, copy.environment = num_workers, values.names(plan.environment)
-        ctx.out(control.encode { ok = true, script = ctx.script, plan = plain(copy), warnings = plain(warnings) }
+        ctx.out(wire.encode { ok = true, script = ctx.script, plan = plain(copy), warnings = plain(warnings) }
             .. '\n')
     elseif not ctx.options.quiet then
         show(ctx, plan, num_workers)

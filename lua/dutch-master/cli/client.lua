@@ -3,7 +3,7 @@
 local absent = require 'dutch-master.cli.absent'
 local cjson = require 'cjson.safe'
 local claim = require 'dutch-master.control.claim'
-local control = require 'dutch-master.control.wire'
+local wire = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 local masters = require 'dutch-master.cli.masters'
 local Peer = require 'dutch-master.cli.peer'
@@ -199,7 +199,7 @@ local function no_master(ctx, request, message, code)
         return FAILED
     end
     if ctx.options.json then
-        ctx.out(control.encode { running = false, script = ctx.script } .. '\n')
+        ctx.out(wire.encode { running = false, script = ctx.script } .. '\n')
     end
     if ctx.options.socket then
         say(ctx, ('%s: no master listens there'):format(ctx.options.socket))
@@ -286,8 +286,8 @@ function M.ask(ctx, request, on)
         end
         M.finish(ctx, M.say_gone(ctx, request.verb, reason))
     end)
-    request.v, request.id = control.VERSION, 1
-    local line = control.encode(request) .. '\n'
+    request.v, request.id = wire.VERSION, 1
+    local line = wire.encode(request) .. '\n'
     conn:write(line)
     return nil, function()
         first:start(ANSWER_MS)

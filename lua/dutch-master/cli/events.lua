@@ -1,7 +1,7 @@
 --- dutch-master events: the log records the master remembers, and with --follow those to come.
 
 local client = require 'dutch-master.cli.client'
-local control = require 'dutch-master.control.wire'
+local wire = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 
 local M = {
@@ -25,7 +25,7 @@ local USUAL = { name = true, hostname = true, pid = true, level = true, msg = tr
 
 local function fact(value)
     if type(value) == 'table' then
-        return control.encode(value)
+        return wire.encode(value)
     end
     return format.visible(value)
 end
@@ -55,7 +55,7 @@ function M.run(ctx)
             if answer.event ~= 'record' then
                 return
             elseif ctx.options.json then
-                ctx.out(control.encode(answer.record) .. '\n')
+                ctx.out(wire.encode(answer.record) .. '\n')
             else
                 ctx.out(M.line(ctx, answer.record) .. '\n')
             end

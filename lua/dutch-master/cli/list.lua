@@ -1,7 +1,7 @@
 --- dutch-master list: every master there is, a line each.
 
 local absent = require 'dutch-master.cli.absent'
-local control = require 'dutch-master.control.wire'
+local wire = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 local masters = require 'dutch-master.cli.masters'
 local status = require 'dutch-master.cli.status'
@@ -164,13 +164,13 @@ local function as_json(found)
         if master.status then
             item = M.digest(master.status)
             item.running, item.socket = true, master.path
-            item.releases = item.releases[1] and item.releases or control.EMPTY_LIST
+            item.releases = item.releases[1] and item.releases or wire.EMPTY_LIST
         else
             well = well and master.problem == 'foreign'
             item = { running = false, socket = master.path, problem = master.problem, message = master.message,
                 pid = master.pid, script = master.script }
         end
-        lines[i] = control.encode(item) .. '\n'
+        lines[i] = wire.encode(item) .. '\n'
     end
     return table.concat(lines), well
 end

@@ -4,7 +4,7 @@
 
 local cjson = require 'cjson.safe'
 local client = require 'dutch-master.cli.client'
-local control = require 'dutch-master.control.wire'
+local wire = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 local logs_file = require 'dutch-master.cli.logs_file'
 
@@ -84,7 +84,7 @@ local function show(ctx, state, line)
     if ctx.options.json then
         line.time = ('%s.%03dZ'):format(os.date('!%Y-%m-%dT%H:%M:%S', math.floor(line.time)),
             math.floor(line.time % 1 * 1000))
-        return ctx.out(control.encode(line) .. '\n')
+        return ctx.out(wire.encode(line) .. '\n')
     end
     state.width, state.shown = math.max(state.width, #tostring(line.worker)), true
     ctx.out(M.line(ctx, line, state.width) .. '\n')
@@ -106,7 +106,7 @@ end
 
 local function show_stored(ctx, state, line)
     if not line.time then
-        return ctx.out((ctx.options.json and control.encode(line) or format.visible(line.text)) .. '\n')
+        return ctx.out((ctx.options.json and wire.encode(line) or format.visible(line.text)) .. '\n')
     end
     line.time = M.moment(line.time, 0) + tonumber('0' .. line.time:match '%.%d+')
     show(ctx, state, line)

@@ -2,7 +2,7 @@
 -- Who the master is, and whether its answers count, is its caller's business: see client.lua.
 
 local cjson = require 'cjson.safe'
-local control = require 'dutch-master.control.wire'
+local wire = require 'dutch-master.control.wire'
 
 local Peer = {}
 Peer.__index = Peer
@@ -45,7 +45,7 @@ end
 function Peer:ask(request, on)
     local id = self.next_id
     self.next_id = id + 1
-    request.v, request.id = control.VERSION, id
+    request.v, request.id = wire.VERSION, id
     local question = { event = on.event, done = on.done }
     question.timer = self.platform.timer(function()
         self.open[id] = nil
@@ -54,7 +54,7 @@ function Peer:ask(request, on)
     end)
     question.timer:start(on.timeout_ms or ANSWER_MS)
     self.open[id] = question
-    self.conn:write(control.encode(request) .. '\n')
+    self.conn:write(wire.encode(request) .. '\n')
 end
 
 function Peer:close()

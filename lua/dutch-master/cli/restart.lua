@@ -1,7 +1,7 @@
 --- dutch-master restart: a rolling restart, and with --wait its verdict as an exit code.
 
 local client = require 'dutch-master.cli.client'
-local control = require 'dutch-master.control.wire'
+local wire = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 
 local M = {
@@ -174,7 +174,7 @@ local function wait(ctx)
     local function on_event(answer)
         kept = kept or answer.kept
         if ctx.options.json then
-            return ctx.out(control.encode(answer) .. '\n')
+            return ctx.out(wire.encode(answer) .. '\n')
         elseif answer.event ~= 'progress' then
             return
         end
@@ -217,7 +217,7 @@ local function wait(ctx)
         done = function(answer)
             end_bar()
             if ctx.options.json then
-                ctx.out(control.encode(answer) .. '\n')
+                ctx.out(wire.encode(answer) .. '\n')
             else
                 M.tell(ctx, answer.verdict)
             end
@@ -238,7 +238,7 @@ function M.run(ctx)
     return (client.ask(ctx, { verb = 'restart' }, {
         done = function(answer)
             if ctx.options.json then
-                ctx.out(control.encode(answer) .. '\n')
+                ctx.out(wire.encode(answer) .. '\n')
             else
                 ctx.out 'Restart requested\n'
             end

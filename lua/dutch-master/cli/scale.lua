@@ -1,7 +1,7 @@
 --- dutch-master scale: more or fewer workers, by the difference only.
 
 local client = require 'dutch-master.cli.client'
-local control = require 'dutch-master.control.wire'
+local wire = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 
 --- As numWorkers of the script.
@@ -55,7 +55,7 @@ function M.run(ctx)
         end,
         done = function(answer)
             if ctx.options.json then
-                ctx.out(control.encode { ok = true, from = answer.from, to = answer.to } .. '\n')
+                ctx.out(wire.encode { ok = true, from = answer.from, to = answer.to } .. '\n')
             else
                 ctx.out(('%s, were %d\n'):format(format.plural(answer.to, 'worker'), answer.from))
             end

@@ -1,7 +1,7 @@
 --- dutch-master status: what runs now.
 
 local client = require 'dutch-master.cli.client'
-local control = require 'dutch-master.control.wire'
+local wire = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 
 local M = {
@@ -162,7 +162,7 @@ function M.run(ctx)
     local function on_done(answer)
         if ctx.options.json then
             answer.status.running = true
-            ctx.out(control.encode(answer.status) .. '\n')
+            ctx.out(wire.encode(answer.status) .. '\n')
         elseif ctx.options.watch and ctx.tty then
             -- Home, then each line to its end, then what is left of the screen: without the flicker of clearing first.
             ctx.out('\27[H' .. M.render(ctx, answer.status):gsub('\n', '\27[K\n') .. '\27[J')

@@ -1,7 +1,7 @@
 --- dutch-master stop: a graceful stop of the whole cluster.
 
 local client = require 'dutch-master.cli.client'
-local control = require 'dutch-master.control.wire'
+local wire = require 'dutch-master.control.wire'
 
 local M = {
     name = 'stop',
@@ -25,7 +25,7 @@ function M.run(ctx)
     local accepted, exit_code = false, nil
     local function verdict()
         if ctx.options.json then
-            ctx.out(control.encode { ok = true, exit_code = exit_code } .. '\n')
+            ctx.out(wire.encode { ok = true, exit_code = exit_code } .. '\n')
         elseif exit_code == 0 or exit_code == nil then
             ctx.out 'Stopped\n'
         else

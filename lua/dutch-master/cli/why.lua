@@ -1,7 +1,7 @@
 --- dutch-master why: how workers ended, in sentences.
 
 local client = require 'dutch-master.cli.client'
-local control = require 'dutch-master.control.wire'
+local wire = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 local restart = require 'dutch-master.cli.restart'
 
@@ -255,7 +255,7 @@ function M.run(ctx)
     return (client.ask(ctx, { verb = 'why', worker = id }, {
         done = function(answer)
             if ctx.options.json then
-                ctx.out(control.encode(answer) .. '\n')
+                ctx.out(wire.encode(answer) .. '\n')
                 return (answer.exits[1] or answer.alive or not id) and 0 or 1
             end
             if answer.alive then

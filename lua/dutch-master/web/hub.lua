@@ -5,7 +5,7 @@ local cqueues = require 'cqueues'
 local condition = require 'cqueues.condition'
 
 local claim = require 'dutch-master.control.claim'
-local control = require 'dutch-master.control.wire'
+local wire = require 'dutch-master.control.wire'
 local masters = require 'dutch-master.cli.masters'
 local Watcher = require 'dutch-master.web.watcher'
 
@@ -73,7 +73,7 @@ function Hub:start()
 end
 
 local function message(kind, data)
-    return ('event: %s\ndata: %s\n\n'):format(kind, control.encode(data) or '{}')
+    return ('event: %s\ndata: %s\n\n'):format(kind, wire.encode(data) or '{}')
 end
 
 --- To every browser.
@@ -103,7 +103,7 @@ function Hub:serve(write)
     for _, watcher in pairs(self.watchers) do
         all[#all + 1] = watcher:whole()
     end
-    local ok = write('retry: 1000\n\n' .. message('init', { masters = all[1] and all or control.EMPTY_LIST,
+    local ok = write('retry: 1000\n\n' .. message('init', { masters = all[1] and all or wire.EMPTY_LIST,
         hostname = self.platform.hostname(), version = self.platform.version }))
     while ok and not client.closed do
         if #client.queue == 0 and not client.wake:wait(HEARTBEAT_S) then

@@ -6,7 +6,7 @@ local cjson = require 'cjson.safe'
 local cqueues = require 'cqueues'
 local socket = require 'cqueues.socket'
 
-local control = require 'dutch-master.control.wire'
+local wire = require 'dutch-master.control.wire'
 local list = require 'dutch-master.cli.list'
 local measured = require 'dutch-master.channel.measured'
 local why = require 'dutch-master.cli.why'
@@ -68,9 +68,9 @@ end
 
 --- One request. on_event(answer): for those that come before. seconds: until the first word, nil to wait for ever.
 function Link:ask(request, seconds, on_event)
-    request.v, request.id = control.VERSION, self.next_id
+    request.v, request.id = wire.VERSION, self.next_id
     self.next_id = self.next_id + 1
-    if not self.conn:write(control.encode(request), '\n') or not self.conn:flush(SILENT_S) then
+    if not self.conn:write(wire.encode(request), '\n') or not self.conn:flush(SILENT_S) then
         return nil, 'dead'
     end
     while true do
@@ -140,7 +140,7 @@ end
 
 local function plain_lists(d)
     for _, name in ipairs { 'workers', 'slots', 'releases' } do
-        d[name] = d[name] and d[name][1] and d[name] or control.EMPTY_LIST
+        d[name] = d[name] and d[name][1] and d[name] or wire.EMPTY_LIST
     end
     return d
 end
@@ -171,7 +171,7 @@ local function note_exits(self, link, status)
 end
 
 function Watcher:say_exits()
-    return { id = self.id, exits = self.exits[1] and self.exits or control.EMPTY_LIST }
+    return { id = self.id, exits = self.exits[1] and self.exits or wire.EMPTY_LIST }
 end
 
 local function away(self, what)
@@ -268,7 +268,7 @@ end
 --- Everything there is to know, for a page that was just opened.
 function Watcher:whole()
     local function full(items)
-        return items[1] and items or control.EMPTY_LIST
+        return items[1] and items or wire.EMPTY_LIST
     end
     return { id = self.id, master = self.now and not self.problem and self.now or self:say_away(),
         samples = full(self.samples), records = full(self.records), lines = full(self.lines),
