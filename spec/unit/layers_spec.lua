@@ -89,7 +89,8 @@ end
 local NO_SPEC = {
     -- Verbs: cli_spec runs each over a fake master, the e2e specs over a real one.
     ['cli/'] = 'verbs', ['web/'] = 'e2e/web_spec',
-    ['cluster/asking'] = 'health_spec', ['script/api'] = 'session_spec', ['script/option_types'] = 'options_spec, plan_spec',
+    ['cluster/asking'] = 'health_spec', ['cluster/knock'] = 'acceptance_spec, health_spec',
+    ['script/api'] = 'session_spec', ['script/option_types'] = 'options_spec, plan_spec',
     ['script/key_lines'] = 'plan_spec',
     -- Bindings are called by the specs of what they bind.
     ['lua/'] = 'bindings', ['process/deathwatch'] = 'spawn_spec',

@@ -6,6 +6,8 @@
 -- It waits in the lane's queue until then: one connection, not one for each look. Only if nobody has it and that queue
 -- is empty, another one is made: it came to another queue, for the places in the kernel's group had just changed.
 
+local Knock = require 'dutch-master.cluster.knock'
+
 local Acceptance = {}
 Acceptance.__index = Acceptance
 
@@ -15,8 +17,6 @@ local LOOK_MS = 25
 local ASTRAY_LOOKS = 4
 -- Until the next try, where one could not be made, ms.
 local RETRY_MS = 100
--- When too many other workers are being asked, ms.
-local BUSY_MS = 20
 
 --- @param options {platform, id (the worker's), doors (rotations, see sockets.lua), on_done = function()}
 function Acceptance.new(options)
@@ -31,24 +31,23 @@ function Acceptance.new(options)
 end
 
 local function hang_up(self)
-    if self.dial then
-        self.dial:close()
-        self.dial = nil
+    if self.knock then
+        self.knock:close()
+        self.knock = nil
     end
 end
 
 local function again(self, why, after_ms)
-    hang_up(self) -- before its rule is gone: nothing of it may reach another worker
-    self.doors[self.at]:unprobe(self.id)
+    hang_up(self)
     self.why = why
-    self.timer:start(after_ms)
+    self.timer:start(after_ms or RETRY_MS)
 end
 
 local function accepted(self)
-    local door = self.doors[self.at]
-    hang_up(self)
-    if not door:probed(self.id) then
-        return again(self, 'it may have been accepted by another worker', RETRY_MS)
+    local alone = self.knock:answered()
+    self.knock = nil
+    if not alone then
+        return again(self, 'it may have been accepted by another worker')
     end
     self.at, self.why = self.at + 1, nil
     if not self.doors[self.at] then
@@ -59,29 +58,22 @@ local function accepted(self)
 end
 
 local function knock(self)
-    local door = self.doors[self.at]
-    local dial, message = self.platform.dial(door.address.text, {
+    local why, code
+    self.looks, self.astray = 0, 0
+    self.knock, why, code = Knock.new {
+        platform = self.platform, rotation = self.doors[self.at], id = self.id, text = '', shut = true,
         on_data = function()
             accepted(self)
         end,
         on_end = function(reason)
             if reason then
-                return again(self, reason, RETRY_MS)
+                return again(self, reason)
             end
             accepted(self)
         end,
-    })
-    if not dial then
-        self.why = message
-        return self.timer:start(RETRY_MS)
-    end
-    self.dial, self.looks, self.astray = dial, 0, 0
-    local ok, why, code = door:probe(self.id, dial:port())
-    if ok then
-        ok, why = dial:start('', true)
-    end
-    if not ok then
-        return again(self, why, code == 'EAGAIN' and BUSY_MS or RETRY_MS)
+    }
+    if not self.knock then
+        return again(self, why, code == 'EAGAIN' and Knock.BUSY_MS or nil)
     end
     self.timer:start(LOOK_MS)
 end
@@ -89,8 +81,8 @@ end
 -- Where the kernel does not say whose the connection is, an empty queue says that it is somebody's.
 -- @return whether it is accepted; whether it is astray
 local function is_accepted(self)
-    local is = self.dial:accepted()
-    local gone = not is and self.doors[self.at]:waiting(self.id) == 0
+    local is = self.knock:accepted()
+    local gone = not is and self.knock:is_taken()
     self.looks = self.looks + 1
     self.astray = is == false and gone and self.astray + 1 or 0
     return is or is == nil and gone and self.looks > 2, self.astray >= ASTRAY_LOOKS
@@ -99,14 +91,14 @@ end
 --- The timer's: knocks, or looks what has become of that.
 function Acceptance:look()
     self.timer:start(RETRY_MS) -- first: whatever becomes of this look
-    if not self.dial then
+    if not self.knock then
         return knock(self)
     end
     local is, is_astray = is_accepted(self)
     if is then
         accepted(self)
     elseif is_astray then
-        again(self, 'a connection came to another queue', RETRY_MS)
+        again(self, 'a connection came to another queue')
     else
         self.timer:start(LOOK_MS)
     end
@@ -126,9 +118,6 @@ end
 function Acceptance:close()
     hang_up(self)
     if self.timer then
-        if self.doors[self.at] then
-            self.doors[self.at]:unprobe(self.id)
-        end
         self.timer:close()
         self.timer = nil
     end

@@ -3,6 +3,7 @@
 -- answered. There is one question at a time. It waits in the worker's queue until it is accepted: a slow starter finds
 -- one there, not one for each attempt.
 
+local Knock = require 'dutch-master.cluster.knock'
 local tls = require 'dutch-master.cluster.tls'
 
 local Asking = {}
@@ -10,8 +11,6 @@ Asking.__index = Asking
 
 -- The first line of an answer is read, and nothing longer than this.
 local READ_MAX = 65536
--- When too many other workers are being asked.
-local BUSY_MS = 20
 
 local CLOSED = 'GET %s: the connection was closed without an answer'
 local LOOKS_LIKE_TLS = CLOSED .. '. It looks like a server of HTTPS: write ready = { tls = true }'
@@ -29,7 +28,7 @@ function Asking.new(options)
     self.looks_like_tls = nil -- not known yet
     self.timer = self.platform.timer(function()
         self.timer:start(self.rule.timeout_ms) -- first: whatever becomes of this question
-        if self.dial then
+        if self.knock then
             overdue(self)
         else
             ask_once(self)
@@ -55,13 +54,6 @@ local function question(self)
     return self.rule.tls and 'TLS' or 'GET ' .. self.rule.path
 end
 
-local function hang_up(self)
-    if self.dial then
-        self.dial:close()
-        self.dial = nil
-    end
-end
-
 local function note_result(self, words, address)
     if self.words ~= words then
         self.words = words
@@ -71,16 +63,15 @@ end
 
 -- The end of one question, whatever came of it; the next one follows.
 local function conclude(self, words, status)
-    local rotation = self.rotation
-    hang_up(self) -- before its rule is gone: nothing of it may reach another worker
-    if status and not rotation:probed(self.id) then
+    local knock = self.knock
+    self.knock = nil
+    if status and not knock:answered() then
         words, status = question(self) .. ' may have been answered by another worker', nil
-    elseif rotation then
-        rotation:unprobe(self.id)
+    elseif knock and not status then
+        knock:close()
     end
-    self.rotation = nil
     self.timer:start(status and self.interval_ms or math.min(self.interval_ms, self.rule.interval_ms))
-    local address = rotation and rotation.address.text
+    local address = knock and knock.rotation.address.text
     note_result(self, words, address)
     if status then
         self.on_answer(status, address)
@@ -136,36 +127,31 @@ function ask_once(self)
     if not rotation then
         return conclude(self, why)
     end
-    local dial, message = self.platform.dial(rotation.address.text, {
+    local code
+    self.seen = ''
+    self.knock, why, code = Knock.new {
+        platform = self.platform, rotation = rotation, id = self.id,
+        text = self.greets and tls.HELLO or request(self, rotation.address.text),
         on_data = function(data)
             read(self, data)
         end,
         on_end = function(reason)
             ended(self, reason)
         end,
-    })
-    if not dial then
-        return conclude(self, message)
+    }
+    if self.knock then
+        self.timer:start(self.rule.timeout_ms)
+    elseif code == 'EAGAIN' then
+        self.timer:start(Knock.BUSY_MS)
+    else
+        conclude(self, why)
     end
-    self.dial, self.seen = dial, ''
-    local ok, no, code = rotation:probe(self.id, dial:port())
-    if code == 'EAGAIN' then
-        hang_up(self)
-        return self.timer:start(BUSY_MS)
-    elseif ok then
-        self.rotation = rotation
-        ok, no = dial:start(self.greets and tls.HELLO or request(self, rotation.address.text))
-    end
-    if not ok then
-        return conclude(self, no)
-    end
-    self.timer:start(self.rule.timeout_ms)
 end
 
 -- No answer in time. What nobody has accepted waits on.
 function overdue(self)
     local seconds = self.rule.timeout_ms / 1000
-    if self.rotation:waiting(self.id) == 0 then
+    if self.knock:is_taken() then
         return conclude(self, ('%s: no answer in %g s'):format(question(self), seconds))
     end
     self.timer:start(self.rule.timeout_ms)
@@ -174,7 +160,7 @@ end
 
 --- From now on it is asked this often. A question that is to come keeps its time, unless that is too late now.
 function Asking:pace(interval_ms)
-    if interval_ms < self.interval_ms and not self.dial then
+    if interval_ms < self.interval_ms and not self.knock then
         self.timer:start(interval_ms)
     end
     self.interval_ms = interval_ms
@@ -182,10 +168,9 @@ end
 
 --- May be called by what it calls.
 function Asking:close()
-    hang_up(self)
-    if self.rotation then
-        self.rotation:unprobe(self.id)
-        self.rotation = nil
+    if self.knock then
+        self.knock:close()
+        self.knock = nil
     end
     if self.timer then
         self.timer:close()
