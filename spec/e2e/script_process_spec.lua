@@ -4,6 +4,7 @@
 
 local uv = require 'luv'
 local apps = require 'spec.support.apps'
+local cli = require 'spec.support.cli'
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
@@ -59,6 +60,16 @@ local function check_held(watch, what, may_have_ended)
     local longest, count = watch.stop(may_have_ended)
     assert.is_true(count > 0, what)
     assert.is_true(longest <= HELD_MAX, ('%s: the loop was held for %.0f ms'):format(what, longest))
+end
+
+-- Requests meanwhile, on kept connections; none may fail. -> function() at the end
+local function requests(port)
+    local l = load.start { port = port, clients = 2, mode = 'keepalive', rate = 50, timeout = 5000 }
+    return function(what)
+        l:await(20)
+        local counts = l:stop()
+        assert.equal(counts.total, counts.ok, what .. ': ' .. counts.text)
+    end
 end
 
 local function scripts_of(m)
@@ -144,7 +155,8 @@ describe('a script in a process of its own', function()
     end)
 
     it('that sleeps at each fork delays that fork alone: a crash, a roll and a stop go on', function()
-        local m = start('')
+        local port = http.free_port()
+        local m = start('', { LISTEN = '127.0.0.1:' .. port })
         local watch = watched(m)
         m:rewrite('master.lua', options [[numWorkers = 2, hookTimeout = 30,
             beforeFork = function(worker) if worker.slot == 1 then os.execute 'sleep 4' end end]])
@@ -154,9 +166,11 @@ describe('a script in a process of its own', function()
         end
         m:await('Worker listening', { after = mark }) -- of slot 2
         assert.equal(1, #m:workers())
+        local check_requests = requests(port)
         m:signal 'SIGUSR2'
         m:await 'Restart requested'
         m:await({ msg = 'Creating new worker', generation = 2 }, { after = mark })
+        check_requests 'in the roll'
         local before = uv.hrtime()
         m:signal 'SIGTERM'
         m:exit { timeout = 5000 }
@@ -165,13 +179,39 @@ describe('a script in a process of its own', function()
         m:finish { code = 0 }
     end)
 
+    it('that takes its time to say how many: restart, reload and plan wait for it, a crash and a scaling do not', function()
+        local m = start [[hookTimeout = 30, numWorkers = function() os.execute 'sleep 0.2' return 2 end]]
+        local watch = watched(m)
+        m:rewrite('master.lua', options [[hookTimeout = 30,
+            numWorkers = function() os.execute 'sleep 2' return 2 end]])
+        local verbs = {}
+        for _, verb in ipairs { 'plan', 'reload', 'restart' } do
+            verbs[verb] = cli.start(m, { verb, verb == 'restart' and '--wait' or nil })
+        end
+        m:await 'Restart requested'
+        local mark = m:mark()
+        uv.kill(m:workers()[1], 'sigkill')
+        m:await('Worker listening', { after = mark })
+        assert.equal(0, cli.run(m, { 'scale', '3' }).code)
+        m:wait_until(function() return #m:workers() == 3 end, 'the third')
+        for verb, command in pairs(verbs) do
+            assert.equal(0, command.ended, verb .. ' did not wait: ' .. command.out)
+        end
+        for verb, command in pairs(verbs) do
+            assert.equal(0, command:wait().code, verb .. ': ' .. command.err)
+        end
+        check_held(watch, 'numWorkers')
+        m:finish()
+    end)
+
     it('whose judge asks a slow server for long decides then, and delays no other hook and no fork', function()
-        local server = slow_server()
+        local server, port = slow_server(), http.free_port()
         local m = start(([[numWorkers = 2, hookTimeout = 1, restartConcurrency = { canary = { soak = 0.1, timeout = 60,
             judge = function(new, old)
                 local answer = io.popen 'curl -s http://127.0.0.1:%d/errors':read '*a'
                 return false, answer .. ' ' .. new.state
-            end } }, onWorkerExit = function() dutch.log:info 'hook: gone' end]]):format(server.port))
+            end } }, onWorkerExit = function() dutch.log:info 'hook: gone' end]]):format(server.port),
+            { LISTEN = '127.0.0.1:' .. port })
         local watch = watched(m)
         m:signal 'SIGUSR2'
         m:await { msg = 'Worker listening', generation = 2 }
@@ -180,7 +220,9 @@ describe('a script in a process of its own', function()
         uv.kill(old[2].workerPid, 'sigkill')
         m:await('hook: gone', { after = mark, timeout = 2500 })
         m:await('Worker listening', { after = mark, timeout = 2500 })
+        local check_requests = requests(port)
         local verdict = m:await(function(record) return record.msg:find('^Restart aborted') end, { timeout = 40000 })
+        check_requests 'while it is judged'
         assert.matches('the canary was rejected: slow but running', verdict.reason)
         check_held(watch, 'judge')
         m:finish()
@@ -190,10 +232,13 @@ describe('a script in a process of its own', function()
     it('whose logger blocks costs the records alone: they go to stdout, by name', function()
         local m = start [[hookTimeout = 0.5, logger = { info = function(_, message)
             if message == 'Cluster ready' then while true do end end end }]]
+        m:wait_until(function() return uv.fs_stat(m.app .. '/control') end, 'its control socket')
+        local watch = pings.start(m.app .. '/control', m.pid)
         m:wait_until(function() return #m:records 'The logger of the script failed, writing here instead' > 0 end,
             'word of it')
         local told = m:records 'The logger of the script failed, writing here instead'[1]
         assert.matches('logger took longer than its budget of 0.5 s', told.error)
+        check_held(watch, 'logger')
         local before = uv.hrtime()
         m:signal 'SIGTERM'
         m:exit()
@@ -213,7 +258,8 @@ describe('a script in a process of its own', function()
     end)
 
     it('is killed by hand in every phase of a roll: the next request has another, and the verdict is right', function()
-        local m = start [[numWorkers = 2,
+        local port = http.free_port()
+        local m = start([[numWorkers = 2,
             restartConcurrency = { canary = { soak = 0.1, judge = function()
                 dutch.log:info 'hook: judging'
                 os.execute 'sleep 0.3'
@@ -223,10 +269,12 @@ describe('a script in a process of its own', function()
                 dutch.store.forks = (dutch.store.forks or 0) + 1
                 dutch.log:info 'hook: preparing'
                 os.execute 'sleep 0.1'
-            end]]
-        local watch = watched(m)
-        -- The script is evaluated; its hook runs; the worker starts; it proves itself; it is judged.
-        for _, phase in ipairs { 'Restart requested', 'hook: preparing', 'Creating new worker', 'Worker listening', 'hook: judging' } do
+            end]], { LISTEN = '127.0.0.1:' .. port })
+        local watch, check_requests = watched(m), requests(port)
+        -- The script is evaluated; its hook runs; the worker starts; it proves itself; it is judged; the old one leaves
+        -- and the next fork is prepared; the old one has left.
+        for _, phase in ipairs { 'Restart requested', 'hook: preparing', 'Creating new worker', 'Worker listening',
+            'hook: judging', 'Replacement worker available - disconnecting', 'Worker exited' } do
             local mark = m:mark()
             m:signal 'SIGUSR2'
             m:await(phase, { after = mark })
@@ -241,6 +289,7 @@ describe('a script in a process of its own', function()
             end
             m:wait_until(function() return #m:workers() == 2 end, 'two workers')
         end
+        check_requests 'in seven rolls'
         check_held(watch, 'kill -9')
         m:finish()
     end)

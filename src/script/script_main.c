@@ -22,6 +22,7 @@
 #include <fcntl.h>
 #include <lauxlib.h>
 #include <luajit.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -45,7 +46,7 @@
 
 enum {
     SOCKET = 3,
-    /* What the process may write to of its own: two states of Lua, C modules, and the four stacks
+    /* What the process may write to of its own: three states of Lua, C modules, and the four stacks
      * of luv's threads, 8 MiB each. */
     MEMORY_MAX = 128 << 20,
     LINE_MAX_BYTES = 16 << 20, /* the master's: it sends less */
@@ -57,8 +58,8 @@ struct state {
     int entries; /* reference to the table of entry points */
 };
 
-static struct state kept, fresh;
-static int home = -1; /* the directory that the master was started in */
+static struct state kept, fresh, spare; /* spare: made while nothing was asked, not used yet */
+static int home = -1;                   /* the directory that the master was started in */
 static pid_t self;
 
 static struct {
@@ -253,8 +254,26 @@ static const char *make_state(struct state *state) {
 
 static const char *open_fresh(long number) {
     close_state(&fresh);
+    if (!spare.L) {
+        fresh.number = number;
+        return make_state(&fresh);
+    }
+    fresh = spare;
     fresh.number = number;
-    return make_state(&fresh);
+    spare.L = NULL;
+    return NULL;
+}
+
+/* For the next evaluation, unless something is asked by now. To keep a state is the last that most
+ * forks want, and what crashes next waits the less. */
+static void open_spare(void) {
+    struct pollfd more = {.fd = SOCKET, .events = POLLIN};
+    if (spare.L || input.taken < input.length || poll(&more, 1, 0) != 0) {
+        return;
+    }
+    if (make_state(&spare)) {
+        close_state(&spare); /* the evaluation will say why */
+    }
 }
 
 /* -- requests -----------------------------------------------------------------------------------
@@ -334,6 +353,7 @@ static void keep(long number) {
         kept = fresh;
         fresh.L = NULL;
     }
+    open_spare();
 }
 
 /* -- the process --------------------------------------------------------------------------------
