@@ -1,6 +1,7 @@
 --- The README says what the code does.
 
 local options = require 'dutch-master.script.options'
+local presets = require 'dutch-master.launch.presets'
 
 local function read(path)
     local file = assert(io.open(path))
@@ -25,6 +26,28 @@ describe('README', function()
             rows[option.name] = nil
         end
         assert.same({}, rows)
+    end)
+
+    it('has every preset with its own fields, and no other', function()
+        local section = text:match '\n| preset |[^\n]*\n|[^\n]*\n(.-)\n\n'
+        local found, wanted = {}, {}
+        for names, fields in section:gmatch '| ([^|]*) | ([^|]*) |' do
+            fields = fields:gsub('%b()', '')
+            for name in names:gmatch '`dutch%.(%l+)`' do
+                found[name] = {}
+                for field in fields:gmatch '`(%w+)`' do
+                    found[name][field] = true
+                end
+            end
+        end
+        for name, preset in pairs(presets) do
+            local _, message = pcall(preset, { nosuchfield = true })
+            wanted[name] = {}
+            for field in message:match '%(there are: (.-) args command%)$':gmatch '%w+' do
+                wanted[name][field] = true
+            end
+        end
+        assert.same(wanted, found)
     end)
 
     it('has no place left to fill in', function()
