@@ -3,6 +3,20 @@
 
 local M = {}
 
+local function position(list, member)
+    for i, other in ipairs(list) do
+        if other == member then
+            return i
+        end
+    end
+end
+
+-- As the kernel does.
+local function take_out(list, member)
+    list[position(list, member)] = list[#list]
+    list[#list] = nil
+end
+
 local function new_lane(network, listener)
     network.next_fd = network.next_fd + 1
     local lane = { waiting = {}, number = network.next_fd, repairs = {} }
@@ -10,11 +24,7 @@ local function new_lane(network, listener)
         return lane.number
     end
     function lane.index()
-        for i, other in ipairs(listener.all) do
-            if other == lane then
-                return i - 1
-            end
-        end
+        return position(listener.group, lane) - 1
     end
     function lane.queue()
         return #lane.waiting, 511
@@ -43,18 +53,18 @@ local function new_lane(network, listener)
         end
         assert(#lane.waiting == 0 or network.resets, 'closed with connections in it')
         assert(not network.watched[lane.number], 'closed while it is watched')
-        local i = lane.index() + 1
-        listener.all[i] = listener.all[#listener.all]
-        listener.all[#listener.all] = nil
+        take_out(listener.all, lane)
+        take_out(listener.group, lane)
         return true
     end
     listener.all[#listener.all + 1] = lane
+    listener.group[#listener.group + 1] = lane
     return lane
 end
 
 local function new_listener(network, address, options)
     local reuseport = options.reuseport and not options.fd and address.type ~= 'dgram' and not address.path
-    local listener = { all = {}, others = {}, steered = {}, options = options, real = address }
+    local listener = { all = {}, others = {}, group = {}, steered = {}, options = options, real = address }
     function listener.address()
         return listener.real
     end
@@ -102,7 +112,16 @@ local function new_listener(network, address, options)
         network.open[address.text] = nil
         network.closed[#network.closed + 1] = address.text
     end
-    -- Spec's side: a client comes; the first lane in rotation gets it (sticky: by bucket).
+    -- Spec's side: somebody else opens a socket in the group, or closes it.
+    function listener.stranger(inode)
+        table.insert(listener.others, inode)
+        table.insert(listener.group, inode)
+    end
+    function listener.stranger_closes(inode)
+        take_out(listener.others, inode)
+        take_out(listener.group, inode)
+    end
+    -- A client comes; the first lane in rotation gets it (sticky: by bucket).
     function listener.client(bucket)
         network.next_fd = network.next_fd + 1
         local entry = listener.steered[1]

@@ -219,8 +219,13 @@ static int grow(struct dm_listener *self) {
 }
 
 static void place(struct dm_listener *self, struct dm_lane *lane, size_t at) {
-    lane->place = lane->index = at;
+    lane->place = at;
     self->lanes[at] = lane;
+}
+
+/* Members of the kernel's group, as far as is known. */
+static size_t group_size(const struct dm_listener *self) {
+    return self->members + self->strangers.count;
 }
 
 /* Last in the group, before those outside it. */
@@ -228,6 +233,7 @@ static void append_member(struct dm_listener *self, struct dm_lane *lane) {
     if (self->members < self->count) {
         place(self, self->lanes[self->members], self->count);
     }
+    lane->index = group_size(self);
     place(self, lane, self->members++);
     self->count++;
 }
@@ -236,11 +242,25 @@ static void append_outsider(struct dm_listener *self, struct dm_lane *lane) {
     place(self, lane, self->count++);
 }
 
+/* The group's last member; NULL if it is a stranger's. */
+static struct dm_lane *last_member(const struct dm_listener *self) {
+    for (size_t i = self->members; i > 0; i--) {
+        if (self->lanes[i - 1]->index == group_size(self) - 1) {
+            return self->lanes[i - 1];
+        }
+    }
+    return NULL;
+}
+
 /* As the kernel does when a member leaves: the last one moves to its place. */
 static void take_out(struct dm_lane *lane) {
     struct dm_listener *self = lane->listener;
     size_t hole = lane->place;
     if (hole < self->members) {
+        struct dm_lane *last = last_member(self);
+        if (last) {
+            last->index = lane->index;
+        }
         self->members--;
         place(self, self->lanes[self->members], hole);
         hole = self->members;
@@ -313,11 +333,12 @@ static int count_strangers(const struct dm_listener *self, struct dm_strangers *
 /* A lane has come or gone: behind or before others' sockets, which nobody can tell, and of which
  * some may have come or gone as well. */
 static void learn_among_strangers(struct dm_listener *self) {
+    const bool known = self->strangers.count > 0;
     struct dm_strangers found;
-    if (self->strangers.count > 0) {
-        if (count_strangers(self, &found) == 0) {
-            self->strangers = found;
-        }
+    if (count_strangers(self, &found) == 0) {
+        self->strangers = found;
+    }
+    if (known || self->strangers.count > 0) {
         self->uncertain = dm_group_order_learn(self) != 0;
     }
 }
@@ -333,7 +354,7 @@ int dm_listener_lane(struct dm_listener *self, struct dm_lane **lane) {
     }
     int error = bound_socket(&self->address, true, false, &fd);
     error = error ? error : adopt(self, fd, lane);
-    if (!error) {
+    if (!error && self->strangers.count > 0) {
         learn_among_strangers(self);
     }
     return error;
@@ -476,8 +497,8 @@ int dm_listener_close_lane(struct dm_lane *lane, bool regardless) {
     if (self->count == 1 || is_target(&self->steer, lane)) {
         return -EBUSY;
     }
-    struct dm_lane *last = lane->place < self->members ? self->lanes[self->members - 1] : lane;
-    if (last != lane && is_target(&self->steer, last)) {
+    struct dm_lane *last = lane->place < self->members ? last_member(self) : NULL;
+    if (last && last != lane && is_target(&self->steer, last)) {
         const int error = apply(self, last);
         if (error && !(error == -EBUSY && regardless)) {
             return error;

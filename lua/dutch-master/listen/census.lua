@@ -6,10 +6,8 @@
 local Census = {}
 Census.__index = Census
 
--- Between two looks. The one for strangers reads a table of the kernel's, the one for one worker all of /proc. A
--- stranger that closes changes the places of lanes: while a worker leaves, whose they may be, they are looked for all
--- the time.
-local STRANGERS_MS, STRANGERS_SOON_MS, STRANGERS_NOW_MS = 1000, 45, 2
+-- Between two looks. The one for strangers reads a table of the kernel's, the one for one worker all of /proc.
+local STRANGERS_MS, STRANGERS_SOON_MS = 1000, 45
 local HOLDS_MS, HOLDS_SOON_MS = 4500, 1000
 
 local HINT = 'They get no connections. A server accepts from the socket that it was given, and opens none of its own.'
@@ -55,20 +53,7 @@ local function note_strangers(self, inodes, count)
     end
 end
 
---- Whether strangers may go at this moment: there are some, and a worker leaves.
-function Census:is_restless()
-    if self.count > 0 then
-        for _, lane in ipairs(self.lanes) do
-            if lane:has_leaving() then
-                return true
-            end
-        end
-    end
-    return false
-end
-
-local function look_for_strangers(self, now)
-    local pause = self:is_restless() and STRANGERS_NOW_MS or self.due and STRANGERS_SOON_MS or STRANGERS_MS
+local function look_for_strangers(self, now, pause)
     if now - (self.strangers_at or -STRANGERS_MS) < pause then
         return
     end
@@ -151,24 +136,16 @@ function Census:meet(worker_id, lane)
     end
 end
 
---- A worker is ready, or its process is gone: sockets that it opened are there, or closed.
-function Census:changed(now)
+--- A lane comes into use, a worker is ready, or its process is gone: sockets that it opened are there, or closed.
+-- @param exactly whether it must be known now; else a look of just before will do, where there were none
+function Census:count_now(now, exactly)
     self.due = true
-    look_for_strangers(self, now)
-end
-
---- Looks in passing. @return whether to look again soon
-function Census:glance(now)
-    local restless = self:is_restless()
-    if restless then
-        look_for_strangers(self, now)
-    end
-    return restless
+    look_for_strangers(self, now, (exactly or self.count > 0) and 0 or STRANGERS_SOON_MS)
 end
 
 --- Looks, if it is time. @return the id of a worker that has let go of its socket, or nil
 function Census:look(now)
-    look_for_strangers(self, now)
+    look_for_strangers(self, now, self.due and STRANGERS_SOON_MS or STRANGERS_MS)
     return look_at_one(self, now)
 end
 

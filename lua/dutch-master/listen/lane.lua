@@ -38,6 +38,7 @@ function Lane.new(options)
     self.users = {} -- worker id -> { state, weight, request = what it asked for }
     self.state, self.weight, self.depth = 'free', 1, 0
     self.accepted, self.accepted_before = 0, 0 -- connections that were taken out by us, ever and at the last tick
+    self.spare = false -- it only keeps a place: see spares.lua
     self.clean = false -- nobody but the master can have connected to it since its users came
     self.seen = 0 -- connections that waited at the last glance, less those taken out since
     self.disturbed = 0 -- how often the kernel's order was not the one in force
@@ -76,6 +77,7 @@ function Lane:add(worker_id, request)
         self.clean = not self.steered and self:waiting() == 0
     end
     self.quiet = true -- its first listen() may change the backlog, as any server's
+    self.spare = false
     self.users[worker_id] = { state = 'starting', weight = 1, request = request }
     update(self)
 end
@@ -99,6 +101,11 @@ end
 -- @param alone whether nobody else uses it now, blocking how it is wanted then; of workers that choose how they accept
 function Lane:hand_out(alone, blocking)
     return self.socket:fd(self.may_block and (not alone and 'as it is' or blocking and 'blocking') or nil)
+end
+
+--- It only keeps a place until a worker gets it.
+function Lane:reserve()
+    self.spare = true
 end
 
 --- From now on it is the lane of another group.
@@ -214,16 +221,6 @@ function Lane:silent_users()
         end
     end
     return list
-end
-
---- Whether one of its users leaves.
-function Lane:has_leaving()
-    for _, user in pairs(self.users) do
-        if user.state == 'leaving' then
-            return true
-        end
-    end
-    return false
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------

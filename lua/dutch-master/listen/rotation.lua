@@ -7,6 +7,7 @@
 local Census = require 'dutch-master.listen.census'
 local Lane = require 'dutch-master.listen.lane'
 local Rescue = require 'dutch-master.listen.rescue'
+local Spares = require 'dutch-master.listen.spares'
 local Steering = require 'dutch-master.listen.steering'
 
 local Rotation = {}
@@ -300,18 +301,41 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- A worker's way through
 
--- Its group's; of those that nobody has the one where most connections wait: they are served soonest.
+-- Its group's; of those that nobody has the one where most connections wait: they are served soonest. Of equal ones the
+-- first in the group: the last is closed more easily, and see spares.lua.
 local function lane_for(self, group)
-    local best
+    local best, depth
     for _, lane in ipairs(self.lanes) do
         if group and lane.group == group and lane.state ~= 'free' and not lane.spoilt then
             return lane
-        elseif lane.state == 'free' and not lane.spoilt and (not best or lane:measure() > best.depth) then
-            lane:measure()
-            best = lane
+        elseif lane.state == 'free' and not lane.spoilt then
+            local its = lane:measure()
+            if not best or its > depth or its == depth and lane.socket:index() < best.socket:index() then
+                best, depth = lane, its
+            end
         end
     end
     return best
+end
+
+-- Where others have sockets in the group.
+local function add_spares(self)
+    while self.census and self.census.count > 0 and #self.lanes < Spares.needed(self.lanes) do
+        local spare = new_lane(self)
+        if not spare then
+            return -- there are no more
+        end
+        spare:reserve()
+    end
+end
+
+-- A lane comes into use, a worker is ready or gone: what it opened is there, or closed.
+-- @param exactly at once: nobody is steered yet to the lane that comes into use
+local function count_strangers(self, exactly)
+    if self.census then
+        self.census:count_now(self.platform.now(), exactly)
+        add_spares(self)
+    end
 end
 
 -- Of a lane that others have. If lanes have run out, workers that were told to leave, and do not, have them.
@@ -356,8 +380,10 @@ function Rotation:assign(worker_id, request, generation, blocking)
         return nil, message, code
     end
     lane:belong(group)
+    local fresh = lane.state == 'free'
     lane:add(worker_id, request)
     self.users[worker_id] = lane
+    count_strangers(self, fresh)
     self.steering:apply()
     return lane:hand_out(lane:worker() == worker_id, blocking)
 end
@@ -401,7 +427,7 @@ function Rotation:join(worker_id)
     if lane and lane:join(worker_id) then
         if self.census then
             self.census:meet(worker_id, lane)
-            self.census:changed(self.platform.now())
+            count_strangers(self)
         end
         self.steering:join(worker_id, self.want)
         empty_free(self)
@@ -441,11 +467,9 @@ function Rotation:drop(worker_id)
     end
     self.users[worker_id] = nil
     lane:remove(worker_id)
-    if self.census then
-        self.census:changed(self.platform.now())
-    end
     self.steering:unprobe(worker_id)
     self.steering:leave(worker_id, self.want)
+    count_strangers(self)
     if lane.state == 'free' then
         self.rescue:empty(lane)
     end
@@ -683,11 +707,10 @@ end
 
 --- Looks at what waits, in passing: every few milliseconds while something does. Busy lanes are steered around, and
 -- what waits there goes to workers that are idle.
--- @return whether connections wait, or strangers may go
+-- @return whether connections wait
 function Rotation:glance(now)
-    local restless = self.census ~= nil and self.census:glance(now)
     if not self:is_quick() then
-        return restless
+        return false
     end
     local queued, changed = self.listener:queued(), false
     self.glances = self.glances + 1
@@ -699,7 +722,7 @@ function Rotation:glance(now)
     else
         self.steering:settle()
     end
-    return restless or queued ~= nil
+    return queued ~= nil
 end
 
 --- Whether its lanes are looked at in passing: where each worker has one, and any may take what another's has.
@@ -767,13 +790,14 @@ end
 
 -- So many lanes are kept.
 local function wanted(self)
-    return self.balance == 'queue' and 1 or self.want
+    local needed = self.census and self.census.count > 0 and Spares.needed(self.lanes) or 1
+    return math.max(self.balance == 'queue' and 1 or self.want, needed)
 end
 
 -- Closes free lanes beyond what is wanted, and those that are spoilt. From the end of the group: then no other member
 -- changes its place.
 local function trim(self, now)
-    local used = 0
+    local used, counted = 0, false
     for i = #self.lanes, 1, -1 do
         if self.lanes[i].spoilt and self.lanes[i]:close_unused(now) then
             table.remove(self.lanes, i)
@@ -783,10 +807,14 @@ local function trim(self, now)
         used = used + (lane.state ~= 'free' and 1 or 0)
     end
     for i = #self.lanes, 1, -1 do
-        local lane = self.lanes[i]
-        if #self.lanes <= math.max(wanted(self), used, 1) then
+        if not counted and #self.lanes > math.max(wanted(self), used) then
+            counted = true
+            count_strangers(self, true) -- who may need that lane where it is
+        end
+        if #self.lanes <= math.max(wanted(self), used) then
             return
         end
+        local lane = self.lanes[i]
         local last = lane.socket:index() == #self.lanes - 1
         if (last or not self.steering.buckets) and lane:close_unused(now) then
             table.remove(self.lanes, i)
@@ -825,6 +853,7 @@ function Rotation:tick(now)
             look_after_orphan(self, i, now)
         end
         trim(self, now)
+        add_spares(self)
         unsettled = unsettled or #self.lanes > wanted(self)
     end
     for _, lane in ipairs(self.lanes) do

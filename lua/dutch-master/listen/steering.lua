@@ -36,12 +36,21 @@ local TESTS = {
     moving = function(lane)
         return lane.state == 'live' and not lane.stalled and not lane.spoilt
     end,
+    free = function(lane)
+        return lane.state == 'free' and not lane.spare
+    end,
 }
 
 local function lanes_in(lanes, word)
     local list, test = {}, TESTS[word]
     for _, lane in ipairs(lanes) do
-        if lane.weight > 0 and (test and test(lane) or lane.state == word) then
+        local fits
+        if test then
+            fits = test(lane)
+        else
+            fits = lane.state == word
+        end
+        if lane.weight > 0 and fits then
             list[#list + 1] = lane
         end
     end

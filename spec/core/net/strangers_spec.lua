@@ -90,6 +90,22 @@ for text in for_each { '127.0.0.1:0', ':0', '[::1]:0' } do
             assert.equal(40, arrive { a })
         end)
 
+        it('disturb nobody unseen, where as many lanes follow as the ones in use need: see spares.lua', function()
+            stranger()
+            stranger()
+            assert.equal(2, (count()))
+            local used = listener:lane()
+            assert.equal(3, used:index())
+            listener:lane()
+            listener:lane() -- four of ours: 3 is below that
+            stranger() -- not counted
+            listener:steer { { lane = used } }
+            while #opened > 0 do
+                net.C.close(table.remove(opened, 1))
+                assert.equal(40, arrive { used })
+            end
+        end)
+
         it('are named by who holds them, and only they', function()
             local fd = stranger()
             local _, inodes = count()

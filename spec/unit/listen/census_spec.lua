@@ -1,10 +1,10 @@
 local Census = require 'dutch-master.listen.census'
 
 describe('census', function()
-    local census, others, records, lanes, holds, asked, leaving, looks
+    local census, others, records, lanes, holds, asked, looks
 
     before_each(function()
-        others, records, lanes, holds, asked, leaving, looks = {}, {}, {}, {}, {}, false, 0
+        others, records, lanes, holds, asked, looks = {}, {}, {}, {}, {}, 0
         census = Census.new {
             address = ':80', lanes = lanes,
             platform = { holders = function(inodes)
@@ -35,7 +35,7 @@ describe('census', function()
     -- A lane with one worker that serves and has no channel.
     local function lane(id, stuck)
         lanes[#lanes + 1] = { fd = 30 + id, silent_users = function() return { id } end,
-            is_stuck = function() return stuck end, has_leaving = function() return leaving end }
+            is_stuck = function() return stuck end }
         holds[id] = true
         return lanes[#lanes]
     end
@@ -66,28 +66,25 @@ describe('census', function()
         assert.equal(0, census.count)
     end)
 
-    it('looks all the time while a worker leaves, where there are strangers', function()
-        lane(1)
-        leaving = true
-        census:look(0)
-        assert.same({ false, 1 }, { census:glance(50), looks }) -- there are none
-        others = { 11 }
-        census:look(1000)
-        assert.same({ true, 2 }, { census:glance(1001), looks }) -- too early
-        assert.same({ true, 3 }, { census:glance(1003), looks })
-        leaving = false
-        assert.same({ false, 3 }, { census:glance(1006), looks })
-    end)
-
     it('looks when a worker is ready or gone, and soon after if it has just looked', function()
         census:look(0)
-        census:changed(300)
+        census:count_now(300)
         assert.equal(2, looks)
-        census:changed(310)
+        census:count_now(310)
         assert.equal(2, looks)
         census:look(350)
         census:look(400)
         assert.equal(3, looks)
+    end)
+
+    it('looks at once when a lane comes into use, or where there are strangers', function()
+        census:look(0)
+        census:count_now(1, true)
+        assert.equal(2, looks)
+        others = { 11 }
+        census:count_now(2, true)
+        census:count_now(3)
+        assert.equal(4, looks)
     end)
 
     it('says nothing where the kernel does not tell', function()

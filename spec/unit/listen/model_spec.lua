@@ -1,6 +1,7 @@
 --- Random walks over the lanes of a listener with a virtual clock: workers come, get ready, freeze, take, hold on to or
 -- refuse what they are handed, lie about what they hold, leave and die, while clients come. After every step:
 --   - a connection is in a queue, on its way to a worker, kept for the next one, or has ended: none is forgotten
+--   - a stranger in the group that closes its socket moves no lane that somebody is steered to
 --   - a lane of a worker that serves is steered around only while another one can take
 -- At the end one worker serves well, and everybody who still waits is answered. DM_SEED and DM_WALKS repeat or lengthen.
 
@@ -86,6 +87,12 @@ local function serve(world, id)
     end
 end
 
+local function holds(world, condition, text)
+    if not condition then
+        error(('invariant: %s; DM_SEED=%d'):format(text, world.seed), 0)
+    end
+end
+
 local STEP = {
     client = function(world)
         local listener = world.network.open[A]
@@ -165,24 +172,38 @@ local STEP = {
     migrate = function(world)
         world.network.migrates = not world.network.migrates
     end,
+    stranger = function(world)
+        local listener = world.network.open[A]
+        if listener and #listener.others < 12 then
+            world.next_inode = (world.next_inode or 0) + 1
+            listener.stranger(world.next_inode)
+        end
+    end,
+    stranger_closes = function(world)
+        local listener = world.network.open[A]
+        if listener and #listener.others > 0 then
+            local before = {}
+            for i, entry in ipairs(listener.steered) do
+                before[i] = entry.lane.index()
+            end
+            listener.stranger_closes(listener.others[math.random(#listener.others)])
+            for i, entry in ipairs(listener.steered) do
+                holds(world, entry.lane.index() == before[i], 'a stranger that closes moves a lane in use')
+            end
+        end
+    end,
     pass = function(world)
         world.platform:advance(({ 1, 3, 20, 60, 400, 2000 })[math.random(6)])
     end,
 }
 local CHOICE = {}
 for name, weight in pairs { client = 12, fork = 3, ready = 4, serve = 10, freeze = 2, refuse = 1, lie = 2, leave = 1, die = 1,
-    forsake = 1, migrate = 1, pass = 10 } do
+    forsake = 1, migrate = 1, stranger = 2, stranger_closes = 2, pass = 10 } do
     for _ = 1, weight do
         CHOICE[#CHOICE + 1] = name
     end
 end
 table.sort(CHOICE)
-
-local function holds(world, condition, text)
-    if not condition then
-        error(('invariant: %s; DM_SEED=%d'):format(text, world.seed), 0)
-    end
-end
 
 local function check(world)
     local found, unplaced = {}, 0
