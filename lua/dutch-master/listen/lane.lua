@@ -21,6 +21,8 @@ local FIRST_PROBATION_MS, LAST_PROBATION_MS = 1000, 30000
 -- A busy lane is steered around so long after it was seen not to move: a few looks. Longer, and few workers share what
 -- comes while the others are free again.
 local BUSY_MS = 10
+-- One that has not moved for this long is busy, whatever others do.
+local SURE_MS = 12
 -- A worker that was seen so often to sleep while somebody waited for it does not hear.
 local DEAF = 2
 -- At a time.
@@ -263,13 +265,17 @@ end
 --- Looks at it in passing, every few milliseconds while connections wait somewhere.
 -- @param depth connections that wait in it
 -- @param idle as for `watch`
+-- @param better function() -> whether another worker may have nothing to do. While all are at work, one that has
+-- not moved for a moment only waits for a processor as they do: to go round it would be of no use
 -- @return whether it has become busy, or is not any more
-function Lane:glance(now, depth, idle)
+function Lane:glance(now, depth, idle, better)
     local before, was_busy = self.seen, self.busy_until ~= nil
     self.seen = depth
     if depth > 0 and before > 0 and depth >= before then
         self.since = self.since or now
-        if not was_busy then
+        if not was_busy and now - self.since < SURE_MS and not better() then
+            return false
+        elseif not was_busy then
             -- Asleep although it waited, and waits: more than once, for the worker may have taken it just before.
             self.deaf = idle() == true and self:waiting() >= depth and (self.deaf or 0) + 1 or self.deaf
         end
@@ -451,7 +457,8 @@ function Lane:keep(book)
     for id, user in pairs(self.users) do
         users[#users + 1] = { id = id, state = user.state, weight = user.weight, request = user.request }
     end
-    return { fd = book:fd('lane/' .. self.name, self.fd), name = self.name, group = self.group, users = users }
+    return { fd = book:fd('lane/' .. self.name, self.fd), name = self.name, group = self.group, users = users,
+        spare = self.spare or nil }
 end
 
 --- Its users as a former master had them.

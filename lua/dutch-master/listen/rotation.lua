@@ -15,6 +15,8 @@ Rotation.__index = Rotation
 
 -- How often lanes are looked over for damage, while ticks are more frequent.
 local REPAIR_MS = 300
+-- So many workers are asked whether they sleep before one is taken to: each costs some microseconds.
+local MAX_ASKED = 8
 -- The kernel program's limit is 1024 lanes, and there are two for each worker during a roll.
 Rotation.MAX_WORKERS = 512
 
@@ -242,6 +244,9 @@ end
 local function resume_lane(self, socket, kept)
     local lane = add_lane(self, socket, kept.group, kept.name)
     lane:resume(kept.users)
+    if kept.spare then
+        lane:reserve()
+    end
     for _, user in ipairs(kept.users) do
         self.users[user.id] = lane
     end
@@ -283,6 +288,7 @@ function Rotation.resume(options, kept, former)
         self.guests[guest.id] = by_name[guest.lane]
     end
     if self.steering then
+        self.census:count_now(self.platform.now(), true) -- among strangers indexes are others
         for id, lane in pairs(self.users) do
             if lane.state == 'live' then
                 self.steering:join(id, self.want)
@@ -661,14 +667,34 @@ local function is_asleep(self, lane)
     end
 end
 
--- Workers that have nothing to do, as far as is known: nothing waits for them, they have taken all they were given, and
--- they are not seen to be at work. Those of whom that is known for certain first.
+-- Whether its worker may have nothing to do, as far as queues say: nothing waits for it, it has taken all it was given.
+local function may_be_idle(self, lane)
+    local worker = lane:worker()
+    return worker and lane.state == 'live' and not lane.stalled and not lane.busy_until and lane.seen == 0
+        and not self.rescue:awaits(worker)
+end
+
+-- Whether there may be one whose worker has nothing to do. Not all of many are asked.
+local function someone_idle(self, except)
+    local asked = 0
+    for i = 1, #self.lanes do
+        local lane = self.lanes[(i + self.glances) % #self.lanes + 1]
+        if lane ~= except and may_be_idle(self, lane) then
+            asked = asked + 1
+            if asked > MAX_ASKED or is_asleep(self, lane) ~= false then
+                return true
+            end
+        end
+    end
+    return false
+end
+
+-- Workers that have nothing to do, as far as is known: those that are not seen to be at work. Those of whom that is
+-- known for certain first.
 local function idle_takers(self, except)
     local certain, perhaps = {}, {}
     for _, lane in ipairs(self.lanes) do
-        local worker = lane:worker()
-        if worker and lane.state == 'live' and not lane.stalled and not lane.busy_until and lane.seen == 0
-            and lane ~= except and not self.rescue:awaits(worker) then
+        if lane ~= except and may_be_idle(self, lane) then
             local asleep = is_asleep(self, lane)
             if asleep ~= false then
                 lane:takers(asleep and certain or perhaps)
@@ -695,6 +721,8 @@ local function glance_at(self, lane, now, depth)
     local busy_before = lane.busy_until
     local changed = lane:glance(now, depth, function()
         return is_asleep(self, lane)
+    end, function()
+        return someone_idle(self, lane)
     end)
     if lane.busy_until and not busy_before then
         self.times_busy = self.times_busy + 1

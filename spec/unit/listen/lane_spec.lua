@@ -154,14 +154,26 @@ describe('a lane', function()
     it('is busy when nothing moved between two looks, for a moment, and says when that changes', function()
         lane:add(1)
         lane:join(1)
-        local asleep = false
+        local asleep, others_idle = false, true
         local function glance(depth)
             platform:advance(3)
             local changed = lane:glance(platform.now(), depth, function()
                 return asleep
+            end, function()
+                return others_idle
             end)
             return changed, lane.busy_until ~= nil
         end
+        -- While all others are at work it may only be waiting for a processor, for a while.
+        others_idle = false
+        for _ = 1, 5 do
+            assert.same({ false, false }, { glance(1) })
+        end
+        assert.same({ true, true }, { glance(1) })
+        for _ = 1, 6 do
+            glance(0)
+        end
+        lane.since, others_idle = nil, true
         assert.same({ false, false }, { glance(1) })
         assert.same({ true, true }, { glance(1) })
         assert.same({ false, true }, { glance(2) })
@@ -203,9 +215,9 @@ describe('a lane', function()
         local function busy_for(ms)
             for _ = 1, ms / 50 do
                 client()
-                lane:glance(platform.now(), lane:waiting(), function() end)
+                lane:glance(platform.now(), lane:waiting(), function() end, function() return true end)
                 platform:advance(3)
-                lane:glance(platform.now(), lane:waiting(), function() end)
+                lane:glance(platform.now(), lane:waiting(), function() end, function() return true end)
                 lane:accept()
                 platform:advance(47)
                 lane:watch(platform.now(), true, rescue, function()

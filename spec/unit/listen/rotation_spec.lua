@@ -172,6 +172,17 @@ describe('a rotation', function()
             assert.equal(2, given[1].worker)
         end)
 
+        it('steers around one that has just not moved only while another may be idle', function()
+            idle[2], idle[3] = false, false
+            wait_in(1, 1)
+            glance()
+            glance()
+            assert.same({ 1, 2, 3 }, steered())
+            idle[3] = nil -- not to be seen
+            glance()
+            assert.same({ 2, 3 }, steered())
+        end)
+
         it('steers to all when all are busy', function()
             for i = 1, 3 do
                 wait_in(i, 2)
