@@ -3,6 +3,7 @@
 local format = require 'dutch-master.cli.format'
 local project = require 'dutch-master.cli.project'
 local shell = require 'dutch-master.shell'
+local sorted_keys = require 'dutch-master.sorted_keys'
 
 local M = {
     name = 'init',
@@ -26,15 +27,6 @@ local M = {
 local FAILED = 1
 
 local quote = project.quote
-
-local function sorted_keys(map)
-    local keys = {}
-    for key in pairs(map or {}) do
-        keys[#keys + 1] = key
-    end
-    table.sort(keys)
-    return keys
-end
 
 --- Facts of project.lua as the text of a script.
 function M.script(facts)

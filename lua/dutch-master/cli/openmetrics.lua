@@ -4,6 +4,7 @@
 
 local format = require 'dutch-master.cli.format'
 local measured = require 'dutch-master.channel.measured'
+local sorted_keys = require 'dutch-master.sorted_keys'
 
 local M = {}
 
@@ -151,22 +152,13 @@ local function add_workers(add, base, s, now)
     end
 end
 
-local function sorted(map)
-    local keys = {}
-    for key in pairs(map or {}) do
-        keys[#keys + 1] = key
-    end
-    table.sort(keys)
-    return ipairs(keys)
-end
-
 local function add_totals(add, base, s)
     local totals, sockets = s.totals or {}, s.sockets or {}
-    for _, reason in sorted(totals.exits) do
+    for _, reason in ipairs(sorted_keys(totals.exits)) do
         add('worker_exits', with(base, 'reason', reason), totals.exits[reason], '_total')
     end
     add('worker_kills', base, totals.killed, '_total')
-    for _, result in sorted(totals.verdicts) do
+    for _, result in ipairs(sorted_keys(totals.verdicts)) do
         add('restarts', with(base, 'result', result), totals.verdicts[result], '_total')
     end
     add('restart_duration_seconds', base, seconds(totals.roll_ms), '_sum')
@@ -175,7 +167,7 @@ local function add_totals(add, base, s)
     add('connections_rescued', base, sockets.rescued, '_total')
     add('connections_lost', base, sockets.lost, '_total')
     add('connections_unserved', base, s.unserved)
-    for _, hook in sorted(s.hooks) do
+    for _, hook in ipairs(sorted_keys(s.hooks)) do
         add('hook_duration_seconds', with(base, 'hook', hook), seconds(s.hooks[hook].ms), '_sum')
         add('hook_duration_seconds', with(base, 'hook', hook), s.hooks[hook].calls, '_count')
         add('hook_failures', with(base, 'hook', hook), s.hooks[hook].failures, '_total')

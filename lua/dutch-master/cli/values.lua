@@ -1,6 +1,7 @@
 --- Values of a plan as a person reads them: Lua's notation, times in seconds. Pure.
 
 local format = require 'dutch-master.cli.format'
+local sorted_keys = require 'dutch-master.sorted_keys'
 
 local M = {}
 
@@ -45,14 +46,7 @@ end
 M.words = words
 
 --- The names in an environment, in order: all that is ever shown of it.
-function M.names(environment)
-    local names = {}
-    for name in pairs(environment) do
-        names[#names + 1] = name
-    end
-    table.sort(names)
-    return names
-end
+M.names = sorted_keys
 
 --- The same for a person.
 function M.name_list(environment)

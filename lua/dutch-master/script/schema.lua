@@ -5,6 +5,7 @@
 -- table are reported at once. What a check returned is worth something only if no error was noted.
 -- Pure: no time, no I/O, nothing kept between calls.
 
+local sorted_keys = require 'dutch-master.sorted_keys'
 local suggest = require 'dutch-master.suggest'
 
 local M = {}
@@ -243,11 +244,7 @@ end
 
 --- A table with named fields: see M.fields.
 function M.record(expects, fields)
-    local names = {}
-    for name in pairs(fields) do
-        names[#names + 1] = name
-    end
-    table.sort(names)
+    local names = sorted_keys(fields)
     return {
         expects = expects,
         check = function(value, at)
