@@ -49,7 +49,7 @@ describe('a crash', function()
         local counts = l:stop()
         assert.is_true(counts.failed <= 2, counts.text)
         assert.equal(0, counts.refused + counts.timeout, counts.text)
-        assert.equal(2, #m:workers())
+        m:wait_until(function() return #m:workers() == 2 end, 'two workers')
         m:finish()
     end)
 
