@@ -150,11 +150,30 @@ describe('a real systemd', function()
         unit = m:show(UNIT)
         assert.same({ 'active', keeper, restarts }, { unit.ActiveState, unit.MainPID, unit.NRestarts })
         assert.equal('2 of 2 workers serving, generation 2', unit.StatusText)
+        -- Another program in its place is none either, and what it says of itself arrives.
+        m:must 'dutch-master upgrade /srv/my-app/current/master.lua'
+        m:must('systemctl reload %s', UNIT)
+        unit = m:show(UNIT)
+        assert.same({ 'active', keeper, restarts }, { unit.ActiveState, unit.MainPID, unit.NRestarts })
+        assert.equal('2 of 2 workers serving, generation 3', unit.StatusText)
+        assert.equal('release 2\n', answer())
         -- One that hangs is not hidden: its pings stop.
         m:must('kill -STOP $(pgrep -x -P %s dutch-master)', keeper)
         m:await(('^%d$'):format(restarts + 1), "systemctl show -p NRestarts --value %s | tr -d '\\n'", UNIT)
         m:await('^active', 'systemctl is-active %s', UNIT)
         assert.equal('release 2\n', answer())
+
+        -- The keeper is what systemd watches: its death is that of the service, which is started again.
+        keeper = m:show(UNIT).MainPID
+        m:must('kill -KILL %s', keeper)
+        m:await(('^%d$'):format(restarts + 2), "systemctl show -p NRestarts --value %s | tr -d '\\n'", UNIT)
+        m:await('^active', 'systemctl is-active %s', UNIT)
+        assert.equal('release 2\n', answer())
+        unit = m:show(UNIT)
+        assert.not_equal(keeper, unit.MainPID)
+        assert.equal('dutch-keeper\n', m:must('cat /proc/%s/comm', unit.MainPID))
+        assert.equal('1\n', m:must "pgrep -c -x dutch-keeper")
+        m:await('steady, 2 of 2', 'dutch-master status /srv/my-app/current/master.lua')
 
         m:must('systemctl stop %s', UNIT)
         unit = m:show(UNIT)
