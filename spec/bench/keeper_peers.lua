@@ -107,7 +107,7 @@ local subjects = {}
 
 local function ours(worker, files)
     return function(port)
-        local m = kept.start { files = files, script = ([[local dutch = require 'dutch-master'
+        local m = kept.start { files = files, env = { DUTCH_MASTER_LUA = false }, script = ([[local dutch = require 'dutch-master'
             dutch.start { worker = %s, numWorkers = 2, restartSoak = 0, %s workerEnvironment = { PORT = '%d' } }]])
             :format(worker, files['app.py'] and ("listen = '127.0.0.1:%d',"):format(port) or '', port) }
         m:await 'Cluster ready'

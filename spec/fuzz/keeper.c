@@ -3,7 +3,10 @@
  * once or closed, and nobody is signalled but children of the keeper's. */
 #include "../../src/keeper/keeper.c"
 
-enum { CHILDREN = 2, DESCRIPTORS = 256, FRAMES_MAX = 40 };
+enum { CHILDREN = 2, DESCRIPTORS = 256, FRAMES_MAX = 40, OPS = 16, ENOUGH = 200 };
+
+/* Frames of each kind that were handled, and runs: a fuzzer that never says one of them says so. */
+static unsigned long heard[OPS], runs;
 
 struct input {
     const uint8_t *data;
@@ -64,7 +67,8 @@ static void send_one(struct input *in, int master, const pid_t *children_of_ours
     const uint8_t about = byte(in);
     const pid_t pids[] = {0, 1, -1, INT32_MAX, children_of_ours[0], children_of_ours[1], getpid()};
     memset(&frame, byte(in), sizeof frame);
-    frame.op = kind % 16; /* there are fewer */
+    frame.op = kind % OPS; /* there are fewer */
+    heard[frame.op]++;
     frame.pid = pids[about % 7];
     frame.number = about >> 6;
     size_t length = byte(in) % (2 * DM_KEEPER_NAME);
@@ -123,6 +127,12 @@ static void check_memory(struct input *in) {
     require(!text || size <= DM_KEEPER_STATE);
 }
 
+static void check_heard(void) {
+    for (int op = DM_KEEPER_PUT; op <= DM_KEEPER_SETTLED && runs > ENOUGH; op++) {
+        require(heard[op] > 0);
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -133,7 +143,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         have_none();
         k.memory = make_memory();
         require(k.memory != NULL);
+        find_elsewhere();
+        atexit(check_heard);
     }
+    runs++;
     const int before = open_descriptors();
     const uint8_t how = byte(&in);
     require(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0);
@@ -151,6 +164,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             listen_to_master();
         } else if (next < 220) {
             k.pending[next % NSIG].ssi_signo = next % NSIG;
+        } else if (next < 230) { /* as if another keeper had died */
+            find_elsewhere();
+            look_elsewhere(true);
+            signal_elsewhere(0);
         } else {
             sweep();
         }

@@ -982,7 +982,9 @@ static int begin(void) {
 /* Who is a child of a keeper that died, and so is not ours. */
 static void find_elsewhere(void) {
     siginfo_t info;
-    k.elsewhere = epoll_create1(EPOLL_CLOEXEC);
+    if (k.elsewhere < 0) {
+        k.elsewhere = epoll_create1(EPOLL_CLOEXEC);
+    }
     for (uint32_t i = 0; k.elsewhere >= 0 && i < k.held_count; i++) {
         struct dm_keeper_held *held = &k.held[i];
         struct epoll_event event = {.events = EPOLLIN};
