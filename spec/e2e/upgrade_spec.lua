@@ -106,6 +106,7 @@ describe('an upgrade of the program', function()
         broken:close()
         io.open(dir .. '/flag', 'w'):close()
         local before, running = m:workers(), load.start { port = port, clients = 4, expect = '.' }
+        local count
         for _, case in ipairs {
             { '/bin/true', '/bin/true is no program that this master can become' },
             { dir .. '/nothing', 'is no program that this master can become' },
@@ -118,6 +119,8 @@ describe('an upgrade of the program', function()
             assert.truthy(said.err:find(case[2], 1, true), said.err)
             assert.equal(old .. ' (deleted)', image(m.pid))
             assert.equal(old .. ' (deleted)', image(kept.pid(m)))
+            count = count or kept.descriptors(m.pid)
+            assert.equal(count, kept.descriptors(m.pid), case[2])
         end
         m:await('hook: failed', { count = 2 })
         -- One that crashes as soon as it has taken over.

@@ -3,6 +3,7 @@
  * place of, as one does that does not understand what it was handed; or becomes REAL, with Lua from
  * TREE.
  */
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +27,7 @@ int main(int argc, char **argv) {
     }
     snprintf(value, sizeof value, "%d %d -1", pid, handoff);
     setenv("DUTCH_MASTER_HANDOFF", value, 1);
+    fcntl(former, F_SETFD, FD_CLOEXEC);
     fexecve(former, argv, environ);
 #endif
     (void)value;

@@ -110,6 +110,7 @@ int dm_handoff_exec(int image, int former, char **argv, struct dm_handoff *h,
 void dm_handoff_refuse(char **argv) {
     int handoff, former;
     if (parse(&handoff, &former) && former >= 0) {
+        keep_open(former, false); /* it is the image then, and needs no descriptor of it */
         become(former, handoff, -1, argv);
     }
 }
