@@ -143,7 +143,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         have_none();
         k.memory = make_memory();
         require(k.memory != NULL);
-        find_elsewhere();
+        k.elsewhere = epoll_create1(EPOLL_CLOEXEC);
         atexit(check_heard);
     }
     runs++;

@@ -982,15 +982,13 @@ static int begin(void) {
 /* Who is a child of a keeper that died, and so is not ours. */
 static void find_elsewhere(void) {
     siginfo_t info;
-    if (k.elsewhere < 0) {
-        k.elsewhere = epoll_create1(EPOLL_CLOEXEC);
-    }
-    for (uint32_t i = 0; k.elsewhere >= 0 && i < k.held_count; i++) {
+    for (uint32_t i = 0; i < k.held_count; i++) {
         struct dm_keeper_held *held = &k.held[i];
         struct epoll_event event = {.events = EPOLLIN};
         if (held->pid > 0 &&
             wait_for(P_PIDFD_, held->fd, &info, WEXITED | WNOHANG | WNOWAIT, NULL) == -ECHILD) {
             held->elsewhere = 1;
+            k.elsewhere = k.elsewhere < 0 ? epoll_create1(EPOLL_CLOEXEC) : k.elsewhere;
             epoll_ctl(k.elsewhere, EPOLL_CTL_ADD, held->fd, &event);
         }
     }
