@@ -19,9 +19,9 @@ local SETTLE_MS = 1200
 local NODE_APP = [[require('http').createServer((request, response) => {
     setTimeout(() => response.end('works'), Math.random() * 5) }).listen(Number(process.env.PORT))]]
 local WSGI_APP = [[
-import time, random
+import random, threading
 def application(environ, start_response):
-    time.sleep(random.random() * 0.005)
+    threading.Event().wait(random.random() * 0.005)
     start_response('200 OK', [('Content-Length', '5')])
     return [b'works']
 ]]
@@ -69,13 +69,14 @@ end
 -- A daemon of ours, in a group of its own, its words in a file. @return pid
 local function spawn(dir, words, env)
     local log = assert(uv.fs_open(dir .. '/out.log', 'a', tonumber('644', 8)))
-    local all, process, pid = {}, nil, nil
+    local all = {}
     for name, value in pairs(uv.os_environ()) do
         all[#all + 1] = (env or {})[name] == nil and name .. '=' .. value or nil
     end
     for name, value in pairs(env or {}) do
         all[#all + 1] = name .. '=' .. value
     end
+    local process, pid
     process, pid = uv.spawn(words[1], { args = { unpack(words, 2) }, cwd = dir, env = all, detached = true,
         stdio = { nil, log, log } }, function()
         process:close()
@@ -256,9 +257,9 @@ local function measure(name, what, port, act)
         wait.let_run(SETTLE_MS)
     end
     local a, b = kept_alive:stop(), single:stop()
-    print(('%-15s %-9s %3d times: %5d of %6d requests failed (kept %d of %d, single %d of %d), asked again %d, slowest %d ms, %.1f s each%s')
-        :format(name, what, TIMES, a.failed + b.failed, a.total + b.total, a.failed, a.total, b.failed, b.total, a.stale,
-            math.max(a.max_ms, b.max_ms), (uv.hrtime() - begun) / 1e9 / TIMES,
+    print(('%-15s %-9s %3d times: %5d of %6d requests failed (kept %d of %d, single %d of %d), asked again %d, '
+        .. 'slowest %d ms, %.1f s each%s'):format(name, what, TIMES, a.failed + b.failed, a.total + b.total, a.failed,
+            a.total, b.failed, b.total, a.stale, math.max(a.max_ms, b.max_ms), (uv.hrtime() - begun) / 1e9 / TIMES,
             wrong > 0 and (', %d WENT WRONG'):format(wrong) or ''))
 end
 
