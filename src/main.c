@@ -27,13 +27,29 @@ static void open_standard_fds(void) {
     }
 }
 
-/* Of a master, not of a verb: known before anything else exists in this process. */
+/* Whether this is a master with a keeper, and no verb: known before anything else exists in this
+ * process. What is what is cli.lua's to say; a spec compares the two. */
 static bool wants_keeper(int argc, char **argv) {
-    int i = argc > 1 && strcmp(argv[1], "--") == 0 ? 3 : 2;
-    while (i < argc && strcmp(argv[i], "--take-over") == 0) {
-        i++;
+    static const char *const verbs[] = {
+        "check", "plan",    "status",     "top",     "why",     "events", "logs",
+        "list",  "metrics", "web",        "restart", "reload",  "scale",  "upgrade",
+        "stop",  "init",    "completion", "help",    "version",
+    };
+    const int script = argc > 1 && strcmp(argv[1], "--") == 0 ? 2 : 1;
+    if (script >= argc || (script == 1 && argv[1][0] == '-') || access(argv[script], F_OK) != 0) {
+        return false;
     }
-    return i < argc && strcmp(argv[i], "--keeper") == 0;
+    for (size_t i = 0; script == 1 && i < sizeof verbs / sizeof *verbs; i++) {
+        if (strcmp(argv[1], verbs[i]) == 0) {
+            return false;
+        }
+    }
+    for (int i = script + 1; i < argc && strcmp(argv[i], "--watch") != 0; i++) {
+        if (strcmp(argv[i], "--no-keeper") == 0) {
+            return false;
+        }
+    }
+    return true;
 }
 
 int main(int argc, char **argv) {

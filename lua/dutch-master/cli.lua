@@ -94,7 +94,7 @@ local function run_master(ctx, argv, first)
         return usage_error(ctx, told, M.verb(second))
     end
     local flags = {}
-    while second == '--keeper' or second == '--take-over' do -- to the first one main.c has seen
+    while second == '--keeper' or second == '--no-keeper' or second == '--take-over' do -- main.c has seen them
         flags[second] = true
         first, second = first + 1, argv[first + 2]
     end

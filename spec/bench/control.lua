@@ -32,11 +32,11 @@ local function timed(words, rounds)
 end
 
 local function memory()
-    return tonumber(io.open(('/proc/%d/status'):format(m.pid)):read '*a':match 'VmRSS:%s+(%d+)')
+    return tonumber(io.open(('/proc/%d/status'):format(m:process_pid())):read '*a':match 'VmRSS:%s+(%d+)')
 end
 
 local function descriptors()
-    local count, scan = 0, uv.fs_scandir(('/proc/%d/fd'):format(m.pid))
+    local count, scan = 0, uv.fs_scandir(('/proc/%d/fd'):format(m:process_pid()))
     while uv.fs_scandir_next(scan) do
         count = count + 1
     end

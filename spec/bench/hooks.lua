@@ -85,7 +85,7 @@ local function measure(situation)
     m:rewrite('master.lua', script(situation[2], situation[3]))
     m:signal 'SIGHUP' -- for `every`
     m:await 'Restart requested'
-    local watch = pings.start(m.app .. '/control', m.pid)
+    local watch = pings.start(m.app .. '/control', m:process_pid())
     local mark = m:mark()
     local began = uv.hrtime()
     for _, pid in ipairs(m:workers()) do

@@ -139,7 +139,7 @@ function benches.memory()
         m:wait_until(function()
             return #m:family() >= count + 1
         end, 'all workers', { timeout = 20000 })
-        rss[i] = status(m.pid, 'VmRSS')
+        rss[i] = status(m:process_pid(), 'VmRSS')
         m:finish()
     end
     report('memory of the master with 2 workers', rss[1] .. ' KiB', '<= 8192 KiB')
@@ -152,7 +152,7 @@ require('dutch-master').start { worker = 'app.lua', numWorkers = 2 }]], files = 
 require('dutch-master.http').serve(%d, function() return 'ok' end)]]):format(http.free_port()) } }
     m:await 'Cluster ready'
     local function wakes()
-        return status(m.pid, 'voluntary_ctxt_switches')
+        return status(m:process_pid(), 'voluntary_ctxt_switches')
     end
     local before, over = wakes(), false
     local timer = uv.new_timer()
@@ -231,7 +231,7 @@ require('dutch-master').start { worker = { 'sleep', '0.01' }, numWorkers = 2, ba
     local rss, fds = {}, {}
     for cycle = 1000, CYCLES, 1000 do
         m:await({ msg = 'cycles', n = cycle }, { timeout = 60000 })
-        rss[#rss + 1], fds[#fds + 1] = status(m.pid, 'VmRSS'), descriptors(m.pid)
+        rss[#rss + 1], fds[#fds + 1] = status(m:process_pid(), 'VmRSS'), descriptors(m:process_pid())
     end
     report(('memory after 1,000 and %d crash/replace cycles'):format(CYCLES), ('%d/%d KiB'):format(rss[1], rss[#rss]),
         'flat')
@@ -259,7 +259,7 @@ function benches.boot()
                 numWorkers = 64, ready = { alive = 0.001 }, beforeFork = function() end }]] }
             m:await 'Cluster ready'
             table.insert(times[i], (uv.hrtime() - begun) / 1e6)
-            table.insert(work[i], worked(m.pid))
+            table.insert(work[i], worked(m:process_pid()))
             m:finish()
         end
     end

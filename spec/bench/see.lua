@@ -72,13 +72,13 @@ if not PART or PART == 'scrape' then
     repeat
         text = select(2, http.get { port = port, path = '/metrics', name = 'localhost' })
     until text and text:find 'workers_serving{[^}]*} 100'
-    local before_master, before_web = rss(m.pid), rss(web.pid)
+    local before_master, before_web = rss(m:process_pid()), rss(web.pid)
     middle, worst = timed(1000, function()
         http.get { port = port, path = '/metrics', name = 'localhost' }
     end)
     print(('a scrape of /metrics with 100 workers: median %.1f ms, worst %.1f ms of 1000'):format(middle, worst))
     print(('memory before and after 1,000 scrapes: master %.1f and %.1f MiB, web %.1f and %.1f MiB'):format(before_master,
-        rss(m.pid), before_web, rss(web.pid)))
+        rss(m:process_pid()), before_web, rss(web.pid)))
     if NODE then
         local url = ('http://127.0.0.1:%d/'):format(port)
         local paint = {}

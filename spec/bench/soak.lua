@@ -191,8 +191,8 @@ for _, kind in ipairs(KINDS) do
 end
 
 local function look(kind)
-    local status = io.open(('/proc/%d/status'):format(kind.m.pid)):read '*a'
-    local descriptors, scan = 0, uv.fs_scandir(('/proc/%d/fd'):format(kind.m.pid))
+    local status = io.open(('/proc/%d/status'):format(kind.m:process_pid())):read '*a'
+    local descriptors, scan = 0, uv.fs_scandir(('/proc/%d/fd'):format(kind.m:process_pid()))
     while scan and uv.fs_scandir_next(scan) do
         descriptors = descriptors + 1
     end

@@ -131,7 +131,7 @@ end
 
 -- ms that it ran, and that it waited for a processor.
 local function processor(m)
-    local ran, waited = io.open(('/proc/%d/schedstat'):format(m.pid)):read '*a':match '^(%d+) (%d+)'
+    local ran, waited = io.open(('/proc/%d/schedstat'):format(m:process_pid())):read '*a':match '^(%d+) (%d+)'
     return ran / 1e6, waited / 1e6
 end
 

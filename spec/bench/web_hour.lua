@@ -61,7 +61,7 @@ local page = browser.open(('http://127.0.0.1:%d/'):format(page_port), NODE)
 local samples, restarts, kills = {}, 0, 0
 local function sample(now)
     local s, state = unpack(page:run { { memory = true }, { eval = "document.getElementById('state').textContent" } })
-    s.web, s.master = rss(web.pid), rss(m.pid)
+    s.web, s.master = rss(web.pid), rss(m:process_pid())
     samples[#samples + 1] = s
     local words = {}
     for i, measure in ipairs(MEASURES) do

@@ -149,14 +149,14 @@ describe('the control socket', function()
     it('lets an administrator in among a thousand silent clients', function()
         local m = start()
         local socket = find(m, '.sock')
-        local before = descriptors(m.pid)
+        local before = descriptors(m:process_pid())
         for _ = 1, 1000 do
             connect(socket)
         end
         uv.run 'nowait'
         local c = cli.run(m, { 'status' })
         assert.equal(0, c.code, c.err)
-        assert.is_true(descriptors(m.pid) - before <= 80)
+        assert.is_true(descriptors(m:process_pid()) - before <= 80)
         -- Supervision goes on meanwhile.
         local mark = m:mark()
         uv.kill(m:workers()[1], 'sigkill')
@@ -177,12 +177,12 @@ describe('the control socket', function()
             client.pipe:write(('{"v":1,"verb":"events","last":1000}\n'):rep(200))
             client.pipe:write '{"v":1,"verb":"events","follow":true}\n'
         end)
-        local before = descriptors(m.pid)
+        local before = descriptors(m:process_pid())
         await('the client to be dropped', function()
             -- Each status is an event of its own for the loop of the master.
             assert.equal(0, cli.run(m, { 'scale', '+1' }).code)
             assert.equal(0, cli.run(m, { 'scale', '-1' }).code)
-            return descriptors(m.pid) <= before + 3
+            return descriptors(m:process_pid()) <= before + 3
         end)
         close_pipes()
         m:finish()
@@ -222,7 +222,7 @@ describe('the control socket', function()
     it('replaces a stale socket, and never a file of somebody else', function()
         local m = start()
         local socket = find(m, '.sock')
-        uv.kill(m.pid, 'sigkill')
+        m:kill()
         m:exit()
         m:wait_until(function() return #m:tree() == 0 end, 'the workers to leave')
         assert.truthy(uv.fs_stat(socket))
@@ -248,7 +248,7 @@ describe('the control socket', function()
         }
         m:await 'Cluster ready'
         local worker = m:workers()[1]
-        uv.kill(m.pid, 'sigkill')
+        m:kill()
         m:exit()
         local c = cli.run(m, { 'master.lua' })
         assert.equal(71, c.code)
@@ -388,7 +388,7 @@ describe('the control socket', function()
         client.write '{"v":1,"id":1,"verb":"events","follow":true}\n'
         await('an answer', function() return lines(client)[1] end)
         local function switches()
-            local text = io.open(('/proc/%d/status'):format(m.pid)):read '*a'
+            local text = io.open(('/proc/%d/status'):format(m:process_pid())):read '*a'
             return tonumber(text:match 'voluntary_ctxt_switches:%s*(%d+)')
         end
         local before = switches()

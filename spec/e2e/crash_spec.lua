@@ -75,14 +75,14 @@ describe('a crash', function()
         local serving = m:await('Worker listening').workerPid
         local l = load.start { port = m.port, clients = 1, rate = 100 }
         m:await('Waiting before the next fork', { count = 3 })
-        local before, forks = cpu_ms(m.pid), #m:records 'Creating new worker'
-        local mark = uv.hrtime()
+        local pid, forks = m:process_pid(), #m:records 'Creating new worker'
+        local before, mark = cpu_ms(pid), uv.hrtime()
         -- The first is replaced at once, then 0.1, 0.2, 0.4 and 0.8 s, each a quarter more or less.
         local fifth = m:await({ msg = 'Waiting before the next fork', failures = 5 }, { timeout = 15000 })
         assert.is_true(fifth.wait >= 0.59 and fifth.wait <= 1.01, fifth.wait)
         local seconds = (uv.hrtime() - mark) / 1e9
         assert.is_true(#m:records 'Creating new worker' - forks <= 2)
-        assert.is_true(cpu_ms(m.pid) - before <= 30 + seconds * 20, 'the master used ' .. cpu_ms(m.pid) - before .. ' ms')
+        assert.is_true(cpu_ms(pid) - before <= 30 + seconds * 20, 'the master used ' .. cpu_ms(pid) - before .. ' ms')
         local waits = {}
         for _, record in ipairs(m:records 'Waiting before the next fork') do
             waits[record.failures] = record.wait

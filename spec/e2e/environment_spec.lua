@@ -122,6 +122,7 @@ describe('a master started', function()
             script = script 'numWorkers = 2, backoff = { first = 0.05, max = 0.1 },',
             files = { ['app.lua'] = apps.idle },
             env = { ASAN_OPTIONS = 'detect_leaks=0' }, -- does not work in a traced process
+            keeper = false, -- not the master's own fork
             wrap = { 'strace', '-o', '/dev/null', '-e', 'trace=clone', '-e', 'inject=clone:error=EAGAIN:when=2..6' },
         }
         local failed = m:await(function(record) return record.msg:find('Fork failed: EAGAIN', 1, true) == 1 end)

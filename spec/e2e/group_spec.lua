@@ -145,7 +145,7 @@ threading.Event().wait(1000)
             'dieWithMaster = true')
         m:await 'Cluster ready'
         assert.is_true(#m:tree() >= 4)
-        m:signal 'SIGKILL'
+        m:kill()
         m:exit()
         m:wait_until(function() return #m:tree() == 0 end, 'the end of all')
         m:finish { signal = 'SIGKILL', files_left = true }

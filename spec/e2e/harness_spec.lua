@@ -139,7 +139,7 @@ describe('the harness', function()
     it('tells a signal from an exit', function()
         local m = start(GOOD)
         m:await 'Cluster ready'
-        m:signal 'SIGKILL'
+        m:kill()
         assert.same({ signal = 'SIGKILL' }, m:exit())
         m:finish { signal = 'SIGKILL' }
     end)
@@ -228,7 +228,7 @@ describe('the load generator', function()
         local l = load.start(options)
         l:await(options.total or 50)
         local counts = l:stop()
-        m:signal 'SIGKILL'
+        m:kill()
         m:exit()
         m:finish { signal = 'SIGKILL' }
         return counts, l
@@ -276,7 +276,7 @@ describe('the load generator', function()
             .. '3\\r\\nabc\\r\\n2\\r\\nde\\r\\n0\\r\\n\\r\\n") end\n' .. SERVER)
         local status, body = http.get { port = m:await('port').port }
         assert.same({ 200, 'abcde' }, { status, body })
-        m:signal 'SIGKILL'
+        m:kill()
         m:exit()
         assert.same({ nil, 'ECONNREFUSED' }, { http.get { port = m.log[1].port } })
         m:finish { signal = 'SIGKILL' }

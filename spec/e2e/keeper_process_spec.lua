@@ -46,7 +46,7 @@ describe('a master with a keeper', function()
                 wrap = { 'sh', '-c', [[exec 7>&1 script -qfec 'bash --norc --noprofile -i' /dev/null <"$TTY"]] } }
             local typed = assert(io.open(dir .. '/tty', 'r+'))
             typed:setvbuf 'no'
-            typed:write(("'%s' '%s' %s >&7\n"):format(master.binary(), m.script, keeper and '--keeper' or ''))
+            typed:write(("'%s' '%s' %s >&7\n"):format(master.binary(), m.script, keeper and '' or '--no-keeper'))
             local first = m:await('Cluster ready').pid
             local both = keeper and { first, kept.pid(m, first) } or { first }
             local function become(pattern, what)

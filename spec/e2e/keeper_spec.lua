@@ -131,6 +131,40 @@ while True:
         m:finish { code = 0 }
     end)
 
+    it('may die before it has heard a word: whoever asked is heard by the next, once', function()
+        local m = kept.start { script = [[require('dutch-master').start { worker = 'app.lua', numWorkers = 2,
+            restartSoak = 0 }]], files = { ['app.lua'] = apps.idle } }
+        m:await 'Cluster ready'
+        -- Connected, and what they ask is in the kernel's hands; or accepted, and what they ask is not read.
+        for round, words in ipairs { { 'restart', '--wait' }, { 'scale', '+1' }, { 'reload' }, { 'status' } } do
+            local former = kept.pid(m)
+            assert(uv.kill(former, 'sigstop'))
+            local asked = cli.start(m, { unpack(words) })
+            m:wait_until(function()
+                local text = io.open '/proc/net/unix':read '*a'
+                return select(2, text:gsub('%d+ ' .. m.dir:gsub('%p', '%%%0') .. '[^\n]*%.sock', '')) > 1
+            end, 'a connection')
+            assert(uv.kill(former, 'sigkill'))
+            assert.equal(0, asked:wait().code, words[1] .. asked.err .. m:dump())
+            m:await('The former master died, this one has taken over', { count = round })
+        end
+        assert.equal(1, #m:records 'Restart requested')
+        -- It does what was asked, and dies before or after it has written that down: it is done once in any case.
+        local with_pauses, wanted = kept.without_pauses(m), 3
+        for i = 1, 6 do
+            local by, mark = i % 2 == 0 and '-1' or '+1', m:mark()
+            local asked = cli.start(m, { 'scale', by })
+            m:await('Scaling cluster', { after = mark })
+            kept.kill(m)
+            assert.equal(0, asked:wait().code, asked.err)
+            wanted = wanted + tonumber(by)
+            assert.matches(('^%d workers, were %d\n'):format(wanted, wanted - tonumber(by)), asked.out)
+            assert.matches(('of %d workers? serving'):format(wanted), cli.run(m, { 'status' }).out)
+        end
+        with_pauses()
+        m:finish { code = 0 }
+    end)
+
     it('may die while it stops, and a worker that ends meanwhile is not forgotten', function()
         local m = kept.start { script = [[require('dutch-master').start { worker = 'app.lua', numWorkers = 2,
             restartSoak = 0, stopTimeout = 2, killTimeout = 1 }]], files = { ['app.lua'] = apps.stubborn } }

@@ -57,8 +57,9 @@ describe('list', function()
             local line = c.out:match('[^\n]*' .. m.script:gsub('%p', '%%%0'))
             assert.matches('steady +' .. workers .. ' +1 +' .. m.pid .. ' ', line)
         end
-        uv.kill(hung.pid, 'sigstop')
-        uv.kill(dead.pid, 'sigkill')
+        local stuck = hung:process_pid()
+        uv.kill(stuck, 'sigstop')
+        dead:kill()
         for _, pid in ipairs(dead:workers()) do
             uv.kill(pid, 'sigkill')
         end
@@ -72,12 +73,12 @@ describe('list', function()
         assert.equal(3, #all)
         assert.same({ well.script, 1, 1, 'steady' },
             { found.running.script, found.running.wanted, found.running.serving, found.running.state })
-        assert.equal(hung.pid, found.hangs.pid)
+        assert.equal(stuck, found.hangs.pid)
         assert.matches('%.sock$', found.dead.socket)
         c = run { 'list' }
-        assert.matches('/master.lua %(pid ' .. hung.pid .. '%): does not answer\n', c.out)
+        assert.matches('/master.lua %(pid ' .. stuck .. '%): does not answer\n', c.out)
         assert.matches('%.sock: dead\n  No master listens there', c.out)
-        uv.kill(hung.pid, 'sigcont')
+        uv.kill(stuck, 'sigcont')
         dead:finish { signal = 'SIGKILL', left = true, files_left = true }
         well:finish()
         hung:finish()

@@ -159,7 +159,7 @@ describe('on the channel of a Node worker', function()
             handle:close()
         end
         local limit = os.getenv 'DM_SANITIZE' and 400000 or 40000
-        assert.is_true(rss_kb(m.pid) < limit, 'the master grew to ' .. rss_kb(m.pid) .. ' KiB')
+        assert.is_true(rss_kb(m:process_pid()) < limit, 'the master grew to ' .. rss_kb(m:process_pid()) .. ' KiB')
         m:finish { code = 0 }
     end, { versions = SOME })
 
@@ -170,7 +170,7 @@ describe('on the channel of a Node worker', function()
         }
         local clients = load.start { port = port, mode = 'close', clients = 4 }
         clients:await(20)
-        local before = open_sockets(m.pid)
+        local before = open_sockets(m:process_pid())
         local handle = send_code(port, [[
             const net = require('net')
             const own = net.createServer(() => {}).listen({ port: 0, exclusive: true, host: '127.0.0.1' }, () => {
@@ -185,7 +185,7 @@ describe('on the channel of a Node worker', function()
         m:await('all sent', { timeout = 40000 })
         -- The message has called the script: its processes have sockets too, a few.
         m:wait_until(function()
-            return open_sockets(m.pid) <= before + 8
+            return open_sockets(m:process_pid()) <= before + 8
         end, 'the descriptors to be closed', { timeout = 15000 })
         local counts = clients:stop()
         assert.equal(0, counts.failed, counts.text)
@@ -209,7 +209,7 @@ describe('on the channel of a Node worker', function()
         }
         local handle = send_code(port, 'process.send(1); Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0)')
         assert.is_true(m:await('sent').refused > 500)
-        assert.is_true(rss_kb(m.pid) < (os.getenv 'DM_SANITIZE' and 400000 or 40000), rss_kb(m.pid) .. ' KiB')
+        assert.is_true(rss_kb(m:process_pid()) < (os.getenv 'DM_SANITIZE' and 400000 or 40000), rss_kb(m:process_pid()) .. ' KiB')
         local clients = load.start { port = port, mode = 'close', clients = 8, timeout = 8000 }
         clients:await(200)
         local counts = clients:stop()

@@ -170,7 +170,7 @@ describe('the Debian package', function()
         local inside = there.inside
         inside 'dpkg -i /root/dutch-master_0.1.0*.deb >/dev/null'
         local loads = {}
-        for name, option in pairs { plain = '', kept = '--keeper' } do
+        for name, option in pairs { plain = '--no-keeper', kept = '' } do
             local port = http.free_port()
             inside(([[
                 mkdir /srv/%s

@@ -200,7 +200,7 @@ describe('what a worker leaves behind', function()
         m:await 'Worker exited'
         assert.is_true((uv.hrtime() - before) / 1e9 < 3)
         assert.is_true(is_alive(pid))
-        assert.equal(tostring(m.pid), status_of(pid, 'PPid'))
+        assert.equal(tostring(m:process_pid()), status_of(pid, 'PPid'))
         m:signal 'SIGTERM'
         m:exit()
         m:wait_until(function() return not is_alive(pid) end, 'the end of the grandchild')
@@ -242,7 +242,7 @@ describe('what a worker leaves behind', function()
         local m = start 'for i in 1 2 3 4 5 6 7 8 9 10; do (setsid sh -c "sleep 0.0$i" &); done; sleep 1000'
         m:await 'Worker listening'
         local function zombies()
-            local count, children = 0, 0
+            local count, children, own = 0, 0, tostring(m:process_pid())
             local scan = uv.fs_scandir '/proc'
             for name in function() return uv.fs_scandir_next(scan) end do
                 local file = io.open(('/proc/%s/cmdline'):format(name))
@@ -250,7 +250,7 @@ describe('what a worker leaves behind', function()
                 if file then
                     file:close()
                 end
-                if name:match '^%d+$' and status_of(name, 'PPid') == tostring(m.pid)
+                if name:match '^%d+$' and status_of(name, 'PPid') == own
                     and not words:find('--script-process', 1, true) then
                     children = children + 1
                     count = count + (is_alive(name) and 0 or 1)
@@ -274,7 +274,7 @@ describe('what a worker leaves behind', function()
             env = { LISTEN = '127.0.0.1:' .. port },
         }
         m:await 'Cluster ready'
-        m:signal 'SIGKILL'
+        m:kill()
         m:exit()
         m:wait_until(function() return #m:tree() == 0 end, 'the workers to leave')
 
@@ -290,7 +290,7 @@ describe('what a worker leaves behind', function()
     it('is nothing with dieWithMaster', function()
         local m = start('sleep 1000 & trap "" TERM; while :; do wait; done', 'dieWithMaster = true')
         local pid = m:await('Worker listening').workerPid
-        m:signal 'SIGKILL'
+        m:kill()
         m:exit()
         m:wait_until(function() return not is_alive(pid) end, 'the end of the worker')
         m:wait_until(function() return #m:tree() == 0 end, 'the end of its group')

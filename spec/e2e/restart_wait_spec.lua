@@ -335,7 +335,7 @@ describe('restart --wait', function()
             local mark = m:mark()
             local c = cli.start(m, { 'restart', '--wait' })
             m:await(phase, { after = mark })
-            uv.kill(m.pid, 'sigkill')
+            m:kill()
             assert.equal('SIGKILL', m:exit().signal)
             -- At the end of the restart its verdict may have been quicker than the signal.
             local code = c:wait().code
@@ -362,7 +362,7 @@ describe('restart --wait', function()
                 m:signal 'SIGTERM'
             end
             m:await(phase)
-            uv.kill(m.pid, 'sigkill')
+            m:kill()
             m:exit() -- a stop may have been quicker
             m:wait_until(function() return #m:tree() == 0 end, 'the workers to leave')
             local second = cli.start(m, { 'master.lua' })

@@ -87,14 +87,14 @@ describe('signals', function()
         m:rewrite('app.lua', 'require("luv").sleep(300)\n' .. apps.idle)
         m:signal 'SIGUSR2'
         m:await({ msg = 'Creating new worker', generation = 2 }, { count = 2 })
-        m:signal 'SIGSTOP'
+        assert(uv.kill(m:process_pid(), 'sigstop'))
         local timer, over = uv.new_timer(), false
         timer:start(1500, 0, function()
             timer:close()
             over = true
         end)
         master.wait_until(function() return over end)
-        m:signal 'SIGCONT'
+        assert(uv.kill(m:process_pid(), 'sigcont'))
         m:await 'Restart complete'
         assert.equal(2, #m:records { msg = 'Creating new worker', generation = 2 })
         m:finish()

@@ -177,7 +177,7 @@ describe('the master', function()
                 local mask = status and status:read('*a'):match 'SigBlk:%s*(%x+)'
                 local low = mask and tonumber(mask:sub(-4), 16)
                 local comm = io.open(('/proc/%d/comm'):format(m.pid)):read '*l'
-                return comm == 'dutch-master' and low and low % 2 == 1
+                return (comm == 'dutch-master' or comm == 'dutch-keeper') and low and low % 2 == 1
             end, { what = 'its first instruction' })
             assert(uv.kill(m.pid, name))
             m:await 'Cluster ready'

@@ -176,14 +176,17 @@ describe('under systemd', function()
     end)
 
     it('that is not there is complained of once, and missed by nobody', function()
-        local m = master.start {
-            script = "require('dutch-master').start { worker = 'app.lua', restartSoak = 0 }",
-            files = { ['app.lua'] = apps.idle }, env = { NOTIFY_SOCKET = '/nowhere/notify', WATCHDOG_USEC = '100000' },
-        }
-        m:await 'Cluster ready'
-        assert.equal(0, cli.run(m, { 'restart', '--wait' }).code)
-        assert.equal(1, #m:records 'The service manager could not be notified')
-        m:finish()
+        for _, keeper in ipairs { true, false } do
+            local m = master.start {
+                script = "require('dutch-master').start { worker = 'app.lua', restartSoak = 0 }", keeper = keeper,
+                files = { ['app.lua'] = apps.idle }, env = { NOTIFY_SOCKET = '/nowhere/notify', WATCHDOG_USEC = '100000' },
+            }
+            m:await 'Cluster ready'
+            assert.equal(0, cli.run(m, { 'restart', '--wait' }).code)
+            assert.equal(keeper and 0 or 1, #m:records 'The service manager could not be notified')
+            assert.equal(keeper and 1 or 0, select(2, m.stderr:gsub('the service manager could not be notified', '')))
+            m:finish()
+        end
     end)
 
     it('never claims to be ready without workers', function()

@@ -36,7 +36,7 @@ end
 
 -- The next master, under a load that began before; nobody of `before` is left, and no request failed.
 local function take_over(m, before, running, message)
-    local second = cli.start(m, { 'master.lua', '--take-over', '--keeper' }, { env = { DM_SPEC_ID = m.id } })
+    local second = cli.start(m, { 'master.lua', '--take-over' }, { env = { DM_SPEC_ID = m.id } })
     if message then
         second:await_output(message)
         second:await_output 'The workers of the former master have ended'
@@ -79,7 +79,7 @@ describe('after keeper and master were killed', function()
                 kill_both(m)
                 running:await(running.counts.total + 20)
                 if server[1] == 'gunicorn' then
-                    local refused = cli.run(m, { 'master.lua', '--keeper' })
+                    local refused = cli.run(m, { 'master.lua' })
                     assert.equal(71, refused.code)
                     for _, pid in ipairs(before) do
                         assert.truthy(refused.err:find(('(pid %d)'):format(pid), 1, true), refused.err)
@@ -142,7 +142,7 @@ while True:
         kill_both(m)
         local good = io.open(m.app .. '/server.py'):read '*a'
         m:rewrite('server.py', 'raise Exception("not today")')
-        local failed = cli.run(m, { 'master.lua', '--take-over', '--keeper' })
+        local failed = cli.run(m, { 'master.lua', '--take-over' })
         assert.equal(1, failed.code, failed.out)
         m:rewrite('server.py', good)
         running:await(running.counts.total + 20)

@@ -4,6 +4,7 @@ local uv = require 'luv'
 local apps = require 'spec.support.apps'
 local cli = require 'spec.support.cli'
 local master = require 'spec.support.master'
+local pair = require 'spec.support.pair'
 local wait = require 'spec.support.wait'
 
 local function output(command)
@@ -121,16 +122,16 @@ describe('top', function()
         local second = cli.start(m, { 'master.lua' })
         second:await_output 'Cluster ready'
         seen = await 'steady, 3 of 3 workers serving, generation 1'
-        assert.matches('master: pid ' .. second.pid, seen)
+        assert.matches('keeper: pid ' .. second.pid .. ', master: pid ' .. pair.master(second.pid), seen)
         -- Killed or frozen, without a goodbye.
         second:kill()
         await 'the master went away'
         m:wait_until(function() return #m:tree() == 0 end, 'the workers to leave')
         local third = cli.start(m, { 'master.lua' })
-        await('master: pid ' .. third.pid)
-        uv.kill(third.pid, 'sigstop')
+        await('keeper: pid ' .. third.pid)
+        uv.kill(pair.master(third.pid), 'sigstop')
         await 'the master stopped answering [%d.]+s ago, waiting for it'
-        uv.kill(third.pid, 'sigcont')
+        uv.kill(pair.master(third.pid), 'sigcont')
         await 'steady, 3 of 3 workers serving'
         tmux 'send-keys -t top q'
         await 'exit 0'

@@ -214,10 +214,10 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 
 local function look()
-    local status = io.open(('/proc/%d/status'):format(m.pid)):read '*a'
+    local status = io.open(('/proc/%d/status'):format(m:process_pid())):read '*a'
     local mib = tonumber(status:match 'VmRSS:%s+(%d+)') / 1024
     local descriptors = 0
-    local scan = uv.fs_scandir(('/proc/%d/fd'):format(m.pid))
+    local scan = uv.fs_scandir(('/proc/%d/fd'):format(m:process_pid()))
     while scan and uv.fs_scandir_next(scan) do
         descriptors = descriptors + 1
     end

@@ -2,6 +2,7 @@
 
 local uv = require 'luv'
 local master = require 'spec.support.master'
+local pair = require 'spec.support.pair'
 local wait = require 'spec.support.wait'
 
 local M = {}
@@ -81,8 +82,13 @@ function Command:await_output(pattern)
     end, { what = pattern .. ' in the output' })
 end
 
+--- By SIGKILL unless another signal is given. A master has no time to do anything about its keeper's end, nor it about
+-- the master's.
 function Command:kill(signal)
-    uv.kill(self.pid, signal or 'sigkill')
+    if signal then
+        return uv.kill(self.pid, signal)
+    end
+    return pair.kill(self.pid)
 end
 
 --- Runs a command line to its end.

@@ -109,7 +109,8 @@ local function fake_cluster()
         self.wanted = n
         return true
     end
-    function c.reload(_, _, done)
+    function c:reload(_, done)
+        self.reloads = (self.reloads or 0) + 1
         done({ changes = { { key = 'numWorkers', from = 2, to = 3, applies = 'now' } } })
     end
     function c.preview(_, done)

@@ -4,6 +4,7 @@ local ffi = require 'ffi'
 local assert = require 'luassert'
 local uv = require 'luv'
 local master = require 'spec.support.master'
+local pair = require 'spec.support.pair'
 local wait = require 'spec.support.wait'
 
 ffi.cdef [[
@@ -29,13 +30,7 @@ end
 --- The pid of the master now. nil: there is none at this moment.
 -- @param keeper its pid, where that is not m.pid
 function M.pid(m, keeper)
-    keeper = keeper or m.pid
-    for pid in (read(('/proc/%d/task/%d/children'):format(keeper, keeper)) or ''):gmatch '%d+' do
-        local words = read(('/proc/%s/cmdline'):format(pid)) or ''
-        if words:find('%-%-keeper') and not words:find('--script-process', 1, true) then
-            return tonumber(pid)
-        end
-    end
+    return pair.master_of(keeper or m.pid)
 end
 
 local TOOK_OVER = 'The former master died, this one has taken over'
@@ -186,7 +181,7 @@ function M.same_workers(m, before)
     return #expected == #before
 end
 
-M.start = function(options)
+function M.start(options)
     options.keeper = options.keeper ~= false
     return master.start(options)
 end

@@ -14,6 +14,7 @@
 local uv = require 'luv'
 local cjson = require 'cjson'
 local load = require 'spec.support.load'
+local pair = require 'spec.support.pair'
 local wait = require 'spec.support.wait'
 
 local M = {}
@@ -26,7 +27,7 @@ local running = {} -- every master that was not finished
 local baseline -- the descriptors before the first of them
 local count = 0
 local START_MS, EXIT_MS = 30000, 40000 -- a machine that does much else as well starts Node in seconds
-local KEEPER = os.getenv 'DM_KEEPER' ~= nil -- every master gets a keeper
+local KEEPER = os.getenv 'DM_KEEPER' ~= '0' -- 0: no master gets a keeper, unless the spec says so
 local SANITIZED = os.getenv 'DM_SANITIZE' ~= nil
 
 --- The build that is tested.
@@ -166,8 +167,9 @@ local function command(self, options)
     if options.script ~= false then
         words[#words + 1] = options.script_path or self.script
     end
-    if (options.keeper or KEEPER) and options.script ~= false and not options.before then
-        words[#words + 1] = '--keeper'
+    local keeper = options.keeper
+    if keeper == false or keeper == nil and not KEEPER and options.script ~= false and not options.before then
+        words[#words + 1] = '--no-keeper'
     end
     for _, word in ipairs(options.args or {}) do
         words[#words + 1] = word
@@ -238,7 +240,7 @@ end
 --- Starts `dutch-master master.lua`. options:
 ---   script     text of master.lua; false: no script argument at all
 ---   files      { name = text, or { text=, mode='755' } }, beside it; '#!' makes a file executable
----   before, args  words before and after the script's path; keeper  true for a master that is kept
+---   before, args  words before and after the script's path; keeper  false for a master that nobody keeps
 ---   env        { NAME = value, or false to remove it }
 ---   wrap       words in front of the binary, such as { 'strace', '-f', '-o', path }
 ---   cwd        directory, else the one of the script; close_fds { 0, 1, 2 }; binary another program
@@ -414,6 +416,16 @@ function Master:signal(name)
     end
 end
 
+--- The process that does its work, where it has a keeper: see pair.lua.
+function Master:process_pid()
+    return pair.master(self:master_pid())
+end
+
+--- Ends it, and its keeper with it, as a kill -9 of everything would.
+function Master:kill()
+    assert(pair.kill(self:master_pid()))
+end
+
 --- Replaces a file beside the script, atomically.
 function Master:rewrite(name, content)
     write_file(self.app .. '/' .. name, content)
@@ -481,16 +493,16 @@ function Master:workers()
     return pids
 end
 
---- The tree without the processes of the script.
+--- The tree without the processes of the script; keeper and master count as one.
 function Master:family()
-    local pids = {}
+    local pids, own = {}, pair.master_of(self.pid)
     for _, pid in ipairs(self:tree()) do
         local file = io.open(('/proc/%d/cmdline'):format(pid))
         local text = file and file:read '*a' or ''
         if file then
             file:close()
         end
-        if not text:find('--script-process', 1, true) then
+        if pid ~= own and not text:find('--script-process', 1, true) then
             pids[#pids + 1] = pid
         end
     end

@@ -67,3 +67,7 @@ int dm_claim(const char *name, int *out, pid_t *holder) {
     /* Refused: bound and about to listen, or just gone. Permission: another user's. */
     return found == -EPERM ? 0 : -EAGAIN;
 }
+
+void dm_claim_resume(int fd) {
+    listen(fd, BACKLOG); /* whoever did so last is whom others see */
+}

@@ -4,5 +4,9 @@
 
 #include <sys/types.h>
 
+/* What `ps` shows of a keeper. */
+#define DM_KEEPER_COMM "dutch-keeper"
+
 pid_t dm_identity(void);
+pid_t dm_identity_of(pid_t pid); /* of another master */
 void dm_identity_set(pid_t pid); /* 0: its own */

@@ -1083,7 +1083,7 @@ bool dm_keeper_run(struct dm_keeper_link *link, char **argv, int *code) {
         setrlimit(RLIMIT_NOFILE, &k.descriptors);
         return true;
     }
-    prctl(PR_SET_NAME, "dutch-keeper");
+    prctl(PR_SET_NAME, "dutch-keeper"); /* DM_KEEPER_COMM */
     enum outcome outcome;
     do {
         outcome = turn(link, code);

@@ -2,6 +2,7 @@
  * core.lock(path) and core.pid_file(path), both with close(). */
 #include "service/files.h"
 #include "base/claim.h"
+#include "base/identity.h"
 #include "lua/open.h"
 #include "lua/support.h"
 #include "service/append.h"
@@ -171,13 +172,15 @@ int core_claim(lua_State *L) {
     luaL_getmetatable(L, CLAIM);
     lua_setmetatable(L, -2);
     if (held >= 0) {
+        dm_claim_resume(held);
         return 1;
     }
     const int error = dm_claim(name, fd, &holder);
     if (error == 0 || (error == -EAGAIN && holder == 0)) {
         return 1;
     }
-    return dm_lua_fail_why(L, error, NULL, lua_pushfstring(L, "held by process %d", (int)holder));
+    return dm_lua_fail_why(L, error, NULL,
+                           lua_pushfstring(L, "held by process %d", (int)dm_identity_of(holder)));
 }
 
 static int l_claim_fd(lua_State *L) {

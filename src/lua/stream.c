@@ -138,6 +138,15 @@ static int l_conn_pid(lua_State *L) {
     return 1;
 }
 
+static int l_conn_fd(lua_State *L) {
+    struct l_conn *c = check_conn(L);
+    if (c->stream == NULL) {
+        return dm_lua_closed(L);
+    }
+    lua_pushinteger(L, dm_stream_fd(c->stream));
+    return 1;
+}
+
 /* hold(1) before, hold(-1) after what the client must not be sent away from. */
 static int l_conn_hold(lua_State *L) {
     struct l_conn *c = check_conn(L);
@@ -240,10 +249,9 @@ static int l_server_close(lua_State *L) {
 }
 
 static const luaL_Reg conn_methods[] = {
-    {"write", l_conn_write},     {"uid", l_conn_uid},
-    {"pid", l_conn_pid},         {"hold", l_conn_hold},
-    {"on_line", l_conn_on_line}, {"on_close", l_conn_on_close},
-    {"close", l_conn_close},     {NULL, NULL},
+    {"write", l_conn_write},       {"uid", l_conn_uid},     {"fd", l_conn_fd},
+    {"pid", l_conn_pid},           {"hold", l_conn_hold},   {"on_line", l_conn_on_line},
+    {"on_close", l_conn_on_close}, {"close", l_conn_close}, {NULL, NULL},
 };
 
 static const luaL_Reg server_methods[] = {

@@ -413,6 +413,10 @@ pid_t dm_stream_pid(const struct dm_stream *s) {
     return s->peer.pid;
 }
 
+int dm_stream_fd(const struct dm_stream *s) {
+    return s->fd;
+}
+
 bool dm_stream_has_asked(const struct dm_stream *s) {
     return s->asked;
 }

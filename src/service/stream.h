@@ -49,6 +49,7 @@ void dm_stream_disown(struct dm_stream *stream, const char *reason);
 
 uid_t dm_stream_uid(const struct dm_stream *stream);
 pid_t dm_stream_pid(const struct dm_stream *stream);
+int dm_stream_fd(const struct dm_stream *stream);
 /* Whether a line has come; when something was last received or sent (ms of the loop). */
 bool dm_stream_has_asked(const struct dm_stream *stream);
 /* Whether its owner waits for an answer that must not be lost: see dm_stream_hold. */

@@ -61,7 +61,7 @@ local EVALUATION_MS = 30000
 --- A run function for a verb that asks for changes.
 function M.run(ctx, verb, was_applied)
     local client = require 'dutch-master.cli.client'
-    return (client.ask(ctx, { verb = verb }, {
+    return (client.ask(ctx, { verb = verb, key = client.key(ctx) }, {
         timeout_ms = EVALUATION_MS,
         timed_out = function()
             ctx.err(('dutch-master: %s: %s: the script is being evaluated still, after %d s\n'):format(ctx.script_name,

@@ -15,6 +15,9 @@ local FAILED, USAGE, NOT_RUNNING, NOT_PERMITTED, TIMED_OUT = 1, 2, 3, 77, 124
 --- A master answers in milliseconds; one that does not within this is stuck: the verb says so.
 local ANSWER_MS = 5000
 
+--- Masters in a row that may die before they have said a word.
+local MOST_LOST = 20
+
 --- Where the master of the script may listen, the likely place first. The master may have been started by a service
 -- manager, without the XDG_RUNTIME_DIR of the shell that asks, or as the owner of the script when root asks.
 local function places(ctx)
@@ -85,6 +88,7 @@ local function only_one(ctx)
     if #living == 1 then
         local only = living[1]
         ctx.script_name = absent.script_of(ctx.platform, only.conn:pid(), only.path) or only.path
+        ctx.place = only.path
         return only.conn
     end
     local paths = {}
@@ -93,6 +97,25 @@ local function only_one(ctx)
         paths[i] = master.path
     end
     return nil, paths
+end
+
+-- -> conn, or nil, message, code
+local function connect_to(ctx, path)
+    local conn, why, kind = ctx.platform.connect(path)
+    if conn and not is_trusted(ctx, conn, path) then
+        why, kind = ('%s is served by user %d'):format(path, conn:uid()), 'EPERM'
+        conn:close()
+        conn = nil
+    end
+    if conn then
+        ctx.place = path
+    end
+    return conn, why, kind
+end
+
+-- The master that was connected has gone, and perhaps another one follows it.
+local function connect_again(ctx)
+    return (connect_to(ctx, ctx.place))
 end
 
 local function connect(ctx)
@@ -106,12 +129,7 @@ local function connect(ctx)
         end
     end
     local function try(path)
-        local conn, why, kind = ctx.platform.connect(path)
-        if conn and not is_trusted(ctx, conn, path) then
-            why, kind = ('%s is served by user %d'):format(path, conn:uid()), 'EPERM'
-            conn:close()
-            conn = nil
-        end
+        local conn, why, kind = connect_to(ctx, path)
         if not conn and kind ~= 'ENOENT' and kind ~= 'ECONNREFUSED' then
             message, code, ctx.refused_place = why, kind, path
         end
@@ -212,9 +230,20 @@ local function no_master(ctx, request, message, code)
     return NOT_RUNNING
 end
 
---- Asks `request`. on.event(message), on.done(message) -> exit code, or nil to go on; on.failed(error) -> exit code;
--- on.lost(reason) -> exit code, or nil to go on, when the master hangs up.
--- The first word must come within ANSWER_MS: on.silent() -> exit code, or a message. The rest may take its time, unless
+--- What on.lost gives to have the next master asked.
+M.AGAIN = {}
+
+--- By this the next master knows that it is the same request.
+function M.key(ctx)
+    return ('%d-%.0f'):format(ctx.platform.pid(), ctx.platform.now())
+end
+
+--- Asks `request`. on.event(message), on.done(message) -> exit code, or nil to go on; on.failed(error) -> exit code.
+-- A master that is kept may die meanwhile: another one follows, and is asked the same; what must not be done twice has
+-- a `key`. on.lost(reason) -> exit code, or nil to go on without, or AGAIN, as without it. on.gone(reason) -> exit
+-- code, where no other master follows.
+-- The first word must come within ANSWER_MS, of the next master within on.again_ms: on.silent() -> exit code, or a
+-- message. The rest may take its time, unless
 -- on.timeout_ms is given, for the whole, with on.timed_out() -> exit code.
 -- Returns an exit code; or nil, a function that asks once more on the same connection and one that hangs up, and the
 -- loop must run.
@@ -228,8 +257,7 @@ function M.ask(ctx, request, on)
             M.finish(ctx, exit_code)
         end
     end
-    ctx.master_pid = conn:pid()
-    local heard = false
+    local heard, lost = false, 0
     local function silent()
         if on.silent then
             return leave(on.silent())
@@ -250,11 +278,15 @@ function M.ask(ctx, request, on)
             whole:stop()
         end
     end
-    first:start(ANSWER_MS)
     if whole then
         whole:start(on.timeout_ms)
     end
-    conn:on_line(function(line)
+    request.v, request.id = wire.VERSION, 1
+    local function say_it()
+        first:start(lost > 0 and on.again_ms or ANSWER_MS)
+        conn:write(wire.encode(request) .. '\n')
+    end
+    local function on_line(line)
         local answer = cjson.decode(line)
         if type(answer) == 'table' and type(answer.error) == 'table' and answer.error.code == 'EPERM' then
             say(ctx, ('%s: not permitted: %s'):format(ctx.script_name, format.visible(answer.error.message)))
@@ -262,7 +294,7 @@ function M.ask(ctx, request, on)
         elseif type(answer) ~= 'table' or answer.id ~= request.id then
             return
         end
-        heard = true
+        heard, lost = true, 0
         first:stop()
         if answer.event then
             return on.event and on.event(answer)
@@ -275,24 +307,38 @@ function M.ask(ctx, request, on)
             return M.finish(ctx, FAILED)
         end
         leave(on.done(answer))
-    end)
-    conn:on_close(function(reason)
-        rest()
+    end
+    local listen
+    local function on_close(reason)
+        first:stop()
         if ctx.finished then
             return
         end
+        local told = M.AGAIN
         if on.lost then
-            return leave(on.lost(reason))
+            told = on.lost(reason)
         end
-        M.finish(ctx, M.say_gone(ctx, request.verb, reason))
-    end)
-    request.v, request.id = wire.VERSION, 1
-    local line = wire.encode(request) .. '\n'
-    conn:write(line)
-    return nil, function()
-        first:start(ANSWER_MS)
-        conn:write(line)
-    end, function()
+        if told ~= M.AGAIN then
+            rest()
+            return leave(told)
+        end
+        lost = lost + 1
+        conn = lost <= MOST_LOST and connect_again(ctx) or nil
+        if conn then
+            listen()
+            return say_it()
+        end
+        rest()
+        M.finish(ctx, on.gone and on.gone(reason) or M.say_gone(ctx, request.verb, reason))
+    end
+    function listen()
+        ctx.master_pid = conn:pid()
+        conn:on_line(on_line)
+        conn:on_close(on_close)
+    end
+    listen()
+    say_it()
+    return nil, say_it, function()
         rest()
         conn:close()
     end

@@ -50,10 +50,11 @@ function M.line(ctx, record)
 end
 
 function M.run(ctx)
-    return (client.ask(ctx, { verb = 'events', last = ctx.options.last, follow = ctx.options.follow }, {
+    local request = { verb = 'events', last = ctx.options.last, follow = ctx.options.follow }
+    return (client.ask(ctx, request, {
         event = function(answer)
             if answer.event ~= 'record' then
-                return
+                request.last = request.follow and 0 or request.last -- of another master, if this one dies
             elseif ctx.options.json then
                 ctx.out(wire.encode(answer.record) .. '\n')
             else

@@ -77,8 +77,8 @@ dutch-master master.lua             run a cluster, in the foreground
                                     --watch [PATH ...]: restart on changes
                                     --take-over: serve in place of the workers
                                     that a killed master has left
-                                    --keeper: a small parent starts another
-                                    master if this one dies
+                                    --no-keeper: without the small parent
+                                    that starts another master if this one dies
 dutch-master VERB [master.lua] ...  ask the one that runs (./master.lua)
 
 ]]

@@ -170,9 +170,7 @@ local function wait(ctx)
             ctx.out '\r\27[K'
         end
     end
-    local kept
     local function on_event(answer)
-        kept = kept or answer.kept
         if ctx.options.json then
             return ctx.out(wire.encode(answer) .. '\n')
         elseif answer.event ~= 'progress' then
@@ -188,12 +186,9 @@ local function wait(ctx)
             ticker:start(200)
         end
     end
-    local began, ask = ctx.platform.now(), nil
-    -- By this the next master knows that it is the same restart.
-    local key = ('%s-%.0f'):format(tostring(ctx):match '0x%x+' or '', began)
-    local timeout_ms = ctx.options.timeout and ctx.options.timeout * 1000
-    local handlers = {
+    return (client.ask(ctx, { verb = 'restart', wait = true, key = client.key(ctx) }, {
         event = on_event,
+        timeout_ms = ctx.options.timeout and ctx.options.timeout * 1000,
         timed_out = ctx.options.timeout and function()
             end_bar()
             ctx.err(('dutch-master: not decided within %gs; the restart goes on (dutch-master status)\n'):format(
@@ -207,9 +202,9 @@ local function wait(ctx)
         end,
         lost = function()
             end_bar()
-            if kept then -- the next master may die as well; without one the connection fails
-                return (ask())
-            end
+            return client.AGAIN
+        end,
+        gone = function()
             ctx.err(('dutch-master: %s: the master went away before the restart was decided\n'):format(ctx.script_name)
                 .. '  `dutch-master list` shows what runs now.\n')
             return 1
@@ -223,19 +218,14 @@ local function wait(ctx)
             end
             return M.code(answer.verdict)
         end,
-    }
-    function ask()
-        handlers.timeout_ms = timeout_ms and math.max(timeout_ms - (ctx.platform.now() - began), 1)
-        return client.ask(ctx, { verb = 'restart', wait = true, key = key }, handlers)
-    end
-    return (ask())
+    }))
 end
 
 function M.run(ctx)
     if ctx.options.wait or ctx.options.timeout then
         return (wait(ctx))
     end
-    return (client.ask(ctx, { verb = 'restart' }, {
+    return (client.ask(ctx, { verb = 'restart', key = client.key(ctx) }, {
         done = function(answer)
             if ctx.options.json then
                 ctx.out(wire.encode(answer) .. '\n')

@@ -6,8 +6,6 @@ local format = require 'dutch-master.cli.format'
 
 --- As numWorkers of the script.
 local MOST = 4096
--- Masters that may die while they are asked, if another one goes on each time.
-local TRIES = 5
 
 local M = {
     name = 'scale',
@@ -31,27 +29,19 @@ local M = {
 
 function M.run(ctx)
     local number = tonumber((ctx.argument:gsub('^%+', '')))
-    local request = { verb = 'scale' }
+    local request = { verb = 'scale', key = client.key(ctx) }
     if ctx.argument:find '^[+-]' then
         request.by = number
     else
         request.workers = number
     end
-    local tries, ask = 0, nil
-    local handlers = {
+    return (client.ask(ctx, request, {
         failed = function(error)
             if error.code == 'EINVAL' then
                 return ctx.usage(format.visible(error.message))
             end
             ctx.err(('dutch-master: scale: %s\n'):format(format.visible(error.message)))
             return 1
-        end,
-        lost = function(reason)
-            tries = tries + 1
-            if request.workers and tries < TRIES then -- a number may be said twice; a change may not
-                return (ask())
-            end
-            return client.say_gone(ctx, 'scale', reason)
         end,
         done = function(answer)
             if ctx.options.json then
@@ -61,11 +51,7 @@ function M.run(ctx)
             end
             return 0
         end,
-    }
-    function ask()
-        return client.ask(ctx, request, handlers)
-    end
-    return (ask())
+    }))
 end
 
 return M

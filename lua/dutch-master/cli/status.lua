@@ -126,11 +126,17 @@ local function words_of(worker)
     return words[1] and ('worker %d says: %s'):format(worker.id, table.concat(words, ', '))
 end
 
+--- Which process is which: `pid` is the one to signal, which is the keeper's where there is one.
+function M.processes(status)
+    local kept = status.master_pid and status.master_pid ~= status.pid
+    return (kept and 'keeper: pid %d, master: pid %d' or 'master: pid %d'):format(status.pid, status.master_pid)
+end
+
 function M.render(ctx, status)
     local lines = {
         ctx.paint('bold', format.visible(status.script)),
         M.headline(ctx, status),
-        ('master: pid %d, up %s, %s, version %s%s'):format(status.pid, format.duration(status.uptime_ms),
+        ('%s, up %s, %s, version %s%s'):format(M.processes(status), format.duration(status.uptime_ms),
             number(status.rss_kb, format.kilobytes), status.version,
             status.image and (' (%s)'):format(format.visible(status.image)) or ''),
     }

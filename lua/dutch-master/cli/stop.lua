@@ -18,8 +18,6 @@ local M = {
         .. '3 not running, 124 timed out',
 }
 
-local NOT_RUNNING = 3
-
 function M.run(ctx)
     local waiting = ctx.options.wait or ctx.options.timeout
     local accepted, exit_code = false, nil
@@ -33,15 +31,14 @@ function M.run(ctx)
         end
         return exit_code == nil and 0 or exit_code
     end
-    local kept, ask
-    local handlers = {
+    return (client.ask(ctx, { verb = 'stop', wait = waiting and true or nil }, {
         timeout_ms = ctx.options.timeout and ctx.options.timeout * 1000,
         timed_out = ctx.options.timeout and function()
             ctx.err(('dutch-master: not stopped within %gs; it goes on stopping\n'):format(ctx.options.timeout))
             return 124
         end,
-        event = function(answer)
-            accepted, kept = true, answer.kept
+        event = function()
+            accepted = true
         end,
         done = function(answer)
             if waiting then
@@ -52,21 +49,13 @@ function M.run(ctx)
             ctx.out(ctx.options.json and '{"ok":true}\n' or 'Stop requested\n')
             return 0
         end,
-        lost = function(reason)
-            if kept and exit_code == nil then -- another master may go on with it
-                kept = nil
-                local code = ask()
-                return code == NOT_RUNNING and verdict() or code
-            elseif accepted or exit_code then
-                return verdict()
-            end
-            return client.say_gone(ctx, 'stop', reason)
+        lost = function()
+            return exit_code and verdict() or client.AGAIN
         end,
-    }
-    function ask()
-        return (client.ask(ctx, { verb = 'stop', wait = waiting and true or nil }, handlers))
-    end
-    return ask()
+        gone = function(reason)
+            return accepted and verdict() or client.say_gone(ctx, 'stop', reason)
+        end,
+    }))
 end
 
 return M

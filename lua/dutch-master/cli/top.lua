@@ -169,7 +169,7 @@ local function heading(ctx, view)
     for _, worker in ipairs(s.workers) do
         total = total + worker.cpu
     end
-    return status.headline(ctx, s), ('master: pid %d, up %s, %s    workers: CPU %.0f%%'):format(s.pid,
+    return status.headline(ctx, s), ('%s, up %s, %s    workers: CPU %.0f%%'):format(status.processes(s),
         format.duration(s.uptime_ms), s.rss_kb and format.kilobytes(s.rss_kb) or '-', total)
 end
 

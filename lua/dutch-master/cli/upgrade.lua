@@ -14,8 +14,8 @@ local M = {
         .. '--binary; the workers notice nothing, and no connection is refused. It is asked\n'
         .. 'first whether it can go on from the state of the one that runs. One that does\n'
         .. 'not take over within ten seconds, or dies in its first two, is left again, and\n'
-        .. 'the former program goes on, even if its file is gone. Needs a master that was\n'
-        .. 'started with --keeper. Always waits for the verdict.',
+        .. 'the former program goes on, even if its file is gone. Not for a master that\n'
+        .. 'was started with --no-keeper. Always waits for the verdict.',
     options = {
         { long = 'binary', value = 'PATH', doc = 'the program to be; without it the one that is called' },
         { long = 'wait', short = 'w', doc = 'as without it: until it is decided' },
@@ -77,46 +77,32 @@ function M.run(ctx)
         ctx.err('dutch-master: upgrade: ' .. message .. '\n')
         return OLD_GOES_ON
     end
-    local began = ctx.platform.now()
-    local request = { verb = 'upgrade', key = ('%s-%.0f'):format(tostring(ctx):match '0x%x+' or '', began),
-        binary = program.binary, version = program.version, reads = program.reads }
-    local timeout_ms = ctx.options.timeout and ctx.options.timeout * 1000
-    local accepted, ask = false, nil
-    local handlers = {
+    local request = { verb = 'upgrade', key = client.key(ctx), binary = program.binary, version = program.version,
+        reads = program.reads }
+    return (client.ask(ctx, request, {
+        again_ms = VERDICT_MS, -- a program that hangs is waited for before the former one is called back
+        timeout_ms = ctx.options.timeout and ctx.options.timeout * 1000 or VERDICT_MS,
         event = function(answer)
-            accepted = true
             if ctx.options.json then
                 ctx.out(wire.encode(answer) .. '\n')
-            else
+            elseif not request.again then
                 ctx.out(('Upgrading to %s ...\n'):format(format.visible(program.version)))
             end
+            request.again = true -- the next master knows of it
         end,
-        timed_out = ctx.options.timeout and function()
+        timed_out = function()
             ctx.err(('dutch-master: not decided within %gs; the upgrade goes on (dutch-master status)\n'):format(
-                ctx.options.timeout))
+                ctx.options.timeout or VERDICT_MS / 1000))
             return 124
         end,
         failed = function(error)
             ctx.err(('dutch-master: upgrade: %s\n'):format(format.visible(error.message)))
             return error.code == 'EREFUSED' and OLD_GOES_ON or 1
         end,
-        lost = function(reason)
-            if accepted then -- the next master knows of it
-                request.again = true
-                return (ask())
-            end
-            return client.say_gone(ctx, 'upgrade', reason)
-        end,
         done = function(answer)
             return told(ctx, answer)
         end,
-    }
-    function ask()
-        handlers.timeout_ms = timeout_ms and math.max(timeout_ms - (ctx.platform.now() - began), 1)
-            or request.again and VERDICT_MS or nil
-        return client.ask(ctx, request, handlers)
-    end
-    return (ask())
+    }))
 end
 
 return M

@@ -103,7 +103,8 @@ end
 --- What `status` shows.
 function M.full(cluster)
     local platform = cluster.platform
-    local now, own = platform.now(), platform.proc_stat(platform.pid()) or {}
+    local pid, master_pid = platform.pid(), platform.master_pid and platform.master_pid() or nil
+    local now, own = platform.now(), platform.proc_stat(master_pid or pid) or {}
     local queues = cluster.sockets:snapshot()
     local workers, roll = {}, cluster.restarting and cluster.restarting:progress()
     for _, worker in pairs(cluster.workers) do
@@ -113,7 +114,7 @@ function M.full(cluster)
         return a.slot < b.slot or a.slot == b.slot and a.id < b.id
     end)
     return {
-        script = cluster.script, pid = platform.pid(), version = platform.version, state = cluster.state,
+        script = cluster.script, pid = pid, master_pid = master_pid, version = platform.version, state = cluster.state,
         image = platform.executable and platform.executable(),
         generation = cluster.generation, wanted = cluster.wanted, uptime_ms = now - cluster.started_at,
         rss_kb = own.rss_kb, cpu_ms = own.cpu_ms, workers = workers, slots = of_slots(cluster),

@@ -391,7 +391,7 @@ local function resume(self, kept, former)
         self.conversation:resume(kept.conversation)
     end
     resume_notify(self, kept, former)
-    if not clear then
+    if not clear and self.asks ~= 'nothing' then
         self.asks = 'signal' -- a half of a line may be out
     end
     return true, clear
@@ -422,6 +422,9 @@ function Worker:distrust()
         self.agenda:post(self, 'closed')
     elseif self:serves() then
         self:replace 'its master died while they talked'
+    elseif self.state == 'stopping' and self.asks == 'signal' then -- it may not have heard that it was asked
+        self.child:signal(self.stop_signal)
+        self.child:signal 'SIGCONT'
     end
 end
 

@@ -23,6 +23,8 @@ local MAX_WAITING = 256
 local LOOK_MS = 3000
 --- Sockets kept open for the clients they have: two that have names, and some whose names were removed.
 local MAX_SERVERS = 6
+--- Answers that are remembered for clients that may ask once more.
+local MAX_ANSWERS = 32
 
 local Control = {}
 Control.__index = Control
@@ -40,6 +42,8 @@ function M.new(world)
         is_kept = world.is_kept, -- another master goes on if this one dies
         servers = {},
         opened = 0,
+        answers = {}, -- {key, said}
+        outliving = 0, -- connections: see Answer:outlive
         kept = {}, -- server -> {name, path}
         waiting = {},
         promises = {}, -- lines {client, text} that go out when the state is kept of which they speak
@@ -112,6 +116,15 @@ function Answer:done(fields)
     fields = fields or {}
     fields.ok = fields.ok ~= false
     self:send(fields)
+end
+
+--- The connection ends with the keeper, where there is one, and not before: then all is gone.
+function Answer:outlive()
+    local control = self.control
+    if control.is_kept and not self.client.gone then
+        control.outliving = control.outliving + 1
+        control.platform.keep_fd('client/' .. control.outliving, self.client.conn:fd())
+    end
 end
 
 function Answer:fail(message, code)
@@ -295,6 +308,26 @@ local function look(control)
     end
 end
 
+--- What was answered to the request of that key, or nil.
+function Control:said(key)
+    for _, entry in ipairs(key and self.answers or {}) do
+        if entry.key == key then
+            return entry.said
+        end
+    end
+end
+
+--- Done, and answered so: the client may ask the next master, if this one dies before it has heard it.
+function Control:note_said(key, said)
+    if key and self.is_kept then
+        table.insert(self.answers, { key = key, said = said })
+        if #self.answers > MAX_ANSWERS then
+            table.remove(self.answers, 1)
+        end
+        self.platform.touch()
+    end
+end
+
 --- The state is kept: what was promised can be said.
 function Control:kept_all()
     local promises = self.promises
@@ -320,7 +353,7 @@ function Control:keep(book)
         local entry = self.kept[server]
         kept[i] = { fd = book:fd(entry.name, server:fd()), path = entry.path }
     end
-    return { servers = kept, opened = self.opened }
+    return { servers = kept, opened = self.opened, answers = self.answers }
 end
 
 --- @param kept, former of a former master, whose clients wait, or nil
@@ -336,7 +369,7 @@ function Control:open(kept, former)
     for _, entry in ipairs(kept and kept.servers or {}) do -- the newest of a path is the one that clients find
         fds[entry.path] = entry.fd
     end
-    self.opened = kept and kept.opened or 0
+    self.opened, self.answers = kept and kept.opened or 0, kept and kept.answers or {}
     for _, path in ipairs(self.claim.paths) do
         local ok, message, code = serve(self, path, fds[path] and former:take(fds[path]))
         if not ok then

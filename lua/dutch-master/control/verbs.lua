@@ -64,20 +64,38 @@ function verbs.restart(control, request, answer)
     }
 end
 
-local function answer_changes(answer)
+-- What has been done is not done again for a client whose connection went with a former master.
+-- @return whether it was answered
+local function answered_before(control, request, answer)
+    local said = control:said(key_of(request))
+    if said then
+        answer:done { changes = said.changes and wire.list(said.changes), from = said.from, to = said.to }
+    end
+    return said ~= nil
+end
+
+local function answer_changes(answer, done)
     return function(changes, err)
         if not changes then
             return answer:fail(type(err) == 'table' and err.message or err, 'ESCRIPT')
+        end
+        if done then
+            done { changes = changes.changes }
         end
         answer:done { changes = wire.list(changes.changes) }
     end
 end
 
-function verbs.reload(control, _, answer)
+function verbs.reload(control, request, answer)
+    if answered_before(control, request, answer) then
+        return
+    end
     answer:hold()
     answer:event('accepted', {})
     answer:promise()
-    control.cluster:reload(answer:who(), answer_changes(answer))
+    control.cluster:reload(answer:who(), answer_changes(answer, function(said)
+        control:note_said(key_of(request), said)
+    end))
 end
 
 function verbs.plan(control, _, answer)
@@ -93,6 +111,7 @@ function verbs.stop(control, request, answer)
         who = who,
         on_stopped = function(exit_code)
             answer:done { exit_code = exit_code }
+            answer:outlive()
         end,
     }
 end
@@ -100,18 +119,17 @@ end
 function verbs.upgrade(control, request, answer)
     local upgrade = control.upgrade
     if not upgrade then
-        return answer:fail('the master was started without --keeper: an upgrade is a restart of the service',
+        return answer:fail('the master was started with --no-keeper: an upgrade is a restart of the service',
             'ENOKEEPER')
     end
     answer:hold()
     local function told(verdict)
         answer:done { verdict = verdict }
     end
-    if request.again then
-        if not upgrade:hear(key_of(request), told) then
-            answer:fail('nothing is known of that upgrade', 'EUNKNOWN')
-        end
+    if upgrade:hear(key_of(request), told) then
         return
+    elseif request.again then
+        return answer:fail('nothing is known of that upgrade', 'EUNKNOWN')
     end
     answer:event('accepted', { kept = true })
     local ok, message = upgrade:request({ binary = request.binary, version = request.version, reads = request.reads,
@@ -122,6 +140,9 @@ function verbs.upgrade(control, request, answer)
 end
 
 function verbs.scale(control, request, answer)
+    if answered_before(control, request, answer) then
+        return
+    end
     local before = control.cluster.wanted
     local wanted, relative = request.workers, type(request.by) == 'number'
     if relative then
@@ -135,6 +156,7 @@ function verbs.scale(control, request, answer)
     if not ok then
         return answer:fail(message, code)
     end
+    control:note_said(key_of(request), { from = before, to = wanted })
     answer:promise()
     answer:done { from = before, to = wanted }
 end

@@ -270,17 +270,17 @@ local function costs()
         files = { ['app.lua'] = read 'app.lua' },
     }
     m:await('Cluster ready', { timeout = 60000 })
-    local before = cpu_ms(m.pid)
+    local before = cpu_ms(m:process_pid())
     local begun = uv.hrtime()
     local waited = measure(port, 5000, SECONDS, math.random)
     local seconds = (uv.hrtime() - begun) / 1e9
     print(('master under %.0f connections a second: %.1f %% of a core (aim: 3 at most)'):format(#waited / seconds,
-        (cpu_ms(m.pid) - before) / seconds / 10))
+        (cpu_ms(m:process_pid()) - before) / seconds / 10))
     pause(8000) -- until all is quiet
-    local woken = switches(m.pid)
+    local woken = switches(m:process_pid())
     pause(10000)
     print(('wake-ups of the master while nothing happens: %.1f a second (aim: 2 at most)'):format(
-        (switches(m.pid) - woken) / 10))
+        (switches(m:process_pid()) - woken) / 10))
     m:finish()
 end
 

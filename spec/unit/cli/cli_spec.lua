@@ -53,6 +53,17 @@ describe('the command line', function()
         assert.equal('dutch-master 9.9.9\n', run({}, '--version').text())
     end)
 
+    it('has the verbs that main.c takes for no master', function()
+        local file = assert(io.open 'src/main.c')
+        local list, found = file:read('*a'):match 'verbs%[%] = (%b{})', {}
+        file:close()
+        for name in list:gmatch '"([^"]+)"' do
+            found[#found + 1] = name
+        end
+        assert.same({ 'help', 'version' }, { unpack(found, #cli.verbs + 1) })
+        assert.same(cli.verbs, { unpack(found, 1, #cli.verbs) })
+    end)
+
     it('fits help into a terminal of 80 columns', function()
         for line in run({}, '--help').text():gmatch '[^\n]+' do
             assert.is_true(#line < 80, line)
@@ -159,8 +170,42 @@ describe('a verb', function()
     it('says when the master hangs up', function()
         local world = answering()
         local w = run(world, 'status')
+        world.sockets[SOCKET] = nil
         world.conn.lose()
         assert.equal(1, w.stopped)
+    end)
+
+    it('asks the next master, if there is one, by the same key, and no more than some', function()
+        for _, words in ipairs { { 'status' }, { 'scale', '+1' }, { 'reload' }, { 'restart', '--wait' }, { 'stop', '--wait' } } do
+            local world = answering()
+            local w = run(world, unpack(words))
+            for i = 1, 20 do
+                world.conn.lose()
+                assert.same({ nil, i + 1 }, { w.stopped, #world.requests }, words[1])
+                assert.same(world.requests[1], world.requests[i + 1])
+            end
+            assert.equal(words[1] ~= 'status' and words[1] ~= 'stop', world.requests[1].key ~= nil)
+            world.conn.lose()
+            assert.equal(1, w.stopped)
+        end
+    end)
+
+    it('that waits hears the next master, also after the one before had spoken', function()
+        local world = answering { event = 'accepted' }
+        local w = run(world, 'restart', '--wait', '--timeout', '3')
+        w.advance(2000)
+        local former = world.conn
+        world.sockets[SOCKET] = function(line, conn)
+            world.requests[#world.requests + 1] = cjson.decode(line)
+            world.conn = conn
+        end
+        former.lose()
+        w.advance(999)
+        assert.is_nil(w.stopped)
+        world.conn.receive(cjson.encode { v = 1, id = 1, ok = true, verdict = { result = 'aborted', generation = 2,
+            done = 0, total = 2, serving = 2, slots = 2 } })
+        assert.equal(10, w.stopped)
+        assert.equal(world.requests[1].key, world.requests[2].key)
     end)
 
     it('reports a refusal', function()
@@ -339,6 +384,7 @@ describe('restart --wait', function()
     it('fails when the master goes away', function()
         local world = answering { event = 'accepted' }
         local w = run(world, 'restart', '--wait')
+        world.sockets[SOCKET] = nil
         world.conn.lose()
         assert.equal(1, w.stopped)
     end)

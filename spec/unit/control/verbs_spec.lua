@@ -31,6 +31,37 @@ describe('a verb of the control socket', function()
             assert.equal(2, cluster.wanted)
         end)
 
+        it('what was done for a request once, and not before it is kept', function()
+            world.is_kept = true
+            open()
+            local server, conn = world.server, connect()
+            local function ask(request)
+                local count = #conn.answers
+                conn.ask(request)
+                world.platform.turn()
+                server:kept_all()
+                assert.is_true(#conn.answers > count)
+                return conn.answers[#conn.answers]
+            end
+            assert.is_nil(conn.ask { verb = 'scale', by = 1, key = 'a' })
+            assert.equal(3, cluster.wanted)
+            server:kept_all()
+            assert.same({ 2, 3 }, { conn.answers[1].from, conn.answers[1].to })
+            assert.same({ 2, 3 }, { ask({ verb = 'scale', by = 1, key = 'a' }).from, cluster.wanted })
+            for i = 1, 31 do
+                ask { verb = 'scale', workers = 3, key = 'b' .. i }
+            end
+            assert.equal(32, #server.answers)
+            assert.equal(3, ask({ verb = 'scale', by = -1, key = 'a' }).to)
+            ask { verb = 'scale', workers = 3, key = 'c' }
+            assert.equal(32, #server.answers) -- and no more than these: that of a is gone
+            assert.equal(2, ask({ verb = 'scale', by = -1, key = 'a' }).to)
+            for _ = 1, 2 do
+                assert.equal('numWorkers', ask({ verb = 'reload', key = 'd' }).changes[1].key)
+            end
+            assert.equal(1, cluster.reloads)
+        end)
+
         it('reload and plan', function()
             open()
             local conn = connect()
