@@ -63,64 +63,65 @@ end
 
 local benches = {}
 
--- ms from the end of the worker to its replacement, and from the signal to the first fork of a restart.
-local function latency_of(program)
+-- A master of one worker. crash() and roll() -> ms from the end of the worker to its replacement, and from the signal to
+-- the first fork of a restart.
+local function timed_master(program)
     local dir = master.temp_dir()
     local pipe, heard = open_fifo(dir .. '/fifo')
     local m = master.start { binary = program, script = worker_that_tells(),
         env = { FIFO = dir .. '/fifo', DUTCH_MASTER_LUA = false } }
     m:await 'Cluster ready'
-    local crashes, rolls = {}, {}
-    for _ = 1, 40 do
-        local before = #heard
-        local record = m:records 'Worker listening'
-        local pid = record[#record].workerPid
-        local mark = m:mark()
-        local start = uv.hrtime()
-        uv.kill(pid, 'sigkill')
-        m:wait_until(function()
-            return #heard > before
-        end, 'the replacement')
-        crashes[#crashes + 1] = (heard[before + 1] - start) / 1e6
-        m:await('Worker listening', { after = mark })
-    end
-    for _ = 1, 20 do
+    local function measure(fn, message)
         local before, mark, start = #heard, m:mark(), uv.hrtime()
-        m:signal 'SIGUSR2'
+        fn()
         m:wait_until(function()
             return #heard > before
-        end, 'the first fork')
-        rolls[#rolls + 1] = (heard[before + 1] - start) / 1e6
-        m:await('Restart complete', { after = mark })
+        end, 'the fork')
+        m:await(message, { after = mark })
+        return (heard[before + 1] - start) / 1e6
     end
-    m:finish()
-    pipe:close()
-    uv.run 'nowait'
-    return crashes, rolls
-end
-
-local function append(list, more)
-    for _, value in ipairs(more) do
-        list[#list + 1] = value
-    end
+    return {
+        crash = function()
+            local record = m:records 'Worker listening'
+            return measure(function() uv.kill(record[#record].workerPid, 'sigkill') end, 'Worker listening')
+        end,
+        roll = function()
+            return measure(function() m:signal 'SIGUSR2' end, 'Restart complete')
+        end,
+        close = function()
+            pipe:close()
+            uv.run 'nowait'
+        end,
+        finish = function()
+            m:finish()
+        end,
+    }
 end
 
 --- With DM_OTHER=PROGRAM in turns with that one.
 function benches.latency()
-    local programs = { master.binary(), os.getenv 'DM_OTHER' }
-    local crashes, rolls = { {}, {} }, { {}, {} }
-    for _ = 1, 3 do
-        for i, program in ipairs(programs) do
-            local some, others = latency_of(program)
-            append(crashes[i], some)
-            append(rolls[i], others)
+    local programs, masters = { master.binary(), os.getenv 'DM_OTHER' }, {}
+    for i, program in ipairs(programs) do
+        masters[i] = timed_master(program)
+    end
+    for _, what in ipairs { { 'crash', 100, 'crash -> replacement' }, { 'roll', 50, 'restart signal -> first fork' } } do
+        local times = { {}, {} }
+        for _ = 1, what[2] do
+            for i, one in ipairs(masters) do
+                table.insert(times[i], one[what[1]]())
+            end
+        end
+        local mine, worst = median(times[1])
+        report(('%s runs (sh), median / worst of %d'):format(what[3], what[2]), ('%.2f/%.2f ms'):format(mine, worst),
+            '<= 5 ms')
+        if programs[2] then
+            report('  against ' .. programs[2], ('%.2f ms; %.2f'):format(median(times[2]), mine / median(times[2])), '1.00')
         end
     end
-    for i, program in ipairs(programs) do
-        report(i == 1 and 'crash -> replacement runs (sh), median / worst of 120' or '  ' .. program,
-            ('%.2f/%.2f ms'):format(median(crashes[i])), '<= 5 ms')
-        report(i == 1 and 'restart signal -> first fork runs (sh), median / worst of 60' or '  ' .. program,
-            ('%.2f/%.2f ms'):format(median(rolls[i])), '<= 5 ms')
+    for _, name in ipairs { 'close', 'finish' } do
+        for _, one in ipairs(masters) do
+            one[name]()
+        end
     end
 end
 

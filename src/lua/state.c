@@ -38,7 +38,12 @@ static const luaL_Reg preloaded[] = {
 };
 
 struct lua_State *dm_lua_state_new(bool environment) {
-    lua_State *L = lua_newstate(allocate, NULL);
+    static bool own_heap; /* older builds of LuaJIT (x86-64 without GC64) take no other allocator */
+    lua_State *L = own_heap ? NULL : lua_newstate(allocate, NULL);
+    if (!L) {
+        L = luaL_newstate();
+        own_heap = L != NULL;
+    }
     if (!L) {
         return NULL;
     }
