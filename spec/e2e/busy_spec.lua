@@ -51,6 +51,18 @@ require('http').createServer((request, response) => {
 }).listen({ port: +process.env.PORT, host: '127.0.0.1' })
 ]]
 
+-- The first of them says that it holds a million connections, or none, all the time.
+local LIAR = LUA .. [[
+if worker.id == 1 then
+    local timer, much = uv.new_timer(), false
+    timer:start(0, 5, function()
+        much = not much
+        worker.send { cmd = 'NODE_DUTCH_LOAD', held = much and 1000000 or 0, busy = much and 0 or 1000 }
+    end)
+    timer:unref()
+end
+]]
+
 -- Of 300 requests, 50 would wait for more than half of the time that a worker is held, if nobody helped.
 local MANY = 30
 
@@ -64,7 +76,7 @@ describe('workers that are busy for a moment', function()
             script = ([[require('dutch-master').start { worker = 'app.%s', numWorkers = %d, %s
                 workerEnvironment = { LISTEN = '127.0.0.1:%d', PORT = '%d' }, %s }]]):format(
                 kind == 'node' and 'js' or 'lua', count, interpreter, port, port, options or ''),
-            files = { ['app.lua'] = LUA, ['app.js'] = app or NODE },
+            files = { ['app.lua'] = kind == 'lua' and app or LUA, ['app.js'] = app or NODE },
         }
         m:await('Cluster ready', { timeout = 20000 })
         return m, port
@@ -107,6 +119,20 @@ describe('workers that are busy for a moment', function()
         assert.equal(0, quick.failed + heavy.failed, quick.text .. heavy.text .. m:dump())
         assert.is_true(totals(m).rescued > 0)
         assert.equal(0, #m:records 'Worker exited', m:dump())
+        m:finish()
+    end)
+
+    it('all of them, one alone, and one that lies about what it holds, lose nobody', function()
+        local m, port = start('lua', 2, nil, LIAR)
+        local held = load.start { port = port, clients = 4, path = '/hold', timeout = 20000, expect = '^%d+$' }
+        local l = load.start { port = port, clients = 4, rate = 100, timeout = 20000, expect = '^%d+$' }
+        held:await(10)
+        assert.equal(0, cli.run(m, { 'scale', '1' }).code)
+        m:await('Worker exited', { timeout = 20000 })
+        held:await(held.counts.total + 4)
+        local quick, heavy = l:stop(), held:stop()
+        assert.equal(0, quick.failed + heavy.failed, quick.text .. heavy.text .. m:dump())
+        assert.equal(2, #m:records 'Worker listening')
         m:finish()
     end)
 
