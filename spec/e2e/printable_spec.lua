@@ -32,7 +32,8 @@ local function veto()
 end
 dutch.start {
     worker = { 'perl', 'app.pl' }, ready = 'notify', numWorkers = 1, restartAttempts = 1, keepOutput = '64K',
-    restartSoak = 0.1, stopTimeout = 2, killTimeout = 1, leftoverTimeout = 0, beforeFork = veto, args = { EVIL },
+    restartSoak = 0.1, stopTimeout = 2, killTimeout = 1, leftoverTimeout = 0, beforeFork = veto,
+    args = { EVIL, io.open(dutch.directory .. '/more') and 'more' .. EVIL or 'less' },
     restartConcurrency = { canary = { soak = 0.1, judge = function() return false, EVIL end } },
     workerEnvironment = { EVIL = EVIL, [ 'A' .. EVIL ] = EVIL },
     onWorkerReady = function() dutch.log.warn({ deep = { EVIL, [EVIL] = EVIL }, flat = EVIL }, EVIL) end,
@@ -78,19 +79,23 @@ describe('what a worker wrote', function()
             files = { [EVIL .. '/master.lua'] = SCRIPT, [EVIL .. '/app.pl'] = APP },
         }
         m:await 'Cluster ready'
-        local dir = m.app .. '/' .. EVIL
+        local dir, fifo = m.app .. '/' .. EVIL, master.temp_dir() .. '/fifo'
+        assert.equal(0, os.execute(("mkfifo '%s'"):format(fifo)))
         local tried, seen = { web = true }, {}
         local function try(line, on_terminal)
-            local env = { DM = master.binary(), SCRIPT = dir .. '/master.lua', EVIL = EVIL, TERM = 'xterm', LANG = 'C.UTF-8' }
+            local env = { DM = master.binary(), FIFO = fifo, SCRIPT = dir .. '/master.lua', EVIL = EVIL, TERM = 'xterm',
+                LANG = 'C.UTF-8' }
             local words = line[1] == 'list' and '' or line[1] == 'init' and ' "$PWD"'
                 or line[1] == 'completion' and '' or ' "$SCRIPT"'
             local command = (on_terminal and 'stty cols 150 rows 60; ' or '') .. 'exec "$DM" ' .. table.concat(line, ' ') .. words
-            local c = cli.start(m, on_terminal and { '-qec', command, '/dev/null' } or { '-c', command }, {
-                program = on_terminal and 'script' or 'sh', env = env, cwd = dir })
+            env.COMMAND = command
+            -- `script` would send the end of its stdin on, as ^D: this one does not end.
+            local shell = on_terminal and 'exec 3<>"$FIFO"; exec script -qec "$COMMAND" /dev/null <&3' or command
+            local c = cli.start(m, { '-c', shell }, { program = 'sh', env = env, cwd = dir })
             if line.ends then
                 local ok, why = pcall(c.await_output, c, line.ends)
                 c:kill 'sigterm'
-                assert(ok, why)
+                assert(ok, tostring(why) .. '\n' .. c.out .. c.err)
             end
             c:wait()
             local text = c.out .. c.err
@@ -112,6 +117,9 @@ describe('what a worker wrote', function()
             try({ 'restart', '--wait' }, on_terminal)
             assert(os.remove(dir .. '/veto'))
             for _, line in ipairs(LINES) do
+                if line[1] == 'plan' and not os.remove(dir .. '/more') then -- something that differs
+                    assert(io.open(dir .. '/more', 'w')):close()
+                end
                 if on_terminal or line[1] ~= 'stop' and not line.ends then
                     try(line, on_terminal)
                 end
@@ -122,7 +130,7 @@ describe('what a worker wrote', function()
             assert.is_true(tried[name] or ELSEWHERE[name], name .. ' is not tried')
         end
         -- And it is shown, spelled out.
-        for _, name in ipairs { 'check', 'status', 'top', 'why', 'events', 'logs', 'list', 'metrics', 'restart' } do
+        for _, name in ipairs { 'check', 'plan', 'status', 'top', 'why', 'events', 'logs', 'list', 'metrics', 'restart' } do
             assert.is_true(seen[name], name .. ' has nothing of it')
         end
         uv.run 'nowait'
