@@ -4,6 +4,7 @@ local uv = require 'luv'
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
+local netns = require 'spec.support.netns'
 local app = require 'spec.support.node_app'
 local stock = require 'spec.support.stock'
 local versions = require 'spec.support.node_versions'
@@ -71,14 +72,94 @@ describe('a Node worker', function()
     end, ONE)
 
     versions.it('shares a port for datagrams with other processes that want it so', function(_, binary)
-        local m = app.start { binary = binary, workers = 2, plan = 'readyTimeout = 10,', app = [[
+        local other, port = uv.new_udp(), http.free_port()
+        assert(other:bind('0.0.0.0', port, { reuseaddr = true })) -- as avahi
+        local m = app.start { binary = binary, port = port, workers = 2, plan = 'readyTimeout = 10,', app = [[
             const dgram = require('dgram')
             const own = () => dgram.createSocket({ type: 'udp4', reuseAddr: true })
-            const first = own().bind(Number(process.env.PORT), () => own().bind(Number(process.env.PORT)))
+                .on('error', (error) => console.log('refused ' + error.code))
+            own().bind(Number(process.env.PORT), () => own().bind(Number(process.env.PORT), () => {
+                const alone = dgram.createSocket('udp4').on('error', (error) => console.log('alone ' + error.code))
+                alone.bind(Number(process.env.PORT)) // who does not want it so may not
+            }))
         ]] }
-        assert.equal(0, #m:records 'Listening failed')
+        m:wait_until(function()
+            return table.concat(m.output, '\n'):find 'alone EADDRINUSE.*alone EADDRINUSE'
+        end, 'both workers')
+        assert.is_nil(table.concat(m.output, '\n'):find 'refused')
+        app.roll(m)
+        other:close()
         m:finish { code = 0 }
     end, TWO)
+
+    -- Debian's /etc/hosts names ::1 in a container without IPv6 too: fastify tries it, and goes on.
+    it('is told what stock is where there is no IPv6, and serves', function()
+        local binary = versions.newest()
+        local back = binary and netns.enter()
+        if not back then
+            return pending 'needs Node, and root for a network of its own'
+        end
+        local ok, message = pcall(function()
+            assert(netns.set('net/ipv6/conf/all/disable_ipv6', 1) and netns.set('net/ipv6/conf/lo/disable_ipv6', 1))
+            local source = [[
+                const http = require('http'), port = Number(process.env.PORT)
+                const listen = (name, ...where) => new Promise((resolve) => http.createServer((_, response) => response.end('ok'))
+                    .on('error', (error) => { console.log(name + ' ' + error.code); resolve() }).listen(...where, resolve))
+                listen('six', port, '::1').then(() => listen('four', port, '127.0.0.1')).then(() => listen('any', port + 1))
+                    .then(() => listen('any6', port + 2, '::')).then(() => console.log('all'))
+            ]]
+            local m, port = app.start { binary = binary, workers = 1, app = source }
+            m:await_output 'all'
+            assert.same({ 200, 200 }, { (http.get { port = port }), (http.get { port = port + 1 }) })
+            local peer = stock.start { binary = binary, dir = m.app, workers = 1,
+                env = { PORT = tostring(http.free_port()) } }
+            wait.wait_until(function() return peer.lines[#peer.lines] == 'all' end, { what = 'the stock cluster' })
+            peer:stop(wait)
+            assert.same(peer.lines, m.output)
+            m:finish { code = 0 }
+        end)
+        back()
+        assert(ok, message)
+    end)
+
+    local newest = versions.newest()
+    if uv.getuid() ~= 0 or os.execute(('setpriv --reuid=65534 --clear-groups test -x %s'):format(newest)) ~= 0 then
+        pending 'has a path of its user\'s: needs root, and a node that everybody may run'
+    else
+        versions.it('has a path that is its user\'s, and none where its user may not make one', function(_, binary)
+            local dir = master.temp_dir()
+            local own = dir .. '/own'
+            assert(uv.fs_chmod(dir, tonumber('755', 8)))
+            assert(uv.fs_mkdir(own, tonumber('755', 8)))
+            assert(uv.fs_chown(own, 65534, 65534))
+            local file = assert(io.open(dir .. '/app.js', 'w'))
+            file:write [[
+                const fs = require('fs'), http = require('http'), path = process.env.OWN + '/app.sock'
+                const serve = () => http.createServer((request, response) => response.end('ok'))
+                serve().listen(path, () => {
+                    const { uid, gid } = fs.statSync(path)
+                    fs.chmodSync(path, 0o660) // as apps behind nginx do
+                    console.log(`owner ${uid} ${gid} ${(fs.statSync(path).mode & 0o777).toString(8)}`)
+                    serve().on('error', (error) => console.log('root\'s ' + error.code)).listen(process.env.OWN + '/../app.sock')
+                })
+            ]]
+            file:close()
+            local m = app.start { binary = binary, worker = dir .. '/app.js', env = { OWN = own },
+                plan = ("user = 'nobody', beforeFork = function() dutch.chdir '%s' end,"):format(dir) }
+            local clients = load.start { socket = own .. '/app.sock', clients = 2, mode = 'close', rate = 50, expect = '^ok$' }
+            app.roll(m)
+            m:await('Worker exited', { count = 2 })
+            local counts = clients:stop()
+            assert.equal(0, counts.failed, counts.text)
+            local seen = {}
+            for _, line in ipairs(m.output) do
+                seen[line] = (seen[line] or 0) + 1
+            end
+            local group = io.popen('id -g nobody'):read '*l'
+            assert.same({ [('owner 65534 %s 660'):format(group)] = 4, ["root's EACCES"] = 4 }, seen)
+            m:finish { code = 0 }
+        end, TWO)
+    end
 
     versions.it('gives its path the mode that stock would', function(_, binary)
         local source = [[
