@@ -66,6 +66,15 @@ end
 -- Of 300 requests, 50 would wait for more than half of the time that a worker is held, if nobody helped.
 local MANY = 30
 
+local function sockets_of(pid)
+    local dir, count = ('/proc/%d/fd'):format(pid), 0
+    local scan = assert(uv.fs_scandir(dir))
+    for name in function() return (uv.fs_scandir_next(scan)) end do
+        count = count + ((uv.fs_readlink(dir .. '/' .. name) or ''):find '^socket:' and 1 or 0)
+    end
+    return count
+end
+
 describe('workers that are busy for a moment', function()
     after_each(master.cleanup)
 
@@ -108,7 +117,8 @@ describe('workers that are busy for a moment', function()
     end
 
     it('and answer a rescue twice, late or never, cost nobody anything', function()
-        local m, port = start('node', 4, nil, ODD .. NODE)
+        local m, port = start('node', 4, 'stopTimeout = 3,', ODD .. NODE)
+        local before = sockets_of(m:master_pid())
         local held = load.start { port = port, clients = 2, path = '/hold', timeout = 20000 }
         local l = load.start { port = port, clients = 8, rate = 300, timeout = 20000, expect = '^%d+$' }
         for _, mode in ipairs { 'twice', 'late', 'never' } do
@@ -119,6 +129,8 @@ describe('workers that are busy for a moment', function()
         assert.equal(0, quick.failed + heavy.failed, quick.text .. heavy.text .. m:dump())
         assert.is_true(totals(m).rescued > 0)
         assert.equal(0, #m:records 'Worker exited', m:dump())
+        -- The master's copies of what was never answered go after stopTimeout.
+        wait.wait_until(function() return sockets_of(m:master_pid()) <= before end, { what = 'the copies to be closed' })
         m:finish()
     end)
 

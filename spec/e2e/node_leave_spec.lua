@@ -124,6 +124,23 @@ describe('a Node worker that leaves', function()
         end, TWO)
     end
 
+    -- It ends with what it has accepted, as under stock. The master lets it go when that is answered.
+    versions.it('by worker.kill() has answered those who came before it goes', function(_, binary)
+        local m, port = app.start { binary = binary, workers = 3, app = app.http .. [[
+            process.on('SIGWINCH', () => require('cluster').worker.kill())
+        ]] }
+        local clients = load.start { port = port, mode = 'close', clients = 4 }
+        clients:await(20)
+        for round = 1, 3 do
+            uv.kill(m:records('Worker listening')[round].workerPid, 'sigwinch')
+            m:await('Worker exited', { count = round })
+            m:await('Worker listening', { count = 3 + round })
+        end
+        local counts = clients:stop()
+        assert.equal(0, counts.failed, counts.text .. m:dump())
+        m:finish { code = 0 }
+    end, TWO)
+
     versions.it('that has no room for a connection gives it to another one, as stock', function(version, binary)
         local source = [[
             const server = require('http').createServer((request, response) => setTimeout(() => response.end('ok'), 200))

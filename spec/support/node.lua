@@ -61,7 +61,10 @@ function M.start(options)
             self.listening[#self.listening + 1] = info
         end,
         on_close_server = hear 'close_server',
-        on_leaving = hear 'leaving',
+        on_leaving = function(let_go)
+            hear 'leaving' ()
+            let_go()
+        end,
         on_bad = hear 'bad',
     }
     local argv = { 'node', unpack(options.argv) }

@@ -111,7 +111,7 @@ local CALLBACKS = { 'on_online', 'on_listening', 'on_ready', 'on_metrics', 'on_m
 ---   on_refused(info, code, message)  a listen() was answered with an error
 ---   on_close_server(info, socket)  the worker closed it; info {name, stream, open = sockets it still has}, socket is
 ---                             what `query` was given
----   on_leaving()              the worker is on its way out by its own wish
+---   on_leaving(let_go)        the worker is on its way out by its own wish, and ends when let_go() is called: a must
 ---   on_bad(reason)            it does not speak the protocol; no further line is looked at
 function M.new(opts)
     local self = setmetatable({
@@ -217,13 +217,19 @@ function HANDLERS.get_count(self, event)
     self.channel:send(encode.count(event.key, 0))
 end
 
--- The worker waits for the ack before it goes, for ever.
+-- The worker waits for the ack before it goes, for ever. After worker.kill() it goes with all that it has accepted.
 function HANDLERS.leaving(self, event)
-    self.channel:send(encode.ack(event.seq))
-    if self.state ~= 'leaving' then
-        self.state = 'leaving'
-        self.on_leaving()
+    local function let_go()
+        if self.state == 'leaving' then
+            self.leaving_seq = nil
+            self.channel:send(encode.ack(event.seq))
+        end
     end
+    if self.state == 'leaving' then
+        return let_go()
+    end
+    self.state, self.leaving_seq = 'leaving', event.seq
+    self.on_leaving(let_go)
 end
 
 function HANDLERS.ack(self, event)
@@ -561,12 +567,13 @@ function M:keep()
     end
     return { state = self.state, sockets = sockets, next_key = self.next_key, next_newconn = self.next_newconn,
         handed_tickets = self.handed_tickets, booted = self.booted, asked = self.asked, draining = self.draining,
-        queries = keep_queries(self) }
+        leaving_seq = self.leaving_seq, queries = keep_queries(self) }
 end
 
 --- The talk goes on where a former master died. What a worker was asked and has not answered is nobody's question now.
 function M:resume(kept)
-    for _, field in ipairs { 'state', 'next_key', 'next_newconn', 'handed_tickets', 'booted', 'asked', 'draining' } do
+    for _, field in ipairs { 'state', 'next_key', 'next_newconn', 'handed_tickets', 'booted', 'asked', 'draining',
+        'leaving_seq' } do
         self[field] = kept[field]
     end
     -- What it was given last may still be on its way: its answer is for no later one.
@@ -583,6 +590,10 @@ end
 function M:answer_owed()
     local owed = self.owed or {}
     self.owed = nil
+    if self.leaving_seq then
+        self.channel:send(encode.ack(self.leaving_seq))
+        self.leaving_seq = nil
+    end
     for _, event in ipairs(owed) do
         self.asked = self.asked - 1 -- it was counted
         HANDLERS.query(self, event)

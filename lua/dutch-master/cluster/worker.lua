@@ -136,8 +136,11 @@ local function start_conversation(self)
         on_refused = function(info, code, message)
             self.refused = message or ('%s: %s'):format(code, info.text or info.name)
         end,
-        on_leaving = function()
-            self.agenda:post(self, 'leaving')
+        on_leaving = function(let_go)
+            if self.state ~= 'starting' and not self:serves() then
+                let_go() -- it leaves already
+            end
+            self.agenda:post(self, 'leaving', let_go)
         end,
         on_bad = function(reason)
             self.log:warn({ reason = reason }, 'Worker sent a malformed message, its channel is closed')
@@ -689,13 +692,14 @@ local function note_closed(self)
     self.channel_open = false
 end
 
--- The app leaves by itself (cluster.worker.disconnect()): it accepts nothing any more, and finishes what it has.
-local function leaving(self)
+-- The app leaves by itself. After cluster.worker.disconnect() it accepts nothing any more, and finishes what it has;
+-- after kill() it serves until it is let go.
+local function leaving(self, let_go)
     self.health:close()
     self.log:info('Worker leaves by itself')
     self.asks = 'nothing'
     self.leaving:allow(self.plan.stop_timeout_ms)
-    self.sockets:leave(self.id, function() end)
+    self.sockets:leave(self.id, let_go)
     lose(self, 'left by itself')
     return 'stopping'
 end
@@ -852,7 +856,7 @@ definition = machine.define {
         'stop', -- (why) leave
         'kill', -- (why) leave at once
         'settled', -- out of rotation, nothing on its way to it
-        'leaving', -- it disconnects by itself
+        'leaving', -- (let_go) it disconnects by itself
         'closed_servers', -- it listens nowhere any more
         'alive', -- a sign of life
         'hung', -- (why) it says that it hangs

@@ -12,14 +12,16 @@ local MAX_TRIES, MAX_IN_FLIGHT = 8, 256
 local MAX_UNANSWERED = 32
 
 --- @param options {platform, log, address = text, give = function(fd, done, worker_id, request), see sockets.lua,
---   or nil: nobody can be given anything; takers = function(except a lane) -> list of { worker, request } that take}
+--   or nil: nobody can be given anything; takers = function(except a lane) -> list of { worker, request } that take;
+--   keep_ms = how long a connection is kept for another one while a worker does not say whether it takes it}
 function Rescue.new(options)
     return setmetatable({
         platform = options.platform, log = options.log, address = options.address, give_to = options.give,
-        takers = options.takers,
+        takers = options.takers, keep_ms = options.keep_ms,
         turn = 0, -- whose turn it is
         total = 0, -- connections that were taken by others, ever
         in_flight = 0,
+        given = {}, -- {fd, at} -> true: those in flight
         unanswered = {}, -- worker id -> those given to it that it has not taken yet
         unplaced = {},
     }, Rescue)
@@ -43,14 +45,19 @@ local give
 -- @return whether it was given the connection
 local function give_to(self, fd, taker, tries)
     local worker = taker.worker
+    local entry = { fd = fd, at = self.platform.now() }
     local function count(by)
-        self.in_flight = self.in_flight + by
+        self.given[entry] = by > 0 or nil
+        self.in_flight = self.in_flight + (entry.fd and by or 0)
         local unanswered = (self.unanswered[worker] or 0) + by
         self.unanswered[worker] = unanswered > 0 and unanswered or nil
     end
     local function done(accepted, ended)
         count(-1)
         self.total = self.total + (accepted and 1 or 0)
+        if not entry.fd then
+            return -- see let_go
+        end
         local refused = not accepted and not ended and tries >= MAX_TRIES
         if refused then
             self.log:warn({ address = self.address, tries = tries }, 'Waiting connection closed, no worker takes it')
@@ -96,8 +103,27 @@ function Rescue:adopt(fd, except)
     end
 end
 
---- Tries again with those that nobody took.
+-- A worker that has not said for so long whether it takes a connection may have it, and then serves it. Whether or not,
+-- nobody else is given it any more.
+local function let_go(self)
+    local now = self.platform.now()
+    for entry in pairs(self.given) do
+        if entry.fd and now - entry.at >= self.keep_ms then
+            self.platform.close_fd(entry.fd)
+            entry.fd = nil
+            self.in_flight = self.in_flight - 1
+        end
+    end
+end
+
+--- Whether connections are on their way to workers, or kept for them.
+function Rescue:is_at_work()
+    return self.in_flight > 0 or #self.unplaced > 0
+end
+
+--- Tries again with those that nobody took, and lets go of those that nobody speaks of.
 function Rescue:retry()
+    let_go(self)
     local list = self.unplaced
     self.unplaced = {}
     for _, fd in ipairs(list) do

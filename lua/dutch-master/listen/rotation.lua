@@ -109,7 +109,7 @@ local function furnish(self)
     self.shared = listener:shared()
     self.rescue = Rescue.new {
         platform = self.platform, log = self.log, address = self.address.text,
-        give = not self.shared and self.give or nil,
+        give = not self.shared and self.give or nil, keep_ms = self.lost_after_ms,
         takers = function(except)
             return takers(self, except)
         end,
@@ -882,7 +882,7 @@ function Rotation:tick(now)
         end
         trim(self, now)
         add_spares(self)
-        unsettled = unsettled or #self.lanes > wanted(self)
+        unsettled = unsettled or #self.lanes > wanted(self) or self.rescue:is_at_work()
     end
     for _, lane in ipairs(self.lanes) do
         unsettled = unsettled or lane.broken ~= nil

@@ -1,10 +1,11 @@
 local Rescue = require 'dutch-master.listen.rescue'
 
 describe('rescue', function()
-    local rescue, lane, takers, given, closed, records, answers
+    local rescue, lane, takers, given, closed, records, answers, clock
 
     before_each(function()
         takers, given, closed, records = { { worker = 1 }, { worker = 2 } }, {}, {}, {}
+        clock = 1000
         answers = {} -- worker -> function(done): what it does with a connection; else it takes it at once
         lane = { waiting = {}, state = 'free' }
         function lane.accept()
@@ -12,8 +13,11 @@ describe('rescue', function()
         end
         function lane.worker() end
         rescue = Rescue.new {
-            address = ':80',
+            address = ':80', keep_ms = 5000,
             platform = {
+                now = function()
+                    return clock
+                end,
                 close_fd = function(fd)
                     assert(not closed[fd], 'closed twice')
                     closed[fd] = true
@@ -49,6 +53,31 @@ describe('rescue', function()
         assert.equal(given[1].worker, given[3].worker)
         assert.not_equal(given[1].worker, given[2].worker)
         assert.same({ [10] = true, [11] = true, [12] = true }, closed)
+    end)
+
+    it('lets go of what a worker never speaks of, and gives it to nobody else', function()
+        takers = { { worker = 1 } }
+        answers[1] = function() end
+        lane.waiting = { 10, 11 }
+        rescue:empty(lane)
+        assert.is_true(rescue:is_at_work())
+        clock = clock + 4999
+        given[2].done(false, true) -- its worker has ended: given once more, from now
+        rescue:retry()
+        assert.same({}, closed)
+        clock = clock + 1
+        rescue:retry()
+        assert.same({ [10] = true }, closed)
+        clock = clock + 4999
+        rescue:retry()
+        assert.same({ [10] = true, [11] = true }, closed)
+        assert.is_false(rescue:is_at_work())
+        assert.is_true(rescue:awaits(1)) -- it gets no more than others that do not answer
+        given[1].done(true)
+        given[3].done(false)
+        assert.is_false(rescue:awaits(1))
+        assert.equal(1, rescue.total)
+        assert.equal(3, #given)
     end)
 
     it('takes nothing out while there is nobody to give it to', function()
