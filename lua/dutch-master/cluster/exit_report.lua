@@ -102,7 +102,7 @@ local function words(worker, status, oom)
     elseif oom then
         return 'was killed because memory ran out'
     elseif status.signal then
-        return 'was ended by ' .. status.signal
+        return 'was killed by ' .. status.signal
     end
     local text, cause = 'exited with code ' .. tostring(status.code), M.cause(worker)
     return cause and ('%s: %s'):format(text, cause) or text

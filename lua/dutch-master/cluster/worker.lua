@@ -558,8 +558,9 @@ local function became_ready(self, facts)
 end
 
 local function request_restart(self, why)
+    why = why or 'asked to be replaced'
     self.log:info({ reason = why }, 'Worker dying')
-    self:replace(why or 'asked to be replaced')
+    self:replace(why)
 end
 
 -- Its deadline starts anew.

@@ -168,7 +168,7 @@ describe('cluster', function()
         world.platform:advance(10)
         local reports = world.cluster:why().exits
         assert.same({ true, false, 2 }, { reports[1].oom, reports[2].oom, #reports })
-        assert.same({ 'was killed because memory ran out', 'was ended by SIGKILL' },
+        assert.same({ 'was killed because memory ran out', 'was killed by SIGKILL' },
             { reports[1].message, reports[2].message })
     end)
 

@@ -35,7 +35,7 @@ describe('exit report', function()
             cpu_ms = 30, max_rss_kb = 5,
         }, exit_report.new(worker(), { code = 3, user_ms = 10, system_ms = 20, max_rss_kb = 5 }))
         local never = exit_report.new(worker { ready_at = false }, { signal = 'SIGSEGV', core = true })
-        assert.same({ 0, 0, true, 'was ended by SIGSEGV' }, { never.served_ms, never.cpu_ms, never.core, never.message })
+        assert.same({ 0, 0, true, 'was killed by SIGSEGV' }, { never.served_ms, never.cpu_ms, never.core, never.message })
     end)
 
     it('says whether it was told to leave, why, and whether we had to kill it', function()
@@ -76,11 +76,11 @@ describe('exit report', function()
     it('says that memory ran out only when the kernel counted it since the fork, for a SIGKILL not ours', function()
         oom = 2
         assert.equal('was killed because memory ran out', message { signal = 'SIGKILL' })
-        assert.equal('was ended by SIGTERM', message { signal = 'SIGTERM' })
-        assert.equal('was ended by SIGKILL', message({ signal = 'SIGKILL' }, { leaving = { killed = true } }))
+        assert.equal('was killed by SIGTERM', message { signal = 'SIGTERM' })
+        assert.equal('was killed by SIGKILL', message({ signal = 'SIGKILL' }, { leaving = { killed = true } }))
         oom = 1
         local report = exit_report.new(worker(), { signal = 'SIGKILL' })
-        assert.same({ false, 'was ended by SIGKILL' }, { report.oom, report.message })
+        assert.same({ false, 'was killed by SIGKILL' }, { report.oom, report.message })
         oom = nil
         assert.is_nil(exit_report.new(worker { oom_kills_before = false }, { signal = 'SIGKILL' }).oom)
     end)

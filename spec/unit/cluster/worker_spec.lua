@@ -489,7 +489,7 @@ describe('worker', function()
             world.platform.oom = counted and 1 or 0
             worker.child:exit { signal = 'SIGKILL' }
             assert.equal(counted, worker.report.oom)
-            assert.equal(counted and 'was killed because memory ran out' or 'was ended by SIGKILL',
+            assert.equal(counted and 'was killed because memory ran out' or 'was killed by SIGKILL',
                 worker.report.message)
         end
     end)
