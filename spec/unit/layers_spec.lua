@@ -205,8 +205,12 @@ describe('folders:', function()
     it('whoever takes a self has made it', function()
         local found = {}
         for _, path in ipairs(lua) do
-            local takes, makes = false, false
+            local takes, makes, foreign = false, false, {}
             for line in io.lines(path) do
+                foreign[line:match '^local ([%w_]+) = require[ (]' or 0] = true
+                if foreign[line:match '^function ([%w_]+)[.:]' or 1] then
+                    found[#found + 1] = path .. ': ' .. line
+                end
                 takes = takes or line:find 'function[%w_%.: ]*%(self[,)]' ~= nil
                     or line:find '^function [%w_]+:' ~= nil and not line:find '^function Worker:send%(message%) end'
                 makes = makes or line:find '%.__index = ' ~= nil
