@@ -1,6 +1,7 @@
 -- trace.lua: how a restart of one worker runs through the master's Lua: calls, modules, changes from one module to
 -- another, the same without those that everybody calls (log, machine, the check of the plan), and how often the summary
--- for the service manager is computed. Figures of shape, not of time.
+-- for the service manager is computed. Figures of shape, not of time. Nobody keeps the master: what a snapshot for a
+-- keeper costs is keeper.lua's matter.
 -- usage: luajit -joff spec/bench/trace.lua [TREE [BUILD]]
 -- TREE: the source tree whose lua/ is traced (.); BUILD: where its dutch-master is (TREE/build). DM_VERBOSE=1 prints
 -- every change of module, and how often each function is called.
@@ -85,7 +86,9 @@ local file = assert(io.open(dir .. '/dutch-master/cli.lua', 'w'))
 file:write(COUNTER:format(cli))
 file:close()
 
+local has_keeper = os.execute(("grep -rqs -e --no-keeper '%s'"):format(dir)) == 0 -- an older tree may know none
 local m = master.start {
+    keeper = not has_keeper and nil, -- false where there is one
     script = "require('dutch-master').start { worker = 'app.lua', numWorkers = 1, restartSoak = 0.05 }",
     files = { ['app.lua'] = "require('dutch-master.worker').ready()" },
     env = { DUTCH_MASTER_LUA = dir, TRACE = dir .. '/trace', NOTIFY_SOCKET = '@dm-trace-' .. uv.os_getpid() },
