@@ -97,7 +97,7 @@ local function measure(situation)
     timer:start(SECONDS * 1000, 0, function() over = true end)
     master.wait_until(function()
         if situation[4] then
-            situation[4](m.pid)
+            situation[4](m:process_pid())
         end
         return over
     end, 'the end', { timeout = 60000 })

@@ -233,7 +233,7 @@ describe('a script in a process of its own', function()
         local m = start [[hookTimeout = 0.5, logger = { info = function(_, message)
             if message == 'Cluster ready' then while true do end end end }]]
         m:wait_until(function() return uv.fs_stat(m.app .. '/control') end, 'its control socket')
-        local watch = pings.start(m.app .. '/control', m.pid)
+        local watch = pings.start(m.app .. '/control', m:process_pid())
         m:wait_until(function() return #m:records 'The logger of the script failed, writing here instead' > 0 end,
             'word of it')
         local told = m:records 'The logger of the script failed, writing here instead'[1]
