@@ -118,7 +118,7 @@ describe('workers that are busy for a moment', function()
 
     it('and answer a rescue twice, late or never, cost nobody anything', function()
         local m, port = start('node', 4, 'stopTimeout = 3,', ODD .. NODE)
-        local before = sockets_of(m:master_pid())
+        local before = sockets_of(m:process_pid())
         local held = load.start { port = port, clients = 2, path = '/hold', timeout = 20000 }
         local l = load.start { port = port, clients = 8, rate = 300, timeout = 20000, expect = '^%d+$' }
         for _, mode in ipairs { 'twice', 'late', 'never' } do
@@ -130,7 +130,7 @@ describe('workers that are busy for a moment', function()
         assert.is_true(totals(m).rescued > 0)
         assert.equal(0, #m:records 'Worker exited', m:dump())
         -- The master's copies of what was never answered go after stopTimeout.
-        wait.wait_until(function() return sockets_of(m:master_pid()) <= before end, { what = 'the copies to be closed' })
+        wait.wait_until(function() return sockets_of(m:process_pid()) <= before end, { what = 'the copies to be closed' })
         m:finish()
     end)
 

@@ -421,6 +421,7 @@ local function make_way(self, address)
             self:retire(rotation)
         end
     end
+    note_all(self)
     return found
 end
 

@@ -79,6 +79,7 @@ describe('the directory of listeners', function()
         former:drop(1)
         assert.equal(':85', directory:open(2, request ':85').address.text)
         assert.same({ ':85' }, open())
+        assert.equal(1, #directory.rotations)
     end)
 
     it('binds the plan in its order, and changes nothing when one cannot be had', function()
