@@ -62,7 +62,7 @@ local function start(server)
         files[name] = text:gsub('PORT', port)
     end
     local m = master.start { script = script(server, port), files = files, env = { PYTHONDONTWRITEBYTECODE = '1' } }
-    m.port, m.rolls = port, 0
+    m.port = port
     m:await('Cluster ready', { timeout = 30000 })
     return m
 end
@@ -93,9 +93,8 @@ end
 
 local function roll(m)
     return function()
-        m:signal 'SIGUSR2'
-        m.rolls = m.rolls + 1
-        m:await('Restart complete', { count = m.rolls, timeout = 30000 })
+        local verdict = cli.run(m, { 'restart', '--wait' }, { timeout = 30000 * wait.scale })
+        assert(verdict.code == 0, verdict.out .. verdict.err .. m:dump())
     end
 end
 
