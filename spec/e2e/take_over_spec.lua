@@ -2,7 +2,6 @@
 -- serve on: a new master says who they are, and with --take-over has their sockets, serves, and ends them then. Node and
 -- Lua workers end with their channel: the next master finds the address free, or takes it over all the same.
 
-local uv = require 'luv'
 local cjson = require 'cjson'
 local apps = require 'spec.support.apps'
 local cli = require 'spec.support.cli'
@@ -23,15 +22,19 @@ local function start(worker, port, files, listens)
     return m
 end
 
--- Neither of them sees the other die.
+-- Neither of them sees the other die; and both are gone, with their lock.
 local function kill_both(m)
-    local pids = { m.pid, kept.pid(m) }
-    for _, signal in ipairs { 'sigstop', 'sigkill' } do
-        for _, pid in ipairs(pids) do
-            uv.kill(pid, signal)
-        end
-    end
+    local process = kept.pid(m)
+    m:kill()
     m:exit()
+    m:wait_until(function()
+        local file = io.open(('/proc/%d/stat'):format(process))
+        local stat = file and file:read '*a' or ''
+        if file then
+            file:close()
+        end
+        return not stat:find '%) [^ZX]'
+    end, 'the end of the master')
 end
 
 -- The next master, under a load that began before; nobody of `before` is left, and no request failed.
