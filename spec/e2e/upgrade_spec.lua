@@ -7,6 +7,7 @@ local http = require 'spec.support.http'
 local kept = require 'spec.support.kept'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
+local State = require 'dutch-master.keeper.estate'
 local versions = require 'spec.support.node_versions'
 
 local function copy(from, to)
@@ -111,8 +112,9 @@ describe('an upgrade of the program', function()
             { '/bin/true', '/bin/true is no program that this master can become' },
             { dir .. '/nothing', 'is no program that this master can become' },
             { compile(dir, 'other', '-DSTATE=99'), 'cannot read the state of this version' },
-            { compile(dir, 'refuses', '-DSTATE=1'), 'it does not understand what the keeper hands over' },
-            { compile(dir, 'breaks', ("-DSTATE=1 -DREAL='\"%s\"' -DTREE='\"%s/lua\"'"):format(master.binary(), dir)),
+            { compile(dir, 'refuses', '-DSTATE=' .. State.VERSION), 'it does not understand what the keeper hands over' },
+            { compile(dir, 'breaks', ("-DSTATE=%d -DREAL='\"%s\"' -DTREE='\"%s/lua\"'"):format(State.VERSION, master.binary(),
+                dir)),
                 'its master died of SIGABRT' },
         } do
             local said = upgrade(m, 10, { '--binary', case[1] })

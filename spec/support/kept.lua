@@ -48,7 +48,7 @@ end
 function M.without_pauses(m)
     local timer = uv.new_timer()
     timer:start(10, 10, function()
-        if not m.ended and not M.pid(m) then
+        if not m.ended then -- what a dead master was about to fork looks like one
             uv.kill(m.pid, 'sigurg')
         end
     end)
@@ -99,7 +99,7 @@ function M.snapshot(m)
     local newest = halves[0] > halves[3] and 0 or 1
     local text = assert(uv.fs_read(fd, tonumber(halves[newest * 3 + 1]), TEXTS + newest * ROOM))
     uv.fs_close(fd)
-    return text, newest
+    return text
 end
 
 --- The master dies, and what it has left is this text. @param whole false: its sum is wrong
@@ -119,6 +119,34 @@ function M.leave(m, text, whole)
     assert(uv.fs_write(fd, ffi.string(halves, 48), HALVES))
     uv.fs_close(fd)
     uv.kill(pid, 'sigkill')
+end
+
+-- Lists of what has an id come in any order.
+local function in_order(list)
+    if type(list[1]) == 'table' and list[1].id then
+        table.sort(list, function(a, b)
+            return a.id < b.id
+        end)
+    end
+    return list
+end
+
+--- The fields of `former`, with the values of `live` where that has them.
+function M.fill_in(former, live)
+    if type(former) ~= 'table' or type(live) ~= 'table' then
+        return live
+    end
+    local filled = {}
+    in_order(former)
+    in_order(live)
+    for key, value in pairs(former) do
+        if live[key] == nil then
+            filled[key] = value
+        else
+            filled[key] = M.fill_in(value, live[key])
+        end
+    end
+    return filled
 end
 
 --- How many descriptors a process has.

@@ -70,6 +70,13 @@ enum dm_keeper_failure {
     DM_UPGRADE_LATE,        /* or did not take over in time: milliseconds */
 };
 
+enum dm_keeper_mark {
+    DM_MARK_CLEAR,
+    DM_MARK_TOUCHED, /* something was read from it that the newest snapshot does not know */
+    DM_MARK_QUEUED,  /* something is to be written that it may know */
+    DM_MARK_WRITING, /* and half a line may be out */
+};
+
 /* One descriptor of the store. */
 struct dm_keeper_held {
     char name[DM_KEEPER_NAME];
@@ -89,8 +96,7 @@ struct dm_keeper_memory {
         volatile uint64_t number; /* 0: nothing whole is in it */
         uint64_t size, sum;
     } snapshots[2];
-    /* By channel: not 0 while something was read from it, or written to it, that the newest
-     * snapshot does not know. */
+    /* By channel, of enum dm_keeper_mark. */
     volatile uint8_t marks[DM_KEEPER_MARKS];
     char text[2][DM_KEEPER_STATE];
 };

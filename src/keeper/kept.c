@@ -264,32 +264,41 @@ static int free_index(const struct dm_kept *kept) {
     return found ? (int)(found - kept->used) : -1;
 }
 
-bool dm_mark_open(struct dm_mark *mark, struct dm_kept *kept, int index,
-                  bool (*is_settled)(const struct dm_mark *mark),
-                  void (*commit)(struct dm_mark *mark)) {
+enum dm_keeper_mark dm_mark_open(struct dm_mark *mark, struct dm_kept *kept, int index,
+                                 bool (*is_settled)(const struct dm_mark *mark),
+                                 void (*commit)(struct dm_mark *mark)) {
     *mark = (struct dm_mark){.index = -1, .is_settled = is_settled, .commit = commit};
     dm_list_init(&mark->link);
     if (!kept || !kept->open || index >= DM_KEEPER_MARKS) {
-        return true;
+        return DM_MARK_CLEAR;
     }
     mark->index = index >= 0 ? index : free_index(kept);
     if (mark->index < 0) {
-        return true;
+        return DM_MARK_CLEAR;
     }
     mark->kept = kept;
     kept->used[mark->index] = 1;
     volatile uint8_t *byte = &kept->link.memory->marks[mark->index];
-    const bool was_clear = index < 0 || *byte == 0;
-    *byte = 0;
-    return was_clear;
+    const enum dm_keeper_mark before = index < 0                 ? DM_MARK_CLEAR
+                                       : *byte > DM_MARK_WRITING ? DM_MARK_WRITING
+                                                                 : (enum dm_keeper_mark) * byte;
+    *byte = DM_MARK_CLEAR;
+    return before;
 }
 
-void dm_mark_set(struct dm_mark *mark) {
+void dm_mark_set(struct dm_mark *mark, enum dm_keeper_mark value) {
     if (mark->kept && mark->kept->open) {
-        mark->kept->link.memory->marks[mark->index] = 1;
+        volatile uint8_t *byte = &mark->kept->link.memory->marks[mark->index];
+        *byte = *byte < value ? (uint8_t)value : *byte;
         if (dm_list_empty(&mark->link)) {
             dm_list_append(&mark->kept->touched, &mark->link);
         }
+    }
+}
+
+void dm_mark_written(struct dm_mark *mark, bool all) {
+    if (mark->kept && mark->kept->open) {
+        mark->kept->link.memory->marks[mark->index] = all ? DM_MARK_TOUCHED : DM_MARK_WRITING;
     }
 }
 

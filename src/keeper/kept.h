@@ -72,9 +72,12 @@ void dm_kept_renew(struct dm_kept *kept);
 void dm_kept_touch(struct dm_kept *kept);
 int dm_kept_write(struct dm_kept *kept, const char *text, size_t size);
 
-/* index -1: a free one. False: it was set, by one who died in the middle of something. */
-bool dm_mark_open(struct dm_mark *mark, struct dm_kept *kept, int index,
-                  bool (*is_settled)(const struct dm_mark *mark),
-                  void (*commit)(struct dm_mark *mark));
-void dm_mark_set(struct dm_mark *mark);
+/* index -1: a free one. -> as it was left by one who died in the middle of something */
+enum dm_keeper_mark dm_mark_open(struct dm_mark *mark, struct dm_kept *kept, int index,
+                                 bool (*is_settled)(const struct dm_mark *mark),
+                                 void (*commit)(struct dm_mark *mark));
+/* It stays what it is if that is more. */
+void dm_mark_set(struct dm_mark *mark, enum dm_keeper_mark value);
+/* Nothing is to be written any more, or half a line. Of one that is set. */
+void dm_mark_written(struct dm_mark *mark, bool all);
 void dm_mark_close(struct dm_mark *mark);

@@ -446,8 +446,9 @@ static int fd_field(lua_State *L, const char *field) {
 }
 
 /* adopt{pid, pidfd, channel, mark, out, err (as child:keep() gave them, the descriptors as they are
- * now), stdout, stderr, lingers, and the callbacks of spawn} -> child, and whether its channel was
- * in the middle of nothing. A child of a master that has died. */
+ * now), stdout, stderr, lingers, and the callbacks of spawn} -> child, whether its channel was in
+ * the middle of nothing, whether it can be written to, whether what it was last sent is not out. A
+ * child of a master that has died. */
 int core_adopt(lua_State *L) {
     luaL_checktype(L, 1, LUA_TTABLE);
     const struct dm_kept_child kept = {
@@ -469,16 +470,18 @@ int core_adopt(lua_State *L) {
     set_callbacks(L, self);
     lua_pushvalue(L, self);
     proxy->self = luaL_ref(L, LUA_REGISTRYINDEX);
-    bool clear;
-    const int rc = dm_child_adopt(dm_lua_core(L), &kept, &events, proxy, &proxy->child, &clear);
+    enum dm_keeper_mark before;
+    const int rc = dm_child_adopt(dm_lua_core(L), &kept, &events, proxy, &proxy->child, &before);
     if (rc != 0) {
         luaL_unref(L, LUA_REGISTRYINDEX, proxy->self);
         proxy->self = LUA_NOREF;
         return dm_lua_fail(L, rc, "adopt");
     }
     proxy->pid = dm_child_pid(proxy->child);
-    lua_pushboolean(L, clear);
-    return 2;
+    lua_pushboolean(L, before == DM_MARK_CLEAR);
+    lua_pushboolean(L, before != DM_MARK_WRITING);
+    lua_pushboolean(L, before == DM_MARK_QUEUED);
+    return 4;
 }
 
 static void set_fd(lua_State *L, const char *field, int fd) {
@@ -537,8 +540,9 @@ static int l_send(lua_State *L) {
     const char *line = luaL_checklstring(L, 2, &length);
     const int fd = luaL_optint(L, 3, -1);
     luaL_argcheck(L, !memchr(line, '\n', length), 2, "a line must not contain a newline");
-    return dm_lua_result(L, proxy->child ? dm_child_send(proxy->child, line, length, fd) : UV_EPIPE,
-                         "send");
+    const bool now = lua_toboolean(L, 4);
+    return dm_lua_result(
+        L, proxy->child ? dm_child_send(proxy->child, line, length, fd, now) : UV_EPIPE, "send");
 }
 
 /* keep() -> {pidfd, channel, mark, out, err}, as far as they are there; nil once it has exited. */

@@ -134,8 +134,7 @@ static void close_with(struct dm_channel *channel, const char *reason) {
     }
 }
 
-/* -- reading ------------------------------------------------------------------------------------
- */
+/* -- reading -- */
 
 static bool on_line(void *ctx, const char *bytes, size_t length) {
     struct dm_channel *channel = ctx;
@@ -167,7 +166,7 @@ static ssize_t receive(struct dm_channel *channel) {
 static void read_some(struct dm_channel *channel, size_t budget, uint64_t limit_ns) {
     const uint64_t began = uv_hrtime();
     size_t total = 0;
-    dm_mark_set(&channel->mark);
+    dm_mark_set(&channel->mark, DM_MARK_TOUCHED);
     for (int i = 0; channel->fd >= 0 && total < budget && i < TICK_READS &&
                     (i == 0 || uv_hrtime() - began < limit_ns);
          i++) {
@@ -210,8 +209,7 @@ void dm_channel_drain(struct dm_channel *channel, size_t budget) {
     }
 }
 
-/* -- writing ------------------------------------------------------------------------------------
- */
+/* -- writing -- */
 
 /* Bytes taken, 0 for none at the moment, or a negative errno. */
 static ssize_t transmit(int socket, struct iovec *iov, size_t iov_count, int fd) {
@@ -220,7 +218,7 @@ static ssize_t transmit(int socket, struct iovec *iov, size_t iov_count, int fd)
 }
 
 /* A descriptor goes with its line alone: the kernel ends a read behind the piece it came with. */
-static void flush(struct dm_channel *channel) {
+static void transmit_queue(struct dm_channel *channel) {
     while (dm_outqueue_size(&channel->queue) > 0) {
         struct passed *passed = channel->first;
         const bool turn = passed && passed->at == channel->taken;
@@ -245,6 +243,14 @@ static void flush(struct dm_channel *channel) {
         }
         channel->taken += (uint64_t)n;
         dm_outqueue_take(&channel->queue, (size_t)n);
+    }
+}
+
+static void flush(struct dm_channel *channel) {
+    if (dm_outqueue_size(&channel->queue) > 0) {
+        dm_mark_set(&channel->mark, DM_MARK_WRITING);
+        transmit_queue(channel);
+        dm_mark_written(&channel->mark, dm_outqueue_size(&channel->queue) == 0);
     }
 }
 
@@ -291,7 +297,8 @@ static int enqueue(struct dm_channel *channel, const char *bytes, size_t length,
     return rc;
 }
 
-int dm_channel_send(struct dm_channel *channel, const char *bytes, size_t length, int fd) {
+int dm_channel_send(struct dm_channel *channel, const char *bytes, size_t length, int fd,
+                    bool now) {
     if (channel->fd < 0 || channel->unwritable) {
         return UV_EPIPE;
     }
@@ -301,13 +308,15 @@ int dm_channel_send(struct dm_channel *channel, const char *bytes, size_t length
         return UV_ENOBUFS;
     }
     size_t sent = 0;
-    dm_mark_set(&channel->mark);
+    dm_mark_set(&channel->mark, DM_MARK_QUEUED);
     /* With a keeper it goes out at the end of the turn (commit): nobody may know of anything that
      * the next master would not. */
-    if (waiting == 0 && !channel->mark.kept) {
+    if (waiting == 0 && (now || !channel->mark.kept)) {
         struct iovec iov[2] = {{.iov_base = (void *)(uintptr_t)bytes, .iov_len = length},
                                {.iov_base = (char[]){'\n'}, .iov_len = 1}};
+        dm_mark_set(&channel->mark, DM_MARK_WRITING);
         const ssize_t n = transmit(channel->fd, iov, 2, fd);
+        dm_mark_written(&channel->mark, n <= 0 || (size_t)n > length);
         if (n < 0 && n != -EPIPE && n != -ECONNRESET) {
             return (int)n; /* EBADF, ETOOMANYREFS: the descriptor's fault, not the channel's */
         }
@@ -328,8 +337,7 @@ int dm_channel_send(struct dm_channel *channel, const char *bytes, size_t length
     return rc;
 }
 
-/* -- the handle ---------------------------------------------------------------------------------
- */
+/* -- the handle -- */
 
 static void on_poll(uv_poll_t *poll, int status, int events) {
     struct dm_channel *channel = poll->data;
@@ -374,13 +382,12 @@ void dm_channel_pause(struct dm_channel *channel, bool paused) {
     watch(channel);
 }
 
-bool dm_channel_keep(struct dm_channel *channel, struct dm_kept *kept, int index) {
-    const bool clear = dm_mark_open(&channel->mark, kept, index, is_settled, commit);
-    if (!clear) {
-        channel->unwritable = true;
-        channel->lines.skipped = 1;
-    }
-    return clear;
+enum dm_keeper_mark dm_channel_keep(struct dm_channel *channel, struct dm_kept *kept, int index) {
+    const enum dm_keeper_mark before =
+        dm_mark_open(&channel->mark, kept, index, is_settled, commit);
+    channel->unwritable = before == DM_MARK_WRITING;
+    channel->lines.skipped = before != DM_MARK_CLEAR;
+    return before;
 }
 
 int dm_channel_mark(const struct dm_channel *channel) {

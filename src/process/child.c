@@ -406,7 +406,7 @@ int dm_child_spawn(struct dm_core *core, const struct dm_child_options *options,
 
 int dm_child_adopt(struct dm_core *core, const struct dm_kept_child *kept,
                    const struct dm_child_events *events, void *ctx, struct dm_child **out,
-                   bool *clear) {
+                   enum dm_keeper_mark *before) {
     struct dm_child *child = calloc(1, sizeof *child);
     if (!child) {
         return UV_ENOMEM;
@@ -432,7 +432,7 @@ int dm_child_adopt(struct dm_core *core, const struct dm_kept_child *kept,
                         .captures = {{kept->output[0], -1}, {kept->output[1], -1}},
                         .null = -1};
     int rc = open_parts(child, &options, &ends);
-    *clear = true;
+    *before = DM_MARK_CLEAR;
     if (rc == 0) {
         hold_leader(child, kept->lingers);
         rc = dm_reaper_add(&core->reaper, &child->leader);
@@ -442,7 +442,7 @@ int dm_child_adopt(struct dm_core *core, const struct dm_kept_child *kept,
     } else {
         child->handles++;
         if (child->channel) {
-            *clear = dm_channel_keep(child->channel, &core->kept, kept->mark);
+            *before = dm_channel_keep(child->channel, &core->kept, kept->mark);
         }
         *out = child;
     }
@@ -484,8 +484,8 @@ size_t dm_child_others(const struct dm_child *child, pid_t *pids, size_t max) {
     return dm_leader_others(&child->leader, pids, max);
 }
 
-int dm_child_send(struct dm_child *child, const char *line, size_t length, int fd) {
-    return child->channel ? dm_channel_send(child->channel, line, length, fd) : UV_EPIPE;
+int dm_child_send(struct dm_child *child, const char *line, size_t length, int fd, bool now) {
+    return child->channel ? dm_channel_send(child->channel, line, length, fd, now) : UV_EPIPE;
 }
 
 int dm_child_take_fd(struct dm_child *child) {

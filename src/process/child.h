@@ -52,10 +52,10 @@ struct dm_kept_child {
     bool report_output, lingers;
 };
 
-/* Takes the descriptors over if it succeeds. *clear as dm_channel_keep says. */
+/* Takes the descriptors over if it succeeds. *before as dm_channel_keep says. */
 int dm_child_adopt(struct dm_core *core, const struct dm_kept_child *kept,
                    const struct dm_child_events *events, void *ctx, struct dm_child **child,
-                   bool *clear);
+                   enum dm_keeper_mark *before);
 
 /* What must be kept of it. */
 void dm_child_keep(const struct dm_child *child, struct dm_kept_child *kept);
@@ -65,7 +65,7 @@ int dm_child_signal(struct dm_child *child, int number);       /* UV_ESRCH once 
 int dm_child_signal_group(struct dm_child *child, int number); /* the same */
 /* Processes of its group that became ours when it ended: how many, and the first `max`. */
 size_t dm_child_others(const struct dm_child *child, pid_t *pids, size_t max);
-int dm_child_send(struct dm_child *child, const char *line, size_t length, int fd);
+int dm_child_send(struct dm_child *child, const char *line, size_t length, int fd, bool now);
 int dm_child_take_fd(struct dm_child *child); /* as dm_channel_take_fd */
 void dm_child_close_channel(struct dm_child *child);
 char *dm_child_tail(const struct dm_child *child, size_t *length); /* as dm_capture_tail */

@@ -90,7 +90,8 @@ local CALLBACKS = { 'on_online', 'on_listening', 'on_ready', 'on_metrics', 'on_m
 
 --- A new conversation. opts:
 ---   worker_id
----   channel                   :send(line, fd) -> true | nil, ...; a line, and with it a descriptor or nil;
+---   channel                   :send(line, fd, now) -> true | nil, ...; a line, and with it a descriptor or nil; now:
+---                             also where another master would not know of it;
 ---                             :take_fd() -> the descriptor that came with the line at hand, ours from now on, or nil
 ---   query(socket, reply)      the worker wants this socket (protocol.decode says what it has): reply(fd) or
 ---                             reply(nil, 'EADDRINUSE', message), at once or later, once; the descriptor stays the
@@ -435,6 +436,14 @@ function M:disconnect()
     return true
 end
 
+--- The same, where a former master died before that was sent.
+function M:disconnect_after_all()
+    if self.state == 'disconnecting' then
+        self.state = 'open'
+        self:disconnect()
+    end
+end
+
 --- Tells connections to begin to leave, before disconnect; for workers that know the command (drain.cjs), others
 --- ignore it.
 function M:drain()
@@ -537,7 +546,8 @@ function M:newconn(fd, done, name)
     self.next_newconn = self.next_newconn + 1
     local seq = self.next_newconn
     self.newconns[seq] = done
-    local ok, message, code = self.channel:send(encode.newconn(seq, key), fd)
+    -- Now: with a master that dies a connection is lost that only it has.
+    local ok, message, code = self.channel:send(encode.newconn(seq, key), fd, true)
     if not ok then
         self.newconns[seq] = nil
         return nil, message, code

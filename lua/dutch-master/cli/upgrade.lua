@@ -36,7 +36,8 @@ local VERDICT_MS = 60000
 
 --- What a program says of itself, for the one that is to become it.
 function M.describe(platform)
-    return ('state: %d\nversion: %s\nimage: %s\n'):format(State.VERSION, platform.version, platform.executable())
+    return ('state: %d\nversion: %s\nimage: %s\nreads: %s\n'):format(State.VERSION, platform.version,
+        platform.executable(), table.concat(State.READS, ' '))
 end
 
 -- Asks the program. -> {binary, version, reads}, or nil, message
@@ -53,7 +54,11 @@ local function ask_program(path)
         return nil, ('%s is no program that this master can become%s'):format(path,
             first and (': ' .. format.visible(first)) or '')
     end
-    return { binary = image, version = version, reads = { tonumber(state) } }
+    local reads = { tonumber(state) }
+    for number in (text:match '\nreads: ([%d ]+)\n' or ''):gmatch '%d+' do
+        reads[#reads + 1] = tonumber(number)
+    end
+    return { binary = image, version = version, reads = reads }
 end
 
 local function told(ctx, answer)

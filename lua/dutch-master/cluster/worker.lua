@@ -35,6 +35,8 @@ local KILL_AGAIN_MS = 1000
 local DISCONNECTED_MS = 1000
 -- One that was never ready is about to say why, which Node takes a while for on a busy machine.
 local STARTED_IN_VAIN_MS = 5000
+-- Bytes of a line of the channel: see process/channel.c.
+local MESSAGE_MAX = 8 * 1024 * 1024
 -- How much of stopTimeout may pass before a worker is asked to leave, because connections wait for it: the rest is for
 -- what it is doing then.
 local EMPTYING_SHARE = 2 / 3
@@ -246,7 +248,9 @@ local function listen_to(self, fields)
         end
     end
     function fields.on_skipped(_, length, had_fd)
-        self.log:warn({ bytes = length }, 'Message of the worker dropped: longer than 8 MiB')
+        if length > MESSAGE_MAX then -- else a former master had read the beginning of it
+            self.log:warn({ bytes = length }, 'Message of the worker dropped: longer than 8 MiB')
+        end
         self.conversation:skipped(had_fd)
     end
     function fields.on_channel_closed(_, reason)
@@ -383,18 +387,19 @@ local function resume(self, kept, former)
         self[field] = kept[field]
     end
     self.leaving:resume(kept.leaving)
-    local child, clear = adopt_process(self, kept, former)
+    local child, clear, writable, unsent = adopt_process(self, kept, former)
     if not child then
         self.log:error({ workerPid = self.pid, reason = clear }, 'Worker could not be taken over')
         return nil
     end
     self.child, self.log = child, self.log:child { workerPid = self.pid }
+    self.unsent = unsent -- what it was last to be told
     if kept.conversation then
         start_conversation(self)
         self.conversation:resume(kept.conversation)
     end
     resume_notify(self, kept, former)
-    if not clear and self.asks ~= 'nothing' then
+    if not writable and self.asks ~= 'nothing' then
         self.asks = 'signal' -- a half of a line may be out
     end
     return true, clear
@@ -415,20 +420,6 @@ function Worker.resume(options, made, kept, former)
         return nil
     end
     return self, clear
-end
-
---- Its channel cannot be trusted: it serves until another one does. One that is starting begins anew.
-function Worker:distrust()
-    self.log:warn('Its channel was in use when the former master died: the worker is replaced')
-    if self.state == 'starting' then
-        self.child:close_channel()
-        self.agenda:post(self, 'closed')
-    elseif self:serves() then
-        self:replace 'its master died while they talked'
-    elseif self.state == 'stopping' and self.asks == 'signal' then -- it may not have heard that it was asked
-        self.child:signal(self.stop_signal)
-        self.child:signal 'SIGCONT'
-    end
 end
 
 --- From now on what comes of it is heard. Its owner knows it by then.
@@ -614,6 +605,24 @@ local function walk_out(self, why, sick)
         self.conversation:drain()
     end
     return 'settling'
+end
+
+--- Its channel cannot be trusted: it serves until another one does. One that is starting begins anew: it may serve
+-- already, so it is asked to leave as any other.
+function Worker:distrust()
+    local why = 'its master died while they talked'
+    self.log:warn('Its channel was in use when the former master died: the worker is replaced')
+    if self.state == 'starting' then
+        lose(self, why)
+        self.agenda:post(self, 'stop', why)
+    elseif self:serves() then
+        self:replace(why)
+    elseif self.state == 'stopping' and self.asks == 'signal' then -- it may not have heard that it was asked
+        self.child:signal(self.stop_signal)
+        self.child:signal 'SIGCONT'
+    elseif self.state == 'stopping' and self.unsent then
+        self.conversation:disconnect_after_all()
+    end
 end
 
 local function terminate(self)

@@ -5,7 +5,8 @@
 
 local cjson = require 'cjson.safe'
 
-local M = { VERSION = 1 }
+-- What each version of a state has that the one before has not is made by the function of the former one.
+local M = { VERSION = 2, READS = { 1, 2 } }
 
 local json = cjson.new()
 json.decode_max_depth(64)
@@ -128,6 +129,29 @@ end
 local Former = {}
 Former.__index = Former
 
+-- The state of a version -> the same as one of the next version.
+local NEXT = {}
+
+-- Of a worker that leaves it was not kept how long it might take, and what it was allowed was its plan's time; nothing
+-- of what it said, but when. (Nor what it had asked and was not answered: then there is none.)
+NEXT[1] = function(state)
+    for _, one in ipairs(state.cluster.workers) do
+        local going, plan = one.leaving, state.shared[one.plan]
+        one.health = { alive_at = one.alive_at, said = {} }
+        if going and going.until_ms then
+            going.allowed_ms = plan.stop_timeout_ms
+            going.since_ms = going.until_ms - going.allowed_ms
+        end
+    end
+end
+
+local function to_this_version(state)
+    while state.version < M.VERSION do
+        NEXT[state.version](state)
+        state.version = state.version + 1
+    end
+end
+
 --- What a former master has left.
 -- @param kept see platform.kept
 -- @return the state, a table with `take` and `close_rest`; or nil, message
@@ -135,8 +159,13 @@ function M.read(kept, platform)
     local state, message = json.decode(kept.state)
     if type(state) ~= 'table' then
         return nil, message or 'it is no table'
-    elseif state.version ~= M.VERSION then
-        return nil, ('it is of version %s, this program reads version %d'):format(tostring(state.version), M.VERSION)
+    elseif state.version ~= M.VERSION and not NEXT[state.version] then
+        return nil, ('it is of version %s, this program reads versions %s'):format(tostring(state.version),
+            table.concat(M.READS, ', '))
+    end
+    local ok, why = pcall(to_this_version, state)
+    if not ok then
+        return nil, ('it is not as one of its version: %s'):format(why)
     end
     return M.former(state, kept, platform)
 end

@@ -76,6 +76,15 @@ local function users_of(lane, workers)
     return users
 end
 
+-- A shared socket has guests and no users.
+local function guests_of(lane, workers)
+    local guests = users_of(lane, workers)
+    for i, guest in ipairs(guests) do
+        guests[i] = { id = guest.id, lane = lane.name }
+    end
+    return guests
+end
+
 -- Lanes of one address are one listener.
 local function find_listeners(lanes, workers, platform)
     local list, by_address = {}, {}
@@ -86,7 +95,7 @@ local function find_listeners(lanes, workers, platform)
             local path = lane.address.family == 'unix' and lane.address.path:sub(1, 1) == '/' and lane.address.path
             local file = path and platform.stat(path) or {}
             listener = { key = lane.address.text, address = lane.address, found = true, served = true, lanes = {},
-                guests = {}, times_busy = 0, lost = 0, lane_count = 0,
+                guests = not lane.together and guests_of(lane, workers) or {}, times_busy = 0, lost = 0, lane_count = 0,
                 listener = { shared = not lane.together, uncertain = true, device = file.dev, inode = file.ino } }
             by_address[key] = listener
             list[#list + 1] = listener
@@ -94,7 +103,7 @@ local function find_listeners(lanes, workers, platform)
         if lane.together or not listener.lanes[1] then
             listener.number, listener.lane_count = lane.number, math.max(listener.lane_count, lane.count)
             table.insert(listener.lanes, { fd = lane.store, name = lane.name, group = 1,
-                users = users_of(lane, workers) })
+                users = lane.together and users_of(lane, workers) or {} })
         end
     end
     return list

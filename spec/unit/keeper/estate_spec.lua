@@ -1,5 +1,6 @@
 -- What of a master outlives it: that a snapshot never names what is not in the store, and what comes out of it again.
 
+local cjson = require 'cjson'
 local State = require 'dutch-master.keeper.estate'
 
 -- A keeper made of tables: what it was told, in order, and its store.
@@ -108,13 +109,23 @@ describe('the state of a master', function()
     end)
 
     it('of another version, or none at all, is refused in words', function()
-        local refused = { ['{"version":2}'] = 'it is of version 2, this program reads version 1', ['7'] = 'it is no table',
-            ['{'] = '' }
+        local refused = { ['{"version":3}'] = 'it is of version 3, this program reads versions 1, 2',
+            ['7'] = 'it is no table', ['{'] = '', ['{"version":1,"cluster":7}'] = 'it is not as one of its version',
+            ['{"version":"1"}'] = 'it is of version 1', ['{"version":1.5}'] = 'it is of version 1.5' }
         for text, message in pairs(refused) do
             local former, why = State.read({ state = text, store = {} }, {})
             assert.is_nil(former)
             assert.truthy(why:find(message, 1, true), why)
         end
+    end)
+
+    it('of the former version is made one of this', function()
+        local text = cjson.encode { version = 1, shared = { { stop_timeout_ms = 300 } }, cluster = { workers = {
+            { plan = 1, alive_at = 5, leaving = { until_ms = 1000 } }, { id = 2 } } } }
+        local former = assert(State.read({ state = text, store = {} }, {}))
+        local worker = former.state.cluster.workers[1]
+        assert.same({ State.VERSION, { until_ms = 1000, since_ms = 700, allowed_ms = 300 }, 5 },
+            { former.state.version, worker.leaving, worker.health.alive_at })
     end)
 
     it('leaves alone who is known, and ends what was half made', function()
@@ -135,7 +146,7 @@ describe('the state of a master', function()
             realpath = function(path) return path == '/proc/25/exe' and '/bin/other' or '/bin/dutch-master' end,
             kill_stranger = function(pid) killed[#killed + 1] = pid end,
         }
-        local former = State.read({ state = '{"version":1}', store = {} }, platform)
+        local former = State.read({ state = '{"version":2}', store = {} }, platform)
         local ended = former:end_strangers({ [20] = true }, function(id) return id == 9 end)
         assert.same({ { pid = 21, id = 9 } }, ended)
         assert.same({ 21, 23 }, killed)

@@ -1,5 +1,6 @@
 -- Who asked for an upgrade gets one verdict, from whichever master runs in the end.
 
+local State = require 'dutch-master.keeper.estate'
 local Upgrade = require 'dutch-master.keeper.upgrade'
 
 local function new_world()
@@ -46,7 +47,7 @@ local function new_world()
 end
 
 local function wish(fields)
-    local all = { binary = '/bin/dm-2', version = '2', reads = { 1 }, key = 'k' }
+    local all = { binary = '/bin/dm-2', version = '2', reads = { State.VERSION }, key = 'k' }
     for key, value in pairs(fields or {}) do
         all[key] = value
     end

@@ -1,9 +1,6 @@
 -- A kept master dies at any moment of a life under load: while it boots, rolls, tries a canary, scales, reloads, stops;
 -- of kill -9, of a fault of its own, or stopped for good. No request fails, each verdict comes once and is true, and
 -- nobody is left or forgotten. DM_KILLS: how often each, once unless given.
---
--- usage: DM_BUILD=build luajit -joff /usr/bin/busted --run=e2e spec/bench/keeper_moments_spec.lua
--- Not in continuous integration: it still finds something now and then.
 
 local uv = require 'luv'
 local apps = require 'spec.support.apps'
@@ -137,7 +134,7 @@ describe('a kept master', function()
             with_pauses()
             for _, running in ipairs(loads) do
                 local counts = running:stop()
-                assert.equal(0, counts.failed, counts.text)
+                assert.equal(0, counts.failed, counts.text .. m:dump())
             end
             m:wait_until(function() -- a zombie is seen before its record
                 local left, count = {}, 0
