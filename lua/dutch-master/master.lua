@@ -643,7 +643,12 @@ local function be_kept(self, kept)
         end
     end, function()
         self.upgrade:keeper_lost()
-        if self.log and self.writer:again() then
+        if self.cluster and self.platform.environ().NOTIFY_SOCKET then
+            -- To it the service has ended, and is started again: nothing of this one may be in the way.
+            self.log:error({ keeper = kept.keeper }, 'The keeper has died, which the service manager takes for the end:'
+                .. ' stopping')
+            self.cluster:stop { cause = 'keeper' }
+        elseif self.log and self.writer:again() then
             self.log:warn({ keeper = kept.keeper }, 'The keeper has died: the master takes its place, and another one'
                 .. ' goes on')
             if self.control then
