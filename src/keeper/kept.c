@@ -17,6 +17,13 @@ enum {
     LEAVE_MS = 500,     /* for half a line to be read or written, when we give place */
     PATIENCE_MS = 1000, /* a keeper that does not take what it is given for so long is no use */
     FRAMES = 64,        /* read in one turn */
+
+    /* Of many workers a snapshot takes long, and in a boot each turn asks for one: a dear one is
+     * followed by a rest of four times what it took, so that no more than a fifth of the time goes
+     * into them. What waits for the next one (commit, on_write) waits as long. */
+    CHEAP_US = 300,
+    REST_TIMES = 4,
+    REST_MAX_MS = 20,
 };
 
 /* ---- to the keeper ---- */
@@ -229,17 +236,39 @@ static void give_place(struct dm_kept *kept) {
     be_alone(kept, dm_keeper_renew(kept->held, kept->held_count));
 }
 
-static void on_leaving(uv_timer_t *timer) {
+static void on_again(uv_timer_t *timer) {
     (void)timer; /* on_prepare looks again */
+}
+
+static void write_snapshot(struct dm_kept *kept) {
+    const uint64_t start = uv_hrtime();
+    kept->dirty = false;
+    kept->events->on_write(kept->ctx);
+    const uint64_t end = uv_hrtime(), spent_us = (end - start) / 1000;
+    const uint64_t rest_ms = spent_us > CHEAP_US ? (spent_us - CHEAP_US) * REST_TIMES / 1000 : 0;
+    kept->rest_until = end + (rest_ms < REST_MAX_MS ? rest_ms : REST_MAX_MS) * 1000000;
+}
+
+/* Whether what is dirty has to stay so for a moment. */
+static bool rests(struct dm_kept *kept) {
+    const uint64_t now = uv_hrtime();
+    if (!kept->dirty || kept->leave_by || now >= kept->rest_until) {
+        return false;
+    }
+    uv_timer_start(&kept->again, on_again, 1 + (kept->rest_until - now) / 1000000, 0);
+    return true;
 }
 
 static void on_prepare(uv_prepare_t *prepare) {
     struct dm_kept *kept = prepare->data;
     const uv_loop_t *loop = prepare->loop;
+    const bool is_resting = rests(kept);
     set_patience(kept);
+    if (is_resting) {
+        return;
+    }
     if (kept->dirty) {
-        kept->dirty = false;
-        kept->events->on_write(kept->ctx);
+        write_snapshot(kept);
     }
     for (struct dm_link *l = kept->touched.next, *next; l != &kept->touched; l = next) {
         next = l->next;
@@ -253,7 +282,7 @@ static void on_prepare(uv_prepare_t *prepare) {
     if (kept->leave_by && (dm_list_empty(&kept->touched) || uv_now(loop) >= kept->leave_by)) {
         give_place(kept);
     } else if (kept->leave_by) {
-        uv_timer_start(&kept->leaving, on_leaving, 10, 0);
+        uv_timer_start(&kept->again, on_again, 10, 0);
     }
 }
 
@@ -358,7 +387,7 @@ int dm_kept_open(struct dm_kept *kept, uv_loop_t *loop, const struct dm_keeper_l
         return rc;
     }
     uv_prepare_init(loop, &kept->prepare);
-    uv_timer_init(loop, &kept->leaving);
+    uv_timer_init(loop, &kept->again);
     kept->poll.uv.data = kept->prepare.data = kept;
     kept->open = true;
     dm_poll_start(&kept->poll, UV_READABLE, on_readable);
@@ -380,5 +409,5 @@ void dm_kept_close(struct dm_kept *kept) {
     close(kept->link.patience);
     dm_poll_close(&kept->poll, NULL);
     uv_close((uv_handle_t *)&kept->prepare, NULL);
-    uv_close((uv_handle_t *)&kept->leaving, NULL);
+    uv_close((uv_handle_t *)&kept->again, NULL);
 }

@@ -38,11 +38,12 @@ struct dm_kept {
     void *ctx;
     struct dm_poll poll;
     uv_prepare_t prepare;
-    uv_timer_t leaving;
+    uv_timer_t again;
     struct dm_link touched;
     uint8_t used[DM_KEEPER_MARKS];
     uint64_t snapshots;
-    uint64_t leave_by; /* 0: not leaving */
+    uint64_t rest_until; /* ns: no snapshot before */
+    uint64_t leave_by;   /* 0: not leaving */
     bool open, dirty, lost;
     struct dm_keeper_held *held; /* for the next keeper, once the former one is lost */
     uint32_t held_count, held_room;
@@ -68,7 +69,7 @@ void dm_kept_settled(struct dm_kept *kept);
 /* The same after on_lost: this process becomes the keeper of another master. */
 void dm_kept_renew(struct dm_kept *kept);
 
-/* on_write comes before the loop waits again. */
+/* on_write comes before the loop waits again, or 20 ms later where snapshots take long. */
 void dm_kept_touch(struct dm_kept *kept);
 int dm_kept_write(struct dm_kept *kept, const char *text, size_t size);
 
