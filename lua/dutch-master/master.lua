@@ -268,7 +268,7 @@ function Master:bind()
             return self.cluster:is_asleep(worker_id)
         end,
         worker_of = function(group)
-            return self.cluster:worker_of(group)
+            return self.cluster and self.cluster:worker_of(group) -- none yet while a state is taken over
         end,
         holds = function(worker_id, fd)
             return self.cluster:holds(worker_id, fd)
