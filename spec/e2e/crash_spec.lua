@@ -54,7 +54,7 @@ describe('a crash', function()
     end)
 
     it('tells code, signal and last words apart', function()
-        local m = start([[numWorkers = 1, backoff = { first = 0.01, max = 0.02 },
+        local m = start([[numWorkers = 1, backoff = { first = 5, max = 5 },
             onWorkerExit = function(report) dutch.log:info({ report = report }, 'hook: exit') end]],
             'io.stderr:write("first line\\nlast words\\n") os.exit(5)')
         local exited = m:await 'Worker exited'
