@@ -101,7 +101,8 @@ local NO_SPEC = {
     ['net/repair'] = 'lane_spec',
     ['net/diag'] = 'dial_spec',
     ['keeper/keeper'] = 'e2e/keeper_spec', ['keeper/handoff'] = 'e2e/upgrade_spec',
-    ['keeper/kept'] = 'e2e/keeper_spec', ['base/identity'] = 'e2e/keeper_spec',
+    ['keeper/kept'] = 'e2e/keeper_spec', ['keeper/held'] = 'e2e/keeper_spec',
+    ['base/identity'] = 'e2e/keeper_spec',
     ['net/holder'] = 'listener_spec', ['net/unix_path'] = 'listener_spec', ['net/group_order'] = 'steering_spec',
 }
 

@@ -46,53 +46,6 @@ static void lose(struct dm_kept *kept) {
     }
 }
 
-/* ---- what the next keeper is to hold ---- */
-
-static struct dm_keeper_held *find_held(const struct dm_kept *kept, const char *name, pid_t pid) {
-    for (uint32_t i = 0; i < kept->held_count; i++) {
-        struct dm_keeper_held *held = &kept->held[i];
-        if (name ? strcmp(held->name, name) == 0 : held->pid == pid) {
-            return held;
-        }
-    }
-    return NULL;
-}
-
-static void forget_held(struct dm_kept *kept, const char *name) {
-    struct dm_keeper_held *held = find_held(kept, name, 0);
-    if (held) {
-        *held = kept->held[--kept->held_count];
-    }
-}
-
-static int note_held(struct dm_kept *kept, const char *name, int fd, pid_t pid) {
-    forget_held(kept, name);
-    if (kept->held_count == kept->held_room) {
-        const uint32_t room = kept->held_room ? 2 * kept->held_room : 64;
-        struct dm_keeper_held *more = realloc(kept->held, room * sizeof *more);
-        if (room > DM_KEEPER_FDS || !more) {
-            kept->held = more ? more : kept->held;
-            return -ENOMEM;
-        }
-        kept->held = more;
-        kept->held_room = room;
-    }
-    struct dm_keeper_held *held = &kept->held[kept->held_count++];
-    *held = (struct dm_keeper_held){.fd = fd, .pid = pid};
-    memcpy(held->name, name, strlen(name) + 1);
-    return 0;
-}
-
-static void note_exit(struct dm_kept *kept, pid_t pid, int code, bool signaled, bool core) {
-    struct dm_keeper_held *held = pid > 0 ? find_held(kept, NULL, pid) : NULL;
-    if (held) {
-        held->exit_known = 1;
-        held->code = code;
-        held->signaled = signaled;
-        held->core = core;
-    }
-}
-
 /* ---- frames ---- */
 
 static int send_frame(struct dm_kept *kept, struct dm_keeper_frame *frame, const char *text,
@@ -128,13 +81,13 @@ int dm_kept_put(struct dm_kept *kept, const char *name, int fd, pid_t pid) {
     if (strlen(name) >= DM_KEEPER_NAME) {
         return -ENAMETOOLONG;
     }
-    return kept->lost && kept->open ? note_held(kept, name, fd, pid)
+    return kept->lost && kept->open ? dm_held_put(&kept->held, name, fd, pid)
                                     : send_frame(kept, &frame, name, fd);
 }
 
 void dm_kept_drop(struct dm_kept *kept, const char *name) {
     struct dm_keeper_frame frame = {.op = DM_KEEPER_DROP};
-    forget_held(kept, name);
+    dm_held_drop(&kept->held, name);
     send_frame(kept, &frame, name, -1);
 }
 
@@ -151,7 +104,7 @@ void dm_kept_reap(struct dm_kept *kept, pid_t pid, bool lingers) {
 void dm_kept_exit(struct dm_kept *kept, pid_t pid, int code, bool signaled, bool core) {
     struct dm_keeper_frame frame = {
         .op = DM_KEEPER_EXIT, .pid = pid, .code = code, .signaled = signaled, .core = core};
-    note_exit(kept, pid, code, signaled, core);
+    dm_held_exit(&kept->held, pid, code, signaled, core);
     send_frame(kept, &frame, NULL, -1);
 }
 
@@ -233,7 +186,7 @@ static void give_place(struct dm_kept *kept) {
     if (!kept->lost) {
         _exit(0);
     }
-    be_alone(kept, dm_keeper_renew(kept->held, kept->held_count));
+    be_alone(kept, dm_keeper_renew(kept->held.items, kept->held.count));
 }
 
 static void on_again(uv_timer_t *timer) {
@@ -401,9 +354,7 @@ void dm_kept_close(struct dm_kept *kept) {
         return;
     }
     kept->open = false;
-    free(kept->held);
-    kept->held = NULL;
-    kept->held_count = kept->held_room = 0;
+    dm_held_clear(&kept->held);
     dm_poll_stop(&kept->poll);
     close(kept->link.socket);
     close(kept->link.patience);

@@ -4,7 +4,7 @@
 
 #include "base/list.h"
 #include "base/poll.h"
-#include "keeper/keeper.h"
+#include "keeper/held.h"
 
 #include <uv.h>
 
@@ -45,8 +45,7 @@ struct dm_kept {
     uint64_t rest_until; /* ns: no snapshot before */
     uint64_t leave_by;   /* 0: not leaving */
     bool open, dirty, lost;
-    struct dm_keeper_held *held; /* for the next keeper, once the former one is lost */
-    uint32_t held_count, held_room;
+    struct dm_held held; /* once the keeper is lost */
 };
 
 int dm_kept_open(struct dm_kept *kept, uv_loop_t *loop, const struct dm_keeper_link *link,

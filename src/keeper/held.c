@@ -1,0 +1,65 @@
+/* held.c: see held.h. */
+#include "keeper/held.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+static struct dm_keeper_held *find(const struct dm_held *held, const char *name, pid_t pid) {
+    for (uint32_t i = 0; i < held->count; i++) {
+        struct dm_keeper_held *item = &held->items[i];
+        if (name ? strcmp(item->name, name) == 0 : item->pid == pid) {
+            return item;
+        }
+    }
+    return NULL;
+}
+
+static int make_room(struct dm_held *held) {
+    const uint32_t room = held->room ? 2 * held->room : 64;
+    if (held->count < held->room) {
+        return 0;
+    }
+    struct dm_keeper_held *more =
+        room > DM_KEEPER_FDS ? NULL : realloc(held->items, room * sizeof *more);
+    if (!more) {
+        return -ENOMEM;
+    }
+    held->items = more;
+    held->room = room;
+    return 0;
+}
+
+int dm_held_put(struct dm_held *held, const char *name, int fd, pid_t pid) {
+    dm_held_drop(held, name);
+    const int error = make_room(held);
+    if (error) {
+        return error;
+    }
+    struct dm_keeper_held *item = &held->items[held->count++];
+    *item = (struct dm_keeper_held){.fd = fd, .pid = pid};
+    memcpy(item->name, name, strlen(name) + 1);
+    return 0;
+}
+
+void dm_held_drop(struct dm_held *held, const char *name) {
+    struct dm_keeper_held *item = find(held, name, 0);
+    if (item) {
+        *item = held->items[--held->count];
+    }
+}
+
+void dm_held_exit(struct dm_held *held, pid_t pid, int code, bool signaled, bool core) {
+    struct dm_keeper_held *item = pid > 0 ? find(held, NULL, pid) : NULL;
+    if (item) {
+        item->exit_known = 1;
+        item->code = code;
+        item->signaled = signaled;
+        item->core = core;
+    }
+}
+
+void dm_held_clear(struct dm_held *held) {
+    free(held->items);
+    *held = (struct dm_held){0};
+}
