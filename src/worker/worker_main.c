@@ -186,6 +186,11 @@ int dm_lua_worker_main(int argc, char **argv) {
     lua_getfield(L, -1, "preload");
     lua_pushcfunction(L, dm_lua_open_wire);
     lua_setfield(L, -2, "dutch-master.wire");
+    if (dm_lua_load_embedded(L, "dutch-master/addresses") != 0) { /* the master's own, as it is */
+        report(L);
+        return EXIT_ERROR;
+    }
+    lua_setfield(L, -2, "dutch-master.addresses");
     lua_settop(L, 0);
     dm_lua_open_embedded(L, "worker/");
     set_arg(L, argc, argv);

@@ -5,6 +5,7 @@
 -- never lets a field through whose type was not checked. What Node itself would ignore comes back as
 -- {kind = 'unknown'}; what would crash or confuse a Node primary comes back as nil, reason.
 local cjson = require('cjson').new()
+local addresses = require 'dutch-master.addresses'
 local measured = require 'dutch-master.channel.measured'
 local relay = require 'dutch-master.channel.relay'
 
@@ -41,10 +42,6 @@ local function repair_path(path)
     return name and '@' .. name or path
 end
 
-local function canonical_host(address)
-    return address:find(':', 1, true) and '[' .. address .. ']' or address
-end
-
 local function text_of(socket)
     if socket.fd then
         return nil
@@ -52,7 +49,7 @@ local function text_of(socket)
         return 'unix:' .. socket.path
     end
     local prefix = socket.stream and '' or 'udp:'
-    return prefix .. (socket.address and canonical_host(socket.address) or '') .. ':' .. socket.port
+    return prefix .. (socket.address and addresses.before_port(socket.address) or '') .. ':' .. socket.port
 end
 
 -- What tells one listen of a worker from another, and is the same in all workers: the n-th listen(0) of each
@@ -223,7 +220,7 @@ local COMMANDS = {
         elseif type(address) ~= 'string' or #address > 64 or not is_integer(port, 0, 65535) then
             return nil, 'a bad NODE_DUTCH_OWN'
         end
-        local text = canonical_host(address) .. ':' .. port
+        local text = addresses.before_port(address) .. ':' .. port
         return { kind = 'own', socket = { own = true, type = 'tcp4', stream = true, address = address, port = port,
             name = 'own:' .. text, text = text } }
     end,

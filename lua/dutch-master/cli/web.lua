@@ -1,5 +1,6 @@
 --- dutch-master web: a page and /metrics, in a process of its own; a client of the masters like every other verb.
 
+local addresses = require 'dutch-master.addresses'
 local arguments = require 'dutch-master.cli.arguments'
 
 local M = {
@@ -47,21 +48,16 @@ local function is_loopback(host)
     return host == 'localhost' or host == '::1' or host:find '^127%.' ~= nil
 end
 
+-- lua-http looks names up; what is none the system refuses.
+local LISTEN = { any = true, localhost = true, ipv4 = true, ipv6 = true, digits = true, name = true, path = true }
+
 --- "127.0.0.1:9615", "[::1]:9615", ":9615", "unix:/path" -> { host, port } or { path }, or nil
-function M.address(text)
-    local path = text:match '^unix:(/.+)$'
-    if path then
-        return { path = path }
+local function address_of(text)
+    local address = addresses.read(text, LISTEN)
+    if address and address.kind == 'any' then
+        address.host = '0.0.0.0'
     end
-    local host, port = text:match '^%[([%x:]+)%]:(%d+)$'
-    if not host then
-        host, port = text:match '^([%w.-]*):(%d+)$'
-    end
-    port = tonumber(port)
-    if not port or port > 65535 then
-        return nil
-    end
-    return { host = host == '' and '0.0.0.0' or host, port = port }
+    return address
 end
 
 local function read_token(ctx)
@@ -120,7 +116,7 @@ local function serve(ctx, address, token)
     end
     hub:start()
     local where = address.path and 'unix:' .. address.path or ('http://%s:%d/'):format(
-        address.host:find ':' and '[' .. address.host .. ']' or address.host, address.port)
+        addresses.before_port(address.host), address.port)
     ctx.out(('dutch-master web: %s%s\n'):format(where, token and '?token=...' or ''))
     while true do
         local fine, why = loop:loop()
@@ -132,7 +128,7 @@ end
 
 function M.run(ctx)
     local text = ctx.options.listen or '127.0.0.1:9615'
-    local address = M.address(text)
+    local address = address_of(text)
     if not address then
         return ctx.usage(('--listen: expected host:port or unix:/path, found "%s"'):format(text))
     end

@@ -4,6 +4,7 @@
 -- one there, not one for each attempt.
 
 local Knock = require 'dutch-master.cluster.knock'
+local addresses = require 'dutch-master.addresses'
 local tls = require 'dutch-master.cluster.tls'
 
 local Asking = {}
@@ -38,10 +39,13 @@ function Asking.new(options)
     return self
 end
 
+local ANY = { any = true, ipv4 = true, ipv6 = true }
+local ALL = { [''] = true, ['0.0.0.0'] = true, ['::'] = true }
+
 -- That of all interfaces is no name of a host, and an empty name ("Host: :8000") is refused by many servers.
 local function host_of(address)
-    local port = address:match '^:(%d+)$' or address:match '^0%.0%.0%.0:(%d+)$' or address:match '^%[::%]:(%d+)$'
-    return port and 'localhost:' .. port or address
+    local all = addresses.read(address, ANY)
+    return all and ALL[all.host] and 'localhost:' .. all.port or address
 end
 
 local function request(self, address)

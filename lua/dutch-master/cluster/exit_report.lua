@@ -1,6 +1,6 @@
 --- exit_report.lua: how a worker ended, for the log, `why`, verdicts and onWorkerExit.
 
-local addresses = require 'dutch-master.script.addresses'
+local addresses = require 'dutch-master.addresses'
 
 local M = {}
 

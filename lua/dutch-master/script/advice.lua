@@ -2,7 +2,7 @@
 -- program that is not there, a preset without an address, a time that cuts another short. Pure but for the questions to
 -- `world`.
 
-local addresses = require 'dutch-master.script.addresses'
+local addresses = require 'dutch-master.addresses'
 
 local M = {}
 

@@ -2,7 +2,7 @@
 -- What the table in options.lua names, is here.
 -- Longer than 400 lines: one type after the other, each by itself.
 
-local addresses = require 'dutch-master.script.addresses'
+local addresses = require 'dutch-master.addresses'
 local schema = require 'dutch-master.script.schema'
 
 local M = {}

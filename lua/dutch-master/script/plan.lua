@@ -4,7 +4,7 @@
 -- every default is filled in, times are milliseconds, names are those of the inside. Pure: what must be asked of the
 -- system (users, groups) is asked through the functions of `where`.
 
-local addresses = require 'dutch-master.script.addresses'
+local addresses = require 'dutch-master.addresses'
 local key_lines = require 'dutch-master.script.key_lines'
 local options = require 'dutch-master.script.options'
 local schema = require 'dutch-master.script.schema'

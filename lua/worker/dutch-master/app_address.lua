@@ -1,16 +1,13 @@
 -- Where a worker wants to listen: text or number -> what the master is asked for.
 
+local addresses = require 'dutch-master.addresses'
 local uv = require 'luv'
 
 local M = {}
 
-local function port_number(text, where)
-    local port = tonumber(text)
-    if not port or port % 1 ~= 0 or port < 0 or port > 65535 then
-        error(("listen: '%s' is not a port, expected 0 to 65535"):format(tostring(where)), 0)
-    end
-    return port
-end
+-- Digits that are no address the master refuses, saying why.
+local LISTEN = { any = true, localhost = true, ipv4 = true, ipv6 = true, digits = true, path = true, abstract = true,
+    relative = true }
 
 local function absolute(path)
     return path:sub(1, 1) == '/' and path or (uv.cwd() .. '/' .. path:gsub('^%./', ''))
@@ -26,27 +23,22 @@ function M.parse(where)
     elseif where:match('^%d+$') then
         where = ':' .. where
     end
-    local path = where:match('^unix:(.+)$')
-    if path then
-        return { family = 'unix', path = absolute(path), text = 'unix:' .. absolute(path) }
-    end
-    local host, port = where:match('^%[([%x:.]+)%]:(%d+)$')
-    if host then
-        return { family = 'inet6', host = host, port = port_number(port, where), text = where }
-    end
-    host, port = where:match('^([%d.]*):(%d+)$')
-    if not host then
-        port = where:match('^localhost:(%d+)$')
-        host = port and '127.0.0.1'
-    end
-    if not host then
+    local address, wrong = addresses.read(where, LISTEN)
+    if wrong then
+        error(("listen: '%s' is not a port, expected 0 to 65535"):format(where), 0)
+    elseif not address then
         error(("listen: '%s' is not an address such as 8000, '127.0.0.1:8000', '[::1]:8000' or 'unix:/path'")
             :format(where), 0)
+    elseif address.path then
+        local path = absolute(address.path)
+        return { family = 'unix', path = path, text = 'unix:' .. path }
+    elseif address.kind == 'any' then
+        return { port = address.port, text = where }
     end
     return {
-        family = host ~= '' and 'inet' or nil,
-        host = host ~= '' and host or nil,
-        port = port_number(port, where),
+        family = address.kind == 'ipv6' and 'inet6' or 'inet',
+        host = address.kind == 'localhost' and '127.0.0.1' or address.host,
+        port = address.port,
         text = where,
     }
 end

@@ -1,3 +1,4 @@
+local addresses = require 'dutch-master.addresses'
 local core = require 'dutch-master.core'
 
 describe('core.address', function()
@@ -27,6 +28,19 @@ describe('core.address', function()
         for _, text in ipairs { '10.0.0.1:1', ':0', '[fe80::1]:65535', 'udp::53', 'unix:@x', 'unix:/a/b' } do
             assert.equal(text, core.address(text).text)
             assert.same(core.address(text), core.address(core.address(text).text))
+        end
+    end)
+
+    it('and `listen` of the script know one grammar', function()
+        local both = { '127.0.0.1:8000', ':8000', '*:80', 'localhost:1', '[::]:8000', '[fe80::1%lo]:80', '[::1]:0',
+            'unix:/run/a.sock', 'unix:@name', 'udp::53', 'udp:127.0.0.1:53', 'udp:[::1]:53', ':65535' }
+        local neither = { '', '8000', ':65536', ':', '256.0.0.1:80', '1.2.3:80', 'example.org:80', '::1:80', '[80]:80',
+            'unix:relative', 'unix:', 'unix:/', 'unix:@', 'udp:unix:/a', ' :80', '[127.0.0.1]:80' }
+        for _, text in ipairs(both) do
+            assert.same({ true, true }, { core.address(text) ~= nil, addresses.is_one(text) }, text)
+        end
+        for _, text in ipairs(neither) do
+            assert.same({ false, false }, { core.address(text) ~= nil, addresses.is_one(text) }, text)
         end
     end)
 
