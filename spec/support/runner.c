@@ -94,18 +94,6 @@ static int l_children(lua_State *L) {
     return 1;
 }
 
-/* adopted(): the pids of children that nobody here started. */
-static int l_adopted(lua_State *L) {
-    static pid_t pids[4096];
-    const size_t max = sizeof pids / sizeof *pids, n = dm_reaper_adopted(&core.reaper, pids, max);
-    lua_newtable(L);
-    for (size_t i = 0; i < n && i < max; i++) {
-        lua_pushinteger(L, pids[i]);
-        lua_rawseti(L, -2, (int)i + 1);
-    }
-    return 1;
-}
-
 static int orphan_ref = LUA_NOREF;
 
 static void on_orphan(struct dm_reaper *reaper, pid_t pid, const struct dm_exit *exit) {
@@ -156,7 +144,6 @@ static int luaopen_spec_loop(lua_State *L) {
                                          {"close", l_close},
                                          {"lend_sigchld", l_lend_sigchld},
                                          {"children", l_children},
-                                         {"adopted", l_adopted},
                                          {"on_orphan", l_on_orphan},
                                          {"signal_number", l_signal_number},
                                          {"signal_name", l_signal_name},

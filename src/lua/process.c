@@ -114,7 +114,7 @@ int core_kill_adopted(lua_State *L) {
 /* adopted() -> {pid, ...}: children that we did not start, ours and our keeper's */
 int core_adopted(lua_State *L) {
     pid_t *pids = lua_newuserdata(L, ADOPTED_MAX * sizeof *pids);
-    size_t n = dm_reaper_orphans(&dm_lua_core(L)->reaper, pids, ADOPTED_MAX);
+    size_t n = dm_reaper_adopted(&dm_lua_core(L)->reaper, pids, ADOPTED_MAX);
     n = n < ADOPTED_MAX ? n : ADOPTED_MAX;
     lua_createtable(L, (int)n, 0);
     for (size_t i = 0; i < n; i++) {

@@ -182,6 +182,61 @@ static struct dm_leader *find(const struct dm_reaper *reaper, pid_t pid) {
     return NULL;
 }
 
+/* Whoever becomes this program by exec may have had children, which are none of its business. */
+static bool was_here(const struct dm_reaper *reaper, pid_t pid) {
+    const pid_t *before = reaper->kept ? reaper->kept->link.before_us : NULL;
+    if (pid == reaper->attendant || pid == getpid()) {
+        return true;
+    }
+    for (size_t i = 0; before && i < DM_KEEPER_BEFORE; i++) {
+        if (before[i] == pid) {
+            return true;
+        }
+    }
+    for (size_t i = 0; i < reaper->inherited_count; i++) {
+        if (reaper->inherited[i] == pid) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static size_t read_children(const struct dm_reaper *reaper, const char *path, pid_t *pids,
+                            size_t max, size_t n) {
+    FILE *file = fopen(path, "re");
+    int pid;
+    while (file && fscanf(file, "%d", &pid) == 1) {
+        if (pid > 1 && !find(reaper, pid) && !was_here(reaper, pid)) {
+            if (n < max) {
+                pids[n] = pid;
+            }
+            n++;
+        }
+    }
+    if (file) {
+        fclose(file);
+    }
+    return n;
+}
+
+/* Without those of the keeper. */
+static size_t adopted_here(const struct dm_reaper *reaper, pid_t *pids, size_t max) {
+    DIR *tasks = opendir("/proc/self/task");
+    size_t n = 0;
+    const struct dirent *entry;
+    while (tasks && (entry = readdir(tasks))) {
+        char path[64];
+        snprintf(path, sizeof path, "/proc/self/task/%.20s/children", entry->d_name);
+        if (entry->d_name[0] != '.') {
+            n = read_children(reaper, path, pids, max, n);
+        }
+    }
+    if (tasks) {
+        closedir(tasks);
+    }
+    return n;
+}
+
 struct orphan {
     pid_t pid;
     struct dm_exit exit;
@@ -202,7 +257,7 @@ static void forget_inherited(struct dm_reaper *reaper, pid_t pid) {
 /* The same where zombies are kept: WNOWAIT would show them for ever. */
 static size_t reap_adopted(struct dm_reaper *reaper, struct orphan *orphans, size_t max) {
     pid_t pids[SWEEP_MAX];
-    const size_t count = dm_reaper_adopted(reaper, pids, SWEEP_MAX);
+    const size_t count = adopted_here(reaper, pids, SWEEP_MAX);
     size_t n = 0;
     for (size_t i = 0; i < count && i < SWEEP_MAX && n < max; i++) {
         siginfo_t info;
@@ -340,7 +395,7 @@ int dm_reaper_init(struct dm_reaper *reaper, uv_loop_t *loop) {
     reaper->look.data = reaper;
     dm_signals_init(&reaper->sigchld, reaper, on_sigchld);
 
-    const size_t inherited = dm_reaper_adopted(reaper, reaper->inherited, DM_INHERITED_MAX);
+    const size_t inherited = adopted_here(reaper, reaper->inherited, DM_INHERITED_MAX);
     reaper->inherited_count = inherited < DM_INHERITED_MAX ? inherited : DM_INHERITED_MAX;
 
     /* Ignored by whoever started us, exits would go unseen. */
@@ -461,62 +516,8 @@ void dm_reaper_stop_all(struct dm_reaper *reaper, uint64_t grace_ms) {
     reap_until(reaper, dm_now_ms() + 2000);
 }
 
-/* Whoever becomes this program by exec may have had children, which are none of its business. */
-static bool was_here(const struct dm_reaper *reaper, pid_t pid) {
-    const pid_t *before = reaper->kept ? reaper->kept->link.before_us : NULL;
-    if (pid == reaper->attendant || pid == getpid()) {
-        return true;
-    }
-    for (size_t i = 0; before && i < DM_KEEPER_BEFORE; i++) {
-        if (before[i] == pid) {
-            return true;
-        }
-    }
-    for (size_t i = 0; i < reaper->inherited_count; i++) {
-        if (reaper->inherited[i] == pid) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static size_t read_children(const struct dm_reaper *reaper, const char *path, pid_t *pids,
-                            size_t max, size_t n) {
-    FILE *file = fopen(path, "re");
-    int pid;
-    while (file && fscanf(file, "%d", &pid) == 1) {
-        if (pid > 1 && !find(reaper, pid) && !was_here(reaper, pid)) {
-            if (n < max) {
-                pids[n] = pid;
-            }
-            n++;
-        }
-    }
-    if (file) {
-        fclose(file);
-    }
-    return n;
-}
-
 size_t dm_reaper_adopted(struct dm_reaper *reaper, pid_t *pids, size_t max) {
-    DIR *tasks = opendir("/proc/self/task");
-    size_t n = 0;
-    const struct dirent *entry;
-    while (tasks && (entry = readdir(tasks))) {
-        char path[64];
-        snprintf(path, sizeof path, "/proc/self/task/%.20s/children", entry->d_name);
-        if (entry->d_name[0] != '.') {
-            n = read_children(reaper, path, pids, max, n);
-        }
-    }
-    if (tasks) {
-        closedir(tasks);
-    }
-    return n;
-}
-
-size_t dm_reaper_orphans(struct dm_reaper *reaper, pid_t *pids, size_t max) {
-    const size_t n = dm_reaper_adopted(reaper, pids, max);
+    const size_t n = adopted_here(reaper, pids, max);
     if (!reaper->kept) {
         return n;
     }
@@ -528,7 +529,7 @@ size_t dm_reaper_orphans(struct dm_reaper *reaper, pid_t *pids, size_t max) {
 
 size_t dm_leader_others(const struct dm_leader *leader, pid_t *pids, size_t max) {
     pid_t adopted[SWEEP_MAX];
-    size_t n = dm_reaper_orphans(leader->reaper, adopted, SWEEP_MAX), found = 0;
+    size_t n = dm_reaper_adopted(leader->reaper, adopted, SWEEP_MAX), found = 0;
     n = n < SWEEP_MAX ? n : SWEEP_MAX;
     for (size_t i = 0; i < n; i++) {
         if (getpgid(adopted[i]) == leader->pid) {
@@ -559,7 +560,7 @@ size_t dm_reaper_kill_adopted(struct dm_reaper *reaper, uint64_t limit_ms) {
     size_t killed = 0;
     size_t n;
     /* The children of one that dies become ours. */
-    while ((n = dm_reaper_adopted(reaper, pids, sizeof pids / sizeof *pids)) > 0) {
+    while ((n = adopted_here(reaper, pids, sizeof pids / sizeof *pids)) > 0) {
         n = n < sizeof pids / sizeof *pids ? n : sizeof pids / sizeof *pids;
         for (size_t i = 0; i < n; i++, killed++) {
             end_orphan(pids[i], deadline_ms);

@@ -97,11 +97,9 @@ void dm_reaper_abandon(pid_t pid, int pidfd);
  */
 size_t dm_leader_others(const struct dm_leader *leader, pid_t *pids, size_t max);
 
-/* Children that are no leaders of ours: adopted orphans. How many, and the first `max` of them. */
+/* Children that are no leaders of ours: adopted orphans, with a keeper also those that it has
+ * adopted when a former master died. How many, and the first `max` of them. */
 size_t dm_reaper_adopted(struct dm_reaper *reaper, pid_t *pids, size_t max);
-
-/* The same, and with a keeper also those that it has adopted when a former master died. */
-size_t dm_reaper_orphans(struct dm_reaper *reaper, pid_t *pids, size_t max);
 
 /* SIGKILL for those that are ours, and for theirs, until none is left or the time is over. Waits.
  * -> how many got it */

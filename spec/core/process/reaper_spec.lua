@@ -122,7 +122,7 @@ describe('reaper', function()
         -- Exits of others are seen while a zombie is kept.
         assert.are.equal(5, p.exit_of(p.sh 'exit 5').code)
         leave 'echo here > $0; exit 9'
-        p.await(function() return #loop.adopted() == 2 end)
+        p.await(function() return #core.adopted() == 2 end)
         assert.is_true(record.child:signal_group 'SIGTERM')
         assert.are.equal(7, p.exit_of(record).code)
         assert.are.equal(1, record.exits)
@@ -135,7 +135,7 @@ describe('reaper', function()
             { channel = true, lingers = true })
         p.exit_of(record)
         assert.are.equal(0, record.status.code)
-        p.await(function() return #loop.adopted() > 0 end)
+        p.await(function() return #core.adopted() > 0 end)
         core.kill_adopted()
     end)
 
@@ -173,24 +173,24 @@ describe('reaper', function()
 
     it('lists and kills the orphans that it adopted', function()
         leave 'echo here > $0; exec sleep 1000'
-        p.await(function() return #loop.adopted() == 1 end)
-        local pid = loop.adopted()[1]
+        p.await(function() return #core.adopted() == 1 end)
+        local pid = core.adopted()[1]
         assert.is_nil(orphans[pid])
         assert.are.equal(1, core.kill_adopted())
-        assert.are.same({}, loop.adopted())
+        assert.are.same({}, core.adopted())
         assert.is_nil(p.read('/proc/' .. pid .. '/stat'))
     end)
 
     it('kills also what these leave behind in their turn', function()
         leave 'sleep 1000 & echo here > $0; wait'
-        assert.are.equal(1, #loop.adopted())
+        assert.are.equal(1, #core.adopted())
         assert.are.equal(2, core.kill_adopted())
-        assert.are.same({}, loop.adopted())
+        assert.are.same({}, core.adopted())
     end)
 
     it('says whose orphans are, and signals them with their group, and nobody else', function()
         leave 'sleep 1000 & echo here > $0; export GONE=1; wait'
-        local pid = loop.adopted()[1]
+        local pid = core.adopted()[1]
         assert.are.same({ pid }, core.adopted())
         assert.are.equal('sh', core.origin(pid).command)
         assert.is_nil(core.origin(pid).worker)
@@ -211,7 +211,7 @@ describe('reaper', function()
         local hundred = 'for i in 0 1 2 3 4 5 6 7 8 9; do for j in 0 1 2 3 4 5 6 7 8 9; do sleep 0 & done; done'
         local record = p.sh(("for i in 1 2 3; do setsid -f sh -c '%s'; done"):format(hundred))
         p.exit_of(record)
-        p.await(function() return #loop.adopted() == 0 end, 20000)
+        p.await(function() return #core.adopted() == 0 end, 20000)
     end)
 
     it('kills a child that is stopped, and continues one that gets TERM and CONT', function()

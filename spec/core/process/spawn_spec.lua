@@ -378,8 +378,8 @@ describe('spawn', function()
         end
         assert.is_table(core.proc_stat(tonumber(pids[4])))
         -- The watcher goes as well.
-        p.await(function() return #loop.adopted() == 1 end)
-        assert.are.same({ tonumber(pids[4]) }, loop.adopted())
+        p.await(function() return #core.adopted() == 1 end)
+        assert.are.same({ tonumber(pids[4]) }, core.adopted())
         core.kill_adopted()
     end)
 end)
