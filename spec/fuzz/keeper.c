@@ -3,6 +3,13 @@
  * once or closed, and nobody is signalled but children of the keeper's. */
 #include "../../src/keeper/keeper.c"
 
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
 enum { CHILDREN = 2, DESCRIPTORS = 256, FRAMES_MAX = 40, OPS = 16, ENOUGH = 200 };
 
 /* Frames of each kind that were handled, and runs: a fuzzer that never says one of them says so. */
@@ -105,11 +112,11 @@ static void send_one(struct input *in, int master, const pid_t *children_of_ours
 }
 
 static void check_store(void) {
-    for (uint32_t i = 0; i < k.held_count; i++) {
-        const struct dm_keeper_held *held = &k.held[i];
+    for (uint32_t i = 0; i < k.children.held.count; i++) {
+        const struct dm_keeper_held *held = &k.children.held.items[i];
         require(memchr(held->name, 0, sizeof held->name) != NULL);
         require(fcntl(held->fd, F_GETFD) >= 0);
-        require(find(held->name) == held);
+        require(dm_held_find(&k.children.held, held->name) == held);
     }
 }
 
@@ -141,9 +148,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     int ends[2];
     if (!k.memory) {
         have_none();
-        k.memory = make_memory();
+        k.memory = dm_keeper_make_memory(&k.memory_fd);
         require(k.memory != NULL);
-        k.elsewhere = epoll_create1(EPOLL_CLOEXEC);
+        k.children.elsewhere = epoll_create1(EPOLL_CLOEXEC);
         atexit(check_heard);
     }
     runs++;
@@ -165,26 +172,26 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         } else if (next < 220) {
             k.pending[next % NSIG].ssi_signo = next % NSIG;
         } else if (next < 230) { /* as if another keeper had died */
-            find_elsewhere();
-            look_elsewhere(true);
-            signal_elsewhere(0);
+            dm_children_find_elsewhere(&k.children);
+            dm_children_look_elsewhere(&k.children, true);
+            dm_children_signal_elsewhere(&k.children, 0);
         } else {
-            sweep();
+            dm_children_sweep(&k.children);
         }
         report();
         check_store();
         while (next % 2 == 0 && recv(ends[1], &k.frame, sizeof k.frame, MSG_DONTWAIT) > 0) {
         }
     }
-    require(open_descriptors() == before + 2 + (int)k.held_count + (k.next >= 0));
-    while (k.held_count > 0) {
-        drop(&k.held[0]);
+    require(open_descriptors() == before + 2 + (int)k.children.held.count + (k.next >= 0));
+    while (k.children.held.count > 0) {
+        dm_children_drop(&k.children, &k.children.held.items[0]);
     }
-    close_if_open(&k.next);
+    dm_close_if_open(&k.next);
     close(ends[0]);
     close(ends[1]);
     k.socket = -1;
-    k.notice_size = 0;
+    k.manager.notice_size = 0;
     memset(k.pending, 0, sizeof k.pending);
     for (int i = 0; i < CHILDREN; i++) {
         if (made[i] > 0 && waitpid(made[i], NULL, WNOHANG) == 0) { /* else it is reaped */

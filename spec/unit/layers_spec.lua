@@ -102,6 +102,9 @@ local NO_SPEC = {
     ['net/diag'] = 'dial_spec',
     ['keeper/keeper'] = 'e2e/keeper_spec', ['keeper/handoff'] = 'e2e/upgrade_spec',
     ['keeper/kept'] = 'e2e/keeper_spec', ['keeper/held'] = 'e2e/keeper_spec',
+    ['keeper/children'] = 'e2e/keeper_process_spec', ['keeper/master'] = 'e2e/keeper_process_spec',
+    ['keeper/memory'] = 'e2e/keeper_spec', ['keeper/tell'] = 'e2e/keeper_process_spec',
+    ['keeper/upgrade'] = 'e2e/upgrade_spec',
     ['base/identity'] = 'e2e/keeper_spec',
     ['net/holder'] = 'listener_spec', ['net/unix_path'] = 'listener_spec', ['net/group_order'] = 'steering_spec',
 }

@@ -5,11 +5,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-static struct dm_keeper_held *find(const struct dm_held *held, const char *name, pid_t pid) {
+struct dm_keeper_held *dm_held_find(const struct dm_held *held, const char *name) {
     for (uint32_t i = 0; i < held->count; i++) {
-        struct dm_keeper_held *item = &held->items[i];
-        if (name ? strcmp(item->name, name) == 0 : item->pid == pid) {
-            return item;
+        if (strcmp(held->items[i].name, name) == 0) {
+            return &held->items[i];
+        }
+    }
+    return NULL;
+}
+
+struct dm_keeper_held *dm_held_pid(const struct dm_held *held, pid_t pid) {
+    for (uint32_t i = 0; i < held->count; i++) {
+        if (held->items[i].pid == pid) {
+            return &held->items[i];
         }
     }
     return NULL;
@@ -43,20 +51,28 @@ int dm_held_put(struct dm_held *held, const char *name, int fd, pid_t pid) {
 }
 
 void dm_held_drop(struct dm_held *held, const char *name) {
-    struct dm_keeper_held *item = find(held, name, 0);
+    struct dm_keeper_held *item = dm_held_find(held, name);
     if (item) {
-        *item = held->items[--held->count];
+        dm_held_remove(held, item);
     }
 }
 
+void dm_held_remove(struct dm_held *held, struct dm_keeper_held *item) {
+    *item = held->items[--held->count];
+}
+
 void dm_held_exit(struct dm_held *held, pid_t pid, int code, bool signaled, bool core) {
-    struct dm_keeper_held *item = pid > 0 ? find(held, NULL, pid) : NULL;
-    if (item) {
-        item->exit_known = 1;
-        item->code = code;
-        item->signaled = signaled;
-        item->core = core;
+    struct dm_keeper_held *item = pid > 0 ? dm_held_pid(held, pid) : NULL;
+    if (item && !item->ended) {
+        dm_held_note_exit(item, code, signaled, core);
     }
+}
+
+void dm_held_note_exit(struct dm_keeper_held *item, int code, bool signaled, bool core) {
+    item->exit_known = 1;
+    item->code = code;
+    item->signaled = signaled;
+    item->core = core;
 }
 
 void dm_held_clear(struct dm_held *held) {

@@ -120,12 +120,6 @@ struct dm_keeper_link {
     struct dm_keeper_upgrade upgrade;
 };
 
-uint64_t dm_keeper_sum(const char *text, size_t size);
-/* The newest whole snapshot, or NULL. */
-const char *dm_keeper_newest(const struct dm_keeper_memory *memory, size_t *size);
-/* Whether there ever was one. */
-bool dm_keeper_has_written(const struct dm_keeper_memory *memory);
-
 /* Before anything else exists in the process: becomes the keeper and starts a master. Returns true
  * in each master that it starts, with its link; false in the keeper when all is over, with the exit
  * code. argv: with which it becomes another program. */

@@ -3,11 +3,11 @@
 
 #include "base/fdpass.h"
 #include "base/identity.h"
+#include "keeper/memory.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>

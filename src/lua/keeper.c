@@ -3,6 +3,7 @@
  */
 #include "base/signals.h"
 #include "keeper/kept.h"
+#include "keeper/memory.h"
 #include "lua/call.h"
 #include "lua/open.h"
 #include "lua/support.h"

@@ -1,0 +1,61 @@
+/* tell.c: see tell.h. */
+#include "keeper/tell.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { TRIES = 50 }; /* a full queue of the service manager is tried so often */
+
+void dm_say(const char *format, int a, int b) {
+    char line[256];
+    const int size = snprintf(line, sizeof line, format, a, b);
+    struct pollfd room = {.fd = STDERR_FILENO, .events = POLLOUT};
+    if (size > 0 && poll(&room, 1, 0) == 1 && (room.revents & POLLOUT)) {
+        (void)!write(STDERR_FILENO, line, (size_t)size);
+    }
+}
+
+void dm_manager_find(struct dm_manager *manager) {
+    const char *name = getenv("NOTIFY_SOCKET");
+    const size_t size = name ? strlen(name) : 0;
+    if (size < 2 || size >= sizeof manager->address.sun_path ||
+        (name[0] != '/' && name[0] != '@')) {
+        return;
+    }
+    manager->address.sun_family = AF_UNIX;
+    memcpy(manager->address.sun_path, name, size);
+    if (name[0] == '@') {
+        manager->address.sun_path[0] = '\0';
+    }
+    manager->size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + size);
+}
+
+void dm_manager_send(struct dm_manager *manager) {
+    static bool complained;
+    const int fd = manager->size ? socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0) : -1;
+    const bool is_sent =
+        fd >= 0 && sendto(fd, manager->notice, manager->notice_size, MSG_NOSIGNAL | MSG_DONTWAIT,
+                          (struct sockaddr *)&manager->address, manager->size) >= 0;
+    const bool is_full = fd >= 0 && !is_sent && (errno == EAGAIN || errno == ENOBUFS);
+    if (!is_full || ++manager->tries >= TRIES) {
+        manager->notice_size = 0;
+    }
+    if (!is_sent && manager->notice_size == 0 && !complained) {
+        complained = true;
+        dm_say("dutch-master: the service manager could not be notified: errno %d\n", errno, 0);
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+}
+
+void dm_manager_tell(struct dm_manager *manager, const char *text, size_t size) {
+    memcpy(manager->notice, text, size);
+    manager->notice_size = size;
+    manager->tries = 0;
+    dm_manager_send(manager);
+}
