@@ -13,6 +13,7 @@ local http = require 'spec.support.http'
 local kept = require 'spec.support.kept'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
+local State = require 'dutch-master.keeper.estate'
 local versions = require 'spec.support.node_versions'
 
 local TIMES = tonumber(os.getenv 'DM_TIMES') or 20
@@ -71,8 +72,8 @@ local bad = {
     { 'does not start', '/bin/true', 'is no program that this master can become' },
     { 'crashes after a second', build('9.0.1', 'keeper/upgrade.lua', RESUME, CRASH), 'its master died of SIGSEGV' },
     { 'cannot read the state', stranger(99), 'cannot read the state of this version' },
-    { 'does not understand', stranger(1), 'it does not understand what the keeper hands over' },
-    { 'hangs', build('9.0.2', 'master.lua', 'function Master:take_over%(%)', HANG), 'did not take over within 10 s' },
+    { 'does not understand', stranger(State.VERSION), 'it does not understand what the keeper hands over' },
+    { 'hangs', build('9.0.2', 'master.lua', 'function Master:succeed%(%)', HANG), 'did not take over within 10 s' },
 }
 
 local m = kept.start { env = { DUTCH_MASTER_LUA = false }, -- each version its own

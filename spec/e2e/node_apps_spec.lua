@@ -4,9 +4,8 @@ local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
 local app = require 'spec.support.node_app'
+local tls = require 'spec.support.tls'
 local versions = require 'spec.support.node_versions'
-
-local KEYS = uv.cwd() .. '/spec/support/nodejs/'
 
 -- name -> { app or files, modules, from (first version it runs on), and what the worker is if not app.js }
 local WEB = {
@@ -175,42 +174,11 @@ describe('a Node app:', function()
     end)
 
     versions.it('TLS sessions resume on other workers and after a roll', function(_, binary)
-        local m, port = app.start { binary = binary, app = ([[
-            const fs = require('fs')
-            const options = { key: fs.readFileSync('%skey.pem'), cert: fs.readFileSync('%scert.pem') }
-            require('https').createServer(options, (request, response) => {
-                response.setHeader('Connection', 'close')
-                response.end(String(request.socket.isSessionReused()))
-            }).listen(Number(process.env.PORT))
-        ]]):format(KEYS, KEYS) }
-        local program = 'process.send = (values, done) => { console.log(values.join(" ")); done() }; '
-            .. 'process.argv = [0, 0, ...process.argv.slice(1)]; require(process.argv.pop())'
-        -- Six connections with one session: what the servers say of each, and the session.
-        local function ask(session)
-            local out, text, ended = uv.new_pipe(false), '', false
-            local ports = ('[%s%d]'):format((port .. ','):rep(5), port)
-            local args = { '-e', program, '--', ports, KEYS .. 'tls_resume.cjs' }
-            if session then
-                table.insert(args, 5, session)
-            end
-            local client
-            client = uv.spawn(binary, { args = args, stdio = { nil, out, 2 } }, function()
-                ended = true
-                client:close()
-            end)
-            out:read_start(function(_, data)
-                text = text .. (data or '')
-                if not data then
-                    out:close()
-                end
-            end)
-            master.wait_until(function() return ended and out:is_closing() end, { what = 'the TLS client' })
-            return text:match '^(.*) (%S+)\n$'
-        end
-        local said, session = ask()
+        local m, port = app.start { binary = binary, app = tls.app }
+        local said, session = tls.ask(binary, port)
         assert.equal('false true true true true true', said)
         app.roll(m)
-        assert.equal('true true true true true true', (ask(session)))
+        assert.equal('true true true true true true', (tls.ask(binary, port, session)))
         m:finish { code = 0 }
     end)
 end)

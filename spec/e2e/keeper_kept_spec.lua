@@ -1,0 +1,200 @@
+-- What outlives a master beside its workers: sessions of TLS, the log file, releases, a canary, a scale, the backoff of a
+-- slot, the store; and what of hooks does not.
+
+local uv = require 'luv'
+local apps = require 'spec.support.apps'
+local cjson = require 'cjson'
+local cli = require 'spec.support.cli'
+local kept = require 'spec.support.kept'
+local master = require 'spec.support.master'
+local node_app = require 'spec.support.node_app'
+local tls = require 'spec.support.tls'
+local versions = require 'spec.support.node_versions'
+
+-- The records of a log file, each whole.
+local function read_log(path)
+    local file = assert(io.open(path))
+    local text = file:read '*a'
+    file:close()
+    assert.is_true(text == '' or text:sub(-1) == '\n', text)
+    local records = {}
+    for line in text:gmatch '[^\n]+' do
+        records[#records + 1] = cjson.decode(line)
+    end
+    return records, text
+end
+
+local function count(records, msg, pid)
+    local found = 0
+    for _, record in ipairs(records) do
+        found = found + (record.msg == msg and (not pid or record.workerPid == pid) and 1 or 0)
+    end
+    return found
+end
+
+-- Where the workers run.
+local function releases(m)
+    local set = {}
+    for _, pid in ipairs(m:workers()) do
+        set[#set + 1] = (uv.fs_readlink(('/proc/%d/cwd'):format(pid)) or ''):match '[^/]+$'
+    end
+    return table.concat(set, ' ')
+end
+
+local function deploy(m, release)
+    assert(uv.fs_symlink('releases/' .. release, m:path 'next'))
+    assert(uv.fs_rename(m:path 'next', m:path 'current'))
+end
+
+describe('the death of a master', function()
+    after_each(master.cleanup)
+
+    versions.it('keeps sessions of TLS, for the workers there are and for later ones', function(_, binary)
+        local m, port = node_app.start { binary = binary, app = tls.app }
+        local _, session = tls.ask(binary, port)
+        kept.kill(m)
+        assert.equal('true true true true true true', (tls.ask(binary, port, session)))
+        node_app.roll(m)
+        assert.equal('true true true true true true', (tls.ask(binary, port, session)))
+        m:finish { code = 0 }
+    end, { versions = { '22' } })
+
+    it('loses and tears no record of the log file, and the next one reopens it', function()
+        local dir = master.temp_dir()
+        local path = dir .. '/log'
+        local m = kept.start { files = { ['app.lua'] = apps.idle }, script = ([[local dutch = require 'dutch-master'
+            dutch.start { worker = 'app.lua', restartSoak = 0, backoff = { first = 0.05, max = 0.05 },
+                logger = dutch.logger { path = '%s' } }]]):format(path) }
+        local function await(msg, times)
+            m:wait_until(function() return uv.fs_stat(path) and count(read_log(path), msg) >= times end,
+                msg .. ' ' .. times)
+        end
+        await('Cluster ready', 1)
+        local before, killed = '', {}
+        for i = 1, 3 do
+            local records, text = read_log(path)
+            assert.equal(before, text:sub(1, #before))
+            before = text
+            -- A worker that ends while nobody is there is told of too.
+            local pid
+            for _, record in ipairs(records) do
+                pid = record.msg == 'Worker listening' and record.workerPid or pid
+            end
+            local former = kept.pid(m)
+            uv.kill(former, 'sigstop')
+            uv.kill(pid, 'sigkill')
+            uv.kill(former, 'sigkill')
+            killed[i] = pid
+            await('The former master died, this one has taken over', i)
+            await('Worker listening', 2 + i)
+        end
+        assert(uv.fs_rename(path, path .. '.1'))
+        m:signal 'SIGUSR1'
+        await('Log reopened', 1)
+        m:signal 'SIGUSR2'
+        await('Restart complete', 1)
+        m:finish { code = 0 }
+        local old, new = read_log(path .. '.1'), read_log(path)
+        for _, pid in ipairs(killed) do
+            assert.equal(1, count(old, 'Worker exited', pid))
+        end
+        assert.same({ 0, 1 }, { count(new, 'Cluster ready'), count(new, 'Cluster shutdown cleanly') })
+    end)
+
+    it('keeps the releases: what fails after it is rolled back, and a crash afterwards starts the old one', function()
+        local m = kept.start { script = [[
+                local dutch = require 'dutch-master'
+                dutch.start { worker = 'app.lua', restartSoak = 1, restartConcurrency = 1, restartAttempts = 1,
+                    beforeFork = function() dutch.chdir(dutch.directory .. '/current') end }]],
+            files = { ['releases/1/app.lua'] = apps.idle,
+                ['releases/2/app.lua'] = 'if io.open "../../broken" then os.exit(3) end ' .. apps.idle,
+                ['run.sh'] = '#!/bin/sh\nln -s releases/1 current\nexec "$@"\n' },
+            wrap = { './run.sh' } }
+        m:await 'Cluster ready'
+        deploy(m, '2')
+        local restart = cli.start(m, { 'restart', '--wait' })
+        m:await 'Replacement worker available - disconnecting' -- one slot has the new release
+        m:rewrite('broken', '')
+        kept.kill(m)
+        restart:wait()
+        assert.equal(11, restart.code, restart.out .. restart.err)
+        m:wait_until(function() return releases(m) == '1 1' end, 'the old release')
+        kept.kill(m)
+        uv.kill(m:workers()[1], 'sigkill')
+        m:await { msg = 'Worker exited', signal = 'SIGKILL' }
+        m:wait_until(function() return releases(m) == '1 1' end, 'the old release')
+        assert(uv.fs_unlink(m:path 'broken'))
+        local again = cli.run(m, { 'restart', '--wait' })
+        assert.equal(0, again.code, again.out .. again.err)
+        m:wait_until(function() return releases(m) == '2 2' end, 'the new release')
+        m:finish { code = 0 }
+    end)
+
+    it('ends neither the judgement of a canary nor a scale', function()
+        local m = kept.start { script = [[require('dutch-master').start { worker = 'app.lua',
+            restartConcurrency = { after = 1, canary = { soak = 0.5, judge = function(new, old)
+                return new.generation == old.generation, 'worse' end } } }]], files = { ['app.lua'] = apps.idle } }
+        m:await 'Cluster ready'
+        local before = m:workers()
+        local restart = cli.start(m, { 'restart', '--wait' })
+        m:await('Worker listening', { count = 3 })
+        kept.kill(m)
+        restart:wait()
+        assert.equal(10, restart.code, restart.out .. restart.err)
+        assert.matches('the canary was rejected: worse', restart.err)
+        m:wait_until(function() return #m:workers() == 2 end, 'the canary to end')
+        assert.same(before, m:workers())
+        local mark = m:mark()
+        local scale = cli.start(m, { 'scale', '4' })
+        m:await('Creating new worker', { after = mark })
+        kept.kill(m)
+        assert.equal(0, scale:wait().code, scale.err)
+        m:wait_until(function()
+            return cli.run(m, { 'status' }).out:find('4 of 4 workers serving', 1, true)
+        end, 'four workers')
+        m:finish { code = 0 }
+    end)
+
+    it('does not forget how often a slot has failed', function()
+        local m = kept.start { files = { ['app.lua'] = 'if io.open "broken" then os.exit(3) end ' .. apps.idle },
+            script = [[require('dutch-master').start { worker = 'app.lua', backoff = { first = 0.25, max = 60 } }]] }
+        m:await 'Cluster ready'
+        m:rewrite('broken', '')
+        uv.kill(m:workers()[1], 'sigkill')
+        local failed = m:await({ msg = 'Worker exited', code = 3 }, { count = 3 }) -- the fifth waits for a second
+        local since = uv.hrtime()
+        kept.kill(m)
+        local forked = m:await('Creating new worker', { after = failed })
+        assert.is_true((uv.hrtime() - since) / 1e9 > 0.7, m:dump())
+        m:await({ msg = 'Worker exited', code = 3 }, { after = forked })
+        since = uv.hrtime()
+        assert(uv.fs_unlink(m:path 'broken'))
+        m:await('Worker listening', { after = forked })
+        assert.is_true((uv.hrtime() - since) / 1e9 > 1, m:dump())
+        m:finish { code = 0 }
+    end)
+
+    it('ends a hook that was running, and neither the store nor later hooks', function()
+        local m = kept.start { files = { ['app.lua'] = apps.idle }, script = [[local dutch = require 'dutch-master'
+            dutch.start { worker = 'app.lua', hookTimeout = 60,
+                beforeFork = function() dutch.store.forks = (dutch.store.forks or 0) + 1 end,
+                onWorkerExit = function(report)
+                    dutch.log:info({ of = report.pid, forks = dutch.store.forks }, 'begun')
+                    repeat local go = io.open(dutch.directory .. '/go') until go
+                    dutch.log:info({ of = report.pid }, 'done')
+                end }]] }
+        m:await 'Cluster ready'
+        local first = m:workers()[1]
+        uv.kill(first, 'sigkill')
+        assert.equal(first, m:await('begun').of)
+        m:await('Worker listening', { count = 3 })
+        kept.kill(m)
+        m:rewrite('go', '')
+        local second = m:workers()[1]
+        uv.kill(second, 'sigkill')
+        assert.is_true(m:await({ msg = 'begun', of = second }).forks >= 3)
+        m:await { msg = 'done', of = second }
+        m:finish { code = 0 }
+        assert.same({}, m:records { msg = 'done', of = first })
+    end)
+end)
