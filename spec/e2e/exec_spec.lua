@@ -5,6 +5,7 @@ local cli = require 'spec.support.cli'
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
+local peer = require 'spec.support.peer'
 local wait = require 'spec.support.wait'
 
 -- A server in Python that asserts what it was given, serves HTTP on the socket called "web", and says READY=1.
@@ -61,7 +62,10 @@ local function ask_udp(port)
 end
 
 describe('sockets of the master', function()
-    after_each(master.cleanup)
+    after_each(function()
+        peer.cleanup()
+        master.cleanup()
+    end)
 
     it('are passed by number and name: TCP of both kinds, unix and UDP', function()
         local dir = master.temp_dir()
@@ -109,9 +113,9 @@ describe('sockets of the master', function()
                 ready = 'notify', listen = { web = { address = 'unix:%s', mode = '%s', user = 'www-data', group = 'nogroup' }
                 } }]]):format(path, mode)
         end
-        local function rights()
-            local stat = assert(uv.fs_stat(path))
-            local id = io.popen(('stat -c "%%U %%G" %s'):format(path))
+        local function rights(of)
+            local stat = assert(uv.fs_stat(of or path))
+            local id = io.popen(('stat -c "%%U %%G" %s'):format(of or path))
             local names = id:read '*l'
             id:close()
             return ('%o %s'):format(stat.mode % 512, names)
@@ -135,6 +139,28 @@ describe('sockets of the master', function()
             reload.out .. reload.err)
         assert.equal('600 www-data nogroup', rights())
         os.remove(dir .. '/out')
+
+        -- Under its own master uwsgi has the same rights; its reload succeeds, whatever becomes of another mode.
+        if os.execute 'command -v uwsgi >/dev/null' ~= 0 then
+            m:finish()
+            return pending 'uwsgi is not installed'
+        end
+        local its = dir .. '/peer.sock'
+        local function write(mode)
+            local file = assert(io.open(dir .. '/peer.ini', 'w'))
+            file:write(('[uwsgi]\nmaster = true\nsocket = %s\nchmod-socket = %s\nchown-socket = www-data:nogroup\n')
+                :format(its, mode))
+            file:close()
+        end
+        write '600'
+        local p = peer.start { 'uwsgi', '--ini', dir .. '/peer.ini', dir = dir, at = its }
+        p:await_log 'spawned uWSGI worker 1'
+        assert.equal(rights(), rights(its))
+        write '666'
+        p:roll 'sighup'
+        p:await_log('spawned uWSGI worker 1', 2)
+        io.stdout:write(('[a reload with another mode: %s, refused; by uwsgi itself: %s] '):format(rights(), rights(its)))
+        p:stop()
         m:finish()
     end)
 

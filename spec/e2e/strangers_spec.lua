@@ -1,11 +1,13 @@
 -- Servers that do something else with the address than to accept from the socket that they were given: they open others
--- in its group, another form of the address, or close it. Found, named, and nobody waits there.
+-- in its group, another form of the address, or close it. Found, named, and nobody waits there. Beside each the same
+-- server under its own master, where such a socket is no stranger: no more may be lost here than there.
 local uv = require 'luv'
 local cjson = require 'cjson'
 local cli = require 'spec.support.cli'
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
+local peer = require 'spec.support.peer'
 
 local NGINX = [[
 pid nginx.pid;
@@ -35,8 +37,29 @@ local function nginx(listen, its)
     return m, port
 end
 
+local function stock_nginx(its)
+    local p = { dir = master.temp_dir(), at = http.free_port() }
+    p.write = function(listen)
+        local file = assert(io.open(p.dir .. '/nginx.conf', 'w'))
+        file:write(NGINX:format((listen:gsub('PORT', p.at))))
+        file:close()
+    end
+    p.write(its)
+    return peer.start { 'nginx', '-p', p.dir, '-c', p.dir .. '/nginx.conf', '-g', 'daemon off;', dir = p.dir, at = p.at },
+        p.at, p.write
+end
+
+local function compare(ours, theirs)
+    assert.is_true(ours.failed <= theirs.failed, ours.text)
+    io.stdout:write(('[failed %d of %d, its own master %d of %d] '):format(ours.failed, ours.total, theirs.failed,
+        theirs.total))
+end
+
 describe('an address', function()
-    after_each(master.cleanup)
+    after_each(function()
+        peer.cleanup()
+        master.cleanup()
+    end)
 
     it("at which a server opens sockets of its own, too, is steered round them", function()
         if not has 'nginx' then
@@ -61,6 +84,15 @@ describe('an address', function()
         assert.is_true(cjson.decode(status).strangers > 0, status)
         assert.matches('sockets? of others at our addresses', cli.run(m, { 'status' }).out)
         m:finish()
+
+        local p, own = stock_nginx '127.0.0.1:PORT reuseport'
+        l = load.start { port = own, clients = 6, rate = 400, expect = '^ok$' }
+        for _ = 1, 3 do
+            p:roll 'sighup'
+            l:await(l.counts.total + 50)
+        end
+        compare(counts, l:stop())
+        p:stop()
     end)
 
     it('that a server writes in another form is named, in both forms', function()
@@ -78,6 +110,15 @@ describe('an address', function()
         local counts = l:stop()
         assert.equal(0, counts.failed, counts.text)
         m:finish()
+
+        -- nginx says it in its error log alone, and the signal has no verdict.
+        local p, own, write = stock_nginx '[::]:PORT ipv6only=off'
+        l = load.start { port = own, clients = 2, rate = 50, expect = '^ok$' }
+        write 'PORT'
+        p:signal 'sighup'
+        p:await_log 'still could not bind()'
+        compare(counts, l:stop())
+        p:stop()
     end)
 
     it('whose socket a server closes gets another worker, and who waits is served', function()
@@ -106,5 +147,18 @@ describe('an address', function()
         assert.equal(0, counts.failed, counts.text .. m:dump())
         m:await('Worker exited', { timeout = 20000 })
         m:finish()
+
+        local dir, at = master.temp_dir(), http.free_port()
+        local file = assert(io.open(dir .. '/config.ru', 'w'))
+        file:write(RACK)
+        file:close()
+        local p = peer.start { 'puma', '--bind', 'tcp://127.0.0.1:' .. at, 'config.ru', dir = dir, at = at }
+        p:await_log 'Use Ctrl-C to stop'
+        p:signal 'sigusr2' -- with a socket that it has opened itself
+        l = load.start { port = at, clients = 3, timeout = 30000, expect = '^ok$' }
+        p:await_log('Use Ctrl-C to stop', 2)
+        l:await(3)
+        compare(counts, l:stop())
+        p:stop()
     end)
 end)

@@ -1,4 +1,5 @@
 -- Connections that wait in a queue behind busy workers, when something happens to those workers: all are answered.
+-- Beside each server the same one under the master that it brings along: no more may be lost here than there.
 local cjson = require 'cjson'
 local uv = require 'luv'
 local cli = require 'spec.support.cli'
@@ -7,6 +8,7 @@ local fastcgi = require 'spec.support.fastcgi'
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
+local peer = require 'spec.support.peer'
 local wait = require 'spec.support.wait'
 
 -- Each request holds its worker, so of so many at once all but two wait.
@@ -23,30 +25,44 @@ def application(environ, start_response):
 local RACK = ("run ->(env) { sleep %g if env['PATH_INFO'] == '/busy'; [200, { 'Content-Length' => '2' }, ['ok']] }\n")
     :format(HOLD_S)
 
+local FPM = '[global]\nerror_log = fpm.log\nprocess_control_timeout = 10s\n[www]\nuser = www-data\npm = static\n'
+    .. 'pm.max_children = %d\nlisten = 127.0.0.1:PORT\n'
+
+-- stock: its own master with two workers; roll, stop: the signals by which that one replaces them, and ends.
 local SERVERS = {
     {
         name = 'gunicorn', worker = "dutch.gunicorn { app = 'app:application', args = { '--log-level', 'warning' } }",
         files = { ['app.py'] = WSGI },
+        stock = { 'gunicorn', '--workers', '2', '--bind', '127.0.0.1:PORT', 'app:application' },
+        roll = 'sighup', stop = 'sigterm',
     },
     {
-        name = 'unicorn', worker = 'dutch.unicorn {}', files = { ['config.ru'] = RACK },
+        name = 'unicorn', worker = 'dutch.unicorn {}',
+        files = { ['config.ru'] = RACK, ['peer.rb'] = "worker_processes 2\nlisten '127.0.0.1:PORT'\n" },
+        stock = { 'unicorn', '-c', 'peer.rb' }, roll = 'sighup', stop = 'sigquit',
     },
     {
         name = 'puma', worker = "dutch.puma { app = 'config.ru', args = { '--quiet', '--threads', '1:1' } }",
         files = { ['config.ru'] = RACK },
+        stock = { 'puma', '--workers', '2', '--threads', '1:1', '--bind', 'tcp://127.0.0.1:PORT', 'config.ru' },
+        roll = 'sigusr1', stop = 'sigterm',
     },
     {
         name = 'uwsgi',
         worker = "dutch.uwsgi { app = 'app:application', args = { '--plugin', 'python3', '--disable-logging' } }",
         files = { ['app.py'] = WSGI },
+        stock = { 'uwsgi', '--master', '--processes', '2', '--http-socket', '127.0.0.1:PORT', '--plugin', 'python3',
+            '--module', 'app:application', '--hook-master-start', 'unix_signal:15 gracefully_kill_them_all' },
+        roll = 'sighup', stop = 'sigterm',
     },
     {
         name = 'php-fpm', program = 'php-fpm8.2', protocol = fastcgi,
         worker = "dutch.phpfpm { command = 'php-fpm8.2', config = dutch.directory .. '/fpm.conf',"
             .. " args = { '--prefix', dutch.directory } }",
-        files = { ['busy.php'] = ('<?php usleep(%d); echo "ok";'):format(HOLD_S * 1e6), ['fpm.conf'] =
-            '[global]\nerror_log = fpm.log\nprocess_control_timeout = 10s\n[www]\nuser = www-data\npm = static\n'
-            .. 'pm.max_children = 1\nlisten = 127.0.0.1:PORT\n' },
+        files = { ['busy.php'] = ('<?php usleep(%d); echo "ok";'):format(HOLD_S * 1e6), ['fpm.conf'] = FPM:format(1),
+            ['peer.conf'] = FPM:format(2) },
+        stock = { 'php-fpm8.2', '--nodaemonize', '--prefix', 'DIR', '--fpm-config', 'peer.conf' },
+        roll = 'sigusr2', stop = 'sigquit',
     },
 }
 
@@ -71,13 +87,13 @@ local function status(m)
     return cjson.decode(cli.run(m, { 'status', '--json' }).out)
 end
 
--- So many clients ask at once, and most of them wait.
-local function crowd(m, server)
-    local l = load.start { port = m.port, clients = CLIENTS, timeout = 30000, expect = '^ok$', protocol = server.protocol,
-        path = server.protocol and m.app .. '/busy.php' or '/busy' }
-    m:wait_until(function()
+-- So many clients ask at once, and most of them wait. `at`: a master of ours, or { port =, app = } of the peer.
+local function crowd(at, server)
+    local l = load.start { port = at.port, clients = CLIENTS, timeout = 30000, expect = '^ok$', protocol = server.protocol,
+        path = server.protocol and at.app .. '/busy.php' or '/busy' }
+    wait.wait_until(function()
         return l.active == CLIENTS and l.counts.ok >= 1
-    end, 'a crowd')
+    end, { what = 'a crowd' })
     l:no_more()
     return l
 end
@@ -89,6 +105,7 @@ local function all_answered(m, server, act)
     local counts = l:stop()
     assert(counts.failed == 0, counts.text .. m:dump())
     m.slowest = math.max(m.slowest or 0, counts.max_ms)
+    return counts
 end
 
 local function roll(m)
@@ -114,29 +131,12 @@ local function all_serve(m)
     end, 'two workers', { timeout = 30000 })
 end
 
--- Of a worker's processes: its group.
-local function group_of(pid)
-    local list = {}
-    local scan = assert(uv.fs_scandir '/proc')
-    for name in uv.fs_scandir_next, scan do
-        local file = name:match '^%d+$' and io.open('/proc/' .. name .. '/stat')
-        local text = file and file:read '*a' or ''
-        if file then
-            file:close()
-        end
-        if tonumber(text:match '%) %a %d+ (%d+)') == pid then
-            list[#list + 1] = tonumber(name)
-        end
-    end
-    return list
-end
-
 -- Kills a worker, all of its group: what went on would take another connection before it ends. What the group had
 -- inside then is lost, and nothing else.
 local function crash(m, server)
     local l = crowd(m, server)
     local victim, inside = status(m).workers[1].pid, {}
-    local group = group_of(victim)
+    local group = peer.group(victim)
     for _, pid in ipairs(group) do
         connections.freeze(pid)
     end
@@ -159,7 +159,7 @@ end
 
 -- At a stop who waits is served, and nobody new comes in meanwhile.
 local function stop(m, server)
-    all_answered(m, server, function()
+    local counts = all_answered(m, server, function()
         m:signal 'SIGTERM'
         m:await 'Shutdown requested'
         local connected = false
@@ -172,10 +172,41 @@ local function stop(m, server)
     end)
     m:exit()
     assert(#m:records 'Waiting connections lost, their socket is closed' == 0, m:dump())
+    return counts
+end
+
+-- The same crowd at the peer, when its own master replaces its workers, and when that one ends.
+local function stock(server)
+    local at = { port = http.free_port(), app = master.temp_dir() }
+    assert(uv.fs_chmod(at.app, tonumber('755', 8)))
+    for name, text in pairs(server.files) do
+        local file = assert(io.open(at.app .. '/' .. name, 'w'))
+        file:write((text:gsub('PORT', at.port)))
+        file:close()
+    end
+    local options = { dir = at.app, at = at.port }
+    for i, word in ipairs(server.stock) do
+        options[i] = word:gsub('PORT', at.port):gsub('DIR', at.app)
+    end
+    local p = peer.start(options)
+    local function meanwhile(act)
+        local l = crowd(at, server)
+        act()
+        return l:stop()
+    end
+    local first = meanwhile(function() end)
+    assert(first.failed == 0, first.text .. p:log())
+    local rolled = meanwhile(function() p:roll(server.roll) end)
+    local stopped = meanwhile(function() p:signal(server.stop) end)
+    p:stop 'asked'
+    return rolled, stopped
 end
 
 describe('connections that wait behind busy workers', function()
-    after_each(master.cleanup)
+    after_each(function()
+        peer.cleanup()
+        master.cleanup()
+    end)
 
     it('are all answered: at a restart of all at once, one at a time, with a canary, with fewer workers, at a crash and'
         .. ' at a stop', function()
@@ -187,7 +218,8 @@ describe('connections that wait behind busy workers', function()
             else
                 list[#list + 1] = { server.name, function()
                     local m = start(server)
-                    all_answered(m, server, roll(m))
+                    local their_roll, their_stop = stock(server)
+                    local our_roll = all_answered(m, server, roll(m))
                     all_answered(m, server, scale(m, 1))
                     scale(m, 2)()
                     all_serve(m)
@@ -196,9 +228,14 @@ describe('connections that wait behind busy workers', function()
                         m:rewrite('master.lua', script(server, m.port, options))
                         all_answered(m, server, roll(m))
                     end
-                    stop(m, server)
+                    local our_stop = stop(m, server)
                     m:finish()
-                    io.stdout:write(('[%s: the slowest after %.1f s] '):format(server.name, m.slowest / 1000))
+                    assert(our_roll.failed <= their_roll.failed and our_stop.failed <= their_stop.failed)
+                    assert(our_roll.max_ms <= 2 * their_roll.max_ms + 5000 * wait.scale, 'slower than its own master')
+                    io.stdout:write(('[%s: the slowest after %.1f s; lost of %d at a roll %d, its own master %d (slowest'
+                        .. ' %.1f s, %.1f s), at a stop %d, %d] '):format(server.name, m.slowest / 1000, CLIENTS,
+                        our_roll.failed, their_roll.failed, our_roll.max_ms / 1000, their_roll.max_ms / 1000,
+                        our_stop.failed, their_stop.failed))
                 end }
             end
         end

@@ -1,0 +1,143 @@
+-- The peer that a server under the master is measured against: the same server under the master process that it brings
+-- along, in a group of its own. Its output is in peer.log in its directory.
+--
+--     local p = peer.start { 'gunicorn', '--bind', '127.0.0.1:' .. port, 'app:application', dir = dir, at = port }
+--     p:signal 'sighup'
+--     p:stop()
+--
+-- with `after_each(peer.cleanup)`.
+local uv = require 'luv'
+local wait = require 'spec.support.wait'
+
+local M = {}
+local Peer = {}
+Peer.__index = Peer
+
+local running = {}
+
+--- The processes of a group, a list of pids.
+function M.group(id)
+    local list = {}
+    local scan = assert(uv.fs_scandir '/proc')
+    for name in uv.fs_scandir_next, scan do
+        local file = name:match '^%d+$' and io.open('/proc/' .. name .. '/stat')
+        local text = file and file:read '*a' or ''
+        if file then
+            file:close()
+        end
+        if tonumber(text:match '%) %a %d+ (%d+)') == id then
+            list[#list + 1] = tonumber(name)
+        end
+    end
+    return list
+end
+
+-- Whether somebody listens at a TCP port, or the path is there. Without connecting: that would hold a worker.
+local function listens(at)
+    if type(at) == 'string' then
+        return uv.fs_stat(at)
+    end
+    for _, name in ipairs { 'tcp', 'tcp6' } do
+        local file = io.open('/proc/net/' .. name)
+        local text = file and file:read '*a' or ''
+        if file then
+            file:close()
+        end
+        if text:find((':%04X %%x+:0000 0A'):format(at)) then
+            return true
+        end
+    end
+    return false
+end
+
+--- Starts it, and waits until it listens. options: program and arguments, dir (its working directory), at (port, or
+--- path).
+function M.start(options)
+    local self = setmetatable({ dir = options.dir }, Peer)
+    local log = assert(uv.fs_open(options.dir .. '/peer.log', 'a', tonumber('644', 8)))
+    local process, err = uv.spawn(options[1], { args = { unpack(options, 2) }, cwd = options.dir, detached = true,
+        stdio = { nil, log, log } }, function()
+        self.ended = true
+    end)
+    assert(uv.fs_close(log))
+    self.process = assert(process, err)
+    self.pid = process:get_pid()
+    running[self] = true
+    wait.wait_until(function()
+        assert(not self.ended, self:log())
+        return listens(options.at)
+    end, { what = options[1] .. ' under its own master' })
+    return self
+end
+
+--- What it wrote.
+function Peer:log()
+    local file = assert(io.open(self.dir .. '/peer.log'))
+    local text = file:read '*a'
+    file:close()
+    return text
+end
+
+function Peer:signal(name)
+    self.process:kill(name)
+end
+
+--- Its processes but the first.
+function Peer:workers()
+    local list = {}
+    for _, pid in ipairs(M.group(self.pid)) do
+        if pid ~= self.pid then
+            list[#list + 1] = pid
+        end
+    end
+    return list
+end
+
+--- Asks it by a signal to replace its workers, and waits until it has.
+function Peer:roll(name)
+    local workers = self:workers()
+    self:signal(name)
+    wait.wait_until(function()
+        for _, pid in ipairs(workers) do
+            if uv.kill(pid, 0) == 0 then
+                return false
+            end
+        end
+        return true
+    end, { what = 'the workers of the peer to be replaced' })
+end
+
+--- Waits until it has written this so many times.
+function Peer:await_log(text, count)
+    wait.wait_until(function()
+        local found, at = 0, 0
+        local log = self:log()
+        repeat
+            at = log:find(text, at + 1, true)
+            found = found + (at and 1 or 0)
+        until not at
+        return found >= (count or 1)
+    end, { what = text })
+end
+
+--- Waits until it has ended, killed if it was not asked to.
+function Peer:stop(asked)
+    if not asked then
+        uv.kill(-self.pid, 'sigkill')
+    end
+    wait.wait_until(function()
+        return self.ended and #M.group(self.pid) == 0
+    end, { what = 'the end of the peer' })
+    self.process:close()
+    running[self] = nil
+    wait.turn()
+end
+
+--- Ends what a failed spec has left.
+function M.cleanup()
+    for self in pairs(running) do
+        self:stop()
+    end
+end
+
+return M
