@@ -192,11 +192,12 @@ describe('the channel', function()
         local m = start {
             script = [[local dutch = require 'dutch-master'
                 dutch.start { worker = 'app.lua', interpreter = 'luajit', stopTimeout = 1, killTimeout = 0.5,
+                    hookTimeout = 60, -- it sends some megabytes
                     onMessage = function(worker)
-                        local text, sent, err = ('x'):rep(20000), 0, nil
-                        for i = 1, 1000 do
-                            local ok, message = worker:send { i = i, text = text }
-                            if ok then sent = sent + 1 else err = message end
+                        local text, sent, refused, err = ('x'):rep(20000), 0, 0, nil
+                        while sent < 1000 and refused < 50 do
+                            local ok, message = worker:send { i = sent, text = text }
+                            if ok then sent = sent + 1 else refused, err = refused + 1, message end
                         end
                         dutch.log:info({ sent = sent, err = err }, 'hook: sent')
                     end }]],

@@ -385,6 +385,16 @@ local function spoil(self, done, fields)
     end
 end
 
+-- Whether somebody is about to listen there for the first time: that changes the backlog.
+local function is_to_be_listened_at(self)
+    for _, user in pairs(self.users) do
+        if user.state == 'starting' then
+            return true
+        end
+    end
+    return self.quiet or self.may_block
+end
+
 --- Puts right what a worker did to it, and names the worker.
 -- @param ended the worker that has just ended, if one has: to remove the path of its socket then is what servers do
 function Lane:repair(ended)
@@ -408,8 +418,8 @@ function Lane:repair(ended)
     if fields.repaired:find 'shutdown' or fields.repaired:find 'reuseport' then
         self.disturbed = self.disturbed + 1
     end
-    if (self.quiet or self.may_block) and fields.repaired == 'backlog' or ended and fields.repaired == 'path' then
-        self.log:debug(fields, 'Listening socket repaired') -- every server's first listen() changes the backlog
+    if fields.repaired == 'backlog' and is_to_be_listened_at(self) or ended and fields.repaired == 'path' then
+        self.log:debug(fields, 'Listening socket repaired')
     else
         self.log:warn(fields, 'Listening socket repaired')
     end

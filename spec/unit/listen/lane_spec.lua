@@ -283,6 +283,20 @@ describe('a lane', function()
         assert.is_nil(lane.broken)
     end)
 
+    it('makes no news of the backlog while somebody is about to listen there for the first time', function()
+        local function level()
+            socket.repairs = { 'backlog' }
+            lane:repair()
+            return records[#records].level
+        end
+        lane:add(1, { name = 'one' })
+        lane:add(2, { name = 'two' })
+        lane:join(1)
+        assert.equal('debug', level())
+        lane:join(2)
+        assert.equal('warn', level())
+    end)
+
     it('closes when it is free, empty, and was out of rotation for a while', function()
         lane:steer(true)
         platform:advance(10000)
