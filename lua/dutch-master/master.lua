@@ -636,6 +636,7 @@ local function be_kept(self, kept)
             self.launcher.hooks:run('onUpgrade', verdict)
         end,
     }
+    local ends_with_it = false
     self.platform.on_keep(function()
         self.writer:write()
         if self.control then
@@ -645,6 +646,7 @@ local function be_kept(self, kept)
         self.upgrade:keeper_lost()
         if self.cluster and self.platform.environ().NOTIFY_SOCKET then
             -- To it the service has ended, and is started again: nothing of this one may be in the way.
+            ends_with_it = true
             self.log:error({ keeper = kept.keeper }, 'The keeper has died, which the service manager takes for the end:'
                 .. ' stopping')
             self.cluster:stop { cause = 'keeper' }
@@ -660,7 +662,7 @@ local function be_kept(self, kept)
         if self.control then
             self.control:alone()
         end
-        if self.log then
+        if self.log and not ends_with_it then
             self.log:error({ keeper = kept.keeper, reason = why }, 'The keeper has died: the master serves on, and'
                 .. ' nobody will take over from it')
         end

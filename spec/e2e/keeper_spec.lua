@@ -192,17 +192,20 @@ while True:
         m:await 'Cluster ready'
         local running, before = load.start { port = port, clients = 4, expect = '.' }, m:workers()
         running:await(20)
+        kept.await_quiet(m)
         kept.kill(m) -- now the workers are the keeper's children, and nobody's when it dies
         local keeper, count = m.pid, nil
         for i = 1, 3 do
             local former = kept.pid(m, keeper)
+            kept.await_quiet(m, keeper)
             uv.kill(keeper, 'sigkill')
             local record = m:await('The former master has become the keeper, this one has taken over', { count = i })
-            assert.same({ former, 3 }, { record.keeper, record.workers })
+            assert.same({ former, 3 }, { record.keeper, record.workers }, m:dump())
             keeper = former
             assert.equal(keeper, tonumber(io.open(dir .. '/pid'):read '*a'))
             running:await(running.counts.total + 50)
             if i == 2 then
+                kept.await_quiet(m, keeper)
                 kept.kill(m, 'sigkill', keeper)
             end
             count = count or kept.descriptors(keeper)
@@ -221,5 +224,17 @@ while True:
         assert.same({}, m:records { level = 50 }, m:dump())
         assert.equal(0, cli.run(m, { 'stop', '--wait', m.script }).code, m:dump())
         m:finish { signal = 'SIGKILL' }
+    end)
+
+    it('stops when its own dies under a service manager, which starts the service again', function()
+        local m = kept.start { script = ([[require('dutch-master').start { worker = 'app.lua', numWorkers = 1,
+            workerEnvironment = { LISTEN = '127.0.0.1:%d' } }]]):format(http.free_port()),
+            env = { NOTIFY_SOCKET = '@nobody-is-there' }, files = { ['app.lua'] = apps.http } }
+        m:await 'Cluster ready'
+        uv.kill(m.pid, 'sigkill')
+        m:await 'The keeper has died, which the service manager takes for the end: stopping'
+        m:await 'Worker exited'
+        m:finish { signal = 'SIGKILL' }
+        assert.equal(1, #m:records { level = 50 }, m:dump())
     end)
 end)

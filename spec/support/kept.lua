@@ -58,7 +58,8 @@ function M.without_pauses(m)
 end
 
 -- Where the shared memory is that dm_keeper_memory describes (src/keeper/keeper.h), and what it looks like.
-local MEMORY, HALVES, TEXTS, ROOM = '/memfd:dutch-master-state (deleted)', 8, 8 + 48 + 16384, 32 * 1024 * 1024
+local MEMORY, HALVES, MARKS, ROOM = '/memfd:dutch-master-state (deleted)', 8, 16384, 32 * 1024 * 1024
+local TEXTS = HALVES + 48 + MARKS
 
 -- Of a snapshot: see dm_keeper_sum.
 local function sum_of(text)
@@ -76,9 +77,9 @@ local function sum_of(text)
     return sum
 end
 
-local function open_memory(m)
+local function open_memory(m, keeper)
     for number = 3, 1000 do
-        local path = ('/proc/%d/fd/%d'):format(m.pid, number)
+        local path = ('/proc/%d/fd/%d'):format(keeper or m.pid, number)
         if uv.fs_readlink(path) == MEMORY then
             return assert(uv.fs_open(path, 'r+', 0))
         end
@@ -90,6 +91,16 @@ local function each_half(fd)
     local halves = ffi.new 'uint64_t[6]'
     ffi.copy(halves, assert(uv.fs_read(fd, 48, HALVES)), 48)
     return halves
+end
+
+--- Waits until no channel is in use: a worker whose channel was, as its master died, would be replaced.
+-- @param keeper its pid, where that is not m.pid
+function M.await_quiet(m, keeper)
+    local fd = open_memory(m, keeper)
+    m:wait_until(function()
+        return not assert(uv.fs_read(fd, MARKS, HALVES + 48)):find '%Z'
+    end, 'no channel to be in use')
+    uv.fs_close(fd)
 end
 
 --- The newest snapshot of a master.
