@@ -65,13 +65,7 @@ describe('a master with a keeper', function()
 
     versions.it('may die under Node workers', function(_, binary)
         local port = http.free_port()
-        local m = kept.start { script = ([[require('dutch-master').start { worker = 'app.js', restartSoak = 0,
-            interpreter = { %q }, numWorkers = 2, workerEnvironment = { PORT = '%d' } }]]):format(binary, port),
-            files = { ['app.js'] = [[
-                require('http').createServer((request, response) => {
-                    setTimeout(() => response.end(`${process.pid}`), Math.random() * 20)
-                }).listen(Number(process.env.PORT))]] } }
-        m:await 'Cluster ready'
+        local m = kept.start_node(binary, port)
         local before = survive(m, { port = port, clients = 6, mode = 'keepalive' })
         go_on(m, before)
     end)

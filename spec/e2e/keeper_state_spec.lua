@@ -89,13 +89,7 @@ describe('a state that is no use to a master', function()
 
     versions.it('is set aside, and Node workers serve on until others do', function(_, binary)
         local port = http.free_port()
-        local m = kept.start { script = ([[require('dutch-master').start { worker = 'app.js', restartSoak = 0,
-            interpreter = { %q }, numWorkers = 2, workerEnvironment = { PORT = '%d' } }]]):format(binary, port),
-            files = { ['app.js'] = [[
-                require('http').createServer((request, response) => {
-                    setTimeout(() => response.end(`${process.pid}`), Math.random() * 20)
-                }).listen(Number(process.env.PORT))]] } }
-        m:await 'Cluster ready'
+        local m = kept.start_node(binary, port)
         survive(m, port, of_the_future)
         go_on(m)
     end)

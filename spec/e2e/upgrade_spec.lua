@@ -43,13 +43,7 @@ describe('an upgrade of the program', function()
 
     versions.it('to the same version, again and again under load: no request fails', function(_, binary)
         local port = http.free_port()
-        local m = kept.start { script = ([[require('dutch-master').start { worker = 'app.js', restartSoak = 0,
-            interpreter = { %q }, numWorkers = 2, workerEnvironment = { PORT = '%d' } }]]):format(binary, port),
-            files = { ['app.js'] = [[
-                require('http').createServer((request, response) => {
-                    setTimeout(() => response.end(`${process.pid}`), Math.random() * 20)
-                }).listen(Number(process.env.PORT))]] } }
-        m:await 'Cluster ready'
+        local m = kept.start_node(binary, port)
         local before, running = m:workers(), load.start { port = port, clients = 4, mode = 'keepalive', expect = '.' }
         running:await(20)
         local count

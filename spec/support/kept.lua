@@ -225,4 +225,16 @@ function M.start(options)
     return master.start(options)
 end
 
+--- Two workers of Node at the port, each of which answers with its pid after a moment; they are ready.
+function M.start_node(binary, port)
+    local m = M.start { script = ([[require('dutch-master').start { worker = 'app.js', restartSoak = 0,
+        interpreter = { %q }, numWorkers = 2, workerEnvironment = { PORT = '%d' } }]]):format(binary, port),
+        files = { ['app.js'] = [[
+            require('http').createServer((request, response) => {
+                setTimeout(() => response.end(`${process.pid}`), Math.random() * 20)
+            }).listen(Number(process.env.PORT))]] } }
+    m:await 'Cluster ready'
+    return m
+end
+
 return M
