@@ -1,6 +1,6 @@
 -- The real binary as a child of the specs, and everything one can ask about it from outside: its log,
 -- its processes, its files, its exit. Built on luv alone, so that it does not rest on the code under
--- test.
+-- test. Longer than 400 lines: one object, and one process, which all e2e specs ask the same questions.
 --
 --     local m = master.start { script = [[require('dutch-master').start { worker = 'app.lua' }]],
 --                              files = { ['app.lua'] = '...' } }

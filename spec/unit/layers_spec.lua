@@ -1,4 +1,5 @@
 -- The borders between the layers, as the top of every file promises them.
+-- Longer than 400 lines: one list of rules, which share how files are read.
 
 --- Files below the directories, whose name ends in one of the endings.
 local function files(directories, endings)
@@ -248,18 +249,27 @@ describe('layers:', function()
 
     it('the mechanism does not know Lua', function()
         for _, header in ipairs { 'lua%.h', 'lualib%.h', 'luajit%.h', 'lauxlib%.h' } do
-            assert.are.same({}, matches(c, '#include [<"]' .. header, function(path)
-                return binding(path)
-            end))
+            assert.are.same({}, matches(c, '#include [<"]' .. header, binding))
         end
     end)
 
     it('the mechanism does not know policy', function()
-        for _, word in ipairs { '[Ss]lot', '[Rr]estart', '[Gg]eneration' } do
-            assert.are.same({}, matches(c, '%f[%w]' .. word .. '%f[%W]%s*[%(%*;=]', function(path)
-                return binding(path)
-            end))
+        -- In any name of the code, however it is put together: start_restart(), old_generation, struct slot, SLOTS.
+        local policy = { slot = true, restart = true, generation = true, canary = true, verdict = true,
+            replacement = true, rollback = true, soak = true }
+        local found = {}
+        for _, path in ipairs(c) do
+            local text = binding(path) and '' or read(path):gsub('\\.', ''):gsub('"[^"\n]*"', ''):gsub('/%*.-%*/', '')
+            for name in text:gmatch '[%a_][%w_]*' do
+                for word in name:lower():gmatch '[^_]+' do
+                    if policy[word] or policy[word:match '^(.-)s$'] or policy[word:match '^(.-)e?d$']
+                        or policy[word:match '^(.-)ing$'] then
+                        found[#found + 1] = path .. ': ' .. name
+                    end
+                end
+            end
         end
+        assert.are.same({}, found)
     end)
 
     it('processes are started and signalled by our own code alone', function()
@@ -369,10 +379,11 @@ describe('layers:', function()
 
     it('a file over 400 lines says in its head why it is one thing', function()
         local found = {}
-        for _, path in ipairs(files('src lua', { '.c', '.h', '.lua', '.cjs' })) do
+        for _, path in ipairs(files('src lua spec', { '.c', '.h', '.lua', '.cjs' })) do
             local text = read(path)
             local _, count = text:gsub('\n', '')
-            if count > 400 and not text:sub(1, 4000):gsub('[%s*]+', ' '):find('Longer than 400 lines:', 1, true) then
+            if count > 400 and not path:find '^spec/%.cache'
+                and not text:sub(1, 4000):gsub('[%s*]+', ' '):find('Longer than 400 lines:', 1, true) then
                 found[#found + 1] = ('%s: %d'):format(path, count)
             end
         end

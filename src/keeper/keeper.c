@@ -191,7 +191,7 @@ static void read_signals(void) {
                 info.ssi_signo == SIGQUIT) {
                 k.end_asked = info;
             }
-            k.restart_ms = 0; /* whoever asks for something is not kept waiting by a pause */
+            k.next_start_ms = 0; /* whoever asks for something is not kept waiting by a pause */
         }
     }
 }
@@ -226,7 +226,7 @@ static enum outcome turn(struct dm_keeper_link *link, int *code) {
     const uint64_t trial_until = dm_upgrade_trial_until(&k);
     int ms = again ? LOOK_MS : -1;
     ms = k.manager.notice_size ? shorter(ms, dm_now_ms() + NOTIFY_MS) : ms;
-    ms = k.children.master ? ms : shorter(ms, k.restart_ms);
+    ms = k.children.master ? ms : shorter(ms, k.next_start_ms);
     ms = trial_until ? shorter(ms, trial_until) : ms;
     poll(fds, sizeof fds / sizeof *fds, ms);
     read_signals();
@@ -246,11 +246,11 @@ static enum outcome turn(struct dm_keeper_link *link, int *code) {
     }
     dm_children_sweep(&k.children);
     dm_children_look_elsewhere(&k.children, fds[3].revents != 0);
-    if (!k.children.master && dm_now_ms() >= k.restart_ms) {
+    if (!k.children.master && dm_now_ms() >= k.next_start_ms) {
         if (dm_master_start(&k, link)) {
             return IN_MASTER;
         } else if (!k.children.master) {
-            k.restart_ms = dm_now_ms() + AGAIN_MS;
+            k.next_start_ms = dm_now_ms() + AGAIN_MS;
         }
     }
     return GO_ON;

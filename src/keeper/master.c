@@ -101,7 +101,7 @@ static void set_pause(struct dm_keeper *k) {
         pause = (uint64_t)FIRST_PAUSE_MS << (k->failures < 12 ? k->failures - 2 : 10);
         pause = pause > LAST_PAUSE_MS ? LAST_PAUSE_MS : pause;
     }
-    k->restart_ms = now + pause;
+    k->next_start_ms = now + pause;
 }
 
 /* Whether it died by its own fault, soon: SIGKILL is somebody else's. */
@@ -149,7 +149,7 @@ bool dm_master_ended(struct dm_keeper *k, const siginfo_t *info, int *code) {
     }
     if (k->next >= 0) {
         dm_upgrade_begin(k);
-        k->restart_ms = 0;
+        k->next_start_ms = 0;
         return false;
     }
     if (dm_upgrade_on_trial(k)) {
@@ -159,11 +159,11 @@ bool dm_master_ended(struct dm_keeper *k, const siginfo_t *info, int *code) {
     if (k->died_of) {
         dm_say("dutch-master: the master was ended by signal %d, another one goes on in %d ms; the "
                "workers serve meanwhile\n",
-               k->died_of, (int)(k->restart_ms - dm_now_ms()));
+               k->died_of, (int)(k->next_start_ms - dm_now_ms()));
     } else {
         dm_say("dutch-master: the master exited with code %d, another one goes on in %d ms; the "
                "workers serve meanwhile\n",
-               k->exited_with, (int)(k->restart_ms - dm_now_ms()));
+               k->exited_with, (int)(k->next_start_ms - dm_now_ms()));
     }
     return false;
 }

@@ -21,7 +21,7 @@ struct dm_keeper {
     int died_of, exited_with;
     unsigned deaths, failures; /* all; those in quick succession */
     unsigned vain, poisoned;   /* see VAIN_MAX, POISON_MAX */
-    uint64_t started_ms, restart_ms;
+    uint64_t started_ms, next_start_ms;
     struct signalfd_siginfo pending[NSIG]; /* by number, the newest of each; ssi_signo 0: none */
     struct signalfd_siginfo end_asked;     /* the last SIGTERM, SIGINT, SIGQUIT; 0: none */
     sigset_t before;

@@ -1,3 +1,6 @@
+-- A server of lines and its clients, over real sockets.
+-- Longer than 400 lines: its bounds, of which there are many, need the same server and clients as all else.
+
 local cjson = require 'cjson'
 local core = require 'dutch-master.core'
 local loop = require 'spec.loop'

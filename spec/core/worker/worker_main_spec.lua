@@ -1,4 +1,5 @@
 -- A Lua worker under a small master of the spec's own.
+-- Longer than 400 lines: all that a program may ask of require 'dutch-master.worker', in real processes.
 
 local uv = require 'luv'
 local primary = require 'spec.support.primary'

@@ -1,3 +1,6 @@
+-- One worker's talk with its master, message by message, and at last in nonsense.
+-- Longer than 400 lines: as long as the rules of lua/dutch-master/channel/conversation.lua, which hold together.
+
 local conversation = require 'dutch-master.channel.conversation'
 local cjson = require 'cjson'
 

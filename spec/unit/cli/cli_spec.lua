@@ -1,3 +1,6 @@
+-- The verbs over a fake master: arguments, exit codes, what is printed.
+-- Longer than 400 lines: one fake master, and a verb after the other.
+
 local fake = require 'spec.support.fake_cli'
 
 local cli = require 'dutch-master.cli'

@@ -1,3 +1,6 @@
+-- Restarts of a whole cluster (restart_spec: the machine alone).
+-- Longer than 400 lines: one kind of event, and all that can come between.
+
 local fake = require 'spec.support.fake_cluster'
 
 local good, booted, restart, generations = fake.good, fake.booted, fake.restart, fake.generations

@@ -1,3 +1,6 @@
+-- The life of a cluster: boot, crashes, scale, stop, reload (cluster_rolls_spec: its restarts).
+-- Longer than 400 lines: a case for each thing that may happen to it, all in one world.
+
 local fake = require 'spec.support.fake_cluster'
 
 local good, booted, restart, generations = fake.good, fake.booted, fake.restart, fake.generations

@@ -1,3 +1,6 @@
+-- When a worker is ready, and when it hangs: by its words, by questions, by who listens.
+-- Longer than 400 lines: the rules meet each other in one object, and so they do here.
+
 local Health = require 'dutch-master.cluster.health'
 local Platform = require 'spec.support.fake_platform'
 

@@ -1,3 +1,6 @@
+-- A restart over slots that only write down what they are told.
+-- Longer than 400 lines: one state table, each way through it, and a random walk.
+
 local machine = require 'dutch-master.machine'
 local Platform = require 'spec.support.fake_platform'
 local Restart = require 'dutch-master.cluster.restart'

@@ -1,3 +1,6 @@
+-- A worker from its start to its end, in a cluster of one slot.
+-- Longer than 400 lines: one state table, each way through it.
+
 local fake = require 'spec.support.fake_cluster'
 
 -- One worker of one slot, in a world of its own.

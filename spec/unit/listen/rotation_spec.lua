@@ -1,3 +1,6 @@
+-- One listener and its lanes over a fake network.
+-- Longer than 400 lines: the last 150 are a random walk over all that the cases before it show one by one.
+
 local Platform = require 'spec.support.fake_platform'
 local Rotation = require 'dutch-master.listen.rotation'
 local fake_network = require 'spec.support.fake_network'

@@ -1,3 +1,6 @@
+-- What workers and their masters ask of sockets (sockets_waiting_spec: with connections that wait).
+-- Longer than 400 lines: one interface, over one fake network.
+
 local Sockets = require 'dutch-master.listen.sockets'
 local fake_sockets = require 'spec.support.fake_sockets'
 
