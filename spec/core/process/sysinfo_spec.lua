@@ -62,9 +62,9 @@ describe('system information', function()
             'local uv = require "luv" uv.new_timer():start(20000, 0, function() end) uv.run()' }
         local other = p.spawn { '/bin/sleep', '20' }
         p.await(function()
-            return core.idle(loop.child:pid()) and core.idle(other.child:pid()) == false
+            return core.idle(loop.child:pid()) and not core.proc_stat(other.child:pid()).runnable
         end, 5000, 'both to sleep')
-        assert.is_false(core.proc_stat(other.child:pid()).runnable)
+        assert.is_false(core.idle(other.child:pid()))
         loop.child:signal 'SIGKILL'
         other.child:signal 'SIGKILL'
         p.exit_of(loop)
