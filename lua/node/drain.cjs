@@ -7,6 +7,7 @@
 //   the loop ends by itself, and SIGTERM takes what still holds it.
 // - A connection for which maxConnections leaves no room goes back to the master, which knows who has room.
 // - It reports how many connections the worker holds, when that changes.
+// - It says when its Node is an older one that sets the modes of unix paths in another way: the master makes these paths.
 //
 // It is in nobody's way: no module is loaded, no function of the app or of Node runs below one of ours (what must be
 // noticed is noticed when a property is looked up, so stack traces stay as they are), nothing here keeps the process
@@ -34,6 +35,10 @@ const BRIEF_REPORT_MS = 200; // the same while more come than stay: there the nu
 const WINDOW_MS = 500; // shorter ones say little: one request fills them
 const TERM_DUE_MS = 5000; // the master sends SIGTERM when the channel closes: it comes within milliseconds, or not at all
 const EMPTY_MS = 1000; // a loop that nothing but a clean-up holds ends within this
+
+// libuv before 1.51 adds readableAll and writableAll to the mode that the umask leaves; since then they are all of it.
+const [uvMajor, uvMinor] = process.versions.uv.split('.').map(Number);
+if (uvMajor === 1 && uvMinor < 51) process.send({ cmd: 'NODE_DUTCH_ADDS_MODES' }, () => {});
 
 const servers = new Set(); // those that listen, or have connections left
 const keyOf = new WeakMap(); // listening handle -> the key that the master knows it by

@@ -35,6 +35,7 @@ ffi.cdef [[
     int unsetenv(const char *name);
     int seteuid(unsigned uid);
     int mount(const char *source, const char *target, const char *type, unsigned long flags, const void *data);
+    unsigned umask(unsigned mask);
     int umount2(const char *target, int flags);
     char *strerror(int error);
 ]]

@@ -187,7 +187,7 @@ static int resume(lua_State *L, struct dm_listener *listener, const struct dm_ad
 }
 
 /* listen(address [, { backlog =, reuseport =, reuse =, mode =, fd =, as =, owner =,
- * kept = } [, done]])
+ * kept = } [, done]]); mode: with 010000 in it, beside what the umask leaves.
  * -> listener. With `done`, where it is bound with others' rights: true, and done(listener) or
  * done(nil, message, code) follows. */
 int core_listen(lua_State *L) {

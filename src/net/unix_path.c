@@ -86,14 +86,19 @@ static bool make_twin(int directory, const char *name) {
     return linkat(directory, name, directory, twin, 0) == 0;
 }
 
+static mode_t mask_for(int mode, mode_t before) {
+    if (mode < 0) {
+        return before;
+    }
+    return (mode & DM_MODE_ADDS ? before : 0777) & ~(mode_t)mode;
+}
+
 static int bind_socket(int fd, const struct sockaddr_un *address, socklen_t length,
                        const struct dm_binding *b) {
-    const bool has_mode = b->mode >= 0;
-    const mode_t before = has_mode ? umask(0777 & ~(mode_t)b->mode) : 0;
+    const mode_t before = umask(0);
+    umask(mask_for(b->mode, before));
     int error = bind(fd, (const struct sockaddr *)address, length) == 0 ? 0 : -errno;
-    if (has_mode) {
-        umask(before);
-    }
+    umask(before);
     if (!error && b->listens && b->address.type == SOCK_STREAM && listen(fd, b->backlog) != 0) {
         error = -errno;
     }

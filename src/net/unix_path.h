@@ -10,6 +10,9 @@
 
 #include <sys/stat.h>
 
+/* In a mode: its bits are added to those that the umask leaves. */
+enum { DM_MODE_ADDS = 010000 };
+
 enum dm_path_state {
     DM_PATH_INTACT,
     DM_PATH_BEING_REPAIRED, /* with another's rights, meanwhile the loop goes on */

@@ -175,6 +175,11 @@ function HANDLERS.ready(self)
     self.on_ready()
 end
 
+-- Its Node sets modes as older ones do: what its sockets ask for comes on top of what the umask leaves.
+function HANDLERS.adds_modes(self)
+    self.adds_modes = true
+end
+
 function HANDLERS.message(self, event)
     self.on_message(event.value, event.text)
 end
@@ -392,6 +397,7 @@ function HANDLERS.query(self, event)
         return
     end
     self.asked = self.asked + 1
+    event.socket.adds_modes = self.adds_modes
     local name = exclusive_name(event.socket)
     if not is_taken(self, name) then
         ask(self, event)
@@ -577,13 +583,13 @@ function M:keep()
     end
     return { state = self.state, sockets = sockets, next_key = self.next_key, next_newconn = self.next_newconn,
         handed_tickets = self.handed_tickets, booted = self.booted, asked = self.asked, draining = self.draining,
-        leaving_seq = self.leaving_seq, queries = keep_queries(self) }
+        leaving_seq = self.leaving_seq, adds_modes = self.adds_modes, queries = keep_queries(self) }
 end
 
 --- The talk goes on where a former master died. What a worker was asked and has not answered is nobody's question now.
 function M:resume(kept)
     for _, field in ipairs { 'state', 'next_key', 'next_newconn', 'handed_tickets', 'booted', 'asked', 'draining',
-        'leaving_seq' } do
+        'leaving_seq', 'adds_modes' } do
         self[field] = kept[field]
     end
     -- What it was given last may still be on its way: its answer is for no later one.

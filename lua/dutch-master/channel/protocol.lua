@@ -205,6 +205,7 @@ local COMMANDS = {
     NODE_SOCKET_NOTIFY_CLOSE = with_key 'notify_close',
     NODE_SOCKET_GET_COUNT = with_key 'get_count',
     NODE_DUTCH_READY = constant 'ready',
+    NODE_DUTCH_ADDS_MODES = constant 'adds_modes',
     NODE_DUTCH_METRICS = function(message)
         return { kind = 'metrics', measured = measured.read(message) }
     end,
@@ -258,7 +259,7 @@ end
 --- Events, by kind: online; query {seq, socket, data}; listening {socket,
 ---   takes_connections}; close {key}; leaving {seq};
 ---   ack {ack, accepted}; handle {has_value, value, text}; returned {key}; handle_ack; handle_nack; notify_close {key};
----   get_count {key}; ready; own {socket}; load {held, busy}; metrics {measured};
+---   get_count {key}; ready; adds_modes; own {socket}; load {held, busy}; metrics {measured};
 ---   message {value, text}; unknown.
 --- A socket has name, text (an address as core.address reads it), type, stream, address, port, path, fd, index,
 --- backlog, dual, ipv6only, reuse_address, readable_all, writable_all.

@@ -279,10 +279,12 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Those that workers ask for
 
--- As Node's own primary sets it: these bits and no others.
+local READABLE_ALL, WRITABLE_ALL, ADDS = tonumber('444', 8), tonumber('222', 8), tonumber('10000', 8)
+
+-- As Node's own primary sets it: these bits and no others, or beside what the umask leaves (to core.listen, ADDS).
 local function mode_of(request)
-    local bits = (request.readable_all and tonumber('444', 8) or 0) + (request.writable_all and tonumber('222', 8) or 0)
-    return bits > 0 and bits or nil
+    local bits = (request.readable_all and READABLE_ALL or 0) + (request.writable_all and WRITABLE_ALL or 0)
+    return bits > 0 and bits + (request.adds_modes and ADDS or 0) or nil
 end
 
 -- The n-th listen(0) of every worker is one port; but datagram sockets without a port are each worker's own. A unix

@@ -2,6 +2,7 @@ local core = require 'dutch-master.core'
 local loop = require 'spec.loop'
 local lfs = require 'lfs'
 local net = require 'spec.support.net'
+local sys = require 'spec.support.sys'
 
 describe('core.listen', function()
     local opened, before, dir
@@ -197,6 +198,16 @@ describe('core.listen', function()
                 listener:close()
                 assert.is_nil(lfs.attributes(path))
             end
+        end)
+
+        it('has a mode beside what the umask leaves, and leaves the umask', function()
+            local mask = sys.C.umask(tonumber('027', 8))
+            for mode, want in pairs { ['444'] = 'r--r--r--', ['10444'] = 'rwxr-xr--', ['10222'] = 'rwxrwx-w-' } do
+                local listener = assert(listen('unix:' .. path, { mode = tonumber(mode, 8) }))
+                assert.equal(want, lfs.attributes(path, 'permissions'))
+                listener:close()
+            end
+            assert.equal(tonumber('027', 8), sys.C.umask(mask))
         end)
 
         it('serves an abstract name', function()

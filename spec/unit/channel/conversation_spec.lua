@@ -256,6 +256,17 @@ describe('a second listen to the same address', function()
 end)
 
 describe('a query of a path', function()
+    it('says how its Node sets modes, as another master hears as well', function()
+        local path = '"address":"/a","port":-1,"addressType":-1,"readableAll":true'
+        local old, new, next_one = worker(), worker(), worker()
+        old.says '{"cmd":"NODE_DUTCH_ADDS_MODES"}'
+        next_one.conv:resume(cjson.decode(cjson.encode(old.conv:keep())))
+        for i, w in ipairs { old, next_one, new } do
+            w.asks(path)
+            assert.equal(i < 3 or nil, w.queries[1].socket.adds_modes)
+        end
+    end)
+
     it('is refused as libuv and the kernel would', function()
         for code, errno in pairs { ENOENT = -13, EEXIST = -98, EPERM = -1 } do
             local w = worker()

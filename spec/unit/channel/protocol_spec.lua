@@ -87,6 +87,7 @@ describe('protocol.decode', function()
             ['{"cmd":"NODE_SOCKET_NOTIFY_CLOSE","key":"4:null:80"}'] = { kind = 'notify_close', key = '4:null:80' },
             ['{"cmd":"NODE_SOCKET_GET_COUNT","key":"k"}'] = { kind = 'get_count', key = 'k' },
             ['{"cmd":"NODE_DUTCH_READY"}'] = { kind = 'ready' },
+            ['{"cmd":"NODE_DUTCH_ADDS_MODES"}'] = { kind = 'adds_modes' },
             ['{"cmd":"NODE_DUTCH_LOAD","held":7,"busy":1000}'] = { kind = 'load', held = 7, busy = 1000 },
             ['{"cmd":"NODE_DUTCH_LOAD","held":0}'] = { kind = 'load', held = 0, busy = 0 },
             ['{"cmd":"NODE_DUTCH_OWN","address":"::1","port":80}'] = { kind = 'own', socket = { own = true, stream = true,
