@@ -210,10 +210,17 @@ describe('a hook', function()
         end
     end)
 
-    it('may stop the cluster', function()
-        local m = start('onReady', 'dutch.stop()')
+    it('may stop the cluster, and say why in words', function()
+        local m = start('onReady', [[
+            dutch.log:info('hook: ' .. select(2, pcall(dutch.restart, { why = 'words' })))
+            dutch.stop 'it is late']])
         assert.same({ code = 0 }, m:exit())
-        assert.equal('script', m:records('Shutdown requested')[1].cause)
+        local asked = m:records('Shutdown requested')[1]
+        assert.same({ 'script', 'it is late' }, { asked.cause, asked.reason })
+        assert.equal(1, #m:records(function(record)
+            return record.msg:find('hook: .*dutch%.restart: expected the reason in words, found a table$')
+        end))
+        assert.equal(0, #m:records 'Restart requested')
         m:finish()
     end)
 end)

@@ -156,11 +156,11 @@ describe('a roll', function()
             results[#results + 1] = record.verdict.result
         end
         assert.same({ 'superseded', 'done' }, results)
+        for _, pid in ipairs(old) do
+            m:await { msg = 'Worker exited', workerPid = pid }
+        end
         m:wait_until(function() return #m:family() == 3 end, 'the workers of before to be gone')
         assert.matches('^script1/module3 ', body(m))
-        for _, pid in ipairs(old) do
-            assert.is_nil(uv.fs_stat('/proc/' .. pid))
-        end
         m:finish()
     end)
 

@@ -42,7 +42,14 @@ end
 
 local NOT_STARTED = 'the cluster has not started'
 
+local function check_reason(name, reason)
+    if reason ~= nil and type(reason) ~= 'string' then
+        error(('dutch.%s: expected the reason in words, found a %s'):format(name, type(reason)), 0)
+    end
+end
+
 function functions.restart(master, process, reason)
+    check_reason('restart', reason)
     local cluster = cluster_of(master)
     if not cluster then
         return nil, NOT_STARTED
@@ -69,6 +76,7 @@ function functions.scale(master, process, count)
 end
 
 function functions.stop(master, process, reason)
+    check_reason('stop', reason)
     local cluster = cluster_of(master)
     if not cluster then
         return nil, NOT_STARTED

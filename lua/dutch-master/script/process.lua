@@ -240,6 +240,10 @@ local function overrun()
     return { kind = 'budget', message = 'took longer than its time' }
 end
 
+local function text(value, most) -- nil for anything else, and no more than a place in a script needs
+    return type(value) == 'string' and value:sub(1, most or 160) or nil
+end
+
 local function answered(self, message)
     if message.ok and self.state ~= 'warned' then
         conclude(self, message)
@@ -247,8 +251,8 @@ local function answered(self, message)
     elseif message.ok then
         return give_up(self, overrun()) -- it came to its end a moment too late
     end
-    local err = { kind = tostring(message.kind), message = tostring(message.message), where = message.where,
-        traceback = message.traceback }
+    local err = { kind = tostring(message.kind), message = tostring(message.message),
+        where = text(message.where), traceback = text(message.traceback, -1) }
     if self.state == 'warned' or ENDS[err.kind] then
         return give_up(self, err)
     end
@@ -265,7 +269,7 @@ local function line_while_busy(self, line, message)
     elseif type(message.ok) == 'boolean' then
         return answered(self, message)
     elseif message.at ~= nil or message.exit ~= nil or next(message) == nil then
-        self.at = type(message.at) == 'string' and message.at:sub(1, 160) or self.at
+        self.at = text(message.at) or self.at
         self.exit_code = tonumber(message.exit)
         return nil
     end

@@ -129,8 +129,11 @@ local function build(session, answer)
     note_directory(session, answer.directory)
     session.first_directory = session.cwd or false
     local options, file, line = unpack(answer.results, 1, answer.results.n)
-    if not file then
+    if file == nil then
         return nil, failure('start', script.name .. ':1: the script never calls start { ... }')
+    elseif type(file) ~= 'string' or type(line) ~= 'number' then -- what an earlier hook left in its socket
+        return nil, explain(script, { kind = 'junk', message = 'wrote to the socket of its process what is no answer' },
+            'the script')
     end
     -- The lines of keys can be found only if start was called in the script itself.
     session.where = {

@@ -183,6 +183,17 @@ describe('process of the script:', function()
         assert.same({ 1, 1 }, { world.gone, world.killed })
     end)
 
+    it('what it says of an error is text, or is not passed on', function()
+        local world = new()
+        local answer = world.request()
+        world.line('{"ok":false,"kind":{},"message":[],"where":[1],"traceback":{"a":1}}')
+        assert.same({ 1, 'string', 'string' }, { answer.count, type(answer.err.kind), type(answer.err.message) })
+        assert.same({}, { answer.err.where, answer.err.traceback })
+        answer = world.request()
+        world.line(('{"ok":false,"kind":"x","message":"x","where":"%s","traceback":"t"}'):format(('x'):rep(1000)))
+        assert.same({ 160, 't' }, { #answer.err.where, answer.err.traceback })
+    end)
+
     it('what it asks is answered at once; what it commands happens when it has returned', function()
         local order = {}
         local world

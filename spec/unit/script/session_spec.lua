@@ -149,6 +149,31 @@ describe('script', function()
         assert.equal('master.lua:1: the script never calls start { ... }', err.message)
     end)
 
+    -- A script may write to the socket of its own process, and so answer for the master's next question.
+    it('believes nothing of an answer', function()
+        local fn, odd = function() end, newproxy()
+        local some = { fn, odd, 1 / 0, -1e308, 0 / 0, 0.5, '', '\0', 'master.lua', false, true, {}, { {} }, { worker = 'x' } }
+        local n = #some + 1 -- the last one is nil
+        local good = 0
+        for i = 1, n do
+            for j = 1, n do
+                for k = 1, n do
+                    local session, err = evaluate { run = function()
+                        return true, some[i], some[j], some[k]
+                    end }
+                    assert(session or type(err.message) == 'string' and #err.messages > 0)
+                    good = good + (session and 1 or 0)
+                end
+            end
+        end
+        assert.equal(3 * 4, good) -- one table of options, from any name of a file, at any number
+        local _, err = evaluate { run = function()
+            return true, fn, 1 / 0, { 2 }
+        end }
+        assert.equal('junk', err.kind)
+        assert.equal('master.lua: the script wrote to the socket of its process what is no answer', err.message)
+    end)
+
     it('reports all errors of the options', function()
         local session, err = evaluate { options = { worker = 'x', numWorkers = 0, nice = 99 } }
         assert.is_nil(session)
