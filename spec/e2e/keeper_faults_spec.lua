@@ -46,11 +46,29 @@ local function counter(path)
     return self
 end
 
-local function launch(dir, port)
-    return kept.start { script = ([[require('dutch-master').start { worker = 'app.lua', restartSoak = 0, numWorkers = 2,
-        backoff = { first = 0.01, max = 0.05 }, workerEnvironment = { LISTEN = '127.0.0.1:%d' } }]]):format(port),
-        files = { ['app.lua'] = apps.http },
+-- A snapshot of this takes long, and the next one comes later.
+local MUCH = "require('dutch-master').store.much = ('x'):rep(500000)\n"
+
+-- @param more {script = what it does first, app = what its workers do last}, or nil
+local function launch(dir, port, more)
+    more = more or { script = '', app = '' }
+    return kept.start { script = more.script .. ([[require('dutch-master').start { worker = 'app.lua', restartSoak = 0,
+        numWorkers = 2, backoff = { first = 0.01, max = 0.05 }, workerEnvironment = { LISTEN = '127.0.0.1:%d' } }]])
+        :format(port), files = { ['app.lua'] = apps.http .. more.app },
         env = { LD_PRELOAD = build(), DM_FAULTS = dir .. '/faults' } }
+end
+
+-- The master dies at that step of its boot.
+local function boot_until(step, dir, more)
+    local faults = counter(dir .. '/faults')
+    faults.set(step)
+    local m = launch(dir, http.free_port(), more)
+    m:wait_until(function()
+        return m.ended or #m:records 'Worker listening' >= 2
+            or #m:records 'The former master died, this one has taken over' > 0
+    end, 'the cluster, or its end')
+    faults.set(0)
+    return m
 end
 
 local function serving(m)
@@ -116,21 +134,25 @@ describe('a master that dies between any two steps', function()
 
     it('of a boot', function()
         local dir = master.temp_dir()
-        local faults = counter(dir .. '/faults')
         for step = 5, 53, 2 * EVERY do
-            faults.set(step)
-            local m = launch(dir, http.free_port())
-            m:wait_until(function()
-                return m.ended or #m:records 'Worker listening' >= 2
-                    or #m:records 'The former master died, this one has taken over' > 0
-            end, 'the cluster, or its end')
-            faults.set(0)
+            local m = boot_until(step, dir)
             if m.ended then -- there was nothing yet to go on from
                 m:finish { signal = 'SIGKILL', files_left = true }
             else
                 serving(m)
                 m:finish()
             end
+        end
+    end)
+
+    -- A worker that has its socket, is known to nobody and takes its time to leave is in the way of all that follow.
+    it('of a boot, when its next snapshot is not due yet', function()
+        local dir = master.temp_dir()
+        for step = 60, 120, EVERY do
+            local m = boot_until(step, dir, { script = MUCH, app = "os.execute 'sleep 0.3'" })
+            serving(m)
+            assert.same({}, m:records 'Listening failed', m:dump())
+            m:finish()
         end
     end)
 

@@ -354,6 +354,10 @@ void dm_kept_close(struct dm_kept *kept) {
         return;
     }
     kept->open = false;
+    for (struct dm_link *l = kept->touched.next; l != &kept->touched; l = l->next) {
+        struct dm_mark *mark = dm_container(l, struct dm_mark, link);
+        mark->commit(mark); /* what waited for a snapshot waits for nothing now */
+    }
     dm_held_clear(&kept->held);
     dm_poll_stop(&kept->poll);
     close(kept->link.socket);

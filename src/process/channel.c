@@ -1,5 +1,6 @@
 /* channel.c: see channel.h. The struct is freed in the uv handle's close callback alone, so a
- * callback may close the channel whose line it was given. */
+ * callback may close the channel whose line it was given. Longer than 400 lines: one socket, what
+ * is read from it and what waits for it. */
 #include "process/channel.h"
 
 #include "base/errors.h"
@@ -41,7 +42,8 @@ struct dm_channel {
     struct dm_lines lines;
     struct dm_mark mark;
     struct dm_outqueue queue;
-    uint64_t taken; /* bytes that have left the queue */
+    uint64_t taken;     /* bytes that have left the queue */
+    uint64_t committed; /* so many may leave it: what a snapshot knows, with a keeper */
     struct passed *first, **last;
     size_t passed_count;
     int watched;  /* the events that libuv polls for */
@@ -55,9 +57,21 @@ static char scratch[READ_BYTES];
 
 static void on_poll(uv_poll_t *poll, int status, int events);
 
+/* With a keeper a message goes out at the end of the turn, or at that of a rest (kept.c): nobody
+ * may know of anything that the next master would not. */
+static bool is_kept(const struct dm_channel *channel) {
+    return channel->mark.kept && channel->mark.kept->open;
+}
+
+/* How much of the queue may go out now. */
+static size_t sendable(const struct dm_channel *channel) {
+    return is_kept(channel) ? (size_t)(channel->committed - channel->taken)
+                            : dm_outqueue_size(&channel->queue);
+}
+
 static void watch(struct dm_channel *channel) {
-    const int events = (channel->paused ? 0 : UV_READABLE) |
-                       (dm_outqueue_size(&channel->queue) > 0 ? UV_WRITABLE : 0);
+    const int events =
+        (channel->paused ? 0 : UV_READABLE) | (sendable(channel) > 0 ? UV_WRITABLE : 0);
     if (channel->fd < 0 || events == channel->watched) {
         return; /* starting anew would cost two system calls for each message */
     }
@@ -90,6 +104,7 @@ static void drop_first_passed(struct dm_channel *channel) {
 
 static void drop_queue(struct dm_channel *channel) {
     dm_outqueue_clear(&channel->queue);
+    channel->committed = channel->taken;
     while (channel->first) {
         drop_first_passed(channel);
     }
@@ -219,14 +234,16 @@ static ssize_t transmit(int socket, struct iovec *iov, size_t iov_count, int fd)
 
 /* A descriptor goes with its line alone: the kernel ends a read behind the piece it came with. */
 static void transmit_queue(struct dm_channel *channel) {
-    while (dm_outqueue_size(&channel->queue) > 0) {
+    size_t most;
+    while ((most = sendable(channel)) > 0) {
         struct passed *passed = channel->first;
         const bool turn = passed && passed->at == channel->taken;
+        const size_t before = passed ? (size_t)(passed->at - channel->taken) : most;
         struct iovec iov = {
             .iov_base = (void *)(uintptr_t)dm_outqueue_data(&channel->queue),
-            .iov_len = turn     ? passed->length
-                       : passed ? (size_t)(passed->at - channel->taken)
-                                : dm_outqueue_size(&channel->queue),
+            .iov_len = turn            ? passed->length
+                       : before < most ? before
+                                       : most,
         };
         const ssize_t n = transmit(channel->fd, &iov, 1, turn ? passed->fd : -1);
         if (n < 0) {
@@ -247,16 +264,20 @@ static void transmit_queue(struct dm_channel *channel) {
 }
 
 static void flush(struct dm_channel *channel) {
-    if (dm_outqueue_size(&channel->queue) > 0) {
+    if (sendable(channel) > 0) {
         dm_mark_set(&channel->mark, DM_MARK_WRITING);
         transmit_queue(channel);
-        dm_mark_written(&channel->mark, dm_outqueue_size(&channel->queue) == 0);
+        dm_mark_written(&channel->mark, sendable(channel) == 0);
+        if (dm_outqueue_size(&channel->queue) > 0) {
+            dm_mark_set(&channel->mark, DM_MARK_QUEUED);
+        }
     }
 }
 
 static void commit(struct dm_mark *mark) {
     struct dm_channel *channel = dm_container(mark, struct dm_channel, mark);
     if (channel->fd >= 0 && !channel->unwritable) {
+        channel->committed = channel->taken + dm_outqueue_size(&channel->queue);
         flush(channel);
         watch(channel);
     }
@@ -309,9 +330,7 @@ int dm_channel_send(struct dm_channel *channel, const char *bytes, size_t length
     }
     size_t sent = 0;
     dm_mark_set(&channel->mark, DM_MARK_QUEUED);
-    /* With a keeper it goes out at the end of the turn (commit): nobody may know of anything that
-     * the next master would not. */
-    if (waiting == 0 && (now || !channel->mark.kept)) {
+    if (waiting == 0 && (now || !is_kept(channel))) {
         struct iovec iov[2] = {{.iov_base = (void *)(uintptr_t)bytes, .iov_len = length},
                                {.iov_base = (char[]){'\n'}, .iov_len = 1}};
         dm_mark_set(&channel->mark, DM_MARK_WRITING);
@@ -330,6 +349,10 @@ int dm_channel_send(struct dm_channel *channel, const char *bytes, size_t length
         }
     }
     const int rc = enqueue(channel, bytes, length, sent, sent > 0 ? -1 : fd);
+    if (rc == 0 && waiting == 0 && now) {
+        channel->committed = channel->taken + dm_outqueue_size(&channel->queue);
+        watch(channel);
+    }
     if (rc != 0 && sent > 0) {
         /* Half a line is out and its other half lost: no later line could be told from it. */
         channel->unwritable = true;
