@@ -15,8 +15,8 @@ Peer.__index = Peer
 
 local running = {}
 
---- The processes of a group, a list of pids.
-function M.group(id)
+-- The pids of processes whose stat has `id` where the pattern says.
+local function processes(pattern, id)
     local list = {}
     local scan = assert(uv.fs_scandir '/proc')
     for name in uv.fs_scandir_next, scan do
@@ -25,11 +25,16 @@ function M.group(id)
         if file then
             file:close()
         end
-        if tonumber(text:match '%) %a %d+ (%d+)') == id then
+        if tonumber(text:match(pattern)) == id then
             list[#list + 1] = tonumber(name)
         end
     end
     return list
+end
+
+--- The processes of a group, a list of pids.
+function M.group(id)
+    return processes('%) %a %d+ (%d+)', id)
 end
 
 -- Whether somebody listens at a TCP port, or the path is there. Without connecting: that would hold a worker.
@@ -62,6 +67,7 @@ function M.start(options)
     assert(uv.fs_close(log))
     self.process = assert(process, err)
     self.pid = process:get_pid()
+    self.master = self.pid -- until another one takes its place: see renew
     running[self] = true
     wait.wait_until(function()
         assert(not self.ended, self:log())
@@ -79,24 +85,50 @@ function Peer:log()
 end
 
 function Peer:signal(name)
-    self.process:kill(name)
+    uv.kill(self.master, name)
 end
 
---- Its processes but the first.
+--- The workers of its master.
 function Peer:workers()
-    local list = {}
-    for _, pid in ipairs(M.group(self.pid)) do
-        if pid ~= self.pid then
-            list[#list + 1] = pid
-        end
-    end
-    return list
+    return processes('%) %a (%d+)', self.master)
 end
 
---- Asks it by a signal to replace its workers, and waits until it has.
-function Peer:roll(name)
+--- Waits until it has so many.
+function Peer:await_workers(count)
+    wait.wait_until(function()
+        return #self:workers() == count
+    end, { what = count .. ' workers of the peer' })
+end
+
+--- Has it start another master of its kind beside itself, as gunicorn and unicorn do at SIGUSR2, and ends the old one
+-- once that has as many workers.
+function Peer:renew()
+    local workers, is_old = self:workers(), {}
+    for _, pid in ipairs(workers) do
+        is_old[pid] = true
+    end
+    self:signal 'sigusr2'
+    local former = self.master
+    wait.wait_until(function()
+        for _, pid in ipairs(processes('%) %a (%d+)', former)) do
+            if not is_old[pid] and #processes('%) %a (%d+)', pid) == #workers then
+                self.master = pid
+            end
+        end
+        return self.master ~= former
+    end, { what = 'another master beside the peer', timeout = 30000 })
+    uv.kill(former, 'sigquit')
+    wait.wait_until(function() return self.ended end, { what = 'the end of the former master' })
+end
+
+--- Asks it, by a signal or a function, to replace its workers, and waits until it has.
+function Peer:roll(how)
     local workers = self:workers()
-    self:signal(name)
+    if type(how) == 'function' then
+        how(self)
+    else
+        self:signal(how)
+    end
     wait.wait_until(function()
         for _, pid in ipairs(workers) do
             if uv.kill(pid, 0) == 0 then
