@@ -102,4 +102,15 @@ function M.tcp_port(entry)
     return address and address.port and not address.udp and tostring(address.port) or nil
 end
 
+--- Whether there is a TCP address among these entries, with this port if one is said.
+function M.has_tcp(listen, port)
+    for _, entry in ipairs(listen) do
+        local found = M.tcp_port(entry)
+        if found and (port == nil or tonumber(found) == port) then
+            return true
+        end
+    end
+    return false
+end
+
 return M

@@ -27,6 +27,7 @@ local Recycle = require 'dutch-master.cluster.recycle'
 local salvage = require 'dutch-master.keeper.salvage'
 local Script = require 'dutch-master.script.session'
 local Sockets = require 'dutch-master.listen.sockets'
+local sorted_keys = require 'dutch-master.sorted_keys'
 local systemd = require 'dutch-master.control.systemd'
 local text = require 'dutch-master.log.text'
 local Upgrade = require 'dutch-master.keeper.upgrade'
@@ -402,14 +403,11 @@ function Master:listen_to_signals(restart_signal)
         return
     end
     self.restart_signal = restart_signal
-    local actions, names = { [restart_signal] = 'restart' }, {}
+    local actions = { [restart_signal] = 'restart' }
     for name, action in pairs(SIGNALS) do
         actions[name] = action
     end
-    for name in pairs(actions) do
-        names[#names + 1] = name
-    end
-    self.platform.signals(names, function(name, pid, uid)
+    self.platform.signals(sorted_keys(actions), function(name, pid, uid)
         on_signal(self, actions[name], name, pid, uid)
     end)
 end

@@ -2,6 +2,7 @@
 -- is called, means and defaults to comes from options.lua; only its type in the words of LuaLS is said here.
 
 local options = require 'dutch-master.script.options'
+local sorted_keys = require 'dutch-master.sorted_keys'
 
 local M = {}
 
@@ -169,13 +170,8 @@ function M.render()
         lines[#lines + 1] = ('---@field %s%s (%s) %s'):format(option.name, option.required and '' or '?',
             M.type_of(option), note)
     end
-    local presets = {}
-    for name in pairs(require 'dutch-master.launch.presets') do
-        presets[#presets + 1] = name
-    end
-    table.sort(presets)
     local functions = {}
-    for i, name in ipairs(presets) do
+    for i, name in ipairs(sorted_keys(require 'dutch-master.launch.presets')) do
         functions[i] = ('\n---@param options table\n---@return dutch.Preset\nfunction dutch.%s(options) end\n')
             :format(name)
     end

@@ -1,5 +1,6 @@
 --- dutch-master check: evaluates the script without effect; its errors, or the plan it makes.
 
+local addresses = require 'dutch-master.addresses'
 local advice = require 'dutch-master.script.advice'
 local client = require 'dutch-master.cli.client'
 local compare = require 'dutch-master.script.plan_diff'
@@ -70,19 +71,6 @@ local function value_of(plan, option, num_workers)
     return words(value, option.inside)
 end
 
--- Whether a worker can be seen to accept.
-local function makes_sure(plan)
-    if plan.balance == 'shared' then
-        return false
-    end
-    for _, entry in ipairs(plan.listen) do
-        if not entry.text:find '^udp:' and not entry.text:find '^unix' then
-            return true
-        end
-    end
-    return false
-end
-
 local function show(ctx, plan, num_workers)
     ctx.out(('%s is good. The plan:\n'):format(format.visible(ctx.script_name)))
     for _, option in ipairs(options.list) do
@@ -100,7 +88,8 @@ local function show(ctx, plan, num_workers)
             and 'yes: what waits in a queue whose workers are gone goes to others'
             or 'no: what waits there waits for the next worker (sysctl net.ipv4.tcp_migrate_req = 1)'))
     end
-    if plan.kind == 'exec' and plan.ready.type == 'auto' and not makes_sure(plan) then
+    local can_be_seen = plan.balance ~= 'shared' and addresses.has_tcp(plan.listen) -- to accept
+    if plan.kind == 'exec' and plan.ready.type == 'auto' and not can_be_seen then
         ctx.out('Readiness: without a TCP address in `listen` that a worker accepts from, no more can be known than'
             .. ' that it\nhas lived for one second, or says READY=1 (sd_notify).\n')
     end

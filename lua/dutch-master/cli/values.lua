@@ -9,13 +9,7 @@ local words
 
 --- A table in Lua's own notation, its keys in order.
 local function table_words(value)
-    local parts, keys = {}, {}
-    for key in pairs(value) do
-        keys[#keys + 1] = key
-    end
-    table.sort(keys, function(a, b)
-        return tostring(a) < tostring(b)
-    end)
+    local parts, keys = {}, sorted_keys(value)
     if #value > 0 and #keys == #value then
         for i, inner in ipairs(value) do
             parts[i] = words(inner)

@@ -15,6 +15,9 @@
 --   notify_name              value for NOTIFY_SOCKET, or nil
 --   passed                   names of the sockets that are passed on to a worker with a channel, or nil
 --   listen                   { {name =, address = text}, ... } handed down from fd 3 on, in this order
+
+local sorted_keys = require 'dutch-master.sorted_keys'
+
 local M = {}
 
 local DEFAULT_PATH = '/usr/local/bin:/usr/bin:/bin'
@@ -89,12 +92,8 @@ end
 
 --- 'NAME=value' strings in a stable order.
 function M.flatten(env)
-    local names, list = {}, {}
-    for name in pairs(env) do
-        names[#names + 1] = name
-    end
-    table.sort(names)
-    for i, name in ipairs(names) do
+    local list = {}
+    for i, name in ipairs(sorted_keys(env)) do
         list[i] = name .. '=' .. env[name]
     end
     return list

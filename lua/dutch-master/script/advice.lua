@@ -171,18 +171,9 @@ function checks.output(plan, world, say)
     end
 end
 
-local function has_tcp(listen)
-    for _, entry in ipairs(listen) do
-        if addresses.tcp_port(entry) then
-            return true
-        end
-    end
-    return false
-end
-
 function checks.readiness(plan, _, say)
     local kind = plan.ready.type
-    if plan.kind == 'exec' and (kind == 'auto' or kind == 'alive') and not has_tcp(plan.listen) then
+    if plan.kind == 'exec' and (kind == 'auto' or kind == 'alive') and not addresses.has_tcp(plan.listen) then
         say('ready', 'a worker is taken for ready when it has lived for some time: without a TCP address in listen '
             .. 'nothing shows that it serves; "notify" is better where the program can')
     end

@@ -4,6 +4,7 @@
 
 local addresses = require 'dutch-master.addresses'
 local schema = require 'dutch-master.script.schema'
+local sorted_keys = require 'dutch-master.sorted_keys'
 
 local M = {}
 
@@ -11,67 +12,50 @@ M.MAX_WORKERS = 4096 -- a number of workers above this is a mistake on any machi
 
 -- Types of single options -----------------------------------------------------------------------------------------
 
-local worker_count = schema.integer(1, M.MAX_WORKERS)
-local arguments = schema.list_of(schema.argument, 'a list of strings')
+M.worker_count = schema.integer(1, M.MAX_WORKERS)
+M.arguments = schema.list_of(schema.argument, 'a list of strings')
 
-local function either(expects, shapes)
-    return schema.by_type(expects, shapes)
-end
+local either = schema.by_type
 
 -- A function that stays in the script's state; the plan only knows that it is there.
-local hook = {
-    expects = 'a function',
-    check = function(value, at)
-        if type(value) ~= 'function' then
-            at:fail('a function', value)
-        end
-        return true
-    end,
-}
+M.hook = schema.simple('a function', function(value)
+    return type(value) == 'function', true
+end)
 
 -- worker: 'app.js', { 'gunicorn', '-b', ... }, or what a preset returned (see presets.lua).
 local preset = schema.record('a preset', {
     preset = { type = schema.text, required = true },
-    argv = { type = { check = function(value)
-        return value
-    end, expects = 'a list' }, required = true },
-    environment = { type = { check = function(value)
-        return value
-    end, expects = 'a table' } },
+    argv = { type = schema.any 'a list', required = true },
+    environment = { type = schema.any 'a table' },
     sockets = { type = schema.one_of { 'listen_fds', 'argv', 'nginx', 'fpm', 'fpm_slash', 'unicorn' },
         default = 'listen_fds' },
-    ready = { type = { check = function(value)
-        return value
-    end, expects = 'a table' } },
+    ready = { type = schema.any 'a table' },
     stopSignal = { inside = 'stop_signal', type = schema.text },
     at_most = { type = schema.integer(1, 64) },
 })
 
 local WORKER = 'a path, a list of strings (the command and its arguments), or a preset'
-local worker = either(WORKER, {
+M.worker = either(WORKER, {
     string = schema.text,
-    table = {
-        check = function(value, at)
-            if value.preset ~= nil then
-                return preset.check(value, at)
-            end
-            local argv = schema.list_of(schema.argument, WORKER, 1).check(value, at)
-            if argv and argv[1] == '' then
-                at:key(1):fail('the name of a program', '')
-            end
-            return argv
-        end,
-    },
+    table = function(value, at)
+        if value.preset ~= nil then
+            return preset.check(value, at)
+        end
+        local argv = schema.list_of(schema.argument, WORKER, 1).check(value, at)
+        if argv and argv[1] == '' then
+            at:key(1):fail('the name of a program', '')
+        end
+        return argv
+    end,
 })
 
 -- A name goes before '=' in the environment's block, a value after it: neither may end the other.
 local ENVIRONMENT = 'a table of strings'
-local environment_table = {
+M.environment = {
     expects = ENVIRONMENT,
     check = function(value, at)
         if type(value) ~= 'table' then
-            at:fail(ENVIRONMENT .. ', or a function that returns one', value)
-            return nil
+            return at:fail(ENVIRONMENT .. ', or a function that returns one', value)
         end
         local inside = {}
         for name, text in pairs(value) do
@@ -151,8 +135,7 @@ local address = {
             return value
         end
         local hint = addresses.hint(value)
-        at:say(('expected %s, found %s%s'):format(ADDRESS, schema.describe(value), hint and '; ' .. hint or ''))
-        return nil
+        return at:say(('expected %s, found %s%s'):format(ADDRESS, schema.describe(value), hint and '; ' .. hint or ''))
     end,
 }
 
@@ -194,48 +177,35 @@ local function listen_entry(value, at, name)
     return entry
 end
 
-local listen = either(ADDRESS .. ', or a table of these', {
-    string = {
-        check = function(value, at)
+M.listen = either(ADDRESS .. ', or a table of these', {
+    string = function(value, at)
+        return { listen_entry(value, at, 'listen-1') }
+    end,
+    table = function(value, at)
+        if value.address ~= nil then
             return { listen_entry(value, at, 'listen-1') }
-        end,
-    },
-    table = {
-        check = function(value, at)
-            if value.address ~= nil then
-                return { listen_entry(value, at, 'listen-1') }
+        end
+        local entries, keys = {}, sorted_keys(value)
+        if #keys == 0 then
+            at:fail(ADDRESS, value)
+        end
+        local seen = {}
+        for i, key in ipairs(keys) do
+            local place = at:key(key)
+            local entry = listen_entry(value[key], place, type(key) == 'string' and key or 'listen-' .. i)
+            if entry.text and seen[entry.text] then
+                place:say(('the address %s is there twice'):format(entry.text))
             end
-            local entries, keys = {}, {}
-            for key in pairs(value) do
-                keys[#keys + 1] = key
-            end
-            if #keys == 0 then
-                at:fail(ADDRESS, value)
-            end
-            table.sort(keys, function(a, b)
-                if type(a) ~= type(b) then
-                    return type(a) == 'number'
-                end
-                return a < b
-            end)
-            local seen = {}
-            for i, key in ipairs(keys) do
-                local place = at:key(key)
-                local entry = listen_entry(value[key], place, type(key) == 'string' and key or 'listen-' .. i)
-                if entry.text and seen[entry.text] then
-                    place:say(('the address %s is there twice'):format(entry.text))
-                end
-                seen[entry.text or {}] = true
-                entries[i] = entry
-            end
-            return entries
-        end,
-    },
+            seen[entry.text or {}] = true
+            entries[i] = entry
+        end
+        return entries
+    end,
 })
 
 local READY = 'one of "listening", "message", "notify", { alive = seconds }, { port = n }, { path = "/socket" }, '
     .. '{ http = "/path" }, { tls = true }, or { message = "text" }'
-local READY_WORDS = { 'listening', 'message', 'notify' }
+local IS_READY_WORD = schema.set { 'listening', 'message', 'notify' }
 local READY_FIELDS = {
     alive = { inside = 'alive_ms', type = schema.seconds(0) },
     port = { inside = 'port', type = schema.integer(1, 65535) },
@@ -268,41 +238,33 @@ local ready_tls = schema.record('a table with tls, port, interval, timeout', {
     timeout = { inside = 'timeout_ms', type = schema.seconds(0.01), default = 1000 },
 })
 
-local ready = either(READY, {
-    string = {
-        check = function(value, at)
-            for _, word in ipairs(READY_WORDS) do
-                if value == word then
-                    return { type = value }
-                end
-            end
-            at:fail(READY, value)
-        end,
-    },
-    table = {
-        check = function(value, at)
-            if value.http ~= nil then
-                local inside = ready_http.check(value, at)
-                inside.type = 'http'
-                return inside
-            end
-            if value.tls ~= nil then
-                local inside = ready_tls.check(value, at)
-                inside.type, inside.path = 'http', '/'
-                return inside
-            end
-            local name, given = next(value)
-            if name == nil or next(value, name) ~= nil then
-                at:fail(READY, value)
-                return nil
-            elseif not READY_FIELDS[name] then
-                at:key(name):unknown(READY_NAMES, 'kind of readiness')
-                return nil
-            end
-            local field = READY_FIELDS[name]
-            return { type = name, [field.inside] = field.type.check(given, at:key(name)) }
-        end,
-    },
+M.ready = either(READY, {
+    string = function(value, at)
+        if IS_READY_WORD[value] then
+            return { type = value }
+        end
+        at:fail(READY, value)
+    end,
+    table = function(value, at)
+        if value.http ~= nil then
+            local inside = ready_http.check(value, at)
+            inside.type = 'http'
+            return inside
+        end
+        if value.tls ~= nil then
+            local inside = ready_tls.check(value, at)
+            inside.type, inside.path = 'http', '/'
+            return inside
+        end
+        local name, given = next(value)
+        if name == nil or next(value, name) ~= nil then
+            return at:fail(READY, value)
+        elseif not READY_FIELDS[name] then
+            return at:key(name):unknown(READY_NAMES, 'kind of readiness')
+        end
+        local field = READY_FIELDS[name]
+        return { type = name, [field.inside] = field.type.check(given, at:key(name)) }
+    end,
 })
 
 local function concurrency_of(expects)
@@ -322,40 +284,33 @@ M.hook_timeout = schema.seconds(0.05)
 local SECONDS_OR_FALSE = 'a number of seconds, or false'
 M.leftover_timeout = either(SECONDS_OR_FALSE, {
     number = schema.seconds(0),
-    boolean = {
-        check = function(value, at)
-            if value then
-                at:fail(SECONDS_OR_FALSE, value)
-            end
-            return false
-        end,
-    },
+    boolean = function(value, at)
+        if value then
+            at:fail(SECONDS_OR_FALSE, value)
+        end
+        return false
+    end,
 })
 local canary_record = schema.record('true, or a table with weight, soak, judge, timeout', {
     weight = { type = share },
     soak = { inside = 'soak_ms', type = schema.seconds(0), default = 10000 },
-    judge = { type = hook, default = false },
+    judge = { type = M.hook, default = false },
     timeout = { inside = 'timeout_ms', type = M.hook_timeout },
 })
 local canary = either(canary_record.expects, {
-    boolean = {
-        check = function(value, at)
-            return value and canary_record.check({}, at) or nil
-        end,
-    },
+    boolean = function(value, at)
+        return value and canary_record.check({}, at) or nil
+    end,
     table = canary_record,
 })
-local concurrency = either(CONCURRENCY .. ', "canary", or { canary = ... }', {
+M.concurrency = either(CONCURRENCY .. ', "canary", or { canary = ... }', {
     number = concurrency_of(CONCURRENCY),
-    string = {
-        check = function(value, at)
-            if value ~= 'canary' then
-                at:fail(CONCURRENCY .. ' or "canary"', value)
-                return nil
-            end
-            return { canary = canary_record.check({}, at) }
-        end,
-    },
+    string = function(value, at)
+        if value ~= 'canary' then
+            return at:fail(CONCURRENCY .. ' or "canary"', value)
+        end
+        return { canary = canary_record.check({}, at) }
+    end,
     table = schema.record(CONCURRENCY .. ', or { canary = ... }', {
         canary = { type = canary, required = true },
         after = { type = concurrency_of(CONCURRENCY) },
@@ -367,7 +322,7 @@ local backoff_record = schema.record('a table with first, max, reset', {
     max = { inside = 'max_ms', type = schema.seconds(0.001), default = 30000 },
     reset = { inside = 'reset_ms', type = schema.seconds(0), default = 10000 },
 })
-local backoff = {
+M.backoff = {
     expects = backoff_record.expects,
     check = function(value, at)
         local inside = backoff_record.check(value, at)
@@ -381,6 +336,7 @@ local backoff = {
 
 local LIMITS = { 'as', 'core', 'cpu', 'data', 'fsize', 'memlock', 'msgqueue', 'nice', 'nofile', 'nproc', 'rss',
     'rtprio', 'rttime', 'sigpending', 'stack' }
+local IS_LIMIT = schema.set(LIMITS)
 local LIMIT = 'a number, a size such as "512M", or "unlimited"'
 local limit_value = schema.simple(LIMIT, function(value)
     if value == 'unlimited' or value == math.huge then
@@ -393,12 +349,11 @@ local limit_pair = schema.record('a table with soft and hard', {
     soft = { type = limit_value },
     hard = { type = limit_value },
 })
-local limits = {
+M.limits = {
     expects = 'a table such as { nofile = 65536, core = 0 }',
     check = function(value, at)
         if type(value) ~= 'table' then
-            at:fail('a table such as { nofile = 65536, core = 0 }', value)
-            return nil
+            return at:fail('a table such as { nofile = 65536, core = 0 }', value)
         end
         local inside = {}
         for _, name in ipairs(LIMITS) do
@@ -420,11 +375,7 @@ local limits = {
             end
         end
         for key in pairs(value) do
-            local known = false
-            for _, name in ipairs(LIMITS) do
-                known = known or name == key
-            end
-            if not known then
+            if not IS_LIMIT[key] then
                 at:key(key):unknown(LIMITS, 'limit')
             end
         end
@@ -434,29 +385,24 @@ local limits = {
 
 local CPUS = 'a list of CPU numbers, or a string such as "0-3,8"'
 local MAX_CPU = 1023 -- what the kernel's cpu_set_t holds
-local cpus = either(CPUS, {
-    table = {
-        check = function(value, at)
-            return schema.list_of(schema.integer(0, MAX_CPU), CPUS, 1).check(value, at)
-        end,
-    },
-    string = {
-        check = function(value, at)
-            local inside = {}
-            for part in (value .. ','):gmatch('([^,]*),') do
-                local first, last = part:match('^%s*(%d+)%s*%-?%s*(%d*)%s*$')
-                first, last = tonumber(first), tonumber(last) or tonumber(first)
-                if not first or last < first or last > MAX_CPU then
-                    at:fail(CPUS, value)
-                    return nil
-                end
-                for cpu = first, last do
-                    inside[#inside + 1] = cpu
-                end
+M.cpus = either(CPUS, {
+    table = function(value, at)
+        return schema.list_of(schema.integer(0, MAX_CPU), CPUS, 1).check(value, at)
+    end,
+    string = function(value, at)
+        local inside = {}
+        for part in (value .. ','):gmatch('([^,]*),') do
+            local first, last = part:match('^%s*(%d+)%s*%-?%s*(%d*)%s*$')
+            first, last = tonumber(first), tonumber(last) or tonumber(first)
+            if not first or last < first or last > MAX_CPU then
+                return at:fail(CPUS, value)
             end
-            return inside
-        end,
-    },
+            for cpu = first, last do
+                inside[#inside + 1] = cpu
+            end
+        end
+        return inside
+    end,
 })
 
 -- every = { 5, fn } or { { 5, fn }, { 60, other, timeout = 20 } }
@@ -472,31 +418,27 @@ local function every_entry(value, at)
         end
     end
     if schema.list_length(pair) ~= 2 then
-        at:say('expected a table { seconds, function, timeout = seconds }: two values, and no other name than timeout')
-        return nil
+        return at:say 'expected a table { seconds, function, timeout = seconds }: two values, no other name than timeout'
     end
-    hook.check(pair[2], at:key(2))
+    M.hook.check(pair[2], at:key(2))
     return { interval_ms = interval.check(pair[1], at:key(1)),
         timeout_ms = timeout ~= nil and M.hook_timeout.check(timeout, at:key 'timeout') or nil }
 end
-local every = either(EVERY, {
-    table = {
-        check = function(value, at)
-            if value[1] ~= nil and type(value[1]) ~= 'table' then
-                return { every_entry(value, at) }
-            end
-            local count = schema.list_length(value)
-            if not count or count == 0 then
-                at:fail(EVERY, value)
-                return nil
-            end
-            local inside = {}
-            for i = 1, count do
-                inside[i] = every_entry(value[i], at:key(i))
-            end
-            return inside
-        end,
-    },
+M.every = either(EVERY, {
+    table = function(value, at)
+        if value[1] ~= nil and type(value[1]) ~= 'table' then
+            return { every_entry(value, at) }
+        end
+        local count = schema.list_length(value)
+        if not count or count == 0 then
+            return at:fail(EVERY, value)
+        end
+        local inside = {}
+        for i = 1, count do
+            inside[i] = every_entry(value[i], at:key(i))
+        end
+        return inside
+    end,
 })
 
 M.LEVELS = { 'trace', 'debug', 'info', 'warn', 'error', 'fatal' }
@@ -512,57 +454,38 @@ local logger_record = schema.record(LOGGER, {
     format = { type = schema.one_of { 'json', 'readable', 'journal' } },
 })
 local logger = either(LOGGER, {
-    table = {
-        check = function(value, at)
-            local methods = {}
-            for _, level in ipairs(M.LEVELS) do
-                methods[level] = type(value[level]) == 'function' or nil
-            end
-            if next(methods) == nil then
-                return logger_record.check(value, at)
-            elseif not methods.info then
-                at:key('info'):fail('a function', value.info)
-            end
-            return { custom = true, methods = methods, name = 'dutch-master', level = 'trace' }
-        end,
-    },
+    table = function(value, at)
+        local methods = {}
+        for _, level in ipairs(M.LEVELS) do
+            methods[level] = type(value[level]) == 'function' or nil
+        end
+        if next(methods) == nil then
+            return logger_record.check(value, at)
+        elseif not methods.info then
+            at:key('info'):fail('a function', value.info)
+        end
+        return { custom = true, methods = methods, name = 'dutch-master', level = 'trace' }
+    end,
 })
 
-local output = schema.simple('"inherit", "null" or an absolute path', function(value)
+M.output = schema.simple('"inherit", "null" or an absolute path', function(value)
     return value == 'inherit' or value == 'null'
         or type(value) == 'string' and value:sub(1, 1) == '/' and not value:find('\0', 1, true)
 end)
 
-local socket_path = schema.simple('an absolute path of at most 107 bytes', function(value)
+M.socket_path = schema.simple('an absolute path of at most 107 bytes', function(value)
     return type(value) == 'string' and value:sub(1, 1) == '/' and #value <= UNIX_PATH_MAX
         and not value:find('\0', 1, true)
 end)
 
-local interpreter = either('a string, or a list of strings', {
-    string = {
-        check = function(value, at)
-            return { schema.text.check(value, at) }
-        end,
-    },
+M.interpreter = either('a string, or a list of strings', {
+    string = function(value, at)
+        return { schema.text.check(value, at) }
+    end,
     table = schema.list_of(schema.text, 'a list of strings', 1),
 })
 
-M.worker_count = worker_count
-M.arguments = arguments
-M.hook = hook
-M.worker = worker
-M.environment = environment_table
-M.listen = listen
-M.ready = ready
-M.concurrency = concurrency
-M.backoff = backoff
-M.limits = limits
-M.cpus = cpus
-M.every = every
 M.logger, M.LOGGER_DEFAULT = logger, logger_record.check({}, schema.place())
-M.output = output
-M.socket_path = socket_path
-M.interpreter = interpreter
 M.user = account 'the name or number of a user'
 M.group = account 'the name or number of a group'
 M.umask = mode 'an octal number such as "027"'

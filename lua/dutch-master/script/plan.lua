@@ -19,16 +19,6 @@ local READY_OF_CHANNEL = { listening = true, message = true, path = true }
 
 local STOP_SIGNAL = 'SIGTERM'
 
-local function has_tcp_port(listen, port)
-    for _, entry in ipairs(listen) do
-        local found = addresses.tcp_port(entry)
-        if found and (port == nil or tonumber(found) == port) then
-            return true
-        end
-    end
-    return false
-end
-
 local function kind_of(worker)
     if type(worker) == 'table' then
         return 'exec'
@@ -119,7 +109,6 @@ local function foreign_runtime(interpreter)
     end
 end
 
-
 -- What one option alone cannot know: kind, preset, and what goes together.
 local function complete(plan, raw, at)
     local worker = plan.worker
@@ -161,10 +150,8 @@ local function complete(plan, raw, at)
         plan.non_blocking = EXPECTS_NON_BLOCKING[plan.preset] or false
     end
     plan.stop_signal = plan.stop_signal or STOP_SIGNAL
-    if plan.argv then
-        if plan.interpreter then
-            at:key('interpreter'):say('a worker given as a list names its program itself')
-        end
+    if plan.argv and plan.interpreter then
+        at:key('interpreter'):say('a worker given as a list names its program itself')
     end
 
     if plan.stamp_output and plan.worker_output:sub(1, 1) ~= '/' then
@@ -178,7 +165,7 @@ local function complete(plan, raw, at)
     if exec and READY_OF_CHANNEL[plan.ready.type] then
         at:key('ready'):say(('a worker of kind "exec" has no channel: expected "notify", { alive = '
             .. 'seconds }, { port = n } or { http = "/path" }, found %s'):format(schema.describe(plan.ready.type)))
-    elseif exec and plan.ready.type == 'port' and not has_tcp_port(plan.listen, plan.ready.port) then
+    elseif exec and plan.ready.type == 'port' and not addresses.has_tcp(plan.listen, plan.ready.port) then
         at:key('ready'):say(('no TCP address in listen has the port %d'):format(plan.ready.port))
     elseif not exec and #plan.listen > 0 then
         at:key('listen'):say(('a worker of kind "%s" names its addresses itself, when it listens'):format(plan.kind))
@@ -191,7 +178,7 @@ local function check_probe(plan, at)
     local port = plan.ready.port
     if plan.balance == 'shared' then
         at:key('ready'):say('with balance = "shared" a worker cannot be asked alone: expected "steered" or "sticky"')
-    elseif plan.kind == 'exec' and not has_tcp_port(plan.listen, port) then
+    elseif plan.kind == 'exec' and not addresses.has_tcp(plan.listen, port) then
         at:key('ready'):say(port and ('no TCP address in listen has the port %d'):format(port)
             or 'a worker of kind "exec" is asked at a TCP address of listen: there is none')
     end

@@ -60,12 +60,14 @@ function Place:key(key)
     return setmetatable({ path = path, errors = self.errors }, Place)
 end
 
+--- Notes an error. @return nil, as a check does that ends with it
 function Place:say(text)
     self.errors[#self.errors + 1] = { path = self.path, text = text }
+    return nil
 end
 
 function Place:fail(expects, value)
-    self:say(('expected %s, found %s'):format(expects, M.describe(value)))
+    return self:say(('expected %s, found %s'):format(expects, M.describe(value)))
 end
 
 --- others: what a name of other programs is called here: a name of ours, or a table with a text.
@@ -74,7 +76,7 @@ function Place:unknown(names, what, others)
     local other = others and others[word]
     local meant = type(other) == 'string' and other or not other and suggest.nearest(word, names)
     local hint = type(other) == 'table' and other[1] or meant and ('did you mean "%s"?'):format(meant)
-    self:say('unknown ' .. (what or 'option') .. (hint and (' (%s)'):format(hint) or ''))
+    return self:say('unknown ' .. (what or 'option') .. (hint and (' (%s)'):format(hint) or ''))
 end
 
 -- A type made of a predicate that returns whether the value is fine and, if it differs, the inside value.
@@ -84,8 +86,7 @@ local function simple(expects, test)
         check = function(value, at)
             local ok, inside = test(value)
             if not ok then
-                at:fail(expects, value)
-                return nil
+                return at:fail(expects, value)
             elseif inside == nil then
                 return value
             end
@@ -99,9 +100,12 @@ M.boolean = simple('true or false', function(value)
     return type(value) == 'boolean'
 end)
 
-M.func = simple('a function', function(value)
-    return type(value) == 'function'
-end)
+--- Whatever it is: somebody else looks at it.
+function M.any(expects)
+    return simple(expects, function()
+        return true
+    end)
+end
 
 --- A string that can be given to the system: not empty, no NUL.
 M.text = simple('a string that is not empty', function(value)
@@ -161,6 +165,15 @@ function M.size(min)
     end)
 end
 
+--- The names of a list -> { [name] = true }
+function M.set(names)
+    local set = {}
+    for _, name in ipairs(names) do
+        set[name] = true
+    end
+    return set
+end
+
 function M.one_of(names)
     local quoted = {}
     for i, name in ipairs(names) do
@@ -168,12 +181,9 @@ function M.one_of(names)
     end
     local last = table.remove(quoted)
     local expects = #quoted > 0 and table.concat(quoted, ', ') .. ' or ' .. last or last
-    local known = {}
-    for _, name in ipairs(names) do
-        known[name] = true
-    end
+    local known = M.set(names)
     return simple(expects, function(value)
-        return type(value) == 'string' and known[value]
+        return known[value]
     end)
 end
 
@@ -198,8 +208,7 @@ function M.list_of(item, expects, min)
         check = function(value, at)
             local count = type(value) == 'table' and M.list_length(value)
             if not count or count < (min or 0) then
-                at:fail(expects, value)
-                return nil
+                return at:fail(expects, value)
             end
             local inside = {}
             for i = 1, count do
@@ -249,25 +258,25 @@ function M.record(expects, fields)
         expects = expects,
         check = function(value, at)
             if type(value) ~= 'table' then
-                at:fail(expects, value)
-                return nil
+                return at:fail(expects, value)
             end
             return M.fields(value, fields, names, at)
         end,
     }
 end
 
---- One of several shapes, told apart by the Lua type of the value: shapes = { string = type, table = type }.
+--- One of several shapes, told apart by the Lua type of the value: shapes = { string = type, table = type }, or instead
+-- of a type its check alone.
 function M.by_type(expects, shapes)
     return {
         expects = expects,
         check = function(value, at)
             local shape = shapes[type(value)]
             if not shape then
-                at:fail(expects, value)
-                return nil
+                return at:fail(expects, value)
             end
-            return shape.check(value, at)
+            local check = type(shape) == 'table' and shape.check or shape
+            return check(value, at)
         end,
     }
 end
@@ -288,11 +297,9 @@ function M.signal(refused)
         check = function(value, at)
             local name = type(value) == 'string' and value:upper():gsub('^SIG', '')
             if not name or not SIGNALS[name] then
-                at:fail(expects .. ' such as "SIGUSR2"', value)
-                return nil
+                return at:fail(expects .. ' such as "SIGUSR2"', value)
             elseif refused[name] then
-                at:say(('SIG%s cannot be used: %s'):format(name, refused[name]))
-                return nil
+                return at:say(('SIG%s cannot be used: %s'):format(name, refused[name]))
             end
             return 'SIG' .. name
         end,
