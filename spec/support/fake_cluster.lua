@@ -12,7 +12,7 @@ local M = {}
 function M.plan(changes)
     local plan = {
         kind = 'lua', worker = 'app.lua', num_workers = 2, environment = {}, restart_signal = 'SIGUSR2', listen = {},
-        ready_timeout_ms = 60000, stop_timeout_ms = 30000, kill_timeout_ms = 5000,
+        ready_timeout_ms = 60000, stop_signal = 'SIGTERM', stop_timeout_ms = 30000, kill_timeout_ms = 5000,
         leftover_timeout_ms = 30000, restart_attempts = 3, stall_timeout_ms = 1000,
         backoff = { first_ms = 100, max_ms = 30000, reset_ms = 10000 }, restart_soak_ms = 0, hook_timeout_ms = 5000, hooks = {},
     }

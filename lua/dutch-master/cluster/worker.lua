@@ -292,7 +292,7 @@ function Worker:spawn(made, fields)
     fields.capture_stderr = true
     fields.capture_stdout = (self.plan.keep_output or 0) > 0 or self:writes_file()
     self.asks = self.kind.asks
-    self.stop_signal = self.plan.stop_signal or self.kind.default_stop_signal
+    self.stop_signal = self.plan.stop_signal
     listen_to(self, fields)
     self.channel_open, self.search_path = fields.channel, fields.search_path
     self.forked_at = self.platform.now()

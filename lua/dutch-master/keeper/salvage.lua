@@ -162,7 +162,7 @@ local function of_worker(found, slot, kept, platform, plan, kind)
     local has_channel = channel ~= nil
     return {
         id = id, slot = slot, generation = 1, state = 'running', pid = found.pid, plan = 1,
-        asks = has_channel and kind.asks or 'signal', stop_signal = plan.stop_signal or kind.default_stop_signal,
+        asks = has_channel and kind.asks or 'signal', stop_signal = plan.stop_signal,
         channel_open = has_channel, forked_at = now - AGE_MS, exec_at = now - AGE_MS, ready_at = now - AGE_MS,
         listening = true, leaving = {}, health = { alive_at = now, said = {} },
         process = { pidfd = stored 'pid', channel = channel, out = stored 'out', err = stored 'err', reports = 1,

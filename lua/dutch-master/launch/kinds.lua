@@ -296,13 +296,12 @@ end
 
 -- legend: has_channel  a socketpair speaking the protocol of conversation.lua
 --         asks         what a graceful stop begins with: the channel's disconnect act, or the stop signal itself
---         default_...  used where the plan says nothing
+--         default_ready  used where the plan says nothing
 M.rows = {
     node = {
         name = 'node',
         has_channel = true,
         asks = 'disconnect',
-        default_stop_signal = 'SIGTERM',
         default_ready = { type = 'listening' },
         spawn = spawn_node,
     },
@@ -310,7 +309,6 @@ M.rows = {
         name = 'lua',
         has_channel = true,
         asks = 'disconnect',
-        default_stop_signal = 'SIGTERM',
         default_ready = { type = 'listening' },
         spawn = spawn_lua,
     },
@@ -318,26 +316,14 @@ M.rows = {
         name = 'exec',
         has_channel = false,
         asks = 'signal',
-        default_stop_signal = 'SIGTERM',
         default_ready = { type = 'auto', alive_ms = 1000 },
         spawn = spawn_exec,
     },
 }
 
-local BY_ENDING = { js = 'node', mjs = 'node', cjs = 'node', ts = 'node', mts = 'node', cts = 'node', lua = 'lua' }
-
---- The kind that a `worker` value means when the plan does not say it: a path by its ending, anything else exec.
-function M.guess(worker)
-    if type(worker) ~= 'string' then
-        return 'exec'
-    end
-    return BY_ENDING[basename(worker):match('%.(%w+)$') or ''] or 'exec'
-end
-
 --- The row of a plan.
 function M.of(plan)
-    local kind = plan.kind or M.guess(plan.argv or plan.worker)
-    return M.rows[kind] or error('no such kind of worker: ' .. tostring(kind), 2)
+    return M.rows[plan.kind]
 end
 
 return M

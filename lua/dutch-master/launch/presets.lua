@@ -8,15 +8,16 @@
 
 local M = {}
 
+-- An error is said of the line of the script: `option` is called by an item of argv, that by the preset.
 local function option(given, name, field, kind, default)
     local value = given[field]
     if value == nil then
         if default == nil then
-            error(('dutch.%s: %s: expected a %s, found nothing'):format(name, field, kind), 3)
+            error(('dutch.%s: %s: expected a %s, found nothing'):format(name, field, kind), 4)
         end
         return default
     elseif type(value) ~= kind and not (kind == 'string' and type(value) == 'number') then
-        error(('dutch.%s: %s: expected a %s, found a %s'):format(name, field, kind, type(value)), 3)
+        error(('dutch.%s: %s: expected a %s, found a %s'):format(name, field, kind, type(value)), 4)
     end
     return kind == 'string' and tostring(value) or value
 end
@@ -52,113 +53,84 @@ local function check_keys(given, name, allowed)
     end
 end
 
-local function workers(argv, flag, count)
-    if count then
-        append(argv, { flag, tostring(count) })
+-- Items of argv that the script fills: each is function(given, the preset's name) -> words.
+
+local function text(field, default)
+    return function(given, name)
+        return { option(given, name, field, 'string', default) }
     end
-    return argv
 end
 
---- gunicorn { app, workers = 1 }. `-b fd://N` would unlink a unix path at exit, LISTEN_FDS does not. Its READY=1
--- comes before its own workers boot, so it is no sign of readiness.
-function M.gunicorn(given)
-    check_keys(given, 'gunicorn', 'app workers')
-    local argv = workers(command(given, 'gunicorn', 'gunicorn'), '--workers', given.workers)
-    append(argv, option(given, 'gunicorn', 'args', 'table', {}))
-    append(argv, { option(given, 'gunicorn', 'app', 'string') })
-    return { preset = 'gunicorn', argv = argv, sockets = 'listen_fds', stopSignal = 'SIGTERM' }
+local function workers(flag)
+    return function(given)
+        return given.workers and { flag, tostring(given.workers) } or {}
+    end
 end
 
---- uvicorn { app, workers }: takes one socket.
-function M.uvicorn(given)
-    check_keys(given, 'uvicorn', 'app workers')
-    local argv = append(command(given, 'uvicorn', 'uvicorn'), { { each = { '--fd', '{fd}' } } })
-    workers(argv, '--workers', given.workers)
-    append(argv, option(given, 'uvicorn', 'args', 'table', {}))
-    append(argv, { option(given, 'uvicorn', 'app', 'string') })
-    return { preset = 'uvicorn', argv = argv, sockets = 'argv', at_most = 1,
-        stopSignal = 'SIGTERM' }
+local function args(given, name)
+    local words = option(given, name, 'args', 'table', {})
+    return words
 end
 
---- hypercorn { app, workers }
-function M.hypercorn(given)
-    check_keys(given, 'hypercorn', 'app workers')
-    local argv = append(command(given, 'hypercorn', 'hypercorn'), { { each = { '-b', 'fd://{fd}' } } })
-    workers(argv, '--workers', given.workers)
-    append(argv, option(given, 'hypercorn', 'args', 'table', {}))
-    append(argv, { option(given, 'hypercorn', 'app', 'string') })
-    return { preset = 'hypercorn', argv = argv, sockets = 'argv', stopSignal = 'SIGTERM' }
-end
-
---- puma { app = 'config.ru', workers }: leaves by the very SIGTERM it was sent. Says READY=1 only where the gem
--- sd_notify is installed.
-function M.puma(given)
-    check_keys(given, 'puma', 'app workers')
-    local argv = append(command(given, 'puma', 'puma'), { '--bind-to-activated-sockets', 'only' })
-    workers(argv, '--workers', given.workers)
-    append(argv, option(given, 'puma', 'args', 'table', {}))
-    append(argv, { option(given, 'puma', 'app', 'string', 'config.ru') })
-    return { preset = 'puma', argv = argv, sockets = 'listen_fds', stopSignal = 'SIGTERM' }
-end
-
---- unicorn { app = 'config.ru' }: SIGTERM is its fast stop, SIGQUIT the graceful one.
-function M.unicorn(given)
-    check_keys(given, 'unicorn', 'app')
-    local argv = command(given, 'unicorn', 'unicorn')
-    append(argv, option(given, 'unicorn', 'args', 'table', {}))
-    append(argv, { option(given, 'unicorn', 'app', 'string', 'config.ru') })
-    return { preset = 'unicorn', argv = argv, sockets = 'unicorn',
-        stopSignal = 'SIGQUIT' }
-end
-
---- nginx { config }: sockets are matched to the `listen` lines of its configuration by address.
-function M.nginx(given)
-    check_keys(given, 'nginx', 'config')
-    local argv = append(command(given, 'nginx', 'nginx'), { '-c',
-        option(given, 'nginx', 'config', 'string'), '-g', 'daemon off;' })
-    append(argv, option(given, 'nginx', 'args', 'table', {}))
-    return { preset = 'nginx', argv = argv, sockets = 'nginx',
-        stopSignal = 'SIGQUIT' }
-end
-
---- haproxy { config }: `bind fd@${DUTCH_FD_1}` in its configuration.
-function M.haproxy(given)
-    check_keys(given, 'haproxy', 'config')
-    local argv = append(command(given, 'haproxy', 'haproxy'), { '-Ws', '-f',
-        option(given, 'haproxy', 'config', 'string') })
-    append(argv, option(given, 'haproxy', 'args', 'table', {}))
-    return { preset = 'haproxy', argv = argv, sockets = 'argv',
-        environment = { ['DUTCH_FD_{index}'] = { each = '{fd}' } },
-        ready = 'notify', stopSignal = 'SIGUSR1' }
-end
-
---- uwsgi { app | file, workers = 1 }: by default SIGTERM makes it reload, so it gets a hook that lets it finish.
-function M.uwsgi(given)
-    check_keys(given, 'uwsgi', 'app file workers')
-    local argv = append(command(given, 'uwsgi', 'uwsgi'), { '--master', '--need-app',
-        '--hook-master-start', 'unix_signal:15 gracefully_kill_them_all', { each = { '--http-socket',
-            'fd://{fd}' } } })
-    workers(argv, '--processes', given.workers)
-    append(argv, option(given, 'uwsgi', 'args', 'table', {})) -- may name the plugin that knows the words after them
+local function file_or_app(given, name)
     if given.file then
-        append(argv, { '--wsgi-file', option(given, 'uwsgi', 'file', 'string') })
-    else
-        append(argv, { '--module', option(given, 'uwsgi', 'app', 'string') })
+        return { '--wsgi-file', option(given, name, 'file', 'string') }
     end
-    return { preset = 'uwsgi', argv = argv, sockets = 'argv', ready = 'notify', stopSignal = 'SIGTERM' }
+    return { '--module', option(given, name, 'app', 'string') }
 end
 
---- phpfpm { config, slash = true }: needs process_control_timeout > 0 to finish requests; the `listen` of its pool
--- must be the address here, with a slash behind a path: `listen = /run/app.sock/`. When it ends, it removes the path of
--- a unix socket, even of an inherited one, and one with a slash cannot be removed. With slash = false the pool has the
--- path as it is, the master puts it back each time, and some requests are refused meanwhile.
-function M.phpfpm(given)
-    check_keys(given, 'phpfpm', 'config slash')
-    local argv = append(command(given, 'phpfpm', 'php-fpm'), { '--nodaemonize', '--fpm-config',
-        option(given, 'phpfpm', 'config', 'string') })
-    append(argv, option(given, 'phpfpm', 'args', 'table', {}))
-    local slash = option(given, 'phpfpm', 'slash', 'boolean', true)
-    return { preset = 'phpfpm', argv = argv, sockets = slash and 'fpm_slash' or 'fpm', stopSignal = 'SIGQUIT' }
+local function slash_or_not(given, name)
+    return option(given, name, 'slash', 'boolean', true) and 'fpm_slash' or 'fpm'
+end
+
+-- options: what may be given beside args and command.
+local PRESETS = {
+    -- `-b fd://N` would unlink a unix path at exit, LISTEN_FDS does not. Its READY=1 comes before its own workers boot,
+    -- so it is no sign of readiness.
+    gunicorn = { options = 'app workers', argv = { workers '--workers', args, text 'app' }, sockets = 'listen_fds',
+        stopSignal = 'SIGTERM' },
+    uvicorn = { options = 'app workers', sockets = 'argv', at_most = 1, stopSignal = 'SIGTERM',
+        argv = { { each = { '--fd', '{fd}' } }, workers '--workers', args, text 'app' } },
+    hypercorn = { options = 'app workers', sockets = 'argv', stopSignal = 'SIGTERM',
+        argv = { { each = { '-b', 'fd://{fd}' } }, workers '--workers', args, text 'app' } },
+    -- Leaves by the very SIGTERM it was sent. Says READY=1 only where the gem sd_notify is installed.
+    puma = { options = 'app workers', sockets = 'listen_fds', stopSignal = 'SIGTERM',
+        argv = { '--bind-to-activated-sockets', 'only', workers '--workers', args, text('app', 'config.ru') } },
+    -- SIGTERM is its fast stop, SIGQUIT the graceful one.
+    unicorn = { options = 'app', argv = { args, text('app', 'config.ru') }, sockets = 'unicorn',
+        stopSignal = 'SIGQUIT' },
+    -- Sockets are matched to the `listen` lines of its configuration by address.
+    nginx = { options = 'config', argv = { '-c', text 'config', '-g', 'daemon off;', args }, sockets = 'nginx',
+        stopSignal = 'SIGQUIT' },
+    -- `bind fd@${DUTCH_FD_1}` in its configuration.
+    haproxy = { options = 'config', argv = { '-Ws', '-f', text 'config', args }, sockets = 'argv', ready = 'notify',
+        environment = { ['DUTCH_FD_{index}'] = { each = '{fd}' } }, stopSignal = 'SIGUSR1' },
+    -- By default SIGTERM makes it reload, so it gets a hook that lets it finish. args may name the plugin that knows
+    -- the words after them.
+    uwsgi = { options = 'app file workers', sockets = 'argv', ready = 'notify', stopSignal = 'SIGTERM',
+        argv = { '--master', '--need-app', '--hook-master-start', 'unix_signal:15 gracefully_kill_them_all',
+            { each = { '--http-socket', 'fd://{fd}' } }, workers '--processes', args, file_or_app } },
+    -- Needs process_control_timeout > 0 to finish requests; the `listen` of its pool must be the address here, with a
+    -- slash behind a path: `listen = /run/app.sock/`. When it ends, it removes the path of a unix socket, even of an
+    -- inherited one, and one with a slash cannot be removed. With slash = false the pool has the path as it is, the
+    -- master puts it back each time, and some requests are refused meanwhile.
+    phpfpm = { program = 'php-fpm', options = 'config slash', sockets = slash_or_not, stopSignal = 'SIGQUIT',
+        argv = { '--nodaemonize', '--fpm-config', text 'config', args } },
+}
+
+for name, row in pairs(PRESETS) do
+    M[name] = function(given)
+        check_keys(given, name, row.options)
+        local argv, sockets = command(given, name, row.program or name), row.sockets
+        for _, item in ipairs(row.argv) do
+            append(argv, type(item) == 'function' and item(given, name) or { item })
+        end
+        if type(sockets) == 'function' then
+            sockets = sockets(given, name)
+        end
+        return { preset = name, argv = argv, sockets = sockets, environment = row.environment, ready = row.ready,
+            at_most = row.at_most, stopSignal = row.stopSignal }
+    end
 end
 
 return M

@@ -418,7 +418,7 @@ local function every_entry(value, at)
         end
     end
     if schema.list_length(pair) ~= 2 then
-        return at:say 'expected a table { seconds, function, timeout = seconds }: two values, no other name than timeout'
+        return at:say 'expected a table { seconds, function, timeout = seconds }: two values, no name but timeout'
     end
     M.hook.check(pair[2], at:key(2))
     return { interval_ms = interval.check(pair[1], at:key(1)),

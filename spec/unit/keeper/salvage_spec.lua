@@ -51,7 +51,7 @@ local function state_for(plan, count)
 end
 
 describe('a state made without a snapshot', function()
-    local plan = { worker = 'app.js', restart_signal = 'SIGHUP',
+    local plan = { worker = 'app.js', kind = 'node', restart_signal = 'SIGHUP',
         listen = { { address = 'unix:/run/web', mode = 438 }, '127.0.0.1:81' } }
 
     it('has the workers that the keeper has, who serves most first, each in a slot, and asks for others', function()

@@ -24,32 +24,17 @@ local function env_of(fields)
     return env
 end
 
-describe('kinds.guess and kinds.of', function()
-    it('go by the ending of the worker', function()
-        for worker, kind in pairs {
-            ['app.js'] = 'node', ['a/b.mjs'] = 'node', ['x.cjs'] = 'node', ['x.ts'] = 'node',
-            ['worker.lua'] = 'lua', ['bin/server'] = 'exec', ['v1.lua/server'] = 'exec', ['run.sh'] = 'exec',
-        } do
-            assert.equal(kind, kinds.guess(worker), worker)
-        end
-        assert.equal('exec', kinds.guess { 'gunicorn' })
-    end)
-
-    it('let the plan have the last word', function()
+describe('the row of a kind', function()
+    it('is that which the plan names', function()
         assert.equal('node', kinds.of({ kind = 'node', worker = 'server' }).name)
         assert.equal('exec', kinds.of({ kind = 'exec', worker = 'app.js' }).name)
-        assert.equal('exec', kinds.of({ argv = { 'x' } }).name)
-        assert.has_error(function()
-            kinds.of { kind = 'php' }
-        end)
     end)
 
-    it('give every row the same fields', function()
+    it('has the same fields as the others', function()
         for name, row in pairs(kinds.rows) do
             assert.equal(name, row.name)
             assert.is_boolean(row.has_channel)
             assert.is_function(row.spawn)
-            assert.is_string(row.default_stop_signal)
             assert.is_string(row.default_ready.type)
             assert.equal(row.has_channel and 'disconnect' or 'signal', row.asks)
         end
