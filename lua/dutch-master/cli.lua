@@ -37,13 +37,9 @@ function M.verb(name)
     return require('dutch-master.cli.' .. name)
 end
 
-local function is_verb(name)
-    for _, verb in ipairs(M.verbs) do
-        if verb == name then
-            return true
-        end
-    end
-    return false
+local IS_VERB = {}
+for _, name in ipairs(M.verbs) do
+    IS_VERB[name] = true
 end
 
 local function usage_error(ctx, message, verb)
@@ -89,7 +85,7 @@ end
 
 local function run_master(ctx, argv, first)
     local script, second = argv[first], argv[first + 1]
-    if second and is_verb(second) then
+    if second and IS_VERB[second] then
         local told = ('the verb comes first: dutch-master %s %s'):format(second, argv[first])
         return usage_error(ctx, told, M.verb(second))
     end
@@ -165,7 +161,7 @@ local function dispatch(ctx, argv)
     if not word then
         return usage_error(ctx, 'which script? Try `dutch-master master.lua`, or `dutch-master --help`')
     elseif word == '--help' or word == '-h' or word == 'help' then
-        if argv[2] and is_verb(argv[2]) then
+        if argv[2] and IS_VERB[argv[2]] then
             ctx.out(help.verb(M.verb(argv[2])))
         elseif argv[2] then
             return unknown_verb(ctx, argv[2])
@@ -182,12 +178,12 @@ local function dispatch(ctx, argv)
         return 0
     elseif word == '-t' then
         return run_verb(ctx, 'check', argv, 2)
-    elseif is_verb(word) then
+    elseif IS_VERB[word] then
         return run_verb(ctx, word, argv, 2)
     elseif word == '--' then
         return argv[2] and run_master(ctx, argv, 2) or usage_error(ctx, 'which script?')
     elseif word:sub(1, 1) == '-' then
-        local verb = argv[2] and is_verb(argv[2]) and argv[2]
+        local verb = argv[2] and IS_VERB[argv[2]] and argv[2]
         local hint = verb and ('options come after the verb: dutch-master %s %s'):format(verb, word)
             or word == '-v' and 'did you mean "-V", "--version"?'
         return usage_error(ctx, ('unknown option "%s"%s'):format(word, hint and (' (%s)'):format(hint) or ''),

@@ -1,6 +1,7 @@
 --- fake_control.lua: a control server over a platform of tables, whose turns of the loop are counted by hand.
 
 local cjson = require 'cjson'
+local Output = require 'dutch-master.log.output'
 local claims = require 'dutch-master.control.claim'
 local control = require 'dutch-master.control.server'
 
@@ -140,6 +141,9 @@ local function fake_log()
         end
     end
     function log.warn() end
+    function log.lost()
+        return 0
+    end
     function log:error(fields)
         self.errors[#self.errors + 1] = fields
     end
@@ -153,7 +157,7 @@ function M.new()
     local platform = world.platform
     function world.control(claim)
         return control.new { platform = platform, cluster = world.cluster, log = world.log, claim = claim,
-            is_kept = world.is_kept }
+            is_kept = world.is_kept, output = Output.new { platform = platform } }
     end
     function world.open(plan)
         local claim = assert(claims.take { platform = platform, script = SCRIPT, plan = plan })

@@ -61,7 +61,7 @@ local OBJECTS = {
     ['control/claim'] = {},
     ['control/server'] = {
         [AGAIN] = 'timer looking', ['who waits asks again, by its key'] = [[waiting promises held over is_promise
-            handled closed]], ['by the list of servers'] = 'kept servers',
+            handled]], ['by the list of servers'] = 'kept servers',
         ['names of what its own end closes'] = 'outliving',
     },
     ['keeper/upgrade'] = { ['who waits asks again'] = 'waiting', [AGAIN] = 'timer' },

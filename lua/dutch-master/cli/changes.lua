@@ -64,17 +64,11 @@ function M.run(ctx, verb, was_applied)
     return (client.ask(ctx, { verb = verb, key = client.key(ctx) }, {
         timeout_ms = EVALUATION_MS,
         timed_out = function()
-            ctx.err(('dutch-master: %s: %s: the script is being evaluated still, after %d s\n'):format(ctx.script_name,
-                verb, EVALUATION_MS / 1000))
-            return 124
+            return client.fail(ctx, ('%s: %s: the script is being evaluated still, after %d s'):format(ctx.script_name,
+                verb, EVALUATION_MS / 1000), 124)
         end,
         done = function(answer)
-            if ctx.options.json then
-                ctx.out(wire.encode(answer) .. '\n')
-            else
-                ctx.out(M.render(ctx, answer.changes, was_applied))
-            end
-            return 0
+            return client.tell(ctx, answer, M.render(ctx, answer.changes, was_applied))
         end,
         failed = function(error)
             if ctx.options.json then

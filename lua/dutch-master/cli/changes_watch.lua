@@ -102,15 +102,9 @@ end
 
 --- Begins to watch.
 -- @param ctx of the command line, with script
--- @param paths absolute
--- @return true, or nil, message
+-- @param paths absolute, of what is there
 function M.start(ctx, paths)
     local uv = require 'luv'
-    for _, path in ipairs(paths) do
-        if not ctx.platform.stat(path) then
-            return nil, ('--watch: %s: no such file or directory'):format(path)
-        end
-    end
     -- Whatever goes wrong with one restart, the master goes on.
     local own = setmetatable({ options = {}, script_name = ctx.script, finished = true, names_script = true,
         out = ctx.err }, { __index = ctx })
@@ -125,7 +119,6 @@ function M.start(ctx, paths)
         self.timer:start(LOOK_MS)
     end)
     self.timer:start(LOOK_MS)
-    return true
 end
 
 return M

@@ -45,12 +45,9 @@ local function places(ctx)
     add(chosen ~= '' and chosen or nil)
     local owner = platform.stat(ctx.script)
     for _, uid in ipairs { platform.uid(), owner and owner.uid or platform.uid() } do
-        add(uid == 0 and '/run/dutch-master' or nil)
-        local account = platform.getuser(uid)
-        -- RuntimeDirectory= of examples/systemd/.
-        add(account and '/run/dutch-master-' .. account.name)
-        add(('/run/user/%d/dutch-master'):format(uid))
-        add(('/tmp/dutch-master-%d'):format(uid))
+        for _, dir in ipairs(masters.of_user(platform, uid)) do
+            add(dir)
+        end
     end
     -- Root asks for services of users that may have another name than the owner of the script.
     if platform.uid() == 0 then
@@ -61,11 +58,11 @@ local function places(ctx)
     return found
 end
 
---- The script may have chosen a path of its own.
-local function chosen_place(ctx)
+--- The plan that the script makes now, or nil.
+function M.plan(ctx)
     local text = ctx.platform.stat(ctx.script) and ctx.platform.check and ctx.platform.check(ctx.script)
     local checked = text and cjson.decode(text)
-    return type(checked) == 'table' and type(checked.plan) == 'table' and checked.plan.control_socket or nil
+    return type(checked) == 'table' and type(checked.plan) == 'table' and checked.plan or nil
 end
 
 --- The peer must be somebody whose answer counts: a socket in a directory that anybody may write to is nobody's word.
@@ -141,12 +138,24 @@ local function connect(ctx)
             return conn
         end
     end
-    local path = not ctx.options.socket and chosen_place(ctx)
-    local conn = path and try(path)
+    local plan = not ctx.options.socket and M.plan(ctx)
+    local conn = plan and plan.control_socket and try(plan.control_socket)
     if conn then
         return conn
     end
     return nil, message, code
+end
+
+--- Says why it fails. -> exit code, FAILED if none is given
+function M.fail(ctx, message, code)
+    ctx.err('dutch-master: ' .. message .. '\n')
+    return code or FAILED
+end
+
+--- Says what came of it: `value` as a line of JSON where that is wanted, else `text`. -> exit code
+function M.tell(ctx, value, text)
+    ctx.out(ctx.options.json and wire.encode(value) .. '\n' or text)
+    return 0
 end
 
 -- Several masters, and none was named: says which there are.
@@ -172,10 +181,6 @@ function M.finish(ctx, code)
         ctx.finished = true
         ctx.platform.stop(code)
     end
-end
-
-local function say(ctx, message)
-    ctx.err('dutch-master: ' .. message .. '\n')
 end
 
 --- Verbs after which it matters whether the master took notice.
@@ -204,30 +209,27 @@ local function no_master(ctx, request, message, code)
         return name_choices(ctx, ctx.verb or request.verb)
     end
     if code == 'EACCES' or code == 'EPERM' then
-        say(ctx, ('%s: the master belongs to %s (%s)\n  Ask as that user, or as root.'):format(ctx.script_name,
-            absent.owner(ctx.platform, ctx.refused_place), message))
-        return NOT_PERMITTED
+        return M.fail(ctx, ('%s: the master belongs to %s (%s)\n  Ask as that user, or as root.'):format(
+            ctx.script_name, absent.owner(ctx.platform, ctx.refused_place), message), NOT_PERMITTED)
     elseif not message and ctx.hidden_place and not ctx.options.socket then
         -- It must not pass for "not running": whoever asks would start it, and take that for a deploy.
         local told = '%s: this user cannot see whether it runs: %s belongs to %s\n  Ask as that user, or as root.'
-        say(ctx, told:format(ctx.script, ctx.hidden_place, absent.owner(ctx.platform, ctx.hidden_place)))
-        return NOT_PERMITTED
+        return M.fail(ctx, told:format(ctx.script, ctx.hidden_place, absent.owner(ctx.platform, ctx.hidden_place)),
+            NOT_PERMITTED)
     elseif message then
-        say(ctx, ('%s: %s'):format(ctx.script_name, message))
-        return FAILED
+        return M.fail(ctx, ('%s: %s'):format(ctx.script_name, message))
     end
     if ctx.options.json then
         ctx.out(wire.encode { running = false, script = ctx.script } .. '\n')
     end
+    local told = ('%s: not running (start it with `dutch-master %s`)'):format(ctx.script, ctx.script_name)
     if ctx.options.socket then
-        say(ctx, ('%s: no master listens there'):format(ctx.options.socket))
+        told = ctx.options.socket .. ': no master listens there'
     elseif not ctx.platform.stat(ctx.script) then
-        say(ctx, not ctx.names_script and no_script(ctx, ctx.verb or request.verb)
-            or ('%s: not running, and there is no such file'):format(ctx.script))
-    else
-        say(ctx, ('%s: not running (start it with `dutch-master %s`)'):format(ctx.script, ctx.script_name))
+        told = not ctx.names_script and no_script(ctx, ctx.verb or request.verb)
+            or ctx.script .. ': not running, and there is no such file'
     end
-    return NOT_RUNNING
+    return M.fail(ctx, told, NOT_RUNNING)
 end
 
 --- What on.lost gives to have the next master asked.
@@ -289,8 +291,8 @@ function M.ask(ctx, request, on)
     local function on_line(line)
         local answer = cjson.decode(line)
         if type(answer) == 'table' and type(answer.error) == 'table' and answer.error.code == 'EPERM' then
-            say(ctx, ('%s: not permitted: %s'):format(ctx.script_name, format.visible(answer.error.message)))
-            return M.finish(ctx, NOT_PERMITTED)
+            return M.finish(ctx, M.fail(ctx, ('%s: not permitted: %s'):format(ctx.script_name,
+                format.visible(answer.error.message)), NOT_PERMITTED))
         elseif type(answer) ~= 'table' or answer.id ~= request.id then
             return
         end
@@ -303,8 +305,7 @@ function M.ask(ctx, request, on)
             if on.failed then
                 return M.finish(ctx, on.failed(error))
             end
-            say(ctx, ('%s: %s'):format(request.verb, format.block(error.message)))
-            return M.finish(ctx, FAILED)
+            return M.finish(ctx, M.fail(ctx, ('%s: %s'):format(request.verb, format.block(error.message))))
         end
         leave(on.done(answer))
     end

@@ -48,6 +48,18 @@ function M.block(text)
     return table.concat(lines, '\n')
 end
 
+--- The last lines of what a worker wrote, at most `count`. @return list; empty where it wrote nothing
+function M.last_lines(text, count)
+    local lines = {}
+    for line in (text or ''):gmatch '[^\n]+' do
+        lines[#lines + 1] = M.visible(line)
+        if #lines > count then
+            table.remove(lines, 1)
+        end
+    end
+    return lines
+end
+
 --- What a verb says on stderr: whatever it quotes, of terminal sequences only our colours and the line of progress.
 function M.said(text)
     local parts, from = {}, 1
@@ -123,7 +135,7 @@ end
 --- Columns that a flexible column keeps.
 local FLEXIBLE_LEAST = 8
 
--- What a line of these columns takes at least.
+-- What a line of these columns takes at least; `least` is what a flexible one has to keep.
 local function least_width(columns, rows)
     local total = 2 * (#columns - 1)
     for _, column in ipairs(columns) do
@@ -131,7 +143,7 @@ local function least_width(columns, rows)
         for _, row in ipairs(rows) do
             widest = math.max(widest, M.width(row[column.index]))
         end
-        total = total + (column.flexible and math.min(FLEXIBLE_LEAST, widest) or widest)
+        total = total + (column.flexible and math.min(column.least or FLEXIBLE_LEAST, widest) or widest)
     end
     return total
 end
@@ -163,9 +175,9 @@ local function fitting(columns, rows, width)
     return kept
 end
 
---- Rows as lines with aligned columns. `columns` = { {title=, right=bool, flexible=bool, narrow=, drop=}, ... }. Where
--- a line is wider than `width`, `narrow` takes the title's place, then columns go, those with the lowest `drop` first,
--- and a flexible column is cut from the left.
+--- Rows as lines with aligned columns. `columns` = { {title, right, flexible, least, narrow, drop}, ... }. Where a line
+-- is wider than `width`, `narrow` takes the title's place, then columns go, those with the lowest `drop` first, and a
+-- flexible column is cut from the left.
 function M.table(all_columns, all_rows, width, utf8)
     local columns, rows = fitting(all_columns, all_rows, width), {}
     for i, row in ipairs(all_rows) do

@@ -27,14 +27,13 @@ local WATCH_MS = 1000
 local ROOT = 0
 
 local COLUMNS = {
-    { title = 'NAME' }, { title = 'STATE' }, { title = 'WORKERS', right = true }, { title = 'GEN', right = true },
-    { title = 'PID', right = true }, { title = 'UP', right = true }, { title = 'RSS', right = true },
-    { title = 'CPU', right = true }, { title = 'RESTARTS', right = true }, { title = 'VERDICT' },
-    { title = 'RELEASE', flexible = true }, { title = 'SCRIPT', flexible = true },
+    { title = 'NAME' }, { title = 'STATE' }, { title = 'WORKERS', right = true },
+    { title = 'GEN', right = true, drop = 4 }, { title = 'PID', right = true, drop = 2 },
+    { title = 'UP', right = true },
+    { title = 'RSS', right = true, drop = 6 }, { title = 'CPU', right = true, drop = 3 },
+    { title = 'RESTARTS', right = true, drop = 5 }, { title = 'VERDICT' },
+    { title = 'RELEASE', flexible = true, least = 24, drop = 1 }, { title = 'SCRIPT', flexible = true, least = 24 },
 }
-
---- What a narrow terminal does without, first to last.
-local EXPENDABLE = { 'RELEASE', 'PID', 'CPU', 'GEN', 'RESTARTS', 'RSS' }
 
 --- /srv/shop/current/master.lua -> shop: the first directory that says something, from the right.
 function M.short_name(script)
@@ -55,13 +54,9 @@ end
 
 --- What a status says, in short. Pure; `web` shows the same.
 function M.digest(snapshot)
-    local serving, rss, cpu, restarts = 0, snapshot.rss_kb or 0, snapshot.cpu_ms or 0, 0
-    local releases, seen, slots = {}, {}, {}
+    local rss, cpu, restarts = snapshot.rss_kb or 0, snapshot.cpu_ms or 0, 0
+    local releases, seen = {}, {}
     for _, worker in ipairs(snapshot.workers) do
-        if (worker.state == 'running' or worker.state == 'retiring') and not slots[worker.slot] then
-            slots[worker.slot] = true
-            serving = serving + 1
-        end
         rss = rss + (tonumber(worker.rss_kb) or 0)
         cpu = cpu + (tonumber(worker.cpu_ms) or 0)
         if worker.release and not seen[worker.release] then
@@ -75,8 +70,8 @@ function M.digest(snapshot)
     local verdict = snapshot.last_verdict
     return {
         name = M.short_name(snapshot.script), script = snapshot.script, state = snapshot.state, pid = snapshot.pid,
-        serving = serving, wanted = snapshot.wanted, generation = snapshot.generation, uptime_ms = snapshot.uptime_ms,
-        rss_kb = rss, cpu_ms = cpu, restarts = restarts, releases = releases,
+        serving = status.serving(snapshot.workers), wanted = snapshot.wanted, generation = snapshot.generation,
+        uptime_ms = snapshot.uptime_ms, rss_kb = rss, cpu_ms = cpu, restarts = restarts, releases = releases,
         verdict = type(verdict) == 'table' and verdict.result or nil, version = snapshot.version,
     }
 end
@@ -94,57 +89,19 @@ local function row(ctx, d)
     }
 end
 
-local function widest(rows, i)
-    local width = format.width(COLUMNS[i].title)
-    for _, cells in ipairs(rows) do
-        width = math.max(width, format.width(cells[i]))
-    end
-    return width
-end
-
---- Leaves out what there is no room for.
-local function fitting(rows, room)
-    local out = {}
-    for _, title in ipairs(EXPENDABLE) do
-        local total = -2
-        for i, column in ipairs(COLUMNS) do
-            if not out[column.title] then
-                total = total + 2 + math.min(widest(rows, i), column.flexible and 24 or 1000)
-            end
-        end
-        if not room or total <= room then
-            break
-        end
-        out[title] = true
-    end
-    local columns, kept = {}, {}
-    for i, column in ipairs(COLUMNS) do
-        if not out[column.title] then
-            columns[#columns + 1] = column
-            for r, cells in ipairs(rows) do
-                kept[r] = kept[r] or {}
-                table.insert(kept[r], cells[i])
-            end
-        end
-    end
-    return columns, kept
-end
-
---- found: what masters.ask gives. -> text, whether all is well
+--- found: what masters.ask gives. -> text
 function M.render(ctx, found)
-    local rows, notes, well = {}, {}, true
+    local rows, notes = {}, {}
     for _, master in ipairs(found) do
         if master.status then
             rows[#rows + 1] = row(ctx, M.digest(master.status))
         else
-            well = well and master.problem == 'foreign'
             notes[#notes + 1] = absent.note(ctx, master)
         end
     end
     local text = ''
     if rows[1] then
-        local columns, kept = fitting(rows, ctx.columns())
-        local lines = format.table(columns, kept, ctx.columns(), ctx.utf8)
+        local lines = format.table(COLUMNS, rows, ctx.columns(), ctx.utf8)
         lines[1] = ctx.paint('dim', lines[1])
         for i, line in ipairs(ctx.columns() and lines or {}) do
             lines[i] = format.cut(line, ctx.columns())
@@ -154,36 +111,33 @@ function M.render(ctx, found)
         text = ctx.platform.uid() == ROOT and 'No master runs here.\n'
             or 'No master of this user runs here. Root sees those of all users: sudo dutch-master list\n'
     end
-    return text .. table.concat(notes), well
+    return text .. table.concat(notes)
 end
 
 local function as_json(found)
-    local lines, well = {}, true
+    local lines = {}
     for i, master in ipairs(found) do
         local item
         if master.status then
             item = M.digest(master.status)
             item.running, item.socket = true, master.path
-            item.releases = item.releases[1] and item.releases or wire.EMPTY_LIST
+            item.releases = wire.list(item.releases)
         else
-            well = well and master.problem == 'foreign'
             item = { running = false, socket = master.path, problem = master.problem, message = master.message,
                 pid = master.pid, script = master.script }
         end
         lines[i] = wire.encode(item) .. '\n'
     end
-    return table.concat(lines), well
+    return table.concat(lines)
 end
 
 function M.run(ctx)
     local timer
     local function look()
         masters.ask(ctx.platform, { verb = 'status' }, function(found)
-            local text, well
-            if ctx.options.json then
-                text, well = as_json(found)
-            else
-                text, well = M.render(ctx, found)
+            local text, well = ctx.options.json and as_json(found) or M.render(ctx, found), true
+            for _, master in ipairs(found) do
+                well = well and (master.status ~= nil or master.problem == 'foreign')
             end
             if ctx.options.watch and ctx.tty and not ctx.options.json then
                 text = '\27[H' .. text:gsub('\n', '\27[K\n') .. '\27[J'

@@ -2,7 +2,6 @@
 -- `workerOutput` where its lines are stamped, or where more is asked for than the master remembers.
 -- The client asks on from the last line it has: a slow reader holds up nobody, and what it missed is counted.
 
-local cjson = require 'cjson.safe'
 local client = require 'dutch-master.cli.client'
 local wire = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
@@ -33,8 +32,7 @@ local M = {
 }
 
 local NOT_RUNNING = 3
-local NOTHING = "dutch-master: logs: no such line is kept\n"
-    .. "  Of stdout none is, unless the script says keepOutput = '1M' or so.\n"
+local NOTHING = "logs: no such line is kept\n  Of stdout none is, unless the script says keepOutput = '1M' or so."
 local DEFAULT_LINES = 100
 --- Pause after an answer: a flood is fetched a few times a second, not a line at a time.
 local PAUSE_MS = 50
@@ -80,10 +78,13 @@ function M.line(ctx, line, width)
         format.visible((line.text:gsub('\27%[[%d;]*m', '')))) -- colours are ours here
 end
 
+local function utc(time)
+    return ('%s.%03dZ'):format(os.date('!%Y-%m-%dT%H:%M:%S', math.floor(time)), math.floor(time % 1 * 1000))
+end
+
 local function show(ctx, state, line)
     if ctx.options.json then
-        line.time = ('%s.%03dZ'):format(os.date('!%Y-%m-%dT%H:%M:%S', math.floor(line.time)),
-            math.floor(line.time % 1 * 1000))
+        line.time = utc(line.time)
         return ctx.out(wire.encode(line) .. '\n')
     end
     state.width, state.shown = math.max(state.width, #tostring(line.worker)), true
@@ -91,17 +92,9 @@ local function show(ctx, state, line)
 end
 
 local function nothing_kept(ctx, file)
-    if file then
-        ctx.err(('dutch-master: %s keeps nothing to follow (keepOutput = 0), see %s\n'):format(ctx.script_name,
-            file.path))
-        return client.finish(ctx, 1)
-    end
-    ctx.err(('dutch-master: %s keeps nothing of what its workers write (keepOutput = 0)\n'):format(ctx.script_name))
-    client.finish(ctx, 1)
-end
-
-local function utc(time)
-    return ('%s.%03dZ'):format(os.date('!%Y-%m-%dT%H:%M:%S', math.floor(time)), math.floor(time % 1 * 1000))
+    local what = file and 'to follow (keepOutput = 0), see ' .. file.path
+        or 'of what its workers write (keepOutput = 0)'
+    client.finish(ctx, client.fail(ctx, ('%s keeps nothing %s'):format(ctx.script_name, what)))
 end
 
 local function show_stored(ctx, state, line)
@@ -117,7 +110,7 @@ local function cannot_tell(ctx, state, file)
     if file.stamped or not state.since and not ctx.options.worker then
         return false
     end
-    ctx.err(('dutch-master: logs: the lines of %s have no time and no worker (stampOutput = true): %s\n'):format(
+    client.fail(ctx, ('logs: the lines of %s have no time and no worker (stampOutput = true): %s'):format(
         file.path, file.kept and 'here is what the master remembers'
         or 'nothing of it can be shown by --since or --worker'))
     return true
@@ -135,16 +128,14 @@ local function show_file(ctx, state, file)
         end
     end)
     if not ok then
-        ctx.err(('dutch-master: logs: %s; here is what the master remembers\n'):format(message))
+        client.fail(ctx, ('logs: %s; here is what the master remembers'):format(message))
     end
     return ok
 end
 
 -- No master runs: the script says where the file is.
 local function show_what_is_left(ctx, state)
-    local text = ctx.platform.stat(ctx.script) and ctx.platform.check and ctx.platform.check(ctx.script)
-    local checked = text and cjson.decode(text)
-    local plan = type(checked) == 'table' and type(checked.plan) == 'table' and checked.plan
+    local plan = client.plan(ctx)
     local path = plan and plan.worker_output
     if type(path) == 'string' and path:sub(1, 1) == '/' and ctx.platform.stat(path) then
         local file = { path = path, stamped = plan.stamp_output, size = ctx.platform.stat(path).size }
@@ -198,8 +189,7 @@ local function follow(ctx, peer, state)
             silent = silent,
             done = function(answer, error)
                 if error then
-                    ctx.err(('dutch-master: logs: %s\n'):format(tostring(error.message)))
-                    return client.finish(ctx, 1)
+                    return client.finish(ctx, client.fail(ctx, 'logs: ' .. tostring(error.message)))
                 elseif answer.limit == 0 then
                     return nothing_kept(ctx, answer.file)
                 end
@@ -210,7 +200,7 @@ local function follow(ctx, peer, state)
                 state.after, state.more = answer.next, answer.more
                 if not answer.more and not ctx.options.follow then
                     if not state.shown and not ctx.options.json then
-                        ctx.err(NOTHING)
+                        client.fail(ctx, NOTHING)
                     end
                     return client.finish(ctx, 0)
                 elseif answer.more then
@@ -234,8 +224,7 @@ function M.run(ctx)
         end
     end
     local peer, code = client.peer(ctx, 'logs', function()
-        ctx.err(('dutch-master: %s: the master went away\n'):format(ctx.script_name))
-        client.finish(ctx, 1)
+        client.finish(ctx, client.fail(ctx, ctx.script_name .. ': the master went away'))
     end)
     if not peer then
         if code == NOT_RUNNING then

@@ -30,27 +30,31 @@ function M.services(platform)
     return children(platform, '/run', 'dutch-master-')
 end
 
+--- The directories that masters of a user may choose, the likely one first.
+function M.of_user(platform, uid)
+    local account = platform.getuser(uid)
+    local found = { uid == ROOT and '/run/dutch-master' or nil }
+    found[#found + 1] = account and '/run/dutch-master-' .. account.name -- RuntimeDirectory= of examples/systemd/
+    found[#found + 1] = ('/run/user/%d/dutch-master'):format(uid)
+    found[#found + 1] = ('/tmp/dutch-master-%d'):format(uid)
+    return found
+end
+
 local function directories(platform)
     local chosen = platform.environ().DUTCH_MASTER_RUNTIME_DIR
     if chosen and chosen ~= '' then
         return { chosen }
     end
-    local uid = platform.uid()
-    local account = platform.getuser(uid)
-    local found = { (platform.runtime_dir()) }
-    if uid == ROOT then
-        found[#found + 1] = '/run/dutch-master'
-        for _, list in ipairs { M.services(platform), children(platform, '/run/user', ''),
-            children(platform, '/tmp', 'dutch-master-') } do
-            for _, dir in ipairs(list) do
-                found[#found + 1] = dir:find '^/run/user/' and dir .. '/dutch-master' or dir
-            end
-        end
-        return found
+    local found, lists = { (platform.runtime_dir()) }, { M.of_user(platform, platform.uid()) }
+    if platform.uid() == ROOT then
+        lists = { { '/run/dutch-master' }, M.services(platform), children(platform, '/run/user', ''),
+            children(platform, '/tmp', 'dutch-master-') }
     end
-    found[#found + 1] = account and '/run/dutch-master-' .. account.name
-    found[#found + 1] = ('/run/user/%d/dutch-master'):format(uid)
-    found[#found + 1] = ('/tmp/dutch-master-%d'):format(uid)
+    for _, list in ipairs(lists) do
+        for _, dir in ipairs(list) do
+            found[#found + 1] = dir:find '^/run/user/[^/]+$' and dir .. '/dutch-master' or dir
+        end
+    end
     return found
 end
 

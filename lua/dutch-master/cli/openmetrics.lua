@@ -5,6 +5,7 @@
 local format = require 'dutch-master.cli.format'
 local measured = require 'dutch-master.channel.measured'
 local sorted_keys = require 'dutch-master.sorted_keys'
+local status = require 'dutch-master.cli.status'
 
 local M = {}
 
@@ -129,20 +130,17 @@ local function add_worker(add, labels, worker, now)
 end
 
 local function add_workers(add, base, s, now)
-    local states, served, serving = {}, {}, 0
+    local states = {}
     for _, state in ipairs(STATES) do
         states[state] = 0
     end
     for _, worker in ipairs(s.workers) do
         states[worker.state] = (states[worker.state] or 0) + 1
-        if (worker.state == 'running' or worker.state == 'retiring') and not served[worker.slot] then
-            served[worker.slot], serving = true, serving + 1
-        end
         add_worker(add, with(base, 'worker', worker.id, 'slot', worker.slot, 'generation', worker.generation), worker,
             now)
     end
     add('workers_wanted', base, s.wanted)
-    add('workers_serving', base, serving)
+    add('workers_serving', base, status.serving(s.workers))
     for _, state in ipairs(STATES) do
         add('workers', with(base, 'state', state), states[state])
         states[state] = nil

@@ -27,14 +27,6 @@ local M = {
 local CODES = { done = 0, aborted = 10, rolled_back = 11, superseded = 12, stopped = 1 }
 local STDERR_LINES = 20
 
-local function last_lines(text, count)
-    local lines = {}
-    for line in (text or ''):gmatch '[^\n]+' do
-        lines[#lines + 1] = line
-    end
-    return lines, math.max(1, #lines - count + 1)
-end
-
 --- How it ended, in words: "exited with code 1", "was killed by SIGKILL", "could not be started: the program: ...".
 function M.how_ended(report)
     if report.step then
@@ -68,12 +60,9 @@ local function explain_failure(ctx, failure)
     if failure.reason and failure.reason ~= failure.message and not UNTOLD[failure.reason] then
         ctx.err(('  %s\n'):format(format.visible(failure.reason)))
     end
-    local lines, first = last_lines(failure.stderr, STDERR_LINES)
+    local lines = format.last_lines(failure.stderr, STDERR_LINES)
     if lines[1] then
-        ctx.err '  the last it wrote to stderr:\n'
-        for i = first, #lines do
-            ctx.err('    ' .. format.visible(lines[i]) .. '\n')
-        end
+        ctx.err('  the last it wrote to stderr:\n    ' .. table.concat(lines, '\n    ') .. '\n')
     elseif failure.stderr then
         ctx.err '  it wrote nothing to stderr\n'
     end
@@ -191,23 +180,20 @@ local function wait(ctx)
         timeout_ms = ctx.options.timeout and ctx.options.timeout * 1000,
         timed_out = ctx.options.timeout and function()
             end_bar()
-            ctx.err(('dutch-master: not decided within %gs; the restart goes on (dutch-master status)\n'):format(
-                ctx.options.timeout))
-            return 124
+            return client.fail(ctx, ('not decided within %gs; the restart goes on (dutch-master status)'):format(
+                ctx.options.timeout), 124)
         end,
         failed = function(error)
             end_bar()
-            ctx.err(('dutch-master: restart: %s\n'):format(format.visible(error.message)))
-            return 1
+            return client.fail(ctx, 'restart: ' .. format.visible(error.message))
         end,
         lost = function()
             end_bar()
             return client.AGAIN
         end,
         gone = function()
-            ctx.err(('dutch-master: %s: the master went away before the restart was decided\n'):format(ctx.script_name)
-                .. '  `dutch-master list` shows what runs now.\n')
-            return 1
+            return client.fail(ctx, ctx.script_name .. ': the master went away before the restart was decided\n'
+                .. '  `dutch-master list` shows what runs now.')
         end,
         done = function(answer)
             end_bar()
@@ -227,12 +213,7 @@ function M.run(ctx)
     end
     return (client.ask(ctx, { verb = 'restart', key = client.key(ctx) }, {
         done = function(answer)
-            if ctx.options.json then
-                ctx.out(wire.encode(answer) .. '\n')
-            else
-                ctx.out 'Restart requested\n'
-            end
-            return 0
+            return client.tell(ctx, answer, 'Restart requested\n')
         end,
     }))
 end

@@ -1,7 +1,6 @@
 --- dutch-master scale: more or fewer workers, by the difference only.
 
 local client = require 'dutch-master.cli.client'
-local wire = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 
 --- As numWorkers of the script.
@@ -40,16 +39,11 @@ function M.run(ctx)
             if error.code == 'EINVAL' then
                 return ctx.usage(format.visible(error.message))
             end
-            ctx.err(('dutch-master: scale: %s\n'):format(format.visible(error.message)))
-            return 1
+            return client.fail(ctx, 'scale: ' .. format.visible(error.message))
         end,
         done = function(answer)
-            if ctx.options.json then
-                ctx.out(wire.encode { ok = true, from = answer.from, to = answer.to } .. '\n')
-            else
-                ctx.out(('%s, were %d\n'):format(format.plural(answer.to, 'worker'), answer.from))
-            end
-            return 0
+            return client.tell(ctx, { ok = true, from = answer.from, to = answer.to },
+                ('%s, were %d\n'):format(format.plural(answer.to, 'worker'), answer.from))
         end,
     }))
 end

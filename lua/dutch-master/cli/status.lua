@@ -97,24 +97,27 @@ function M.rows(ctx, status)
     return cells
 end
 
---- The line above the table.
-function M.headline(ctx, status)
-    local serving, seen = 0, {}
-    for _, worker in ipairs(status.workers) do
-        -- During a roll a slot has two for a moment: one place served all the same.
+--- The places in which a worker serves. During a restart one has two for a moment.
+function M.serving(workers)
+    local count, seen = 0, {}
+    for _, worker in ipairs(workers) do
         if (worker.state == 'running' or worker.state == 'retiring') and not seen[worker.slot] then
-            seen[worker.slot] = true
-            serving = serving + 1
+            seen[worker.slot], count = true, count + 1
         end
     end
+    return count
+end
+
+--- The line above the table.
+function M.headline(ctx, status)
     local roll = ''
     if status.roll then
         local elapsed = format.duration(status.roll.elapsed_ms)
         roll = (', %d of %d %s in %s'):format(status.roll.done, status.roll.total,
             status.roll.back and 'rolled back' or 'replaced', elapsed)
     end
-    return ('%s%s, %d of %s serving, generation %d'):format(M.paint_state(ctx, status.state), roll, serving,
-        format.plural(status.wanted, 'worker'), status.generation)
+    return ('%s%s, %d of %s serving, generation %d'):format(M.paint_state(ctx, status.state), roll,
+        M.serving(status.workers), format.plural(status.wanted, 'worker'), status.generation)
 end
 
 -- What workers of kind exec say of themselves by sd_notify.

@@ -34,8 +34,7 @@ function M.run(ctx)
     return (client.ask(ctx, { verb = 'stop', wait = waiting and true or nil }, {
         timeout_ms = ctx.options.timeout and ctx.options.timeout * 1000,
         timed_out = ctx.options.timeout and function()
-            ctx.err(('dutch-master: not stopped within %gs; it goes on stopping\n'):format(ctx.options.timeout))
-            return 124
+            return client.fail(ctx, ('not stopped within %gs; it goes on stopping'):format(ctx.options.timeout), 124)
         end,
         event = function()
             accepted = true
@@ -46,8 +45,7 @@ function M.run(ctx)
                 exit_code = answer.exit_code
                 return nil
             end
-            ctx.out(ctx.options.json and '{"ok":true}\n' or 'Stop requested\n')
-            return 0
+            return client.tell(ctx, { ok = true }, 'Stop requested\n')
         end,
         lost = function()
             return exit_code and verdict() or client.AGAIN

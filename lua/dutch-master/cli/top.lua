@@ -382,14 +382,13 @@ function M.run(ctx)
             leave_screen(ctx)
         end
         if message then
-            ctx.err('dutch-master: ' .. message .. '\n')
+            client.fail(ctx, message)
         end
         client.finish(ctx, code)
         return code
     end
     if not (ctx.tty and ctx.platform.isatty(0)) then
-        ctx.err 'dutch-master: top needs a terminal (dutch-master status --watch does not)\n'
-        return 1
+        return client.fail(ctx, 'top needs a terminal (dutch-master status --watch does not)')
     end
     local code = start(ctx, view, quit)
     if code then

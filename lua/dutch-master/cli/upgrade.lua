@@ -70,7 +70,7 @@ local function told(ctx, answer)
         ctx.out(('Upgraded from %s to %s (%s)\n'):format(format.visible(verdict.from), format.visible(verdict.to),
             format.visible(verdict.image)))
     else
-        ctx.err(('dutch-master: upgrade: %s; version %s goes on\n'):format(format.visible(verdict.message),
+        client.fail(ctx, ('upgrade: %s; version %s goes on'):format(format.visible(verdict.message),
             format.visible(verdict.from)))
     end
     return done and 0 or OLD_GOES_ON
@@ -79,8 +79,7 @@ end
 function M.run(ctx)
     local program, message = ask_program(ctx.options.binary or ctx.platform.executable())
     if not program then
-        ctx.err('dutch-master: upgrade: ' .. message .. '\n')
-        return OLD_GOES_ON
+        return client.fail(ctx, 'upgrade: ' .. message, OLD_GOES_ON)
     end
     local request = { verb = 'upgrade', key = client.key(ctx), binary = program.binary, version = program.version,
         reads = program.reads }
@@ -96,13 +95,12 @@ function M.run(ctx)
             request.again = true -- the next master knows of it
         end,
         timed_out = function()
-            ctx.err(('dutch-master: not decided within %gs; the upgrade goes on (dutch-master status)\n'):format(
-                ctx.options.timeout or VERDICT_MS / 1000))
-            return 124
+            return client.fail(ctx, ('not decided within %gs; the upgrade goes on (dutch-master status)'):format(
+                ctx.options.timeout or VERDICT_MS / 1000), 124)
         end,
         failed = function(error)
-            ctx.err(('dutch-master: upgrade: %s\n'):format(format.visible(error.message)))
-            return error.code == 'EREFUSED' and OLD_GOES_ON or 1
+            return client.fail(ctx, 'upgrade: ' .. format.visible(error.message),
+                error.code == 'EREFUSED' and OLD_GOES_ON or nil)
         end,
         done = function(answer)
             return told(ctx, answer)

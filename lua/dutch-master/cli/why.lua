@@ -65,10 +65,10 @@ local REASONS = {
     ['restart aborted'] = 'The restart it was started for was aborted',
 }
 
---- Whether it left because it was asked to, and in time.
 local WHO_ASKS = { control = 'the command line', script = 'the script', master = 'the master' }
 
-local function is_ordinary(report)
+--- Whether it left because it was asked to, and in time: nobody's concern.
+function M.is_ordinary(report)
     return report.unexpected == false and not report.killed and not report.step and report.was_ready ~= false
 end
 
@@ -150,14 +150,11 @@ function M.explain(ctx, report)
     if report.release then
         add('  It ran in ' .. format.visible(report.release))
     end
-    local written = {}
-    for line in (report.stderr or ''):gmatch '[^\n]+' do
-        written[#written + 1] = line
-    end
+    local written = format.last_lines(report.stderr, STDERR_LINES)
     if written[1] then
         add '  The last it wrote to stderr:'
-        for i = math.max(1, #written - STDERR_LINES + 1), #written do
-            add('    ' .. format.visible(written[i]))
+        for _, line in ipairs(written) do
+            add('    ' .. line)
         end
     elseif report.stderr_unknown then
         add('  Its stderr is not known: ' .. format.visible(report.stderr_unknown))
@@ -167,9 +164,6 @@ function M.explain(ctx, report)
     return lines
 end
 
---- Whether that is so: nobody's concern.
-M.is_ordinary = is_ordinary
-
 --- One line for an exit that is nobody's concern.
 function M.mention(report)
     local text = ('Worker %s (slot %s, generation %s) left as it should%s. %s'):format(tostring(report.worker),
@@ -177,25 +171,9 @@ function M.mention(report)
     return (text:gsub('%s+$', ''))
 end
 
-local function newest_first(exits)
-    local copy = {}
-    for i = 1, #exits do
-        copy[i] = exits[i]
-    end
-    if copy[1] and copy[#copy].at and copy[1].at and copy[1].at < copy[#copy].at then
-        local reversed = {}
-        for i = #copy, 1, -1 do
-            reversed[#reversed + 1] = copy[i]
-        end
-        return reversed
-    end
-    return copy
-end
-
 --- Who wanted a restart or a stop: "SIGUSR2, sent by process 12 (kill, run by bash) of user root".
 local function requester(ctx, request)
-    local what = request.signal or WHO_ASKS[request.cause]
-        or format.visible(request.cause)
+    local what = request.signal or WHO_ASKS[request.cause] or format.visible(request.cause)
     local by = request.by
     if not by then
         return what
@@ -263,8 +241,7 @@ function M.run(ctx)
                     tostring(answer.alive.pid), answer.alive.state, format.duration(answer.alive.uptime_ms)))
                 return 0
             elseif id and not answer.exits[1] then
-                ctx.err(('dutch-master: no worker %d is known (the last 100 exits are)\n'):format(id))
-                return 1
+                return client.fail(ctx, ('no worker %d is known (the last 100 exits are)'):format(id))
             elseif not id then
                 explain_now(ctx, answer)
                 if not answer.exits[1] then
@@ -272,16 +249,17 @@ function M.run(ctx)
                     return 0
                 end
             end
-            for i, report in ipairs(newest_first(answer.exits)) do
-                if i > SHOWN and not ctx.options.all then
-                    ctx.out(('%d earlier: --all\n'):format(#answer.exits - SHOWN))
-                    break
-                end
-                if is_ordinary(report) and not id then
+            local left = ctx.options.all and 0 or #answer.exits - SHOWN
+            for i = #answer.exits, math.max(left, 0) + 1, -1 do -- the newest first
+                local report = answer.exits[i]
+                if M.is_ordinary(report) and not id then
                     say(ctx, M.mention(report) .. '\n')
                 else
                     say(ctx, table.concat(M.explain(ctx, report), '\n') .. '\n\n')
                 end
+            end
+            if left > 0 then
+                ctx.out(('%d earlier: --all\n'):format(left))
             end
             return 0
         end,

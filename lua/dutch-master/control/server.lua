@@ -29,27 +29,17 @@ local MAX_ANSWERS = 32
 local Control = {}
 Control.__index = Control
 
---- { platform, cluster, log, output, claim, is_kept, upgrade, also = what else is looked after, or nil }
-function M.new(world)
-    return setmetatable({
-        platform = world.platform,
-        cluster = world.cluster,
-        log = world.log,
-        output = world.output,
-        claim = world.claim,
-        also = world.also,
-        upgrade = world.upgrade,
-        is_kept = world.is_kept, -- another master goes on if this one dies
-        servers = {},
-        opened = 0,
-        answers = {}, -- {key, said}
-        outliving = 0, -- connections: see Answer:outlive
-        kept = {}, -- server -> {name, path}
-        waiting = {},
-        promises = {}, -- lines {client, text} that go out when the state is kept of which they speak
-        handled = 0,
-        closed = false,
-    }, Control)
+--- @param options {platform, cluster, log, output, claim, is_kept = another master goes on if this one dies, upgrade,
+--   also = what else is looked after, or nil}
+function M.new(options)
+    local self = setmetatable(options, Control)
+    self.servers, self.opened = {}, 0
+    self.answers = {} -- {key, said}
+    self.outliving = 0 -- connections: see Answer:outlive
+    self.kept = {} -- server -> {name, path}
+    self.waiting, self.handled = {}, 0
+    self.promises = {} -- lines {client, text} that go out when the state is kept of which they speak
+    return self
 end
 
 --- One request, and its one answer.

@@ -98,21 +98,6 @@ function Systemd:send_rest()
     self.again:stop()
 end
 
-local function serving(state)
-    if state.serving then
-        return state.serving
-    end
-    local count, seen = 0, {}
-    for i, worker in ipairs(state.workers or {}) do
-        local slot = worker.slot or i
-        if (worker.state == 'running' or worker.state == 'retiring') and not seen[slot] then
-            seen[slot] = true
-            count = count + 1
-        end
-    end
-    return count
-end
-
 local function verdict_text(verdict)
     if not verdict or verdict.result == 'done' then
         return ''
@@ -124,14 +109,13 @@ end
 --- One line for `systemctl status`.
 function Systemd.status(state)
     local text
-    local count = ('%d of %d workers'):format(serving(state), state.wanted)
+    local count = ('%d of %d workers'):format(state.serving, state.wanted)
     if state.failure then
         text = state.failure
     elseif state.state == 'booting' then
         text = 'starting, ' .. count .. ' ready'
     elseif state.state == 'stopping' then
-        local left = state.processes or #(state.workers or {})
-        text = ('stopping, %d worker%s left'):format(left, left == 1 and '' or 's')
+        text = ('stopping, %d worker%s left'):format(state.processes, state.processes == 1 and '' or 's')
     else
         text = ('%s serving, generation %d'):format(count, state.generation)
         if state.roll then
@@ -189,7 +173,7 @@ function Systemd:on_state(state)
         lines[#lines + 1] = 'STATUS=' .. text
     end
     -- A step is a worker more or fewer, ready or replaced.
-    local step = table.concat({ state.state, serving(state), state.roll and state.roll.done or '',
+    local step = table.concat({ state.state, state.serving, state.roll and state.roll.done or '',
         state.state == 'stopping' and state.processes or '', state.restarts or '' }, ' ')
     if step ~= self.step then
         self.step, self.extend_until = step, self.platform.now() + (state.patience_ms or math.huge)

@@ -18,16 +18,11 @@ function verbs.ping(_, _, answer)
 end
 
 function verbs.status(control, _, answer)
-    local snapshot = control.cluster:snapshot()
-    local copy = {}
-    for key, value in pairs(snapshot) do
-        copy[key] = value
-    end
-    copy.workers, copy.slots = wire.list(copy.workers), wire.list(copy.slots)
-    copy.log_lost = control.log.lost and control.log:lost()
-    copy.output = control.output and { lines = control.output.lines, bytes = control.output.bytes,
-        limit = control.output.limit }
-    answer:done { status = copy }
+    local status, output = control.cluster:snapshot(), control.output
+    status.workers, status.slots = wire.list(status.workers), wire.list(status.slots)
+    status.log_lost = control.log:lost()
+    status.output = { lines = output.lines, bytes = output.bytes, limit = output.limit }
+    answer:done { status = status }
 end
 
 local function key_of(request)

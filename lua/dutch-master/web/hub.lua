@@ -103,7 +103,7 @@ function Hub:serve(write)
     for _, watcher in pairs(self.watchers) do
         all[#all + 1] = watcher:whole()
     end
-    local ok = write('retry: 1000\n\n' .. message('init', { masters = all[1] and all or wire.EMPTY_LIST,
+    local ok = write('retry: 1000\n\n' .. message('init', { masters = wire.list(all),
         hostname = self.platform.hostname(), version = self.platform.version }))
     while ok and not client.closed do
         if #client.queue == 0 and not client.wake:wait(HEARTBEAT_S) then

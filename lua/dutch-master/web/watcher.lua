@@ -140,7 +140,7 @@ end
 
 local function plain_lists(d)
     for _, name in ipairs { 'workers', 'slots', 'releases' } do
-        d[name] = d[name] and d[name][1] and d[name] or wire.EMPTY_LIST
+        d[name] = wire.list(d[name])
     end
     return d
 end
@@ -171,7 +171,7 @@ local function note_exits(self, link, status)
 end
 
 function Watcher:say_exits()
-    return { id = self.id, exits = self.exits[1] and self.exits or wire.EMPTY_LIST }
+    return { id = self.id, exits = wire.list(self.exits) }
 end
 
 local function away(self, what)
@@ -267,12 +267,9 @@ end
 
 --- Everything there is to know, for a page that was just opened.
 function Watcher:whole()
-    local function full(items)
-        return items[1] and items or wire.EMPTY_LIST
-    end
     return { id = self.id, master = self.now and not self.problem and self.now or self:say_away(),
-        samples = full(self.samples), records = full(self.records), lines = full(self.lines),
-        exits = full(self.exits) }
+        samples = wire.list(self.samples), records = wire.list(self.records), lines = wire.list(self.lines),
+        exits = wire.list(self.exits) }
 end
 
 function Watcher:close()

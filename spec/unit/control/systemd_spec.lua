@@ -166,12 +166,6 @@ describe('systemd', function()
         systemd:close()
     end)
 
-    it('counts workers of a whole snapshot', function()
-        local workers = { { state = 'running' }, { state = 'retiring' }, { state = 'starting' } }
-        assert.equal('2 of 3 workers serving, generation 7',
-            Systemd.status { state = 'steady', wanted = 3, generation = 7, workers = workers })
-    end)
-
     it('tells a manager that was busy later, all of it and in order', function()
         environ.WATCHDOG_USEC = '3000000'
         local sd = Systemd.new { platform = platform }
