@@ -49,7 +49,8 @@ end
 --- Defines a machine.
 -- @param definition {name, initial, events = {names}, states = {state = {event = cell}},
 --   deadline = {state = function(object) -> ms or nil}, news = true, or a list of states: that it is in
---   one of these now is for on_settled to hear; keeps = true: for on_touched}
+--   one of these now is for on_settled to hear; keeps = true: for on_touched, and that its text in the state is not
+--   what it keeps any more (keeper/estate.lua)}
 --   Events that a state ignores can be named in one cell, ignores = 'event event', and those that cannot come there
 --   in another, bugs = 'event event'. Every other cell is ignore, bug, or a function(object, ...) that returns the next
 --   state, or nil to stay (its deadline runs on). Returning the present state enters it again, with a new deadline.
@@ -152,7 +153,9 @@ local function step(self, object, event, ...)
     elseif cell == M.bug then
         self.on_bug(object, event)
     elseif cell ~= M.ignore then
-        self.touched = definition.keeps and self.on_touched ~= nil or self.touched
+        if definition.keeps then
+            object.part, self.touched = nil, self.on_touched ~= nil
+        end
         local to = cell(object, ...)
         if to then
             assert(definition.states[to], to)

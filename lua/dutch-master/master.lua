@@ -603,7 +603,7 @@ local function collect(self, book)
         return nil
     end
     return {
-        script = self.path, restart_signal = self.restart_signal, store = Host.keep(self),
+        script = self.path, restart_signal = self.restart_signal, store = Host.keep(self, book),
         claim = self.claim_held:keep(book),
         launcher = self.launcher:keep(book), sockets = self.sockets:keep(book), cluster = self.cluster:keep(book),
         control = self.control:keep(book), upgrade = self.upgrade:keep(),
@@ -614,7 +614,7 @@ end
 -- @return an exit code if what a former master has left cannot be read
 local function be_kept(self, kept)
     self.writer = State.writer {
-        platform = self.platform,
+        platform = self.platform, checks = self.platform.checks_state(),
         log = function()
             return self.log
         end,

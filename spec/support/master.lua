@@ -566,6 +566,9 @@ local function problems(self, options)
     check(options.files_left or #files == 0, 'files left in its runtime directory: %s', table.concat(files, ' '))
     local reports = self:sanitizer_reports()
     check(reports == '', 'sanitizer:\n%s', reports)
+    for _, record in ipairs(self.log) do
+        check(not record.msg:find('Internal error', 1, true), '%s: %s', record.msg, record.traceback)
+    end
     return found
 end
 

@@ -8,10 +8,11 @@ local function read(path)
     return text
 end
 
--- Names of parts, and of what an object was made with: another master makes it with its own.
+-- Names of parts, and of what an object was made with: another master makes it with its own. `part`: what is kept, as
+-- it was written last.
 local GIVEN = {}
 for name in ([[platform agenda log on sockets launcher tickets output cluster claim upgrade rules script balance inherited
-    borrowed rule fallback watchdog_ms worker_id channel query spare_fd backlog also is_kept want]]):gmatch '[%a_]+' do
+    borrowed rule fallback watchdog_ms worker_id channel query spare_fd backlog also is_kept want part]]):gmatch '[%a_]+' do
     GIVEN[name] = true
 end
 

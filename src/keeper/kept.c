@@ -151,8 +151,12 @@ void dm_kept_touch(struct dm_kept *kept) {
     kept->dirty = true;
 }
 
-int dm_kept_write(struct dm_kept *kept, const char *text, size_t size) {
+int dm_kept_write(struct dm_kept *kept, const struct iovec *parts, size_t count) {
     struct dm_keeper_memory *memory = kept->link.memory;
+    size_t size = 0;
+    for (size_t i = 0; i < count; i++) {
+        size += parts[i].iov_len;
+    }
     if (!kept->open) {
         return -ENOTCONN;
     }
@@ -163,9 +167,13 @@ int dm_kept_write(struct dm_kept *kept, const char *text, size_t size) {
     const int half = (int)(number % 2);
     memory->snapshots[half].number = 0;
     __sync_synchronize();
-    memcpy(memory->text[half], text, size);
+    char *end = memory->text[half];
+    for (size_t i = 0; i < count; i++) {
+        memcpy(end, parts[i].iov_base, parts[i].iov_len);
+        end += parts[i].iov_len;
+    }
     memory->snapshots[half].size = size;
-    memory->snapshots[half].sum = dm_keeper_sum(text, size);
+    memory->snapshots[half].sum = dm_keeper_sum(memory->text[half], size);
     __sync_synchronize();
     memory->snapshots[half].number = number;
     return 0;

@@ -6,6 +6,7 @@
 #include "base/poll.h"
 #include "keeper/held.h"
 
+#include <sys/uio.h>
 #include <uv.h>
 
 struct dm_kept;
@@ -70,7 +71,7 @@ void dm_kept_renew(struct dm_kept *kept);
 
 /* on_write comes before the loop waits again, or 20 ms later where snapshots take long. */
 void dm_kept_touch(struct dm_kept *kept);
-int dm_kept_write(struct dm_kept *kept, const char *text, size_t size);
+int dm_kept_write(struct dm_kept *kept, const struct iovec *parts, size_t count);
 
 /* index -1: a free one. -> as it was left by one who died in the middle of something */
 enum dm_keeper_mark dm_mark_open(struct dm_mark *mark, struct dm_kept *kept, int index,

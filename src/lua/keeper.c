@@ -152,10 +152,28 @@ int core_touch(lua_State *L) {
     return 0;
 }
 
+/* keep(texts): a snapshot is these strings, one after the other. */
 int core_keep(lua_State *L) {
-    size_t size;
-    const char *text = luaL_checklstring(L, 1, &size);
-    return dm_lua_result(L, dm_kept_write(kept_of(L), text, size), "snapshot");
+    luaL_checktype(L, 1, LUA_TTABLE);
+    const size_t count = lua_objlen(L, 1);
+    struct iovec *parts = lua_newuserdata(L, (count + 1) * sizeof *parts);
+    for (size_t i = 0; i < count; i++) {
+        lua_rawgeti(L, 1, (int)i + 1);
+        luaL_argcheck(L, lua_type(L, -1) == LUA_TSTRING, 1, "strings");
+        parts[i].iov_base = (void *)(uintptr_t)lua_tolstring(L, -1, &parts[i].iov_len);
+        lua_pop(L, 1); /* the list has it */
+    }
+    return dm_lua_result(L, dm_kept_write(kept_of(L), parts, count), "snapshot");
+}
+
+/* Whether each snapshot is to be made a second time: see keeper/estate.lua. */
+int core_checks_state(lua_State *L) {
+#ifdef DM_CHECK_STATE
+    lua_pushboolean(L, true);
+#else
+    lua_pushboolean(L, false);
+#endif
+    return 1;
 }
 
 /* keep_fd(name, fd [, pid]) */

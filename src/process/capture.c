@@ -99,7 +99,7 @@ char *dm_capture_tail(const struct dm_capture *c, size_t *length) {
 }
 
 int dm_capture_fd(const struct dm_capture *c) {
-    return c->fd;
+    return c->fd >= 0 ? c->fd : c->ended;
 }
 
 uint64_t dm_capture_lost(const struct dm_capture *c) {

@@ -20,4 +20,4 @@ uint64_t dm_capture_lost(const struct dm_capture *capture); /* bytes that `targe
 /* The child is dead: takes what is still in the pipe, and stops even if somebody holds it open. */
 void dm_capture_finish(struct dm_capture *capture);
 void dm_capture_close(struct dm_capture *capture); /* on_freed follows from the loop */
-int dm_capture_fd(const struct dm_capture *c);     /* -1 at its end */
+int dm_capture_fd(const struct dm_capture *c);     /* the same until it is closed */

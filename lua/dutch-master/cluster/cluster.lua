@@ -457,17 +457,21 @@ local KEPT = { 'state', 'started_at', 'generation', 'newest', 'wanted', 'configu
 -- Exits that another master can tell of, and bytes of the last words of each.
 local EXITS_HANDED_ON, WORDS_HANDED_ON = 20, 500
 
-local function keep_reports(self)
+local function keep_report(report)
+    local copy = {}
+    for key, value in pairs(report) do
+        copy[key] = value
+    end
+    copy.stderr = copy.stderr and copy.stderr:sub(-WORDS_HANDED_ON)
+    return copy
+end
+
+local function keep_reports(self, book)
     local kept = {}
     for i = math.max(#self.reports - EXITS_HANDED_ON, 0) + 1, #self.reports do
-        local copy = {}
-        for key, value in pairs(self.reports[i]) do
-            copy[key] = value
-        end
-        copy.stderr = copy.stderr and copy.stderr:sub(-WORDS_HANDED_ON)
-        kept[#kept + 1] = copy
+        kept[#kept + 1] = book:constant(self.reports[i], keep_report)
     end
-    return kept
+    return book:list(kept)
 end
 
 -- The restart that was asked for last and has no verdict.
@@ -480,22 +484,24 @@ end
 
 --- For another master: see keeper/estate.lua.
 function Cluster:keep(book)
-    local kept = { slots = {}, workers = {}, reports = keep_reports(self), totals = self.totals:keep(),
-        restart = keep_restart(self), failure = self.failure or self.unsaid and self.unsaid.message }
+    local slots, workers = {}, {}
+    local kept = { reports = keep_reports(self, book), totals = self.totals:keep(), restart = keep_restart(self),
+        failure = self.failure or self.unsaid and self.unsaid.message }
     for _, field in ipairs(KEPT) do
         kept[field] = self[field]
     end
     for i, slot in ipairs(self.slots) do
-        kept.slots[i] = slot:keep()
+        slots[i] = book:part(slot)
         local incoming = slot.incoming
         if incoming and not self.workers[incoming.id] then
-            kept.workers[#kept.workers + 1] = incoming:keep(book)
+            workers[#workers + 1] = book:part(incoming)
         end
     end
     for _, worker in pairs(self.workers) do
-        kept.workers[#kept.workers + 1] = worker:keep(book)
+        workers[#workers + 1] = book:part(worker)
     end
-    return kept
+    kept.slots, kept.workers = book:list(slots), book:list(workers)
+    return book:object(kept)
 end
 
 local function resume_workers(self, kept, former)

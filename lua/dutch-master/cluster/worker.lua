@@ -78,6 +78,12 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Forking
 
+-- What another master would go on from is different, where no event says so.
+local function changed(self)
+    self.part = nil
+    self.platform.touch()
+end
+
 local function on_message(self, message, text)
     if type(message) == 'table' and message.event == 'request-restart' then
         return self.agenda:post(self, 'request_restart')
@@ -100,7 +106,10 @@ local function start_conversation(self)
         channel = self.child,
         query = function(request, reply)
             request.as = rights_of(self.plan, self.platform)
-            self.sockets:query(self.id, request, reply, self.generation)
+            self.sockets:query(self.id, request, function(...)
+                changed(self)
+                reply(...)
+            end, self.generation)
         end,
         spare_fd = function()
             return self.sockets:spare_datagram()
@@ -169,6 +178,7 @@ local function new_health(self)
                 self.agenda:post(self, 'ready', facts)
             end,
             alive = function()
+                self.part = nil -- where it means nothing more than that
                 self.agenda:post(self, 'alive')
             end,
             hung = function(why)
@@ -186,6 +196,7 @@ end
 
 local function hear_notices(self)
     return function(fields)
+        self.part = nil
         if not fields.WATCHDOG then -- that comes all the time
             self.platform.touch()
         end
@@ -240,11 +251,11 @@ local TRANSIENT = { load = true, metrics = true, message = true, ack = true, unk
 -- What its process tells the master.
 local function listen_to(self, fields)
     function fields.on_exec()
-        self.exec_at = self.platform.now()
+        self.exec_at, self.part = self.platform.now(), nil
     end
     function fields.on_line(_, line, had_fd)
         if not TRANSIENT[self.conversation:line(line, had_fd)] then
-            self.platform.touch()
+            changed(self)
         end
     end
     function fields.on_skipped(_, length, had_fd)
@@ -257,6 +268,7 @@ local function listen_to(self, fields)
         if reason then
             self.log:warn({ reason = reason }, 'Channel of the worker failed')
         end
+        changed(self)
         self.agenda:post(self, 'closed')
     end
     fields.lingers = true -- the worker is its whole group
@@ -489,18 +501,23 @@ end
 --- Hands it over. done(accepted) comes later, once, if this returns true.
 -- @return whether it was handed over
 function Worker:rescue(fd, done, name)
-    return self:takes(name) and self.conversation:newconn(fd, done, name) == true
+    if not self:takes(name) then
+        return false
+    end
+    self.part = nil
+    return self.conversation:newconn(fd, done, name) == true
 end
 
 --- It is to be replaced: because it asked for it, hangs, or is too large or too old. Who has no place any more goes on.
 function Worker:replace(why)
     self.leaving:blame(why)
+    changed(self)
     self.on.replace(self, why)
 end
 
 --- The kernel has killed another process of ours for want of memory: that death says nothing about this one's.
 function Worker:other_ran_out_of_memory()
-    self.oom_kills_before = self.oom_kills_before and self.oom_kills_before + 1
+    self.oom_kills_before, self.part = self.oom_kills_before and self.oom_kills_before + 1, nil
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -709,7 +726,10 @@ local function leaving(self, let_go)
     self.log:info('Worker leaves by itself')
     self.asks = 'nothing'
     self.leaving:allow(self.plan.stop_timeout_ms)
-    self.sockets:leave(self.id, let_go)
+    self.sockets:leave(self.id, function()
+        changed(self)
+        let_go()
+    end)
     lose(self, 'left by itself')
     return 'stopping'
 end

@@ -1,78 +1,103 @@
 --- estate.lua: what of a master outlives it: plain values in a snapshot, and the names of descriptors in the keeper's
 -- store (src/keeper/keeper.h). Who has something to keep says it by `keep(book)`, and is made again from that by its
 -- `resume`. A snapshot never names a descriptor that is not in the store by then, and one leaves the store only when no
--- snapshot names it any more.
+-- snapshot names it any more. Objects that have not changed are not written again: see book.lua. Where the program is
+-- built to be checked (DM_CHECK_STATE) each snapshot is made a second time, of all objects, and one that is different
+-- is an internal error.
 
-local cjson = require 'cjson.safe'
+local books = require 'dutch-master.keeper.book'
 
 -- What each version of a state has that the one before has not is made by the function of the former one.
 local M = { VERSION = 2, READS = { 1, 2 } }
 
-local json = cjson.new()
-json.decode_max_depth(64)
-json.encode_max_depth(64)
-json.encode_sparse_array(true)
-json.encode_invalid_numbers(true)
-json.decode_invalid_numbers(true)
+local json = books.json
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Writing
 
-local Book = {}
-Book.__index = Book
-
---- Notes a descriptor of ours under a name that nothing else ever has. @return the name, nil if there is none
--- @param pid whose pidfd it is, or nil
-function Book:fd(name, fd, pid)
-    if fd then
-        self.fds[name] = { fd = fd, pid = pid }
-        return name
-    end
-end
-
--- What was shared before: it is never changed.
-local texts = setmetatable({}, { __mode = 'k' })
-
---- Notes a table of plain values, which nobody changes, once, however many have its like. @return its number
-function Book:share(value)
-    local text = texts[value] or json.encode(value) or ''
-    texts[value] = text
-    local number = self.numbers[text]
-    if not number then
-        number = #self.shared + 1
-        self.shared[number], self.numbers[text] = value, number
-    end
-    return number
-end
-
 local Writer = {}
 Writer.__index = Writer
 
---- @param options {platform, log, collect = function(book) -> the state, a table of plain values; nil: not yet}
+--- @param options {platform, log, checks = each snapshot is compared with one that is made anew,
+--   collect = function(book) -> the state as a table of plain values, parts and what is made of them; nil: not yet}
 function M.writer(options)
-    return setmetatable({ platform = options.platform, log = options.log, collect = options.collect, kept = {} },
-        Writer)
+    return setmetatable({ platform = options.platform, log = options.log, collect = options.collect,
+        checks = options.checks, round = 0,
+        kept = {}, -- name -> the descriptor, as the store has it
+        owner = {}, -- name -> the newest part that names it; has_others: some have none
+        has_others = false,
+        parts = {}, -- part -> the round in which it was last part of a snapshot
+        shared = books.shared(),
+    }, Writer)
 end
 
--- What the store holds is what the newest snapshot names.
-local function put(self, fds)
-    for name, held in pairs(fds) do
-        if self.kept[name] ~= held.fd then
-            local ok, message = self.platform.keep_fd(name, held.fd, held.pid)
+-- What a part names is in the store before the part is in a snapshot.
+local function put(self, part)
+    for _, held in ipairs(part.fds) do
+        if self.kept[held.name] ~= held.fd then
+            local ok, message = self.platform.keep_fd(held.name, held.fd, held.pid)
             if not ok then
                 return nil, message
             end
-            self.kept[name] = held.fd
+            self.kept[held.name] = held.fd
         end
+        self.owner[held.name] = part
     end
     return true
 end
 
-local function drop(self, fds)
-    for name in pairs(self.kept) do
-        if not fds[name] then
-            self.platform.drop_fd(name)
-            self.kept[name] = nil
+-- It is in no snapshot yet: what is in the store for it goes, unless it is there next time.
+local function disown(self, part)
+    for _, held in ipairs(part.fds) do
+        self.owner[held.name] = nil
+    end
+    self.has_others = true
+end
+
+local function take_in(self, parts)
+    for _, part in ipairs(parts) do
+        if not self.parts[part] then
+            local ok, message = put(self, part)
+            if not ok then
+                disown(self, part)
+                return nil, message
+            end
+            for _, entry in ipairs(part.shared) do
+                entry.users = entry.users + 1
+            end
+        end
+        self.parts[part] = self.round
+    end
+    return true
+end
+
+local function drop(self, name)
+    self.platform.drop_fd(name)
+    self.kept[name], self.owner[name] = nil, nil
+end
+
+-- No snapshot has these parts any more.
+local function let_go(self)
+    for part, round in pairs(self.parts) do
+        if round ~= self.round then
+            self.parts[part] = nil
+            for _, held in ipairs(part.fds) do
+                if self.owner[held.name] == part then
+                    drop(self, held.name)
+                end
+            end
+            for _, entry in ipairs(part.shared) do
+                entry.users = entry.users - 1
+            end
+        end
+    end
+    self.shared:sweep()
+    if self.has_others then
+        self.has_others = false
+        for name in pairs(self.kept) do
+            if not self.owner[name] then
+                drop(self, name)
+            end
         end
     end
 end
@@ -85,39 +110,97 @@ local function complain(self, message)
     return nil, message
 end
 
---- Writes a snapshot, if anything is different. @return true, or nil, message
-function Writer:write()
-    local book = setmetatable({ fds = {}, shared = {}, numbers = {} }, Book)
+-- @return the whole as a list of texts, and its parts; or nil, message
+local function compose(self, anew)
+    local book = books.new(self.shared, anew)
     local state = self.collect(book)
     if not state then
         return nil, 'there is nothing to go on from yet'
     end
-    state.version, state.shared = M.VERSION, book.shared
-    local text, message = json.encode(state)
-    if not text then
-        return complain(self, message)
+    state.version, state.shared = M.VERSION, self.shared:texts()
+    local texts, parts = book:close(state)
+    if not texts then
+        return complain(self, parts)
     end
-    local ok
-    ok, message = put(self, book.fds)
-    if ok and text ~= self.text then
-        ok, message = self.platform.keep(text)
+    return texts, parts
+end
+
+local function is_same(one, other)
+    for i = 1, other and math.max(#one, #other) or 1 do
+        if one[i] ~= (other and other[i]) then
+            return false
+        end
+    end
+    return true
+end
+
+-- Where two plain values differ, in words; nil: nowhere.
+local function difference(one, other, path)
+    if type(one) ~= 'table' or type(other) ~= 'table' then
+        return one ~= other and ('%s is %s, and was kept as %s'):format(path, tostring(other), tostring(one)) or nil
+    end
+    for key in pairs(one) do
+        local found = difference(one[key], other[key], path .. '.' .. tostring(key))
+        if found then
+            return found
+        end
+    end
+    for key in pairs(other) do
+        if one[key] == nil then
+            return ('%s.%s is %s, and was not kept'):format(path, tostring(key), tostring(other[key]))
+        end
+    end
+end
+
+-- That no object has changed and kept its text.
+local function check(self, whole)
+    local anew = assert(compose(self, true))
+    local found = difference(json.decode(table.concat(whole)), json.decode(table.concat(anew)), 'state')
+    if found then
+        error('a change was not noted: ' .. found)
+    end
+end
+
+--- Writes a snapshot, if anything is different. @return true, or nil, message
+function Writer:write()
+    self.round = self.round + 1
+    local whole, parts = compose(self)
+    if not whole then
+        return nil, parts
+    end
+    if self.checks then
+        check(self, whole)
+    end
+    local ok, message = take_in(self, parts)
+    if ok and not is_same(whole, self.whole) then
+        ok, message = self.platform.keep(whole)
     end
     if not ok then
         return complain(self, message)
     end
-    self.text, self.complaint = text, nil
-    drop(self, book.fds)
+    self.whole, self.complaint = whole, nil
+    let_go(self)
     return true
 end
 
 --- The keeper has died: all of it once more, for another one. @return as write
 function Writer:again()
-    self.kept, self.text = {}, nil
+    for name in pairs(self.kept) do
+        self.kept[name] = nil
+    end
+    self.whole = nil
+    for part in pairs(self.parts) do
+        local ok, message = put(self, part)
+        if not ok then
+            return complain(self, message)
+        end
+    end
     return self:write()
 end
 
 --- These are in the store already.
 function Writer:know(fds)
+    self.has_others = true
     for name, fd in pairs(fds) do
         self.kept[name] = fd
     end

@@ -599,13 +599,14 @@ local function keep_list(list, book)
     for i, rotation in ipairs(list) do
         result[i] = rotation:keep(book)
     end
-    return result
+    return book:list(result)
 end
 
 --- For another master: see keeper/estate.lua.
 function Directory:keep(book)
-    return { wanted = self.wanted, opened = self.opened, past = self.past, plan = keep_list(self.plan, book),
-        asked = keep_list(in_their_order(self.by_key), book), retired = keep_list(self.retired, book) }
+    return book:object { wanted = self.wanted, opened = self.opened, past = self.past,
+        plan = keep_list(self.plan, book), asked = keep_list(in_their_order(self.by_key), book),
+        retired = keep_list(self.retired, book) }
 end
 
 local function resume_list(self, list, former, add)

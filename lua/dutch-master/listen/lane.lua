@@ -61,7 +61,7 @@ local function update(self)
         weights[user.state] = (weights[user.state] or 0) + user.weight
     end
     self.state = weights.live and 'live' or weights.starting and 'starting' or weights.leaving and 'leaving' or 'free'
-    self.weight = weights[self.state] or 1
+    self.weight, self.part = weights[self.state] or 1, nil
 end
 
 --- The worker whose lane it is, where it is one alone.
@@ -86,7 +86,7 @@ end
 
 --- The worker has asked for it again.
 function Lane:asked(worker_id, request)
-    self.users[worker_id].request = request
+    self.users[worker_id].request, self.part = request, nil
 end
 
 --- Its next user calls listen(), which may change the backlog: that is no news.
@@ -107,12 +107,12 @@ end
 
 --- It only keeps a place until a worker gets it.
 function Lane:reserve()
-    self.spare = true
+    self.spare, self.part = true, nil
 end
 
 --- From now on it is the lane of another group.
 function Lane:belong(group)
-    self.group = group
+    self.group, self.part = group, nil
 end
 
 --- Ready. @return false if it was
@@ -465,7 +465,9 @@ end
 function Lane:keep(book)
     local users = {}
     for id, user in pairs(self.users) do
-        users[#users + 1] = { id = id, state = user.state, weight = user.weight, request = user.request }
+        -- More of a request its worker has.
+        users[#users + 1] = { id = id, state = user.state, weight = user.weight,
+            request = user.request and { name = user.request.name } }
     end
     return { fd = book:fd('lane/' .. self.name, self.fd), name = self.name, group = self.group, users = users,
         spare = self.spare or nil }

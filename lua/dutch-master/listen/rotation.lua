@@ -223,7 +223,7 @@ local KEPT = { 'key', 'found', 'name', 'number', 'address', 'mode', 'as', 'owner
 
 --- For another master: see keeper/estate.lua. The lanes in the order of the kernel's group.
 function Rotation:keep(book)
-    local kept = { listener = self.listener:keep(), lanes = {}, guests = {} }
+    local kept, lanes = { listener = self.listener:keep(), guests = {} }, {}
     for _, field in ipairs(KEPT) do
         kept[field] = self[field]
     end
@@ -232,12 +232,13 @@ function Rotation:keep(book)
         by_socket[lane.socket] = lane
     end
     for i, socket in ipairs(self.listener:lanes()) do
-        kept.lanes[i] = by_socket[socket]:keep(book)
+        lanes[i] = book:part(by_socket[socket])
     end
     for id, lane in pairs(self.guests) do
         kept.guests[#kept.guests + 1] = { id = id, lane = lane.name }
     end
-    return kept
+    kept.lanes = book:list(lanes)
+    return book:object(kept)
 end
 
 -- Users live on from fork to exit: one whose worker is not there any more is dropped by sockets.lua.

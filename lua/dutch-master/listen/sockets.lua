@@ -116,7 +116,7 @@ end
 function Sockets:open(list)
     local ok, message, code = self:update(list)
     for _, id in ipairs(ok and self.directory:lenders() or {}) do
-        self.workers[id] = { state = 'live' }
+        self.workers[id] = { id = id, state = 'live' }
         stir(self)
     end
     self.directory:close_borrowed()
@@ -168,7 +168,7 @@ end
 -- Workers
 
 local function worker_of(self, id)
-    local worker = self.workers[id] or { state = 'starting' }
+    local worker = self.workers[id] or { id = id, state = 'starting' }
     self.workers[id] = worker
     stir(self)
     return worker
@@ -249,7 +249,7 @@ end
 --- Ready: new connections may come.
 function Sockets:join(id)
     local worker = worker_of(self, id)
-    worker.state = 'live'
+    worker.state, worker.part = 'live', nil
     for _, rotation in ipairs(self.directory.rotations) do
         rotation:join(id)
     end
@@ -324,7 +324,7 @@ function Sockets:leave(id, done, limit_ms, sick)
     end
     stir(self)
     stop_leaving(worker)
-    worker.state = 'leaving'
+    worker.state, worker.part = 'leaving', nil
     for _, rotation in ipairs(self.directory.rotations) do
         has_lane = rotation:leave(id) or has_lane
     end
@@ -558,13 +558,17 @@ function Sockets:count()
     return { rescued = rescued, lost = lost, busy = busy }
 end
 
+local function keep_worker(worker)
+    return { id = worker.id, state = worker.state }
+end
+
 --- For another master: see keeper/estate.lua.
 function Sockets:keep(book)
     local workers = {}
-    for id, worker in pairs(self.workers) do
-        workers[#workers + 1] = { id = id, state = worker.state }
+    for _, worker in pairs(self.workers) do
+        workers[#workers + 1] = book:part(worker, keep_worker)
     end
-    return { directory = self.directory:keep(book), workers = workers }
+    return book:object { directory = self.directory:keep(book), workers = book:list(workers) }
 end
 
 --- Drops all workers but those in this set of ids.
@@ -586,7 +590,7 @@ function Sockets:resume(kept, former)
         return nil, message
     end
     for _, worker in ipairs(kept.workers) do
-        self.workers[worker.id] = { state = worker.state }
+        self.workers[worker.id] = { id = worker.id, state = worker.state }
     end
     stir(self)
     return true

@@ -129,17 +129,22 @@ function functions.store_set(master, _, key, value)
             math.ceil(all / 1024), STORE_MAX / 1024), 0)
     end
     master.store[key], sizes[key], master.store_size = value, value ~= nil and size or nil, all
+    master.stored.part = nil
     master.platform.touch()
     return true
 end
 
---- The store for another master: see keeper/estate.lua.
-function M.keep(master)
+local function keep_all(stored)
     local list = {}
-    for key, value in pairs(master.store) do
+    for key, value in pairs(stored.values) do
         list[#list + 1] = values.pack(false, key, value)
     end
     return list
+end
+
+--- The store for another master: see keeper/estate.lua.
+function M.keep(master, book)
+    return book:part(master.stored, keep_all)
 end
 
 function M.resume(master, kept)
@@ -153,6 +158,7 @@ end
 function M.new(master)
     master.early = {}
     master.store, master.store_sizes, master.store_size = {}, {}, 0
+    master.stored = { values = master.store }
     return function(name, process, ...)
         local fn = functions[name]
         if not fn then

@@ -22,9 +22,9 @@ local function new_keeper()
             note('drop', name)
             keeper.store[name] = nil
         end,
-        keep = function(text)
+        keep = function(texts)
             note 'state'
-            keeper.estate = text
+            keeper.estate = table.concat(texts)
             return true
         end,
         close_fd = function(fd)
@@ -106,6 +106,56 @@ describe('the state of a master', function()
         former:close_rest()
         assert.same({ 10 }, keeper.closed)
         assert.equal('drop stray', keeper.told[#keeper.told])
+    end)
+
+    it('drops what an object named when that is gone, and keeps it again when it comes back', function()
+        local keeper = new_keeper()
+        local function new_object(name, fd)
+            return { keep = function(_, book) return { fd = book:fd(name, fd) } end }
+        end
+        local list = { new_object('a', 5), new_object('b', 6) }
+        local objects = { list[1], list[2] }
+        local writer = new_writer(keeper, function(book)
+            local parts = {}
+            for i, object in ipairs(objects) do
+                parts[i] = book:part(object)
+            end
+            return { objects = book:list(parts) }
+        end)
+        writer:know { stray = 9 }
+        writer:write()
+        assert.same({ 'put a 5', 'put b 6', 'state', 'drop stray' }, keeper.told)
+        keeper.told = {}
+        objects = { list[2] }
+        writer:write()
+        assert.same({ 'state', 'drop a' }, keeper.told)
+        keeper.told = {}
+        objects = { list[2], list[1] }
+        writer:write()
+        assert.same({ 'put a 5', 'state' }, keeper.told)
+        keeper.told, keeper.full, list[1].part = {}, true, nil
+        list[1].keep = function(_, book) return { fd = book:fd('c', 7) } end
+        assert.is_nil(writer:write())
+        keeper.full, objects = false, { list[2] }
+        writer:write() -- c never was in a snapshot
+        assert.same({ b = 6 }, keeper.store)
+        writer:again() -- to another keeper
+        assert.equal('state', table.remove(keeper.told))
+        assert.equal('put b 6', table.remove(keeper.told))
+    end)
+
+    it('that is checked finds a change that nobody has noted, and says which', function()
+        local keeper, object = new_keeper(), { value = 1, keep = function(self) return { value = self.value } end }
+        local writer = State.writer { platform = keeper.platform, checks = true, collect = function(book)
+            return { objects = book:list { book:part(object) } }
+        end }
+        writer:write()
+        object.value, object.part = 2, nil
+        writer:write()
+        object.value = 3
+        assert.error_matches(function()
+            writer:write()
+        end, 'a change was not noted: state.objects.1.value is 3, and was kept as 2')
     end)
 
     it('of another version, or none at all, is refused in words', function()
