@@ -305,6 +305,11 @@ function Child:exit(status)
     self.fields.on_exit(self, status)
 end
 
+--- Its descriptors, of which only the numbers are there.
+function Child:keep()
+    return { pidfd = 10 * self.number, channel = self.fields.channel and 10 * self.number + 1, err = 10 * self.number + 2 }
+end
+
 function Platform:live_children()
     local list = {}
     for child in pairs(self.children) do
