@@ -43,11 +43,11 @@ local OBJECTS = {
     },
     ['listen/rotation'] = {
         ['with the lanes'] = 'users', [AGAIN] = 'steering census rescue shared',
-        [MOMENT] = 'glances mending repaired_at unused_at',
+        [MOMENT] = 'asleep glances mending repaired_at unused_at',
     },
     ['listen/lane'] = {
         ['follows from its users'] = 'state weight', [AGAIN] = 'steered fd',
-        [MOMENT] = [[accepted accepted_before broken busy_until clean deaf depth disturbed emptied given_up orphaned_at
+        [MOMENT] = [[accepted accepted_before broken busy_at clean deaf depth disturbed emptied given_up orphaned_at
             out_since probation quiet retry_at seen since spoilt stalled]],
     },
     ['channel/conversation'] = {

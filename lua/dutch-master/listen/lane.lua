@@ -6,7 +6,8 @@
 -- leaving (all are asked to go), else free.
 --
 -- A live lane can be busy: connections wait and it did not move between two looks, some milliseconds apart. That is
--- everyday business: it is steered around for a moment, and what waits is rescued. It is stalled when it has not moved
+-- everyday business: what waits is rescued, and it is steered around for a moment; for longer while its worker is seen
+-- at work and another has nothing to do. It is stalled when it has not moved
 -- for stallTimeout: its worker is sick. That a lane is empty because it was rescued is no movement: `since` stays until
 -- its worker is seen to take one, or to sleep in its event loop.
 
@@ -19,8 +20,9 @@ local QUARANTINE_MS = 5000
 -- A stalled lane that was emptied by rescue shows no movement: it is tried again after this, doubling.
 local FIRST_PROBATION_MS, LAST_PROBATION_MS = 1000, 30000
 -- A busy lane is steered around so long after it was seen not to move: a few looks. Longer, and few workers share what
--- comes while the others are free again.
-local BUSY_MS = 10
+-- comes while the others are free again. While its worker is at work still, whoever came would wait as the last one
+-- did; but what is seen of a worker may be wrong.
+local BUSY_MS, AT_WORK_MS = 10, 100
 -- One that has not moved for this long is busy, whatever others do.
 local SURE_MS = 12
 -- A worker that was seen so often to sleep while somebody waited for it does not hear.
@@ -74,7 +76,7 @@ end
 -- @param request what the worker asked for over its channel, nil if it has none
 function Lane:add(worker_id, request)
     if self.state == 'free' then
-        self.stalled, self.since, self.probation, self.busy_until, self.deaf = nil, nil, nil, nil, nil
+        self.stalled, self.since, self.probation, self.busy_at, self.deaf = nil, nil, nil, nil, nil
         self.given_up = nil
         self.clean = not self.steered and self:waiting() == 0
     end
@@ -262,6 +264,12 @@ local function culprit(self)
     return { workerId = self:worker(), generation = self.group, address = self.address }
 end
 
+-- Whether it may have connections again.
+local function is_over(self, now, idle, better)
+    local age = now - self.busy_at
+    return age >= AT_WORK_MS or age >= BUSY_MS and (idle() ~= false or not better())
+end
+
 --- Looks at it in passing, every few milliseconds while connections wait somewhere.
 -- @param depth connections that wait in it
 -- @param idle as for `watch`
@@ -269,7 +277,7 @@ end
 -- not moved for a moment only waits for a processor as they do: to go round it would be of no use
 -- @return whether it has become busy, or is not any more
 function Lane:glance(now, depth, idle, better)
-    local before, was_busy = self.seen, self.busy_until ~= nil
+    local before, was_busy = self.seen, self.busy_at ~= nil
     self.seen = depth
     if depth > 0 and before > 0 and depth >= before then
         self.since = self.since or now
@@ -279,14 +287,16 @@ function Lane:glance(now, depth, idle, better)
             -- Asleep although it waited, and waits: more than once, for the worker may have taken it just before.
             self.deaf = idle() == true and self:waiting() >= depth and (self.deaf or 0) + 1 or self.deaf
         end
-        self.busy_until = now + BUSY_MS
+        self.busy_at = now
     else
         if depth < before then -- its worker took some
             self.since, self.deaf = nil, nil
         end
-        self.busy_until = self.busy_until and now < self.busy_until and self.busy_until or nil
+        if was_busy and is_over(self, now, idle, better) then
+            self.busy_at = nil
+        end
     end
-    return was_busy ~= (self.busy_until ~= nil)
+    return was_busy ~= (self.busy_at ~= nil)
 end
 
 local function resume(self)
@@ -325,7 +335,7 @@ local function is_well(self, taken, asleep)
     if self.depth > 0 or taken > 0 or (self.deaf or 0) >= DEAF then
         return false
     end
-    return not self.since or asleep == true or asleep == nil and not self.busy_until
+    return not self.since or asleep == true or asleep == nil and not self.busy_at
 end
 
 --- Looks at a live lane: does it move? Movement is a queue that got shorter, but not by us. One that grows may well be

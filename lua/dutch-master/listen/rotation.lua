@@ -668,10 +668,19 @@ local function is_asleep(self, lane)
     end
 end
 
+-- The same, as it was when it was first asked in this look.
+local function was_asleep(self, lane)
+    if self.asleep[lane] == nil then
+        local asleep = is_asleep(self, lane)
+        self.asleep[lane] = asleep == nil and 'unknown' or asleep
+    end
+    return self.asleep[lane]
+end
+
 -- Whether its worker may have nothing to do, as far as queues say: nothing waits for it, it has taken all it was given.
 local function may_be_idle(self, lane)
     local worker = lane:worker()
-    return worker and lane.state == 'live' and not lane.stalled and not lane.busy_until and lane.seen == 0
+    return worker and lane.state == 'live' and not lane.stalled and not lane.busy_at and lane.seen == 0
         and not self.rescue:awaits(worker)
 end
 
@@ -682,7 +691,7 @@ local function someone_idle(self, except)
         local lane = self.lanes[(i + self.glances) % #self.lanes + 1]
         if lane ~= except and may_be_idle(self, lane) then
             asked = asked + 1
-            if asked > MAX_ASKED or is_asleep(self, lane) ~= false then
+            if asked > MAX_ASKED or was_asleep(self, lane) then
                 return true
             end
         end
@@ -692,14 +701,12 @@ end
 
 -- Workers that have nothing to do, as far as is known: those that are not seen to be at work. Those of whom that is
 -- known for certain first.
-local function idle_takers(self, except)
+local function idle_takers(self)
     local certain, perhaps = {}, {}
     for _, lane in ipairs(self.lanes) do
-        if lane ~= except and may_be_idle(self, lane) then
-            local asleep = is_asleep(self, lane)
-            if asleep ~= false then
-                lane:takers(asleep and certain or perhaps)
-            end
+        local asleep = may_be_idle(self, lane) and was_asleep(self, lane)
+        if asleep then
+            lane:takers(asleep == true and certain or perhaps)
         end
     end
     for _, heir in ipairs(perhaps) do
@@ -715,23 +722,36 @@ local function idle_takers(self, except)
     return list
 end
 
+local function is_served(lane)
+    return lane.state == 'live' or lane.state == 'leaving'
+end
+
+-- @return whether it has become busy, or is not any more, and that matters to the steering
 local function glance_at(self, lane, now, depth)
-    if lane.state ~= 'live' and lane.state ~= 'leaving' then
-        return false
-    end
-    local busy_before = lane.busy_until
+    local was_busy = lane.busy_at ~= nil
     local changed = lane:glance(now, depth, function()
-        return is_asleep(self, lane)
+        local asleep = was_asleep(self, lane)
+        if asleep ~= 'unknown' then
+            return asleep
+        end
     end, function()
         return someone_idle(self, lane)
     end)
-    if lane.busy_until and not busy_before then
+    if lane.busy_at and not was_busy then
         self.times_busy = self.times_busy + 1
     end
-    if lane.busy_until and depth > 0 and self.give and not self.steering:is_probed(lane) then
-        self.rescue:relieve(lane, idle_takers(self, lane))
-    end
     return changed and lane.state == 'live'
+end
+
+-- What waits in busy lanes goes to workers that are idle.
+local function relieve(self)
+    local idle
+    for _, lane in ipairs(self.give and self.lanes or {}) do
+        if is_served(lane) and lane.busy_at and lane.seen > 0 and not self.steering:is_probed(lane) then
+            idle = idle or idle_takers(self)
+            self.rescue:relieve(lane, idle)
+        end
+    end
 end
 
 --- Looks at what waits, in passing: every few milliseconds while something does. Busy lanes are steered around, and
@@ -742,10 +762,11 @@ function Rotation:glance(now)
         return false
     end
     local queued, changed = self.listener:queued(), false
-    self.glances = self.glances + 1
+    self.glances, self.asleep = self.glances + 1, {}
     for _, lane in ipairs(self.lanes) do
-        changed = glance_at(self, lane, now, queued and queued[lane.socket] or 0) or changed
+        changed = is_served(lane) and glance_at(self, lane, now, queued and queued[lane.socket] or 0) or changed
     end
+    relieve(self)
     if changed then
         self.steering:apply()
     else

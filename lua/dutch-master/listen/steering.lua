@@ -31,7 +31,7 @@ end
 -- What a lane is to those who come: the better word first, see candidates.
 local TESTS = {
     idle = function(lane)
-        return lane.state == 'live' and not lane.stalled and not lane.spoilt and not lane.busy_until
+        return lane.state == 'live' and not lane.stalled and not lane.spoilt and not lane.busy_at
     end,
     moving = function(lane)
         return lane.state == 'live' and not lane.stalled and not lane.spoilt

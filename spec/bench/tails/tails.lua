@@ -1,6 +1,7 @@
 --- Who waits for a busy worker: quick and slow requests in one process, at half of the capacity, a connection each.
 --   build/dm-spec spec/bench/tails/tails.lua [VERSION of Node = 22] [SECONDS of each measurement = 6] [ROUNDS = 5] [PART...]
--- A part is a number of workers (8, 4, 2), "costs" or "spread"; all of them without one.
+-- A part is a number of workers (8, 4, 2), "costs" or "spread"; all of them without one. "lua" or "node" among them: of
+-- the dutch-masters only those with such workers. With DM_OTHER=PROGRAM each of ours is there twice, under both programs.
 -- What is measured is waiting: latency since a request was due (a late generator hides nothing) less what the request
 -- itself takes. All subjects run at once and are measured in turns; in a round each gets the same requests at the same
 -- moments. Percentiles are those of all rounds together, a ratio is that of them, with the median of the rounds' own
@@ -33,9 +34,10 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Subjects: each starts, and returns a function that stops it, and its master.
 
-local function ours(kind, balance)
+local function ours(kind, balance, binary)
     return function(port, count)
         local m = master.start {
+            binary = binary,
             script = ([[require('dutch-master').start { worker = 'app.%s', numWorkers = %d, balance = '%s', %s
                 workerEnvironment = { PORT = '%d' } }]]):format(kind, count, balance,
                 kind == 'cjs' and ("interpreter = { '%s' },"):format(NODE) or '', port),
@@ -147,14 +149,34 @@ local function median(list)
     return list[math.ceil(#list / 2)]
 end
 
-local SUBJECTS = {
-    { name = 'steered', start = ours('cjs', 'steered') },
-    { name = 'queue', start = ours('cjs', 'queue') },
-    { name = 'shared', start = ours('cjs', 'shared') },
-    { name = 'round robin', start = round_robin },
-    { name = 'Lua, steered', start = ours('lua', 'steered') },
-    { name = 'Lua, shared', start = ours('lua', 'shared') },
+local KINDS = { -- of ours, each beside one shared socket of its own
+    { name = 'Node', worker = 'cjs', balances = { 'steered', 'queue' } },
+    { name = 'Lua', worker = 'lua', balances = { 'steered' } },
 }
+local PROGRAMS = { [''] = false, [' (other)'] = os.getenv 'DM_OTHER' }
+local ROUND_ROBIN = { name = 'round robin', start = round_robin }
+
+-- @param only the kind of workers, nil: all
+-- @return list of subjects, list of ratios { what, one, other, percentile }
+local function subjects_of(only)
+    local subjects, ratios = { ROUND_ROBIN }, {}
+    local function add(kind, balance, suffix, binary)
+        local name = ('%s, %s%s'):format(kind.name, balance, suffix)
+        subjects[#subjects + 1] = { name = name, start = ours(kind.worker, balance, binary or nil) }
+        return name
+    end
+    for _, kind in ipairs(KINDS) do
+        for suffix, binary in pairs(not (only and only ~= kind.name:lower()) and PROGRAMS or {}) do
+            local shared = add(kind, 'shared', suffix, binary)
+            for _, balance in ipairs(kind.balances) do
+                local name = add(kind, balance, suffix, binary)
+                ratios[#ratios + 1] = { 'p90 %s / shared (aim: 2.5 at most)', name, shared, 'p90' }
+                ratios[#ratios + 1] = { 'p99 %s / round robin (aim: 1.1 at most)', name, 'round robin', 'p99' }
+            end
+        end
+    end
+    return subjects, ratios
+end
 
 local function ratio_of(results, one, other, key)
     local rounds = {}
@@ -175,15 +197,15 @@ local function percentiles(list)
 end
 
 -- Measures each subject in each round. @return name -> { all = percentiles, rounds = list of percentiles }
-local function measure_all(count, ports)
+local function measure_all(subjects, count, ports)
     local results, rate = {}, count * RATE_OF_A_WORKER
-    for _, subject in ipairs(SUBJECTS) do
+    for _, subject in ipairs(subjects) do
         results[subject.name] = { rounds = {}, waited = {} }
         measure(ports[subject.name], rate, 1, math.random, SLOW_SHARE) -- to warm up
     end
     for round = 1, ROUNDS do
-        for i = 1, #SUBJECTS do
-            local subject = SUBJECTS[(i + round) % #SUBJECTS + 1]
+        for i = 1, #subjects do
+            local subject = subjects[(i + round) % #subjects + 1]
             math.randomseed(round)
             local waited, failed = measure(ports[subject.name], rate, SECONDS, math.random, SLOW_SHARE)
             assert(failed == 0, ('%s: %d failed'):format(subject.name, failed))
@@ -201,31 +223,28 @@ local function measure_all(count, ports)
     return results
 end
 
-local function compare(count)
+local function compare(count, only)
     local ports, stops = {}, {}
+    local subjects, ratios = subjects_of(only)
     print(('%d workers, %g requests a second: waiting in ms'):format(count, count * RATE_OF_A_WORKER))
-    for i, subject in ipairs(SUBJECTS) do
+    for i, subject in ipairs(subjects) do
         ports[subject.name] = http.free_port()
         stops[i] = subject.start(ports[subject.name], count)
     end
-    local results = measure_all(count, ports)
-    for _, subject in ipairs(SUBJECTS) do
+    local results = measure_all(subjects, count, ports)
+    for _, subject in ipairs(subjects) do
         local all = results[subject.name].all
-        print(('  %-14s p50 %6.1f  p90 %6.1f  p99 %6.1f'):format(subject.name, all.p50, all.p90, all.p99))
+        print(('  %-22s p50 %6.1f  p90 %6.1f  p99 %6.1f'):format(subject.name, all.p50, all.p90, all.p99))
     end
-    local function ratio(what, ...)
-        print(('  %-46s %.2f (median of rounds %.2f)'):format(what, ratio_of(results, ...)))
+    for _, ratio in ipairs(ratios) do
+        local what, one, other, key = unpack(ratio)
+        print(('  %-60s %.2f (median of rounds %.2f)'):format(what:format(one), ratio_of(results, one, other, key)))
     end
-    ratio('p90 steered / shared (aim: 2.5 at most)', 'steered', 'shared', 'p90')
-    ratio('p99 steered / round robin (aim: 1.1 at most)', 'steered', 'round robin', 'p99')
-    ratio('p90 queue / shared (aim: 2.5 at most)', 'queue', 'shared', 'p90')
-    ratio('p99 queue / round robin (aim: 1.1 at most)', 'queue', 'round robin', 'p99')
-    ratio('p90 Lua, steered / shared (aim: 2.5 at most)', 'Lua, steered', 'Lua, shared', 'p90')
-    ratio('p99 Lua, steered / round robin (aim: 1.1 at most)', 'Lua, steered', 'round robin', 'p99')
     wait.turn()
     for i = #stops, 1, -1 do -- each finds as many descriptors as there were when it began
         stops[i]()
     end
+    wait.turn() -- what was closed is closed before the loop is
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -328,17 +347,18 @@ local function spread_over(workers, count)
     stop()
 end
 
-local PARTS = {
-    ['8'] = function() compare(8) end,
-    ['4'] = function() compare(4) end,
-    ['2'] = function() compare(2) end,
-    costs = costs,
-    spread = function()
-        spread_over(8, 160)
-        spread_over(4, 12)
-    end,
-}
-local parts = { unpack(arg or {}, 4) }
+local PARTS = { ['8'] = compare, ['4'] = compare, ['2'] = compare, costs = costs, spread = function()
+    spread_over(8, 160)
+    spread_over(4, 12)
+end }
+local parts, only = {}, nil
+for _, word in ipairs { unpack(arg or {}, 4) } do
+    if word == 'lua' or word == 'node' then
+        only = word
+    else
+        parts[#parts + 1] = word
+    end
+end
 for _, part in ipairs(#parts > 0 and parts or { '8', '4', '2', 'costs', 'spread' }) do
-    assert(PARTS[part], 'no such part: ' .. part)()
+    assert(PARTS[part], 'no such part: ' .. part)(tonumber(part), only)
 end

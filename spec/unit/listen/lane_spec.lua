@@ -151,10 +151,16 @@ describe('a lane', function()
         assert.is_true(second >= 1950 and second <= 2050, tostring(second))
     end)
 
-    it('is busy when nothing moved between two looks, for a moment, and says when that changes', function()
-        lane:add(1)
-        lane:join(1)
-        local asleep, others_idle = false, true
+    describe('between two looks', function()
+        local asleep, others_idle
+
+        before_each(function()
+            asleep, others_idle = nil, true
+            lane:add(1)
+            lane:join(1)
+        end)
+
+        -- @return whether that was news, whether it is busy
         local function glance(depth)
             platform:advance(3)
             local changed = lane:glance(platform.now(), depth, function()
@@ -162,49 +168,77 @@ describe('a lane', function()
             end, function()
                 return others_idle
             end)
-            return changed, lane.busy_until ~= nil
+            return { changed, lane.busy_at ~= nil }
         end
-        -- While all others are at work it may only be waiting for a processor, for a while.
-        others_idle = false
-        for _ = 1, 5 do
-            assert.same({ false, false }, { glance(1) })
-        end
-        assert.same({ true, true }, { glance(1) })
-        for _ = 1, 6 do
-            glance(0)
-        end
-        lane.since, others_idle = nil, true
-        assert.same({ false, false }, { glance(1) })
-        assert.same({ true, true }, { glance(1) })
-        assert.same({ false, true }, { glance(2) })
-        assert.truthy(lane.since)
-        assert.same({ false, true }, { glance(1) })
-        assert.is_nil(lane.since) -- its worker took one
-        for _ = 1, 2 do
-            assert.same({ false, true }, { glance(0) })
-        end
-        assert.same({ true, false }, { glance(0) })
-        -- What was rescued is no movement.
-        socket.waiting = { 1 }
-        glance(1)
-        glance(1)
-        lane:accept()
-        glance(0)
-        assert.truthy(lane.since)
-        assert.is_falsy(lane.deaf)
-        -- A worker that sleeps while somebody waits does not hear.
-        platform:advance(50)
-        asleep = true
-        for i = 1, 2 do
-            for _ = 1, 10 do
-                glance(0)
+
+        it('is busy when nothing moved, for a moment, and says when that changes', function()
+            assert.same({ false, false }, glance(1))
+            assert.same({ true, true }, glance(1))
+            assert.same({ false, true }, glance(2))
+            assert.truthy(lane.since)
+            assert.same({ false, true }, glance(1))
+            assert.is_nil(lane.since) -- its worker took one
+            for _ = 1, 2 do
+                assert.same({ false, true }, glance(0))
             end
-            lane.seen, socket.waiting = 0, { 1 }
-            glance(1)
-            glance(1)
-            assert.equal(i, lane.deaf)
-            socket.waiting, lane.seen = {}, 0
+            assert.same({ true, false }, glance(0))
+        end)
+
+        it('only waits for a processor while all others are at work: it is busy when that lasts', function()
+            others_idle = false
+            for _ = 1, 5 do
+                assert.same({ false, false }, glance(1))
+            end
+            assert.same({ true, true }, glance(1))
+        end)
+
+        -- { its worker is seen, others may be idle, busy for so many looks after the last at which it did not move }
+        for _, case in ipairs { { true, true, 3 }, { nil, true, 3 }, { false, false, 3 }, { false, true, 33 } } do
+            it(('has a worker that sleeps (%s) while others may be idle (%s)'):format(unpack(case, 1, 2)), function()
+                glance(1)
+                glance(1)
+                asleep, others_idle = case[1], case[2]
+                for _ = 1, case[3] do
+                    assert.same({ false, true }, glance(0))
+                end
+                assert.same({ true, false }, glance(0))
+            end)
         end
+
+        it('is back when its worker sleeps again', function()
+            asleep = false
+            glance(1)
+            glance(1)
+            for _ = 1, 10 do
+                assert.same({ false, true }, glance(0))
+            end
+            asleep = true
+            assert.same({ true, false }, glance(0))
+        end)
+
+        it('does not move when it is rescued', function()
+            socket.waiting = { 1 }
+            glance(1)
+            glance(1)
+            lane:accept()
+            glance(0)
+            assert.truthy(lane.since)
+            assert.is_falsy(lane.deaf)
+        end)
+
+        it('has a worker that does not hear when that sleeps while somebody waits', function()
+            asleep = true
+            for i = 1, 2 do
+                for _ = 1, 10 do
+                    glance(0)
+                end
+                lane.seen, socket.waiting = 0, { 1 }
+                glance(1)
+                glance(1)
+                assert.equal(i, lane.deaf)
+                socket.waiting, lane.seen = {}, 0
+            end
+        end)
     end)
 
     it('is under suspicion until its worker is seen to be well, however often it is emptied', function()

@@ -186,6 +186,33 @@ describe('a rotation', function()
             assert.same({ 2, 3 }, steered())
         end)
 
+        it('stays around it while its worker is seen at work, and another has nothing to do', function()
+            wait_in(1, 1)
+            glance()
+            glance()
+            listener.all[1].waiting, idle[1] = {}, false
+            for _ = 1, 10 do
+                glance()
+                assert.same({ 2, 3 }, steered())
+            end
+            idle[2], idle[3] = false, false
+            glance()
+            assert.same({ 1, 2, 3 }, steered())
+        end)
+
+        it('asks each worker once in a look whether it sleeps, however many lanes are busy', function()
+            local asked = {}
+            function rotation.idle(id)
+                asked[id] = (asked[id] or 0) + 1
+            end
+            wait_in(1, 2)
+            wait_in(2, 2)
+            glance()
+            assert.same({}, asked)
+            glance()
+            assert.same({ 1, 1, 1 }, asked)
+        end)
+
         it('steers to all when all are busy', function()
             for i = 1, 3 do
                 wait_in(i, 2)

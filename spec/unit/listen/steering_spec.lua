@@ -46,7 +46,7 @@ describe('steering', function()
     it('prefers who is idle, then who moves, then who lives, then where somebody will be first', function()
         local steering = new()
         for i, row in ipairs { { 'free' }, { 'leaving' }, { 'starting' }, { 'live', { stalled = true } },
-            { 'live', { busy_until = 5 } }, { 'live' } } do
+            { 'live', { busy_at = 5 } }, { 'live' } } do
             lane(row[1], row[2])
             steering:apply()
             assert.same({ i }, sockets())
