@@ -11,13 +11,6 @@
 /* ms. What a worker has for leaving when nobody is left to ask it properly. */
 static const uint64_t LAST_RESORT_MS = 5000;
 
-static void ignore_signal(struct dm_signals *signals, int number, pid_t sender, uid_t sender_uid) {
-    (void)signals;
-    (void)number;
-    (void)sender;
-    (void)sender_uid;
-}
-
 /* ---- the keeper ---- */
 
 static void on_kept_signal(void *ctx, int number, pid_t pid, uid_t uid) {
@@ -75,7 +68,7 @@ int dm_core_init(struct dm_core *core, uv_loop_t *loop, const struct dm_keeper_l
     *core = (struct dm_core){.loop = loop};
     dm_spawn_raise_descriptors();
     dm_spawn_memory_init();
-    dm_signals_init(&core->signals, core, ignore_signal);
+    dm_signals_init(&core->signals, core, NULL); /* nothing comes before dm_signals_set */
     dm_timers_init(&core->timers, loop);
     dm_helpers_init(&core->helpers, &core->reaper, &core->timers);
     int rc = dm_polls_init(&core->timers);

@@ -108,9 +108,11 @@ static void on_orphan(struct dm_reaper *reaper, pid_t pid, const struct dm_exit 
 
 /* on_orphan(function(pid, status) or nil) */
 static int l_on_orphan(lua_State *L) {
-    dm_lua_keep(L, 1, &orphan_ref);
+    luaL_unref(L, LUA_REGISTRYINDEX, orphan_ref);
+    lua_settop(L, 1);
+    orphan_ref = luaL_ref(L, LUA_REGISTRYINDEX); /* LUA_REFNIL for nil */
     core.reaper.orphan_data = dm_lua_main(L);
-    core.reaper.on_orphan = orphan_ref == LUA_NOREF ? NULL : on_orphan;
+    core.reaper.on_orphan = orphan_ref == LUA_REFNIL ? NULL : on_orphan;
     return 0;
 }
 

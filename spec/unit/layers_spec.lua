@@ -95,7 +95,7 @@ local NO_SPEC = {
     ['script/key_lines'] = 'plan_spec',
     -- Bindings are called by the specs of what they bind.
     ['lua/'] = 'bindings', ['process/deathwatch'] = 'spawn_spec',
-    ['worker/wire'] = 'node_wire_spec', ['worker/wire_binding'] = 'node_wire_spec',
+    ['worker/wire_binding'] = 'node_wire_spec',
     ['service/sdnotify'] = 'notify_spec', ['service/target'] = 'sink_spec',
     ['service/server'] = 'stream_spec', ['base/fdpass'] = 'channel_spec',
     ['base/errors'] = 'every core spec', ['base/rights'] = 'net/rights_spec', ['process/helper'] = 'net/rights_spec',

@@ -1,8 +1,6 @@
 /* rights.c: see rights.h. */
 #include "base/rights.h"
 
-#include "base/kernel.h"
-
 #include "base/fdpass.h"
 #include "base/timer.h"
 
@@ -174,7 +172,7 @@ int dm_rights_run(const struct dm_rights *rights, const struct dm_rights_work *w
     /* It may take its time to die, in a file system that hangs: then the reaper finds it. */
     struct pollfd ended = {.fd = pidfd, .events = POLLIN};
     if (poll(&ended, 1, result == -ETIMEDOUT ? 0 : DM_RIGHTS_MS) > 0) {
-        waitid((idtype_t)DM_P_PIDFD, (id_t)pidfd, &info, WEXITED);
+        waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED);
     }
     close(pidfd);
     close(socket);

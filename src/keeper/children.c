@@ -1,6 +1,8 @@
 /* children.c: see children.h. */
 #include "keeper/children.h"
 
+#include "base/close.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -12,7 +14,6 @@
 #include <sys/wait.h>
 
 enum {
-    P_PIDFD_ = 3,       /* P_PIDFD; missing in older headers of glibc */
     UNKNOWN_EXIT = 255, /* of a child whose end nobody saw */
     KILL_MS = 2000,     /* what SIGTERM does not end has so long to end by SIGKILL */
 };
@@ -50,8 +51,8 @@ void dm_children_put(struct dm_children *c, const char *name, int fd, pid_t pid)
     dm_children_drop(c, dm_held_find(&c->held, name));
     const bool is_held =
         fd >= 0 && strlen(name) < DM_KEEPER_NAME && dm_held_put(&c->held, name, fd, pid) == 0;
-    if (fd >= 0 && !is_held) {
-        close(fd);
+    if (!is_held) {
+        dm_close(&fd);
     }
 }
 
@@ -94,7 +95,7 @@ void dm_children_note_end(struct dm_children *c, struct dm_keeper_held *held) {
         note_end_elsewhere(c, held);
         return;
     }
-    const int rc = wait_for(P_PIDFD_, held->fd, &info, WEXITED | WNOHANG | WNOWAIT, &held->usage);
+    const int rc = wait_for(P_PIDFD, held->fd, &info, WEXITED | WNOHANG | WNOWAIT, &held->usage);
     if (rc == 0 && info.si_pid != 0) {
         held->ended = 1;
         dm_held_note_exit(held, info.si_status, info.si_code != CLD_EXITED,
@@ -125,7 +126,7 @@ static int count(struct dm_children *c, bool (*each)(struct dm_children *c, pid_
     pid_t pid = 0;
     ssize_t size;
     snprintf(path, sizeof path, "/proc/self/task/%d/children", (int)getpid());
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
     while (fd >= 0 && (size = read(fd, text, sizeof text)) > 0) {
         for (ssize_t i = 0; i < size; i++) {
             if (text[i] >= '0' && text[i] <= '9') {
@@ -136,9 +137,7 @@ static int count(struct dm_children *c, bool (*each)(struct dm_children *c, pid_
             }
         }
     }
-    if (fd >= 0) {
-        close(fd);
-    }
+    dm_close(&fd);
     return found;
 }
 
@@ -246,7 +245,7 @@ void dm_children_find_elsewhere(struct dm_children *c) {
         struct dm_keeper_held *held = &c->held.items[i];
         struct epoll_event event = {.events = EPOLLIN};
         if (held->pid > 0 &&
-            wait_for(P_PIDFD_, held->fd, &info, WEXITED | WNOHANG | WNOWAIT, NULL) == -ECHILD) {
+            wait_for(P_PIDFD, held->fd, &info, WEXITED | WNOHANG | WNOWAIT, NULL) == -ECHILD) {
             held->elsewhere = 1;
             c->elsewhere = c->elsewhere < 0 ? epoll_create1(EPOLL_CLOEXEC) : c->elsewhere;
             epoll_ctl(c->elsewhere, EPOLL_CTL_ADD, held->fd, &event);
@@ -275,7 +274,7 @@ bool dm_children_reap(struct dm_keeper_held *held) {
             return false;
         }
         kill(-held->pid, SIGKILL); /* its leader is a zombie: the number is its own */
-        wait_for(P_PIDFD_, held->fd, &info, WEXITED | WNOHANG, &held->usage);
+        wait_for(P_PIDFD, held->fd, &info, WEXITED | WNOHANG, &held->usage);
         held->reaped = 1;
     }
     return true;

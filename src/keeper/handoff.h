@@ -8,10 +8,6 @@
 
 #include <signal.h>
 
-enum {
-    DM_HANDOFF_BEFORE = DM_KEEPER_BEFORE, /* children that were there before the keeper, noted */
-};
-
 struct dm_handoff_signal {
     int32_t pid;
     uint32_t uid;
@@ -27,7 +23,7 @@ struct dm_handoff {
     uint32_t deaths, failures, starts;
     struct dm_keeper_upgrade upgrade;
     struct dm_handoff_signal pending[NSIG];
-    int32_t before_us[DM_HANDOFF_BEFORE];
+    int32_t before_us[DM_KEEPER_BEFORE]; /* children that were there before the keeper */
     sigset_t before;
     struct rlimit descriptors;
     uint32_t held_count;

@@ -4,6 +4,7 @@
  * becomes another program in upgrade.c; the memory in memory.c; what it tells others in tell.c. */
 #include "keeper/keeper.h"
 
+#include "base/fdpass.h"
 #include "keeper/handoff.h"
 #include "keeper/memory.h"
 #include "keeper/state.h"
@@ -114,47 +115,30 @@ static void handle(struct dm_keeper_frame *frame, size_t size, int fd) {
     } else if (frame->op == DM_KEEPER_KILL) {
         dm_children_kill(&k.children, frame->pid, frame->number);
     } else if (frame->op == DM_KEEPER_UPGRADE) {
-        dm_close_if_open(&k.next);
+        dm_close(&k.next);
         k.next = fd;
         fd = -1;
     } else if (frame->op == DM_KEEPER_SETTLED) {
         k.upgrade = (struct dm_keeper_upgrade){.state = DM_UPGRADE_NONE};
-        dm_close_if_open(&k.former);
+        dm_close(&k.former);
     } else if (frame->op == DM_KEEPER_NOTIFY) {
         dm_manager_tell(&k.manager, frame->text, length);
     }
-    if (fd >= 0) {
-        close(fd);
-    }
+    dm_close(&fd);
 }
 
 /* One frame. -> whether there was one */
 static bool listen_to_master(void) {
-    union {
-        struct cmsghdr align;
-        char bytes[CMSG_SPACE(4 * sizeof(int))];
-    } control;
-    struct iovec part = {&k.frame, sizeof k.frame};
-    struct msghdr message = {.msg_iov = &part,
-                             .msg_iovlen = 1,
-                             .msg_control = &control,
-                             .msg_controllen = sizeof control};
+    int fds[DM_FDPASS_MAX], fd = -1;
+    size_t count = 0;
     const ssize_t size =
-        k.socket < 0 ? -1 : recvmsg(k.socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+        k.socket < 0 ? -1 : dm_fdpass_receive(k.socket, &k.frame, sizeof k.frame, fds, &count);
     if (size < 0) {
         return false;
     }
-    int fd = -1;
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
-        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) {
-            continue;
-        }
-        for (size_t i = 0; i < (c->cmsg_len - CMSG_LEN(0)) / sizeof fd; i++) {
-            if (fd >= 0) {
-                close(fd);
-            }
-            memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
-        }
+    if (count > 0) {
+        fd = fds[--count];
+        dm_fdpass_close(fds, count);
     }
     handle(&k.frame, (size_t)size, fd); /* nothing is too short as well */
     return size > 0;

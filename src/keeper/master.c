@@ -71,10 +71,10 @@ bool dm_master_start(struct dm_keeper *k, struct dm_keeper_link *link) {
                                     .set_aside = k->vain >= VAIN_MAX || k->poisoned >= POISON_MAX,
                                     .upgrade = k->upgrade};
         close(ends[0]);
-        dm_close_if_open(&k->next);
-        dm_close_if_open(&k->former);
-        dm_close_if_open(&k->signals);
-        dm_close_if_open(&k->children.elsewhere);
+        dm_close(&k->next);
+        dm_close(&k->former);
+        dm_close(&k->signals);
+        dm_close(&k->children.elsewhere);
         setpgid(0, 0); /* a terminal's signals are for the keeper, who passes them on */
         prctl(PR_SET_NAME, "dutch-master");
         setrlimit(RLIMIT_NOFILE, &k->descriptors);

@@ -2,6 +2,7 @@
  * life of masters, upgrade.c how it becomes another program. No other file includes this. */
 #pragma once
 
+#include "base/close.h"
 #include "keeper/children.h"
 #include "keeper/tell.h"
 
@@ -31,13 +32,6 @@ struct dm_keeper {
     struct dm_children children;
     struct dm_keeper_held store[DM_KEEPER_FDS]; /* the items of children.held */
 };
-
-static inline void dm_close_if_open(int *fd) {
-    if (*fd >= 0) {
-        close(*fd);
-    }
-    *fd = -1;
-}
 
 /* master.c. start: true in the master. */
 bool dm_master_start(struct dm_keeper *k, struct dm_keeper_link *link);

@@ -1,6 +1,8 @@
 /* tell.c: see tell.h. */
 #include "keeper/tell.h"
 
+#include "base/close.h"
+
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
@@ -19,24 +21,30 @@ void dm_say(const char *format, int a, int b) {
     }
 }
 
-void dm_manager_find(struct dm_manager *manager) {
-    const char *name = getenv("NOTIFY_SOCKET");
+int dm_manager_address(const char *name, struct sockaddr_un *address, socklen_t *length) {
     const size_t size = name ? strlen(name) : 0;
-    if (size < 2 || size >= sizeof manager->address.sun_path ||
-        (name[0] != '/' && name[0] != '@')) {
-        return;
+    if (size < 2 || (name[0] != '/' && name[0] != '@')) {
+        return -EINVAL;
     }
-    manager->address.sun_family = AF_UNIX;
-    memcpy(manager->address.sun_path, name, size);
+    if (size >= sizeof address->sun_path) {
+        return -ENAMETOOLONG;
+    }
+    *address = (struct sockaddr_un){.sun_family = AF_UNIX};
+    memcpy(address->sun_path, name, size);
     if (name[0] == '@') {
-        manager->address.sun_path[0] = '\0';
+        address->sun_path[0] = '\0';
     }
-    manager->size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + size);
+    *length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + size);
+    return 0;
+}
+
+void dm_manager_find(struct dm_manager *manager) {
+    dm_manager_address(getenv("NOTIFY_SOCKET"), &manager->address, &manager->size);
 }
 
 void dm_manager_send(struct dm_manager *manager) {
     static bool complained;
-    const int fd = manager->size ? socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0) : -1;
+    int fd = manager->size ? socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0) : -1;
     const bool is_sent =
         fd >= 0 && sendto(fd, manager->notice, manager->notice_size, MSG_NOSIGNAL | MSG_DONTWAIT,
                           (struct sockaddr *)&manager->address, manager->size) >= 0;
@@ -48,9 +56,7 @@ void dm_manager_send(struct dm_manager *manager) {
         complained = true;
         dm_say("dutch-master: the service manager could not be notified: errno %d\n", errno, 0);
     }
-    if (fd >= 0) {
-        close(fd);
-    }
+    dm_close(&fd);
 }
 
 void dm_manager_tell(struct dm_manager *manager, const char *text, size_t size) {

@@ -17,6 +17,8 @@ struct dm_manager {
     int tries;
 };
 
+/* Of the name in NOTIFY_SOCKET, a path or "@abstract". 0, -EINVAL or -ENAMETOOLONG. */
+int dm_manager_address(const char *name, struct sockaddr_un *address, socklen_t *length);
 void dm_manager_find(struct dm_manager *manager);
 /* What it does not take now is kept, and tried again by dm_manager_send. Nothing may overtake it:
  * its owner does not listen to the master so long. */

@@ -63,17 +63,15 @@ int dm_upgrade_renew(const struct dm_keeper *k, const struct dm_keeper_held *hel
 }
 
 void dm_upgrade_begin(struct dm_keeper *k) {
-    const int former = open("/proc/self/exe", O_PATH | O_CLOEXEC);
+    int former = open("/proc/self/exe", O_PATH | O_CLOEXEC);
     k->upgrade = (struct dm_keeper_upgrade){.state = DM_UPGRADE_TRIAL};
     if (former < 0 || k->memory_fd < 0) {
         k->upgrade = (struct dm_keeper_upgrade){DM_UPGRADE_FAILED, DM_UPGRADE_NOT_RUN, errno};
     } else {
         become(k, k->next, former);
     }
-    if (former >= 0) {
-        close(former);
-    }
-    dm_close_if_open(&k->next);
+    dm_close(&former);
+    dm_close(&k->next);
 }
 
 void dm_upgrade_go_back(struct dm_keeper *k) {
@@ -84,7 +82,7 @@ void dm_upgrade_go_back(struct dm_keeper *k) {
     k->upgrade.state = DM_UPGRADE_FAILED;
     dm_say("dutch-master: the new program did not take over: going back to the former one\n", 0, 0);
     become(k, k->former, -1);
-    dm_close_if_open(&k->former);
+    dm_close(&k->former);
 }
 
 bool dm_upgrade_on_trial(const struct dm_keeper *k) {

@@ -31,10 +31,8 @@ void dm_lua_push_address(lua_State *L, const struct dm_address *address) {
         return;
     }
     dm_lua_set_string(L, "host", text);
-    lua_pushinteger(L, dm_address_port(address));
-    lua_setfield(L, -2, "port");
-    lua_pushboolean(L, address->dual);
-    lua_setfield(L, -2, "dual");
+    dm_lua_set_number(L, "port", dm_address_port(address));
+    dm_lua_set_boolean(L, "dual", address->dual);
 }
 
 int core_address(lua_State *L) {

@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <uv.h>
 
-static const char sink_key;
+#define ERROR_SINK "dutch-master.error_sink" /* in the registry */
 
 #define MINUTE_NS UINT64_C(60000000000)
 
@@ -52,8 +52,7 @@ static int l_traceback(lua_State *L) {
 static void report(lua_State *L, const char *what) {
     const int top = lua_gettop(L);
     const char *message = lua_tostring(L, top);
-    lua_pushlightuserdata(L, (void *)&sink_key);
-    lua_rawget(L, LUA_REGISTRYINDEX);
+    lua_getfield(L, LUA_REGISTRYINDEX, ERROR_SINK);
     int rc = LUA_ERRRUN;
     if (lua_isfunction(L, -1)) {
         lua_pushstring(L, what);
@@ -105,7 +104,5 @@ int core_held(lua_State *L) {
 
 void dm_lua_set_error_sink(lua_State *L, int index) {
     lua_pushvalue(L, index);
-    lua_pushlightuserdata(L, (void *)&sink_key);
-    lua_insert(L, -2);
-    lua_rawset(L, LUA_REGISTRYINDEX);
+    lua_setfield(L, LUA_REGISTRYINDEX, ERROR_SINK);
 }

@@ -21,10 +21,9 @@
 #define DEFAULT_SEARCH_PATH "/usr/local/bin:/usr/bin:/bin"
 
 struct proxy {
-    lua_State *L;
-    struct dm_child *child; /* NULL once it has exited */
+    struct dm_lua_object object; /* held while the process lives */
+    struct dm_child *child;      /* NULL once it has exited */
     pid_t pid;
-    int self; /* reference that keeps the proxy while the process lives */
 };
 
 /* -- options: everything is checked, and scratch memory belongs to Lua, before anything is made ---
@@ -53,13 +52,6 @@ static const char *opt_string(lua_State *L, const char *field) {
     const char *string = lua_isnil(L, -1) ? NULL : check_string(L, -1, field);
     lua_pop(L, 1);
     return string;
-}
-
-static bool opt_bool(lua_State *L, const char *field) {
-    lua_getfield(L, 1, field);
-    const bool value = lua_toboolean(L, -1);
-    lua_pop(L, 1);
-    return value;
 }
 
 static lua_Integer check_integer(lua_State *L, int index, const char *what, lua_Integer min,
@@ -161,10 +153,10 @@ static char *pid_variable(lua_State *L, const char *name, char **variable) {
 static void parse_env(lua_State *L, struct dm_spawn *spawn) {
     size_t n;
     spawn->env = opt_strings(L, "env", 2, &n);
-    if (opt_bool(L, "listen_pid")) {
+    if (dm_lua_boolean_field(L, 1, "listen_pid")) {
         spawn->listen_pid = pid_variable(L, "LISTEN_PID=", &spawn->env[n++]);
     }
-    if (opt_bool(L, "watchdog_pid")) {
+    if (dm_lua_boolean_field(L, 1, "watchdog_pid")) {
         spawn->watchdog_pid = pid_variable(L, "WATCHDOG_PID=", &spawn->env[n]);
     }
 }
@@ -260,16 +252,16 @@ static void parse_options(lua_State *L, struct dm_child_options *o) {
     spawn->umask = (mode_t)value;
     spawn->has_nice = opt_integer(L, "nice", -20, 19, &value);
     spawn->nice = (int)value;
-    spawn->die_with_master = opt_bool(L, "die_with_master");
+    spawn->die_with_master = dm_lua_boolean_field(L, 1, "die_with_master");
     o->stdio[0] = opt_fd(L, "stdin");
     o->stdio[1] = opt_fd(L, "stdout");
     o->stdio[2] = opt_fd(L, "stderr");
     o->fds = opt_integers(L, "fds", INT32_MAX, &n);
     o->fd_count = (int)n;
-    o->channel = opt_bool(L, "channel");
-    o->lingers = opt_bool(L, "lingers");
-    o->capture_stdout = opt_bool(L, "capture_stdout");
-    o->capture_stderr = opt_bool(L, "capture_stderr");
+    o->channel = dm_lua_boolean_field(L, 1, "channel");
+    o->lingers = dm_lua_boolean_field(L, 1, "lingers");
+    o->captures[0] = dm_lua_boolean_field(L, 1, "capture_stdout");
+    o->captures[1] = dm_lua_boolean_field(L, 1, "capture_stderr");
     lua_getfield(L, 1, "on_output");
     o->report_output = !lua_isnil(L, -1);
     lua_pop(L, 1);
@@ -280,49 +272,43 @@ static void parse_options(lua_State *L, struct dm_child_options *o) {
 
 /* Pushes the callback and the child; false (and nothing pushed) if there is no such callback. */
 static bool push_callback(const struct proxy *proxy, const char *name) {
-    lua_State *L = proxy->L;
-    lua_rawgeti(L, LUA_REGISTRYINDEX, proxy->self); /* child */
-    lua_getfenv(L, -1);                             /* child, callbacks */
-    lua_getfield(L, -1, name);                      /* child, callbacks, function */
-    lua_remove(L, -2);
-    lua_insert(L, -2); /* function, child */
-    if (lua_isnil(L, -2)) {
-        lua_pop(L, 2);
+    if (!dm_lua_push_callback(&proxy->object, name)) {
         return false;
     }
+    lua_rawgeti(proxy->object.L, LUA_REGISTRYINDEX, proxy->object.self);
     return true;
 }
 
 static void on_exec(void *ctx) {
     const struct proxy *proxy = ctx;
     if (push_callback(proxy, "on_exec")) {
-        dm_lua_call(proxy->L, 1, 0, "on_exec");
+        dm_lua_call(proxy->object.L, 1, 0, "on_exec");
     }
 }
 
 static void on_line(void *ctx, const char *line, size_t length, bool had_fd) {
     const struct proxy *proxy = ctx;
     if (push_callback(proxy, "on_line")) {
-        lua_pushlstring(proxy->L, line, length);
-        lua_pushboolean(proxy->L, had_fd);
-        dm_lua_call(proxy->L, 3, 0, "on_line");
+        lua_pushlstring(proxy->object.L, line, length);
+        lua_pushboolean(proxy->object.L, had_fd);
+        dm_lua_call(proxy->object.L, 3, 0, "on_line");
     }
 }
 
 static void on_skipped(void *ctx, size_t length, bool had_fd) {
     const struct proxy *proxy = ctx;
     if (push_callback(proxy, "on_skipped")) {
-        lua_pushnumber(proxy->L, (lua_Number)length);
-        lua_pushboolean(proxy->L, had_fd);
-        dm_lua_call(proxy->L, 3, 0, "on_skipped");
+        lua_pushnumber(proxy->object.L, (lua_Number)length);
+        lua_pushboolean(proxy->object.L, had_fd);
+        dm_lua_call(proxy->object.L, 3, 0, "on_skipped");
     }
 }
 
 static void on_channel_closed(void *ctx, const char *reason) {
     const struct proxy *proxy = ctx;
     if (push_callback(proxy, "on_channel_closed")) {
-        lua_pushstring(proxy->L, reason); /* nil for NULL */
-        dm_lua_call(proxy->L, 2, 0, "on_channel_closed");
+        lua_pushstring(proxy->object.L, reason); /* nil for NULL */
+        dm_lua_call(proxy->object.L, 2, 0, "on_channel_closed");
     }
 }
 
@@ -330,13 +316,10 @@ static void push_failure(lua_State *L, const struct dm_status *status) {
     const char *step = dm_step_name(status->failed);
     const char *message = dm_error_text(-status->error);
     lua_createtable(L, 0, 4);
-    lua_pushstring(L, step);
-    lua_setfield(L, -2, "step");
-    lua_pushstring(L, dm_error_name(-status->error));
-    lua_setfield(L, -2, "code");
+    dm_lua_set_string(L, "step", step);
+    dm_lua_set_string(L, "code", dm_error_name(-status->error));
+    dm_lua_set_string(L, "path", status->path); /* none for NULL */
     if (status->path) {
-        lua_pushstring(L, status->path);
-        lua_setfield(L, -2, "path");
         lua_pushfstring(L, "%s: %s: %s", step, status->path, message);
     } else {
         lua_pushfstring(L, "%s: %s", step, message);
@@ -359,15 +342,15 @@ static void push_status(lua_State *L, const struct proxy *proxy, const struct dm
 static void on_output(void *ctx, int fd, const char *data, size_t size) {
     const struct proxy *proxy = ctx;
     if (push_callback(proxy, "on_output")) {
-        lua_pushstring(proxy->L, fd == 1 ? "stdout" : "stderr");
-        lua_pushlstring(proxy->L, data, size);
-        dm_lua_call(proxy->L, 3, 0, "on_output");
+        lua_pushstring(proxy->object.L, fd == 1 ? "stdout" : "stderr");
+        lua_pushlstring(proxy->object.L, data, size);
+        dm_lua_call(proxy->object.L, 3, 0, "on_output");
     }
 }
 
 static void on_leader_exit(void *ctx, const struct dm_status *status) {
     struct proxy *proxy = ctx;
-    lua_State *L = proxy->L;
+    lua_State *L = proxy->object.L;
     if (push_callback(proxy, "on_leader_exit")) {
         push_status(L, proxy, status);
         dm_lua_call(L, 2, 0, "on_leader_exit");
@@ -376,14 +359,13 @@ static void on_leader_exit(void *ctx, const struct dm_status *status) {
 
 static void on_exit_(void *ctx, const struct dm_status *status) {
     struct proxy *proxy = ctx;
-    lua_State *L = proxy->L;
+    lua_State *L = proxy->object.L;
     if (push_callback(proxy, "on_exit")) {
         push_status(L, proxy, status);
         dm_lua_call(L, 2, 0, "on_exit");
     }
     proxy->child = NULL;
-    luaL_unref(L, LUA_REGISTRYINDEX, proxy->self);
-    proxy->self = LUA_NOREF;
+    dm_lua_release(&proxy->object);
 }
 
 static const struct dm_child_events events = {
@@ -399,50 +381,41 @@ static const struct dm_child_events events = {
 /* -- functions ----------------------------------------------------------------------------------
  */
 
-/* The callbacks become the proxy's environment table. */
-static void set_callbacks(lua_State *L, int proxy) {
+/* Pushes a proxy, held, with the callbacks of the table at 1. */
+static struct proxy *new_proxy(lua_State *L) {
     static const char *const names[] = {
         "on_exec",   "on_line",        "on_skipped", "on_channel_closed",
         "on_output", "on_leader_exit", "on_exit"};
-    lua_createtable(L, 0, sizeof names / sizeof *names);
+    struct proxy *proxy = dm_lua_new_object(L, sizeof *proxy, CHILD);
+    const int self = lua_gettop(L);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         lua_getfield(L, 1, names[i]);
         if (!lua_isnil(L, -1) && !lua_isfunction(L, -1)) {
             luaL_error(L, "%s: expected a function, found %s", names[i], luaL_typename(L, -1));
         }
-        lua_setfield(L, -2, names[i]);
+        dm_lua_set_callback(L, self, names[i], self + 1);
+        lua_pop(L, 1);
     }
-    lua_setfenv(L, proxy);
+    dm_lua_hold(L, self);
+    return proxy;
+}
+
+/* Of a proxy on top of the stack. */
+static int started(lua_State *L, struct proxy *proxy, int error, const char *what) {
+    if (error) {
+        dm_lua_release(&proxy->object);
+        return dm_lua_fail(L, error, what);
+    }
+    proxy->pid = dm_child_pid(proxy->child);
+    return 1;
 }
 
 int core_spawn(lua_State *L) {
     struct dm_child_options options = {.fd_count = 0};
     parse_options(L, &options);
-    struct proxy *proxy = lua_newuserdata(L, sizeof *proxy);
-    *proxy = (struct proxy){.L = dm_lua_main(L), .self = LUA_NOREF};
-    luaL_getmetatable(L, CHILD);
-    lua_setmetatable(L, -2);
-    const int self = lua_gettop(L);
-    set_callbacks(L, self);
-    lua_pushvalue(L, self);
-    proxy->self = luaL_ref(L, LUA_REGISTRYINDEX);
-
-    const int rc = dm_child_spawn(dm_lua_core(L), &options, &events, proxy, &proxy->child);
-    if (rc != 0) {
-        luaL_unref(L, LUA_REGISTRYINDEX, proxy->self);
-        proxy->self = LUA_NOREF;
-        return dm_lua_fail(L, rc, "spawn");
-    }
-    proxy->pid = dm_child_pid(proxy->child);
-    lua_settop(L, self);
-    return 1;
-}
-
-static int fd_field(lua_State *L, const char *field) {
-    lua_getfield(L, 1, field);
-    const int fd = luaL_optint(L, -1, -1);
-    lua_pop(L, 1);
-    return fd;
+    struct proxy *proxy = new_proxy(L);
+    return started(
+        L, proxy, dm_child_spawn(dm_lua_core(L), &options, &events, proxy, &proxy->child), "spawn");
 }
 
 /* adopt{pid, pidfd, channel, mark, out, err (as child:keep() gave them, the descriptors as they are
@@ -452,36 +425,27 @@ static int fd_field(lua_State *L, const char *field) {
 int core_adopt(lua_State *L) {
     luaL_checktype(L, 1, LUA_TTABLE);
     const struct dm_kept_child kept = {
-        .pid = fd_field(L, "pid"),
-        .pidfd = fd_field(L, "pidfd"),
-        .channel = fd_field(L, "channel"),
-        .mark = fd_field(L, "mark"),
-        .output = {fd_field(L, "out"), fd_field(L, "err")},
-        .targets = {fd_field(L, "stdout"), fd_field(L, "stderr")},
-        .lingers = opt_bool(L, "lingers"),
-        .report_output = fd_field(L, "reports") > 0,
+        .pid = dm_lua_integer_field(L, 1, "pid", -1),
+        .pidfd = dm_lua_integer_field(L, 1, "pidfd", -1),
+        .channel = dm_lua_integer_field(L, 1, "channel", -1),
+        .mark = dm_lua_integer_field(L, 1, "mark", -1),
+        .output = {dm_lua_integer_field(L, 1, "out", -1), dm_lua_integer_field(L, 1, "err", -1)},
+        .targets = {dm_lua_integer_field(L, 1, "stdout", -1),
+                    dm_lua_integer_field(L, 1, "stderr", -1)},
+        .lingers = dm_lua_boolean_field(L, 1, "lingers"),
+        .report_output = dm_lua_integer_field(L, 1, "reports", -1) > 0,
     };
     luaL_argcheck(L, kept.pid > 1 && kept.pidfd > 2, 1, "pid, pidfd");
-    struct proxy *proxy = lua_newuserdata(L, sizeof *proxy);
-    *proxy = (struct proxy){.L = dm_lua_main(L), .self = LUA_NOREF};
-    luaL_getmetatable(L, CHILD);
-    lua_setmetatable(L, -2);
-    const int self = lua_gettop(L);
-    set_callbacks(L, self);
-    lua_pushvalue(L, self);
-    proxy->self = luaL_ref(L, LUA_REGISTRYINDEX);
+    struct proxy *proxy = new_proxy(L);
     enum dm_keeper_mark before;
     const int rc = dm_child_adopt(dm_lua_core(L), &kept, &events, proxy, &proxy->child, &before);
     if (rc != 0) {
-        luaL_unref(L, LUA_REGISTRYINDEX, proxy->self);
-        proxy->self = LUA_NOREF;
-        return dm_lua_fail(L, rc, "adopt");
+        return started(L, proxy, rc, "adopt");
     }
-    proxy->pid = dm_child_pid(proxy->child);
     lua_pushboolean(L, before == DM_MARK_CLEAR);
     lua_pushboolean(L, before != DM_MARK_WRITING);
     lua_pushboolean(L, before == DM_MARK_QUEUED);
-    return 4;
+    return started(L, proxy, 0, NULL) + 3;
 }
 
 static void set_fd(lua_State *L, const char *field, int fd) {
@@ -521,28 +485,28 @@ static int l_pid(lua_State *L) {
 }
 
 static int l_signal(lua_State *L) {
-    struct proxy *proxy = check_proxy(L);
+    const struct proxy *proxy = check_proxy(L);
     const int number = dm_lua_check_signal(L, 2);
-    return dm_lua_result(L, proxy->child ? dm_child_signal(proxy->child, number) : UV_ESRCH,
+    return dm_lua_result(L, proxy->child ? dm_child_signal(proxy->child, number) : -ESRCH,
                          "signal");
 }
 
 static int l_signal_group(lua_State *L) {
-    struct proxy *proxy = check_proxy(L);
+    const struct proxy *proxy = check_proxy(L);
     const int number = dm_lua_check_signal(L, 2);
-    return dm_lua_result(L, proxy->child ? dm_child_signal_group(proxy->child, number) : UV_ESRCH,
+    return dm_lua_result(L, proxy->child ? dm_child_signal_group(proxy->child, number) : -ESRCH,
                          "signal");
 }
 
 static int l_send(lua_State *L) {
-    struct proxy *proxy = check_proxy(L);
+    const struct proxy *proxy = check_proxy(L);
     size_t length;
     const char *line = luaL_checklstring(L, 2, &length);
     const int fd = luaL_optint(L, 3, -1);
     luaL_argcheck(L, !memchr(line, '\n', length), 2, "a line must not contain a newline");
     const bool now = lua_toboolean(L, 4);
     return dm_lua_result(
-        L, proxy->child ? dm_child_send(proxy->child, line, length, fd, now) : UV_EPIPE, "send");
+        L, proxy->child ? dm_child_send(proxy->child, line, length, fd, now) : -EPIPE, "send");
 }
 
 /* keep() -> {pidfd, channel, mark, out, err}, as far as they are there; nil once it has exited. */
@@ -566,50 +530,40 @@ static int l_keep(lua_State *L) {
 static int l_others(lua_State *L) {
     const struct proxy *proxy = check_proxy(L);
     pid_t pids[16];
-    size_t n = proxy->child ? dm_child_others(proxy->child, pids, 16) : 0;
-    n = n < 16 ? n : 16;
-    lua_createtable(L, (int)n, 0);
-    for (size_t i = 0; i < n; i++) {
-        lua_pushinteger(L, pids[i]);
-        lua_rawseti(L, -2, (int)i + 1);
-    }
+    const size_t n = proxy->child ? dm_child_others(proxy->child, pids, 16) : 0;
+    dm_lua_push_integers(L, pids, n < 16 ? n : 16);
     return 1;
 }
 
+/* take_fd() -> the descriptor that came with the line at hand; nil: there is none */
 static int l_take_fd(lua_State *L) {
-    struct proxy *proxy = check_proxy(L);
+    const struct proxy *proxy = check_proxy(L);
     const int fd = proxy->child ? dm_child_take_fd(proxy->child) : -1;
-    if (fd < 0) {
-        lua_pushnil(L);
-    } else {
-        lua_pushinteger(L, fd);
-    }
-    return 1;
+    lua_pushinteger(L, fd);
+    return fd >= 0;
 }
 
 static int l_close_channel(lua_State *L) {
-    struct proxy *proxy = check_proxy(L);
-    if (!proxy->child) {
-        return dm_lua_closed(L);
+    const struct proxy *proxy = check_proxy(L);
+    if (proxy->child) {
+        dm_child_close_channel(proxy->child);
     }
-    dm_child_close_channel(proxy->child);
-    return dm_lua_result(L, 0, NULL);
+    return dm_lua_result(L, proxy->child ? 0 : -EBADF, NULL);
 }
 
 static int l_pause_reading(lua_State *L) {
-    struct proxy *proxy = check_proxy(L);
+    const struct proxy *proxy = check_proxy(L);
     luaL_checktype(L, 2, LUA_TBOOLEAN);
-    if (!proxy->child) {
-        return dm_lua_closed(L);
+    if (proxy->child) {
+        dm_child_pause_reading(proxy->child, lua_toboolean(L, 2));
     }
-    dm_child_pause_reading(proxy->child, lua_toboolean(L, 2));
-    return dm_lua_result(L, 0, NULL);
+    return dm_lua_result(L, proxy->child ? 0 : -EBADF, NULL);
 }
 
 static int l_tail(lua_State *L) {
-    struct proxy *proxy = check_proxy(L);
+    const struct proxy *proxy = check_proxy(L);
     if (!proxy->child) {
-        return dm_lua_closed(L);
+        return dm_lua_fail(L, -EBADF, NULL);
     }
     size_t length;
     char *tail = dm_child_tail(proxy->child, &length);

@@ -16,10 +16,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#ifndef SYS_pidfd_getfd
-#define SYS_pidfd_getfd 438
-#endif
-
 static int flag_of(int fd, int option) {
     int value = 0;
     socklen_t size = sizeof value;
@@ -43,8 +39,7 @@ int core_copy_listener(lua_State *L) {
     lua_createtable(L, 0, 4);
     dm_lua_set_number(L, "fd", fd);
     dm_lua_set_number(L, "inode", (double)found.st_ino);
-    lua_pushboolean(L, flag_of(fd, SO_REUSEPORT));
-    lua_setfield(L, -2, "reuseport");
+    dm_lua_set_boolean(L, "reuseport", flag_of(fd, SO_REUSEPORT));
     dm_lua_push_address(L, &address);
     lua_setfield(L, -2, "address");
     return 1;
@@ -53,11 +48,7 @@ int core_copy_listener(lua_State *L) {
 int core_close_fd(lua_State *L) {
     const int fd = luaL_checkint(L, 1);
     luaL_argcheck(L, fd > 2, 1, "not one of 0, 1, 2");
-    if (close(fd) != 0 && errno == EBADF) {
-        return dm_lua_fail(L, -errno, "close");
-    }
-    lua_pushboolean(L, 1);
-    return 1;
+    return dm_lua_result(L, close(fd) != 0 && errno == EBADF ? -EBADF : 0, NULL);
 }
 
 /* quiet_ms(fd): how long nothing has come from the peer of a TCP connection. */
@@ -89,10 +80,8 @@ int core_holders(lua_State *L) {
     lua_createtable(L, (int)count, 0);
     for (size_t i = 0; i < count; i++) {
         lua_createtable(L, 0, 3);
-        lua_pushinteger(L, list[i].pid);
-        lua_setfield(L, -2, "pid");
-        lua_pushinteger(L, list[i].group);
-        lua_setfield(L, -2, "group");
+        dm_lua_set_number(L, "pid", list[i].pid);
+        dm_lua_set_number(L, "group", list[i].group);
         dm_lua_set_string(L, "name", list[i].name);
         lua_rawseti(L, -2, (int)i + 1);
     }
@@ -107,13 +96,7 @@ int core_group_has(lua_State *L) {
     if (fstat(luaL_checkint(L, 2), &found) != 0) {
         return dm_lua_fail(L, -errno, NULL);
     }
-    const int has = dm_holder_group_has(group, (unsigned long)found.st_ino);
-    if (has < 0) {
-        lua_pushnil(L);
-    } else {
-        lua_pushboolean(L, has);
-    }
-    return 1;
+    return dm_lua_result_maybe(L, dm_holder_group_has(group, (unsigned long)found.st_ino));
 }
 
 /* bound(fd) -> the address of a socket, whether it is one of a SO_REUSEPORT group; nil: it is none,
@@ -121,13 +104,11 @@ int core_group_has(lua_State *L) {
 int core_bound(lua_State *L) {
     struct dm_address address;
     const int fd = luaL_checkint(L, 1);
-    int together = 0;
-    socklen_t size = sizeof together;
     if (dm_address_of(fd, &address) != 0) {
         return 0;
     }
     dm_lua_push_address(L, &address);
-    lua_pushboolean(L, getsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &together, &size) == 0 && together);
+    lua_pushboolean(L, flag_of(fd, SO_REUSEPORT));
     return 2;
 }
 
@@ -152,8 +133,7 @@ int core_inherited(lua_State *L) {
     for (int i = 0; i < inherited.count; i++) {
         struct dm_address address;
         lua_createtable(L, 0, 3);
-        lua_pushinteger(L, 3 + i);
-        lua_setfield(L, -2, "fd");
+        dm_lua_set_number(L, "fd", 3 + i);
         push_name(L, &names);
         lua_setfield(L, -2, "name");
         if (dm_address_of(3 + i, &address) == 0) {

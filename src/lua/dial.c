@@ -11,28 +11,22 @@
 #define DIAL "dutch-master.dial"
 
 struct core_dial {
+    struct dm_lua_object object;
     struct dm_dial *dial; /* NULL once closed */
-    lua_State *L;
-    int self;
-    int on_data;
-    int on_end;
 };
 
 static void on_data(void *ctx, const char *data, size_t size) {
-    struct core_dial *d = ctx;
-    lua_rawgeti(d->L, LUA_REGISTRYINDEX, d->on_data);
-    lua_pushlstring(d->L, data, size);
-    dm_lua_call(d->L, 1, 0, "dial: data");
+    const struct core_dial *d = ctx;
+    dm_lua_push_callback(&d->object, "on_data");
+    lua_pushlstring(d->object.L, data, size);
+    dm_lua_call(d->object.L, 1, 0, "dial: data");
 }
 
 static void on_end(void *ctx, int error) {
-    struct core_dial *d = ctx;
-    lua_State *L = d->L;
-    lua_rawgeti(L, LUA_REGISTRYINDEX, d->on_end);
-    if (error) {
-        dm_lua_push_error(L, error);
-    }
-    dm_lua_call(L, error ? 2 : 0, 0, "dial: end");
+    const struct core_dial *d = ctx;
+    dm_lua_push_callback(&d->object, "on_end");
+    const int count = error ? dm_lua_push_error(d->object.L, error) : 0;
+    dm_lua_call(d->object.L, count, 0, "dial: end");
 }
 
 static const struct dm_dial_events events = {on_data, on_end};
@@ -47,11 +41,7 @@ int core_dial(lua_State *L) {
     luaL_checktype(L, 3, LUA_TFUNCTION);
     luaL_checktype(L, 4, LUA_TFUNCTION);
     /* Stack: 1 address, 2 options, 3 on_data, 4 on_end, 5 object */
-    struct core_dial *d = lua_newuserdata(L, sizeof *d);
-    *d = (struct core_dial){
-        .L = dm_lua_main(L), .self = LUA_NOREF, .on_data = LUA_NOREF, .on_end = LUA_NOREF};
-    luaL_getmetatable(L, DIAL);
-    lua_setmetatable(L, 5);
+    struct core_dial *d = dm_lua_new_object(L, sizeof *d, DIAL);
     int error = dm_address_parse(text, &address, &why);
     if (!error) {
         error = dm_dial_open(dm_lua_loop(L), &address, &events, d, &d->dial);
@@ -60,66 +50,46 @@ int core_dial(lua_State *L) {
         d->dial = NULL;
         return dm_lua_fail_why(L, error, text, why);
     }
-    dm_lua_keep(L, 3, &d->on_data);
-    dm_lua_keep(L, 4, &d->on_end);
-    lua_pushvalue(L, 5);
-    d->self = luaL_ref(L, LUA_REGISTRYINDEX);
+    dm_lua_set_callback(L, 5, "on_data", 3);
+    dm_lua_set_callback(L, 5, "on_end", 4);
+    dm_lua_hold(L, 5);
     return 1;
+}
+
+static struct core_dial *check(lua_State *L) {
+    return luaL_checkudata(L, 1, DIAL);
 }
 
 static int l_port(lua_State *L) {
-    const struct core_dial *d = luaL_checkudata(L, 1, DIAL);
-    if (d->dial == NULL) {
-        return dm_lua_closed(L);
-    }
-    lua_pushinteger(L, dm_dial_port(d->dial));
-    return 1;
+    const struct core_dial *d = check(L);
+    return dm_lua_result_integer(L, d->dial ? dm_dial_port(d->dial) : -EBADF, NULL);
 }
 
 static int l_start(lua_State *L) {
-    const struct core_dial *d = luaL_checkudata(L, 1, DIAL);
+    const struct core_dial *d = check(L);
     size_t size;
     const char *text = luaL_checklstring(L, 2, &size);
-    if (d->dial == NULL) {
-        return dm_lua_closed(L);
-    }
-    const int error = dm_dial_start(d->dial, text, size, lua_toboolean(L, 3));
-    if (error) {
-        return dm_lua_fail(L, error, NULL);
-    }
-    lua_pushboolean(L, 1);
-    return 1;
+    const bool finish = lua_toboolean(L, 3);
+    return dm_lua_result(L, d->dial ? dm_dial_start(d->dial, text, size, finish) : -EBADF, NULL);
 }
 
 /* -> true, false, or nil where it cannot be told */
 static int l_accepted(lua_State *L) {
-    const struct core_dial *d = luaL_checkudata(L, 1, DIAL);
+    const struct core_dial *d = check(L);
     if (d->dial == NULL) {
-        return dm_lua_closed(L);
+        return dm_lua_fail(L, -EBADF, NULL);
     }
-    switch (dm_dial_accepted(d->dial)) {
-    case DM_ACCEPTED:
-        lua_pushboolean(L, true);
-        break;
-    case DM_ACCEPTED_NOT_YET:
-        lua_pushboolean(L, false);
-        break;
-    case DM_ACCEPTED_UNKNOWN:
-        lua_pushnil(L);
-        break;
-    }
-    return 1;
+    const enum dm_accepted accepted = dm_dial_accepted(d->dial);
+    return dm_lua_result_maybe(L, accepted == DM_ACCEPTED_UNKNOWN ? -1 : accepted == DM_ACCEPTED);
 }
 
 static int l_close(lua_State *L) {
-    struct core_dial *d = luaL_checkudata(L, 1, DIAL);
+    struct core_dial *d = check(L);
     if (d->dial != NULL) {
         dm_dial_close(d->dial);
     }
     d->dial = NULL;
-    dm_lua_drop(L, &d->on_data);
-    dm_lua_drop(L, &d->on_end);
-    dm_lua_drop(L, &d->self);
+    dm_lua_release(&d->object);
     return 0;
 }
 

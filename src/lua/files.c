@@ -2,6 +2,7 @@
  * core.lock(path) and core.pid_file(path), both with close(). */
 #include "service/files.h"
 #include "base/claim.h"
+#include "base/close.h"
 #include "base/identity.h"
 #include "lua/open.h"
 #include "lua/support.h"
@@ -33,8 +34,7 @@ int core_realpath(lua_State *L) {
 
 static int push_stat(lua_State *L, const struct stat *st) {
     lua_createtable(L, 0, 8);
-    lua_pushstring(L, dm_file_type(st->st_mode));
-    lua_setfield(L, -2, "type");
+    dm_lua_set_string(L, "type", dm_file_type(st->st_mode));
     dm_lua_set_number(L, "mode", st->st_mode & 07777);
     dm_lua_set_number(L, "uid", st->st_uid);
     dm_lua_set_number(L, "gid", st->st_gid);
@@ -54,8 +54,7 @@ static void set_birth(lua_State *L, const char *path) {
     if (statx(AT_FDCWD, path, 0, STATX_BTIME, &stx) == 0 && (stx.stx_mask & STATX_BTIME) != 0) {
         (void)snprintf(text, sizeof text, "%lld.%09u", (long long)stx.stx_btime.tv_sec,
                        (unsigned)stx.stx_btime.tv_nsec);
-        lua_pushstring(L, text);
-        lua_setfield(L, -2, "born");
+        dm_lua_set_string(L, "born", text);
     }
 }
 
@@ -78,11 +77,7 @@ int core_access(lua_State *L) {
         luaL_argcheck(L, strchr("rwx", *c) != NULL, 2, "made of r, w, x");
         wanted |= *c == 'r' ? R_OK : *c == 'w' ? W_OK : X_OK;
     }
-    if (eaccess(path, wanted) < 0) {
-        return dm_lua_fail(L, -errno, path);
-    }
-    lua_pushboolean(L, 1);
-    return 1;
+    return dm_lua_result(L, eaccess(path, wanted) < 0 ? -errno : 0, path);
 }
 
 int core_read_file(lua_State *L) {
@@ -111,20 +106,11 @@ int core_runtime_dir(lua_State *L) {
     return 1;
 }
 
-/* Pushes a userdata of the type around an empty pointer. */
-static void **push_object(lua_State *L, const char *type) {
-    void **object = lua_newuserdata(L, sizeof *object);
-    *object = NULL;
-    luaL_getmetatable(L, type);
-    lua_setmetatable(L, -2);
-    return object;
-}
-
 /* lock(path [, fd]): fd is that of a master that has died, who held it. */
 int core_lock(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
     const int fd = luaL_optint(L, 2, -1);
-    void **object = push_object(L, LOCK);
+    void **object = dm_lua_new(L, sizeof *object, LOCK);
     struct dm_lock *lock;
     pid_t holder = 0;
     const char *why = NULL;
@@ -146,11 +132,7 @@ int core_lock(lua_State *L) {
 
 static int l_lock_fd(lua_State *L) {
     void **object = luaL_checkudata(L, 1, LOCK);
-    if (*object == NULL) {
-        return dm_lua_closed(L);
-    }
-    lua_pushinteger(L, dm_lock_fd(*object));
-    return 1;
+    return dm_lua_result_integer(L, *object ? dm_lock_fd(*object) : -EBADF, NULL);
 }
 
 static int l_lock_close(lua_State *L) {
@@ -167,10 +149,8 @@ int core_claim(lua_State *L) {
     const char *name = luaL_checkstring(L, 1);
     pid_t holder;
     const int held = luaL_optint(L, 2, -1);
-    int *fd = lua_newuserdata(L, sizeof *fd);
+    int *fd = dm_lua_new(L, sizeof *fd, CLAIM);
     *fd = held;
-    luaL_getmetatable(L, CLAIM);
-    lua_setmetatable(L, -2);
     if (held >= 0) {
         dm_claim_resume(held);
         return 1;
@@ -191,16 +171,13 @@ static int l_claim_fd(lua_State *L) {
 
 static int l_claim_close(lua_State *L) {
     int *fd = luaL_checkudata(L, 1, CLAIM);
-    if (*fd >= 0) {
-        close(*fd);
-    }
-    *fd = -1;
+    dm_close(fd);
     return 0;
 }
 
 int core_pid_file(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
-    void **object = push_object(L, PID_FILE);
+    void **object = dm_lua_new(L, sizeof *object, PID_FILE);
     struct dm_pid_file *file;
     const char *why;
     int err = dm_pid_file_open(path, &file, &why);
@@ -231,11 +208,7 @@ int core_reopen_append(lua_State *L) {
     }
     const int err = dup3(fresh, fd, O_CLOEXEC) < 0 ? -errno : 0;
     close(fresh);
-    if (err < 0) {
-        return dm_lua_fail(L, err, path);
-    }
-    lua_pushboolean(L, 1);
-    return 1;
+    return dm_lua_result(L, err, path);
 }
 
 /* trust_owner_of(path): for open_append and sink, see dm_append_trust. */

@@ -14,7 +14,10 @@
 #include <string.h>
 #include <unistd.h>
 
-static const char write_key, lost_key, alone_key;
+/* In the registry. */
+#define ON_WRITE "dutch-master.on_write"
+#define ON_LOST "dutch-master.on_lost"
+#define ON_ALONE "dutch-master.on_alone"
 
 static struct dm_kept *kept_of(lua_State *L) {
     return &dm_lua_core(L)->kept;
@@ -43,8 +46,7 @@ static void push_upgrade(lua_State *L, const struct dm_keeper_upgrade *upgrade) 
     };
     char buffer[16];
     lua_createtable(L, 0, 3);
-    lua_pushboolean(L, upgrade->state == DM_UPGRADE_FAILED);
-    lua_setfield(L, -2, "failed");
+    dm_lua_set_boolean(L, "failed", upgrade->state == DM_UPGRADE_FAILED);
     if (upgrade->reason < sizeof reasons / sizeof *reasons) {
         dm_lua_set_string(L, "reason", reasons[upgrade->reason]);
     }
@@ -82,13 +84,11 @@ int core_kept(lua_State *L) {
         const char *state = dm_keeper_newest(kept->link.memory, &size);
         lua_pushlstring(L, state ? state : "", size);
         lua_setfield(L, -2, "state");
-        lua_pushboolean(L, kept->link.set_aside);
-        lua_setfield(L, -2, "set_aside");
+        dm_lua_set_boolean(L, "set_aside", kept->link.set_aside);
         push_store(L, &kept->link);
     }
     if (kept->link.upgrade.state == DM_UPGRADE_RENEWED) {
-        lua_pushboolean(L, true);
-        lua_setfield(L, -2, "renewed");
+        dm_lua_set_boolean(L, "renewed", true);
     } else if (kept->link.upgrade.state != DM_UPGRADE_NONE) {
         push_upgrade(L, &kept->link.upgrade);
         lua_setfield(L, -2, "upgrade");
@@ -96,37 +96,23 @@ int core_kept(lua_State *L) {
     return 1;
 }
 
-static void call(struct dm_core *core, const char *key, const char *what) {
-    lua_State *L = core->kept_data;
-    lua_pushlightuserdata(L, (void *)(uintptr_t)key);
-    lua_rawget(L, LUA_REGISTRYINDEX);
-    dm_lua_call(L, 0, 0, what);
-}
-
 static void on_write(struct dm_core *core) {
-    call(core, &write_key, "snapshot");
+    lua_State *L = core->kept_data;
+    lua_getfield(L, LUA_REGISTRYINDEX, ON_WRITE);
+    dm_lua_call(L, 0, 0, "snapshot");
 }
 
 static void on_lost(struct dm_core *core) {
-    call(core, &lost_key, "keeper");
+    lua_State *L = core->kept_data;
+    lua_getfield(L, LUA_REGISTRYINDEX, ON_LOST);
+    dm_lua_call(L, 0, 0, "keeper");
 }
 
 static void on_alone(struct dm_core *core, int error) {
     lua_State *L = core->kept_data;
-    lua_pushlightuserdata(L, (void *)(uintptr_t)&alone_key);
-    lua_rawget(L, LUA_REGISTRYINDEX);
-    if (error) {
-        lua_pushstring(L, strerror(-error));
-    } else {
-        lua_pushnil(L);
-    }
+    lua_getfield(L, LUA_REGISTRYINDEX, ON_ALONE);
+    lua_pushstring(L, error ? strerror(-error) : NULL); /* nil for NULL */
     dm_lua_call(L, 1, 0, "keeper");
-}
-
-static void set(lua_State *L, const char *key, int index) {
-    lua_pushlightuserdata(L, (void *)(uintptr_t)key);
-    lua_pushvalue(L, index);
-    lua_rawset(L, LUA_REGISTRYINDEX);
 }
 
 /* on_keep(write, lost, alone): write() is called before the loop waits, if touch() was; lost() when
@@ -137,9 +123,10 @@ int core_on_keep(lua_State *L) {
     luaL_checktype(L, 1, LUA_TFUNCTION);
     luaL_checktype(L, 2, LUA_TFUNCTION);
     luaL_checktype(L, 3, LUA_TFUNCTION);
-    set(L, &write_key, 1);
-    set(L, &lost_key, 2);
-    set(L, &alone_key, 3);
+    lua_settop(L, 3);
+    lua_setfield(L, LUA_REGISTRYINDEX, ON_ALONE);
+    lua_setfield(L, LUA_REGISTRYINDEX, ON_LOST);
+    lua_setfield(L, LUA_REGISTRYINDEX, ON_WRITE);
     core->kept_data = dm_lua_main(L);
     core->on_write = on_write;
     core->on_keeper_lost = on_lost;

@@ -9,7 +9,7 @@
 
 #define LANE "dutch-master.lane"
 
-static const char lanes_key; /* registry: lane pointer -> userdata, weak */
+#define LANES "dutch-master.lanes" /* registry: lane pointer -> userdata, weak */
 
 void dm_lua_wipe_lane(const struct dm_lane *lane) {
     if (lane->handle) {
@@ -18,8 +18,7 @@ void dm_lua_wipe_lane(const struct dm_lane *lane) {
 }
 
 void dm_lua_push_lane(lua_State *L, struct dm_lane *lane) {
-    lua_pushlightuserdata(L, (void *)&lanes_key);
-    lua_rawget(L, LUA_REGISTRYINDEX);
+    lua_getfield(L, LUA_REGISTRYINDEX, LANES);
     lua_pushlightuserdata(L, lane);
     lua_rawget(L, -2);
     if (lane->handle && !lua_isnil(L, -1)) {
@@ -27,10 +26,8 @@ void dm_lua_push_lane(lua_State *L, struct dm_lane *lane) {
         return;
     }
     lua_pop(L, 1);
-    struct dm_lane **proxy = lua_newuserdata(L, sizeof(struct dm_lane *));
+    struct dm_lane **proxy = dm_lua_new(L, sizeof(struct dm_lane *), LANE);
     *proxy = lane;
-    luaL_getmetatable(L, LANE);
-    lua_setmetatable(L, -2);
     lane->handle = proxy;
     lua_pushlightuserdata(L, lane);
     lua_pushvalue(L, -2);
@@ -46,41 +43,25 @@ struct dm_lane *dm_lua_to_lane(lua_State *L, int index) {
 static int l_lane_fd(lua_State *L) {
     static const char *const ways[] = {"nonblocking", "blocking", "as it is", NULL};
     const struct dm_lane *lane = dm_lua_to_lane(L, 1);
-    if (!lane) {
-        return dm_lua_closed(L);
-    }
-    lua_pushinteger(
-        L, dm_lane_hand_out(lane, (enum dm_hand_out)luaL_checkoption(L, 2, "nonblocking", ways)));
-    return 1;
+    const enum dm_hand_out how = (enum dm_hand_out)luaL_checkoption(L, 2, "nonblocking", ways);
+    return dm_lua_result_integer(L, lane ? dm_lane_hand_out(lane, how) : -EBADF, NULL);
 }
 
 static int l_lane_shut_out(lua_State *L) {
     struct dm_lane *lane = dm_lua_to_lane(L, 1);
-    const int error = lane ? dm_lane_shut_out(lane) : -EBADF;
-    if (error) {
-        return dm_lua_fail(L, error, NULL);
-    }
-    lua_pushboolean(L, 1);
-    return 1;
+    return dm_lua_result(L, lane ? dm_lane_shut_out(lane) : -EBADF, NULL);
 }
 
 /* Position in the group, from 0. */
 static int l_lane_index(lua_State *L) {
     const struct dm_lane *lane = dm_lua_to_lane(L, 1);
-    if (!lane) {
-        return dm_lua_closed(L);
-    }
-    lua_pushinteger(L, (lua_Integer)lane->index);
-    return 1;
+    return dm_lua_result_integer(L, lane ? (int)lane->index : -EBADF, NULL);
 }
 
 static int l_lane_queue(lua_State *L) {
     const struct dm_lane *lane = dm_lua_to_lane(L, 1);
     uint32_t depth, limit;
-    if (!lane) {
-        return dm_lua_closed(L);
-    }
-    const int error = dm_lane_queue(lane, &depth, &limit);
+    const int error = lane ? dm_lane_queue(lane, &depth, &limit) : -EBADF;
     if (error) {
         return dm_lua_fail(L, error, NULL);
     }
@@ -91,15 +72,7 @@ static int l_lane_queue(lua_State *L) {
 
 static int l_lane_accept(lua_State *L) {
     const struct dm_lane *lane = dm_lua_to_lane(L, 1);
-    if (!lane) {
-        return dm_lua_closed(L);
-    }
-    const int fd = dm_lane_accept(lane);
-    if (fd < 0) {
-        return dm_lua_fail(L, fd, NULL);
-    }
-    lua_pushinteger(L, fd);
-    return 1;
+    return dm_lua_result_integer(L, lane ? dm_lane_accept(lane) : -EBADF, NULL);
 }
 
 static int l_lane_repair(lua_State *L) {
@@ -111,10 +84,7 @@ static int l_lane_repair(lua_State *L) {
                  {DM_LANE_PATH, "path"},         {DM_LANE_PATH_LOST, "path lost"},
                  {DM_LANE_FILTER, "filter"},     {DM_LANE_LOCKED, "locked"}};
     struct dm_lane *lane = dm_lua_to_lane(L, 1);
-    if (!lane) {
-        return dm_lua_closed(L);
-    }
-    const int done = dm_lane_repair(lane, lua_toboolean(L, 2));
+    const int done = lane ? dm_lane_repair(lane, lua_toboolean(L, 2)) : -EBADF;
     if (done < 0) {
         return dm_lua_fail(L, done, NULL);
     }
@@ -132,20 +102,12 @@ static int l_lane_repair(lua_State *L) {
 static int l_lane_close(lua_State *L) {
     struct dm_lane **proxy = luaL_checkudata(L, 1, LANE);
     struct dm_lane *lane = *proxy;
-    if (!lane) {
-        return dm_lua_closed(L);
+    const bool is_shared = lane && lane->listener->shared; /* its socket closes with its listener */
+    const int error = lane ? dm_listener_close_lane(lane, lua_toboolean(L, 2)) : -EBADF;
+    if (!error && !is_shared) {
+        *proxy = NULL;
     }
-    if (lane->listener->shared) { /* the one socket closes with its listener */
-        lua_pushboolean(L, 1);
-        return 1;
-    }
-    const int error = dm_listener_close_lane(lane, lua_toboolean(L, 2));
-    if (error) {
-        return dm_lua_fail(L, error, NULL);
-    }
-    *proxy = NULL;
-    lua_pushboolean(L, 1);
-    return 1;
+    return dm_lua_result(L, error, NULL);
 }
 
 static int l_lane_gc(lua_State *L) {
@@ -166,11 +128,9 @@ static const luaL_Reg lane_methods[] = {
 
 void dm_lua_open_lane(lua_State *L) {
     dm_lua_new_type(L, LANE, lane_methods, l_lane_gc);
-    lua_pushlightuserdata(L, (void *)&lanes_key);
     lua_newtable(L);
     lua_createtable(L, 0, 1);
-    lua_pushliteral(L, "v");
-    lua_setfield(L, -2, "__mode");
+    dm_lua_set_string(L, "__mode", "v");
     lua_setmetatable(L, -2);
-    lua_rawset(L, LUA_REGISTRYINDEX);
+    lua_setfield(L, LUA_REGISTRYINDEX, LANES);
 }

@@ -23,10 +23,9 @@
 enum { WEIGHT_SCALE = 65536, DEFAULT_BACKLOG = 511, DEFAULT_BUCKETS = 256 };
 
 struct proxy {
+    struct dm_lua_object object; /* held while it is opened, or its path is put back */
     struct dm_listener listener;
     bool open;
-    lua_State *L;
-    int settled; /* a function that waits for its path, kept */
 };
 
 static struct dm_listener *to_listener(lua_State *L, int index) {
@@ -99,34 +98,21 @@ static int fail_open(lua_State *L, int error, const struct dm_address *address) 
 
 /* ---- opened with the rights of whoever asked ---- */
 
-struct opening {
-    lua_State *L;
-    struct proxy *proxy;
-    struct dm_address address;
-    int self, done; /* kept */
-};
-
 static void on_opened(void *data, int error) {
-    struct opening *opening = data;
-    lua_State *L = opening->L;
-    const struct dm_address address = opening->address;
-    const int self = opening->self, done = opening->done;
-    struct proxy *proxy = opening->proxy;
-    free(opening);
+    struct proxy *proxy = data;
+    lua_State *L = proxy->object.L;
     proxy->open = error == 0; /* nobody closes it at a silent end but the collector */
-    lua_rawgeti(L, LUA_REGISTRYINDEX, done);
-    lua_rawgeti(L, LUA_REGISTRYINDEX, self);
-    luaL_unref(L, LUA_REGISTRYINDEX, done);
-    luaL_unref(L, LUA_REGISTRYINDEX, self);
+    dm_lua_push_callback(&proxy->object, "done");
+    const int below = lua_gettop(L);
+    lua_rawgeti(L, LUA_REGISTRYINDEX, proxy->object.self);
+    dm_lua_release(&proxy->object);
     if (dm_lua_core(L)->silent) {
-        lua_pop(L, 2);
+        lua_settop(L, below - 1);
         return;
     }
     int count = 1;
     if (error) {
-        lua_pop(L, 1);
-        const int below = lua_gettop(L);
-        count = fail_open(L, error, &address);
+        count = fail_open(L, error, &proxy->listener.address);
         while (lua_gettop(L) > below + count) {
             lua_remove(L, below + 1);
         }
@@ -137,47 +123,27 @@ static void on_opened(void *data, int error) {
 /* Stack: 3 the function, last the proxy. */
 static int open_theirs(lua_State *L, struct proxy *proxy, const struct dm_address *address,
                        const struct dm_listener_options *options) {
-    struct dm_core *core = dm_lua_core(L);
-    struct opening *opening = malloc(sizeof *opening);
-    if (!opening) {
-        return -ENOMEM;
+    const int error = dm_listener_open_theirs(&proxy->listener, address, options,
+                                              &dm_lua_core(L)->helpers, on_opened, proxy);
+    if (!error) {
+        dm_lua_set_callback(L, lua_gettop(L), "done", 3);
+        dm_lua_hold(L, lua_gettop(L));
     }
-    *opening = (struct opening){dm_lua_main(L), proxy, *address, LUA_NOREF, LUA_NOREF};
-    const int error = dm_listener_open_theirs(&proxy->listener, address, options, &core->helpers,
-                                              on_opened, opening);
-    if (error) {
-        free(opening);
-        return error;
-    }
-    opening->self = luaL_ref(L, LUA_REGISTRYINDEX);
-    lua_pushvalue(L, 3);
-    opening->done = luaL_ref(L, LUA_REGISTRYINDEX);
-    return 0;
+    return error;
 }
 
 /* options.kept, as listener:keep() gave it, with the descriptors as they are now. */
 static int resume(lua_State *L, struct dm_listener *listener, const struct dm_address *address,
                   const struct dm_listener_options *options) {
     const int table = lua_gettop(L);
+    struct dm_listener_kept kept = {.helpers = &dm_lua_core(L)->helpers};
     lua_getfield(L, table, "lanes");
-    luaL_checktype(L, -1, LUA_TTABLE);
-    struct dm_listener_kept kept = {.count = lua_objlen(L, -1)};
+    kept.fds = dm_lua_check_integers(L, table + 1, &kept.count);
     luaL_argcheck(L, kept.count >= 1 && kept.count <= DM_STEERING_LANES, 2, "lanes");
-    int *fds = lua_newuserdata(L, kept.count * sizeof *fds);
-    for (size_t i = 0; i < kept.count; i++) {
-        lua_rawgeti(L, -2, (int)i + 1);
-        fds[i] = luaL_checkint(L, -1);
-        lua_pop(L, 1);
-    }
-    kept.fds = fds;
-    lua_getfield(L, table, "shared");
-    kept.shared = lua_toboolean(L, -1);
-    lua_getfield(L, table, "borrowed");
-    kept.borrowed = lua_toboolean(L, -1);
-    lua_getfield(L, table, "uncertain");
-    kept.uncertain = lua_toboolean(L, -1);
+    kept.shared = dm_lua_boolean_field(L, table, "shared");
+    kept.borrowed = dm_lua_boolean_field(L, table, "borrowed");
+    kept.uncertain = dm_lua_boolean_field(L, table, "uncertain");
     lua_getfield(L, table, "device");
-    kept.helpers = &dm_lua_core(L)->helpers;
     kept.device = (uint64_t)lua_tonumber(L, -1);
     lua_getfield(L, table, "inode");
     kept.inode = (uint64_t)lua_tonumber(L, -1);
@@ -198,25 +164,16 @@ int core_listen(lua_State *L) {
         return dm_lua_fail_why(L, error, dm_error_name(error), why);
     }
     struct dm_rights rights = {.group_count = 0};
-    struct dm_listener_options options = {
+    const struct dm_listener_options options = {
         .backlog = dm_lua_integer_field(L, 2, "backlog", DEFAULT_BACKLOG),
         .mode = dm_lua_integer_field(L, 2, "mode", -1),
         .fd = dm_lua_integer_field(L, 2, "fd", -1),
+        .reuseport = dm_lua_boolean_field(L, 2, "reuseport"),
+        .reuse = dm_lua_boolean_field(L, 2, "reuse"),
         .rights = check_rights(L, &rights),
     };
-    if (lua_istable(L, 2)) {
-        lua_getfield(L, 2, "reuseport");
-        options.reuseport = lua_toboolean(L, -1);
-        lua_getfield(L, 2, "reuse");
-        options.reuse = lua_toboolean(L, -1);
-        lua_pop(L, 2);
-    }
     bool later = lua_isfunction(L, 3) && dm_listener_is_theirs(&address, &options);
-    struct proxy *proxy = lua_newuserdata(L, sizeof *proxy);
-    proxy->open = false;
-    proxy->settled = LUA_NOREF;
-    luaL_getmetatable(L, LISTENER);
-    lua_setmetatable(L, -2);
+    struct proxy *proxy = dm_lua_new_object(L, sizeof *proxy, LISTENER);
     const int self = lua_gettop(L);
     if (lua_istable(L, 2)) {
         lua_getfield(L, 2, "kept");
@@ -247,11 +204,10 @@ int core_listen(lua_State *L) {
 static int l_listener_keep(lua_State *L) {
     const struct dm_listener *listener = to_listener(L, 1);
     if (!listener) {
-        return dm_lua_closed(L);
+        return dm_lua_fail(L, -EBADF, NULL);
     }
     lua_createtable(L, 0, 3);
-    lua_pushboolean(L, listener->shared);
-    lua_setfield(L, -2, "shared");
+    dm_lua_set_boolean(L, "shared", listener->shared);
     if (listener->path.directory >= 0) {
         dm_lua_set_number(L, "device", (double)listener->path.device);
         dm_lua_set_number(L, "inode", (double)listener->path.inode);
@@ -271,7 +227,7 @@ static int l_listener_own(lua_State *L) {
 static int l_listener_address(lua_State *L) {
     const struct dm_listener *listener = to_listener(L, 1);
     if (!listener) {
-        return dm_lua_closed(L);
+        return dm_lua_fail(L, -EBADF, NULL);
     }
     dm_lua_push_address(L, &listener->address);
     return 1;
@@ -280,7 +236,7 @@ static int l_listener_address(lua_State *L) {
 static int l_listener_shared(lua_State *L) {
     const struct dm_listener *listener = to_listener(L, 1);
     if (!listener) {
-        return dm_lua_closed(L);
+        return dm_lua_fail(L, -EBADF, NULL);
     }
     lua_pushboolean(L, listener->shared);
     return 1;
@@ -290,7 +246,7 @@ static int l_listener_lane(lua_State *L) {
     struct dm_listener *listener = to_listener(L, 1);
     struct dm_lane *lane;
     if (!listener) {
-        return dm_lua_closed(L);
+        return dm_lua_fail(L, -EBADF, NULL);
     }
     const int error = dm_listener_lane(listener, &lane);
     if (error) {
@@ -305,7 +261,7 @@ static int l_listener_lane(lua_State *L) {
 static int l_listener_lanes(lua_State *L) {
     const struct dm_listener *listener = to_listener(L, 1);
     if (!listener) {
-        return dm_lua_closed(L);
+        return dm_lua_fail(L, -EBADF, NULL);
     }
     lua_createtable(L, (int)listener->count, 0);
     for (size_t i = 0; i < listener->count; i++) {
@@ -340,10 +296,7 @@ static int l_listener_queued(lua_State *L) {
  * there are. Steering goes round them from now on. */
 static int l_listener_strangers(lua_State *L) {
     struct dm_listener *listener = to_listener(L, 1);
-    if (!listener) {
-        return dm_lua_closed(L);
-    }
-    const int error = dm_listener_census(listener);
+    const int error = listener ? dm_listener_census(listener) : -EBADF;
     if (error) {
         return dm_lua_fail(L, error, NULL);
     }
@@ -375,9 +328,9 @@ static int l_listener_close(lua_State *L) {
 
 static void on_settled(void *data) {
     struct proxy *proxy = data;
-    lua_State *L = proxy->L;
-    lua_rawgeti(L, LUA_REGISTRYINDEX, proxy->settled);
-    dm_lua_drop(L, &proxy->settled);
+    lua_State *L = proxy->object.L;
+    dm_lua_push_callback(&proxy->object, "settled");
+    dm_lua_release(&proxy->object);
     if (dm_lua_core(L)->silent) {
         lua_pop(L, 1);
     } else {
@@ -391,8 +344,8 @@ static int l_listener_await_path(lua_State *L) {
     luaL_checktype(L, 2, LUA_TFUNCTION);
     const bool waits = proxy->open && dm_unix_path_await(&proxy->listener.path, on_settled, proxy);
     if (waits) {
-        proxy->L = dm_lua_main(L);
-        dm_lua_keep(L, 2, &proxy->settled);
+        dm_lua_set_callback(L, 1, "settled", 2);
+        dm_lua_hold(L, 1);
     }
     lua_pushboolean(L, waits);
     return 1;
@@ -497,7 +450,7 @@ static int l_listener_steer(lua_State *L) {
     struct dm_steer steer = {.lanes = lanes};
     struct dm_listener *listener = to_listener(L, 1);
     if (!listener) {
-        return dm_lua_closed(L);
+        return dm_lua_fail(L, -EBADF, NULL);
     }
     luaL_checktype(L, 2, LUA_TTABLE);
     steer.count = lua_objlen(L, 2);

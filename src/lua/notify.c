@@ -12,11 +12,8 @@
 #define TYPE "dutch-master.notify"
 
 struct l_notify {
+    struct dm_lua_object object;
     struct dm_notify *notify;
-    lua_State *L;
-    int self;
-    int on_message;
-    int on_refused;
 };
 
 static struct l_notify *check(lua_State *L) {
@@ -43,25 +40,24 @@ static int push_fields(lua_State *L, const char *text, size_t len) {
     return 1;
 }
 
-static void on_message(void *ctx, const char *text, size_t len, pid_t pid, uid_t uid) {
-    struct l_notify *n = ctx;
-    (void)uid;
-    lua_rawgeti(n->L, LUA_REGISTRYINDEX, n->on_message);
-    push_fields(n->L, text, len);
-    lua_pushlstring(n->L, text, len);
-    lua_pushinteger(n->L, pid);
-    dm_lua_call(n->L, 3, 0, "notification");
+static void on_message(void *ctx, const char *text, size_t len, pid_t pid) {
+    const struct l_notify *n = ctx;
+    lua_State *L = n->object.L;
+    dm_lua_push_callback(&n->object, "on_message");
+    push_fields(L, text, len);
+    lua_pushlstring(L, text, len);
+    lua_pushinteger(L, pid);
+    dm_lua_call(L, 3, 0, "notification");
 }
 
 static void on_refused(void *ctx, const char *reason, uint64_t count) {
-    struct l_notify *n = ctx;
-    if (n->on_refused == LUA_NOREF) {
-        return;
+    const struct l_notify *n = ctx;
+    lua_State *L = n->object.L;
+    if (dm_lua_push_callback(&n->object, "on_refused")) {
+        lua_pushstring(L, reason);
+        lua_pushnumber(L, (lua_Number)count);
+        dm_lua_call(L, 2, 0, "notification refused");
     }
-    lua_rawgeti(n->L, LUA_REGISTRYINDEX, n->on_refused);
-    lua_pushstring(n->L, reason);
-    lua_pushnumber(n->L, (lua_Number)count);
-    dm_lua_call(n->L, 2, 0, "notification refused");
 }
 
 static const struct dm_notify_events events = {on_message, on_refused};
@@ -70,52 +66,39 @@ int core_notify_socket(lua_State *L) {
     luaL_checktype(L, 1, LUA_TTABLE);
     luaL_checktype(L, 2, LUA_TFUNCTION);
     lua_settop(L, 2);
-    lua_getfield(L, 1, "fd");
-    const int fd = luaL_optint(L, 3, -1);
-    lua_getfield(L, 1, "name");
-    const char *name = luaL_optstring(L, 4, ""); /* the table holds it */
-    lua_settop(L, 2);
+    const int fd = dm_lua_integer_field(L, 1, "fd", -1);
     lua_getfield(L, 1, "uid");
-    const uid_t uid = lua_isnil(L, 3) ? geteuid() : (uid_t)luaL_checknumber(L, 3);
+    const uid_t uid = (uid_t)luaL_optnumber(L, 3, geteuid());
     lua_getfield(L, 1, "on_refused");
-    /* Stack: 1 options, 2 function, 3 uid, 4 on_refused, 5 object */
-    struct l_notify *n = lua_newuserdata(L, sizeof *n);
-    *n = (struct l_notify){
-        .L = dm_lua_main(L), .self = LUA_NOREF, .on_message = LUA_NOREF, .on_refused = LUA_NOREF};
-    luaL_getmetatable(L, TYPE);
-    lua_setmetatable(L, 5);
-    dm_lua_keep(L, 2, &n->on_message);
-    dm_lua_keep(L, 4, &n->on_refused);
+    lua_getfield(L, 1, "name");
+    const char *name = luaL_optstring(L, 5, "");
+    /* Stack: 1 options, 2 function, 3 uid, 4 on_refused, 5 name, 6 object */
+    struct l_notify *n = dm_lua_new_object(L, sizeof *n, TYPE);
+    dm_lua_set_callback(L, 6, "on_message", 2);
+    dm_lua_set_callback(L, 6, "on_refused", 4);
     const int err = fd >= 0
                         ? dm_notify_resume(dm_lua_loop(L), uid, fd, name, &events, n, &n->notify)
                         : dm_notify_open(dm_lua_loop(L), uid, &events, n, &n->notify);
     if (err != 0) {
         n->notify = NULL;
-        dm_lua_drop(L, &n->on_message);
-        dm_lua_drop(L, &n->on_refused);
         return dm_lua_fail(L, err, "notification socket");
     }
-    lua_pushvalue(L, 5);
-    n->self = luaL_ref(L, LUA_REGISTRYINDEX);
+    dm_lua_hold(L, 6);
     return 1;
 }
 
 static int l_name(lua_State *L) {
-    struct l_notify *n = check(L);
+    const struct l_notify *n = check(L);
     if (n->notify == NULL) {
-        return dm_lua_closed(L);
+        return dm_lua_fail(L, -EBADF, NULL);
     }
     lua_pushstring(L, dm_notify_name(n->notify));
     return 1;
 }
 
 static int l_fd(lua_State *L) {
-    struct l_notify *n = check(L);
-    if (n->notify == NULL) {
-        return dm_lua_closed(L);
-    }
-    lua_pushinteger(L, dm_notify_fd(n->notify));
-    return 1;
+    const struct l_notify *n = check(L);
+    return dm_lua_result_integer(L, n->notify ? dm_notify_fd(n->notify) : -EBADF, NULL);
 }
 
 static int l_close(lua_State *L) {
@@ -124,19 +107,12 @@ static int l_close(lua_State *L) {
         dm_notify_close(n->notify);
     }
     n->notify = NULL;
-    dm_lua_drop(L, &n->on_message);
-    dm_lua_drop(L, &n->on_refused);
-    dm_lua_drop(L, &n->self);
+    dm_lua_release(&n->object);
     return 0;
 }
 
 int core_sd_notify(lua_State *L) {
-    const int err = dm_sd_notify(luaL_checkstring(L, 1));
-    if (err != 0) {
-        return dm_lua_fail(L, err, "NOTIFY_SOCKET");
-    }
-    lua_pushboolean(L, 1);
-    return 1;
+    return dm_lua_result(L, dm_sd_notify(luaL_checkstring(L, 1)), "NOTIFY_SOCKET");
 }
 
 int core_sd_notify_set(lua_State *L) {

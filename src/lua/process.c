@@ -19,23 +19,7 @@ enum { KILL_ADOPTED_MS = 2000 };
 /* Orphans that are looked at in one go: the others have their turn when these are gone. */
 enum { ADOPTED_MAX = 4096 };
 
-static const char signal_key;
-
-static void set_callback(lua_State *L, const char *key, int index) {
-    lua_pushlightuserdata(L, (void *)(uintptr_t)key);
-    lua_pushvalue(L, index);
-    lua_rawset(L, LUA_REGISTRYINDEX);
-}
-
-static bool push_callback(lua_State *L, const char *key) {
-    lua_pushlightuserdata(L, (void *)(uintptr_t)key);
-    lua_rawget(L, LUA_REGISTRYINDEX);
-    if (!lua_isfunction(L, -1)) {
-        lua_pop(L, 1);
-        return false;
-    }
-    return true;
-}
+#define ON_SIGNAL "dutch-master.on_signal" /* in the registry */
 
 int core_stop(lua_State *L) {
     dm_core_stop(dm_lua_core(L), luaL_optint(L, 1, 0));
@@ -58,7 +42,8 @@ static void on_signal(struct dm_signals *signals, int number, pid_t sender, uid_
     const struct dm_core *core = dm_container(signals, struct dm_core, signals);
     lua_State *L = signals->data;
     char buffer[16];
-    if (!core->silent && push_callback(L, &signal_key)) {
+    if (!core->silent) {
+        lua_getfield(L, LUA_REGISTRYINDEX, ON_SIGNAL);
         lua_pushstring(L, dm_signal_name(number, buffer));
         lua_pushinteger(L, sender);
         lua_pushnumber(L, sender_uid);
@@ -85,13 +70,9 @@ int core_signals(lua_State *L) {
     struct dm_core *core = dm_lua_core(L);
     core->signals.data = dm_lua_main(L);
     core->signals.on_signal = on_signal;
-    set_callback(L, &signal_key, 2);
-    const int rc = dm_signals_set(&core->signals, core->loop, &set);
-    if (rc != 0) {
-        return dm_lua_fail(L, rc, "signals");
-    }
-    lua_pushboolean(L, 1);
-    return 1;
+    lua_pushvalue(L, 2);
+    lua_setfield(L, LUA_REGISTRYINDEX, ON_SIGNAL);
+    return dm_lua_result(L, dm_signals_set(&core->signals, core->loop, &set), "signals");
 }
 
 /* no_signals(): this program is no master, nothing is asked of it by a signal. */
@@ -114,13 +95,8 @@ int core_kill_adopted(lua_State *L) {
 /* adopted() -> {pid, ...}: children that we did not start, ours and our keeper's */
 int core_adopted(lua_State *L) {
     pid_t *pids = lua_newuserdata(L, ADOPTED_MAX * sizeof *pids);
-    size_t n = dm_reaper_adopted(&dm_lua_core(L)->reaper, pids, ADOPTED_MAX);
-    n = n < ADOPTED_MAX ? n : ADOPTED_MAX;
-    lua_createtable(L, (int)n, 0);
-    for (size_t i = 0; i < n; i++) {
-        lua_pushinteger(L, pids[i]);
-        lua_rawseti(L, -2, (int)i + 1);
-    }
+    const size_t n = dm_reaper_adopted(&dm_lua_core(L)->reaper, pids, ADOPTED_MAX);
+    dm_lua_push_integers(L, pids, n < ADOPTED_MAX ? n : ADOPTED_MAX);
     return 1;
 }
 
@@ -155,11 +131,7 @@ int core_origin(lua_State *L) {
 /* open_process(pid) -> a pidfd, which names this process and no later one; nil if there is none. */
 int core_open_process(lua_State *L) {
     const int fd = (int)syscall(SYS_pidfd_open, luaL_checkint(L, 1), 0);
-    if (fd < 0) {
-        return dm_lua_fail(L, -errno, "process");
-    }
-    lua_pushinteger(L, fd);
-    return 1;
+    return dm_lua_result_integer(L, fd < 0 ? -errno : fd, "process");
 }
 
 /* signal_process(pidfd, name) */

@@ -9,9 +9,8 @@
 #define TYPE "dutch-master.sink"
 
 struct l_sink {
+    struct dm_lua_object object; /* held while there is on_drain */
     struct dm_sink *sink;
-    lua_State *L;
-    int on_drain;
 };
 
 static struct l_sink *check(lua_State *L) {
@@ -19,16 +18,14 @@ static struct l_sink *check(lua_State *L) {
 }
 
 static void on_drain(void *ctx) {
-    struct l_sink *s = ctx;
-    lua_rawgeti(s->L, LUA_REGISTRYINDEX, s->on_drain);
-    dm_lua_call(s->L, 0, 0, "sink drained");
+    const struct l_sink *s = ctx;
+    if (dm_lua_push_callback(&s->object, "on_drain")) {
+        dm_lua_call(s->object.L, 0, 0, "sink drained");
+    }
 }
 
 int core_sink(lua_State *L) {
-    struct l_sink *s = lua_newuserdata(L, sizeof *s);
-    *s = (struct l_sink){.L = dm_lua_main(L), .on_drain = LUA_NOREF};
-    luaL_getmetatable(L, TYPE);
-    lua_setmetatable(L, -2);
+    struct l_sink *s = dm_lua_new_object(L, sizeof *s, TYPE);
     int err;
     if (lua_type(L, 1) == LUA_TNUMBER) {
         err = dm_sink_open_fd(dm_lua_loop(L), luaL_checkint(L, 1), &s->sink);
@@ -40,23 +37,16 @@ int core_sink(lua_State *L) {
 }
 
 static int l_write(lua_State *L) {
-    struct l_sink *s = check(L);
+    const struct l_sink *s = check(L);
     size_t len;
     const char *record = luaL_checklstring(L, 2, &len);
+    const bool grave = lua_toboolean(L, 3);
     luaL_argcheck(L, len > 0 && record[len - 1] == '\n', 2, "a record ends with a newline");
-    if (s->sink == NULL) {
-        return dm_lua_closed(L);
-    }
-    int err = dm_sink_write(s->sink, record, len, lua_toboolean(L, 3));
-    if (err != 0) {
-        return dm_lua_fail(L, err, NULL);
-    }
-    lua_pushboolean(L, 1);
-    return 1;
+    return dm_lua_result(L, s->sink ? dm_sink_write(s->sink, record, len, grave) : -EBADF, NULL);
 }
 
 static int l_lost(lua_State *L) {
-    struct l_sink *s = check(L);
+    const struct l_sink *s = check(L);
     lua_pushnumber(L, s->sink == NULL ? 0 : (lua_Number)dm_sink_take_lost(s->sink));
     return 1;
 }
@@ -64,44 +54,33 @@ static int l_lost(lua_State *L) {
 static int l_on_drain(lua_State *L) {
     struct l_sink *s = check(L);
     if (s->sink == NULL) {
-        return dm_lua_closed(L);
+        return dm_lua_fail(L, -EBADF, NULL);
     }
-    dm_lua_keep(L, 2, &s->on_drain);
-    dm_sink_on_drain(s->sink, s->on_drain == LUA_NOREF ? NULL : on_drain, s);
-    lua_pushboolean(L, 1);
-    return 1;
+    dm_lua_set_callback(L, 1, "on_drain", 2);
+    const bool wanted = !lua_isnoneornil(L, 2);
+    if (wanted) {
+        dm_lua_hold(L, 1);
+    } else {
+        dm_lua_release(&s->object);
+    }
+    dm_sink_on_drain(s->sink, wanted ? on_drain : NULL, s);
+    return dm_lua_result(L, 0, NULL);
 }
 
 static int l_reopen(lua_State *L) {
-    struct l_sink *s = check(L);
-    if (s->sink == NULL) {
-        return dm_lua_closed(L);
-    }
-    int err = dm_sink_reopen(s->sink);
-    if (err != 0) {
-        return dm_lua_fail(L, err, "log output");
-    }
-    lua_pushboolean(L, 1);
-    return 1;
+    const struct l_sink *s = check(L);
+    return dm_lua_result(L, s->sink ? dm_sink_reopen(s->sink) : -EBADF, "log output");
 }
 
 static int l_flush(lua_State *L) {
-    struct l_sink *s = check(L);
-    lua_Number ms = luaL_checknumber(L, 2);
+    const struct l_sink *s = check(L);
+    const lua_Number ms = luaL_checknumber(L, 2);
     luaL_argcheck(L, ms >= 0 && ms <= 3600e3, 2, "milliseconds");
-    if (s->sink == NULL) {
-        return dm_lua_closed(L);
-    }
-    int err = dm_sink_flush(s->sink, (uint64_t)ms);
-    if (err != 0) {
-        return dm_lua_fail(L, err, NULL);
-    }
-    lua_pushboolean(L, 1);
-    return 1;
+    return dm_lua_result(L, s->sink ? dm_sink_flush(s->sink, (uint64_t)ms) : -EBADF, NULL);
 }
 
 static int l_is_tty(lua_State *L) {
-    struct l_sink *s = check(L);
+    const struct l_sink *s = check(L);
     lua_pushboolean(L, s->sink != NULL && dm_sink_is_tty(s->sink));
     return 1;
 }
@@ -110,7 +89,7 @@ static int l_close(lua_State *L) {
     struct l_sink *s = check(L);
     struct dm_sink *sink = s->sink;
     s->sink = NULL;
-    dm_lua_drop(L, &s->on_drain);
+    dm_lua_release(&s->object);
     if (sink != NULL) {
         dm_sink_close(sink);
     }

@@ -5,31 +5,28 @@
 
 #include <string.h>
 
-static const char core_key, main_key;
+static const char CORE[] = "dutch-master.core", MAIN[] = "dutch-master.main"; /* in the registry */
+
+static void *registered(lua_State *L, const char *key) {
+    lua_getfield(L, LUA_REGISTRYINDEX, key);
+    void *found = lua_touserdata(L, -1);
+    lua_pop(L, 1);
+    return found;
+}
 
 void dm_lua_set_core(lua_State *L, struct dm_core *core) {
-    lua_pushlightuserdata(L, (void *)&core_key);
     lua_pushlightuserdata(L, core);
-    lua_rawset(L, LUA_REGISTRYINDEX);
-    lua_pushlightuserdata(L, (void *)&main_key);
+    lua_setfield(L, LUA_REGISTRYINDEX, CORE);
     lua_pushlightuserdata(L, L);
-    lua_rawset(L, LUA_REGISTRYINDEX);
+    lua_setfield(L, LUA_REGISTRYINDEX, MAIN);
 }
 
 lua_State *dm_lua_main(lua_State *L) {
-    lua_pushlightuserdata(L, (void *)&main_key);
-    lua_rawget(L, LUA_REGISTRYINDEX);
-    lua_State *main = lua_touserdata(L, -1);
-    lua_pop(L, 1);
-    return main;
+    return registered(L, MAIN);
 }
 
 struct dm_core *dm_lua_core(lua_State *L) {
-    lua_pushlightuserdata(L, (void *)&core_key);
-    lua_rawget(L, LUA_REGISTRYINDEX);
-    struct dm_core *core = lua_touserdata(L, -1);
-    lua_pop(L, 1);
-    return core;
+    return registered(L, CORE);
 }
 
 uv_loop_t *dm_lua_loop(lua_State *L) {
@@ -41,7 +38,7 @@ int dm_lua_fail(lua_State *L, int error, const char *what) {
 }
 
 int dm_lua_fail_why(lua_State *L, int error, const char *what, const char *why) {
-    why = why ? why : dm_error_text(error);
+    why = why ? why : error == -EBADF ? "closed" : dm_error_text(error);
     lua_pushnil(L);
     lua_pushfstring(L, "%s%s%s", what ? what : "", what ? ": " : "", why);
     lua_pushstring(L, dm_error_name(error));
@@ -54,30 +51,6 @@ int dm_lua_push_error(lua_State *L, int error) {
     return 2;
 }
 
-int dm_lua_closed(lua_State *L) {
-    lua_pushnil(L);
-    lua_pushliteral(L, "closed");
-    lua_pushliteral(L, "EBADF");
-    return 3;
-}
-
-void dm_lua_drop(lua_State *L, int *ref) {
-    luaL_unref(L, LUA_REGISTRYINDEX, *ref);
-    *ref = LUA_NOREF;
-}
-
-void dm_lua_keep(lua_State *L, int index, int *ref) {
-    if (!lua_isnoneornil(L, index)) {
-        luaL_checktype(L, index, LUA_TFUNCTION);
-    }
-    dm_lua_drop(L, ref);
-    if (lua_isnoneornil(L, index)) {
-        return;
-    }
-    lua_pushvalue(L, index);
-    *ref = luaL_ref(L, LUA_REGISTRYINDEX);
-}
-
 int dm_lua_result(lua_State *L, int error, const char *what) {
     if (error) {
         return dm_lua_fail(L, error, what);
@@ -86,11 +59,38 @@ int dm_lua_result(lua_State *L, int error, const char *what) {
     return 1;
 }
 
+int dm_lua_result_integer(lua_State *L, int result, const char *what) {
+    if (result < 0) {
+        return dm_lua_fail(L, result, what);
+    }
+    lua_pushinteger(L, result);
+    return 1;
+}
+
+int dm_lua_result_maybe(lua_State *L, int result) {
+    if (result < 0) {
+        lua_pushnil(L);
+    } else {
+        lua_pushboolean(L, result);
+    }
+    return 1;
+}
+
 int dm_lua_integer_field(lua_State *L, int table, const char *key, int missing) {
     int value = missing;
     if (lua_istable(L, table)) {
         lua_getfield(L, table, key);
-        value = lua_isnil(L, -1) ? missing : luaL_checkint(L, -1);
+        value = luaL_optint(L, -1, missing);
+        lua_pop(L, 1);
+    }
+    return value;
+}
+
+bool dm_lua_boolean_field(lua_State *L, int table, const char *key) {
+    bool value = false;
+    if (lua_istable(L, table)) {
+        lua_getfield(L, table, key);
+        value = lua_toboolean(L, -1);
         lua_pop(L, 1);
     }
     return value;
@@ -104,6 +104,31 @@ void dm_lua_set_number(lua_State *L, const char *field, double value) {
 void dm_lua_set_string(lua_State *L, const char *field, const char *value) {
     lua_pushstring(L, value);
     lua_setfield(L, -2, field);
+}
+
+void dm_lua_set_boolean(lua_State *L, const char *field, bool value) {
+    lua_pushboolean(L, value);
+    lua_setfield(L, -2, field);
+}
+
+void dm_lua_push_integers(lua_State *L, const int *integers, size_t count) {
+    lua_createtable(L, (int)count, 0);
+    for (size_t i = 0; i < count; i++) {
+        lua_pushinteger(L, integers[i]);
+        lua_rawseti(L, -2, (int)i + 1);
+    }
+}
+
+int *dm_lua_check_integers(lua_State *L, int index, size_t *count) {
+    luaL_checktype(L, index, LUA_TTABLE);
+    *count = lua_objlen(L, index);
+    int *integers = lua_newuserdata(L, (*count + 1) * sizeof *integers);
+    for (size_t i = 0; i < *count; i++) {
+        lua_rawgeti(L, index, (int)i + 1);
+        integers[i] = luaL_checkint(L, -1);
+        lua_pop(L, 1);
+    }
+    return integers;
 }
 
 void dm_lua_new_type(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFunction gc) {
@@ -121,6 +146,64 @@ void dm_lua_new_type(lua_State *L, const char *name, const luaL_Reg *methods, lu
     lua_pop(L, 1);
 }
 
+void *dm_lua_new(lua_State *L, size_t size, const char *type) {
+    void *object = memset(lua_newuserdata(L, size), 0, size);
+    luaL_getmetatable(L, type);
+    lua_setmetatable(L, -2);
+    return object;
+}
+
+void *dm_lua_new_object(lua_State *L, size_t size, const char *type) {
+    struct dm_lua_object *object = dm_lua_new(L, size, type);
+    *object = (struct dm_lua_object){dm_lua_main(L), LUA_NOREF};
+    lua_newtable(L);
+    lua_setfenv(L, -2);
+    return object;
+}
+
+void dm_lua_hold(lua_State *L, int index) {
+    struct dm_lua_object *object = lua_touserdata(L, index);
+    if (object->self == LUA_NOREF) {
+        lua_pushvalue(L, index);
+        object->self = luaL_ref(L, LUA_REGISTRYINDEX);
+    }
+}
+
+void dm_lua_release(struct dm_lua_object *object) {
+    luaL_unref(object->L, LUA_REGISTRYINDEX, object->self);
+    object->self = LUA_NOREF;
+}
+
+void dm_lua_set_callback(lua_State *L, int object, const char *name, int function) {
+    if (lua_isnoneornil(L, function)) {
+        lua_pushnil(L);
+    } else {
+        luaL_checktype(L, function, LUA_TFUNCTION);
+        lua_pushvalue(L, function);
+    }
+    lua_getfenv(L, object); /* function, callbacks */
+    lua_insert(L, -2);
+    lua_setfield(L, -2, name);
+    lua_pop(L, 1);
+}
+
+bool dm_lua_push_callback(const struct dm_lua_object *object, const char *name) {
+    lua_State *L = object->L;
+    if (object->self == LUA_NOREF) {
+        return false;
+    }
+    lua_rawgeti(L, LUA_REGISTRYINDEX, object->self); /* object */
+    lua_getfenv(L, -1);                              /* object, callbacks */
+    lua_getfield(L, -1, name);                       /* object, callbacks, function */
+    lua_replace(L, -3);
+    lua_pop(L, 1);
+    if (lua_isnil(L, -1)) {
+        lua_pop(L, 1);
+        return false;
+    }
+    return true;
+}
+
 int dm_lua_check_signal(lua_State *L, int index) {
     const int number = dm_signal_number(luaL_checkstring(L, index));
     luaL_argcheck(L, number > 0, index, "not the name of a signal");
@@ -136,10 +219,8 @@ void dm_lua_push_exit(lua_State *L, const struct dm_exit *exit) {
     if (exit->signaled) {
         char buffer[16];
         const char *name = dm_signal_name(exit->code, buffer);
-        lua_pushstring(L, name ? name : "unknown");
-        lua_setfield(L, -2, "signal");
-        lua_pushboolean(L, exit->core);
-        lua_setfield(L, -2, "core");
+        dm_lua_set_string(L, "signal", name ? name : "unknown");
+        dm_lua_set_boolean(L, "core", exit->core);
     } else {
         dm_lua_set_number(L, "code", exit->code);
     }

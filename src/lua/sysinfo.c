@@ -61,12 +61,9 @@ int core_getuser(lua_State *L) {
     lua_createtable(L, 0, 6);
     dm_lua_set_number(L, "uid", entry.pw_uid);
     dm_lua_set_number(L, "gid", entry.pw_gid);
-    lua_pushstring(L, entry.pw_name);
-    lua_setfield(L, -2, "name");
-    lua_pushstring(L, entry.pw_dir);
-    lua_setfield(L, -2, "dir");
-    lua_pushstring(L, entry.pw_shell && *entry.pw_shell ? entry.pw_shell : "/bin/sh");
-    lua_setfield(L, -2, "shell");
+    dm_lua_set_string(L, "name", entry.pw_name);
+    dm_lua_set_string(L, "dir", entry.pw_dir);
+    dm_lua_set_string(L, "shell", entry.pw_shell && *entry.pw_shell ? entry.pw_shell : "/bin/sh");
     set_groups(L, &entry);
     return 1;
 }
@@ -151,13 +148,7 @@ int core_executable(lua_State *L) {
 
 /* idle(pid): whether it sleeps in its event loop; nil where that cannot be seen. */
 int core_idle(lua_State *L) {
-    const int idle = dm_proc_idle((pid_t)luaL_checkinteger(L, 1));
-    if (idle < 0) {
-        lua_pushnil(L);
-    } else {
-        lua_pushboolean(L, idle);
-    }
-    return 1;
+    return dm_lua_result_maybe(L, dm_proc_idle((pid_t)luaL_checkinteger(L, 1)));
 }
 
 int core_image(lua_State *L) {
@@ -168,14 +159,12 @@ int core_image(lua_State *L) {
 int core_proc_stat(lua_State *L) {
     struct dm_proc_stat stat;
     if (!dm_proc_stat((pid_t)luaL_checkinteger(L, 1), &stat)) {
-        lua_pushnil(L);
-        return 1;
+        return 0;
     }
     lua_createtable(L, 0, 4);
     dm_lua_set_number(L, "rss_kb", (double)stat.rss_kb);
     dm_lua_set_number(L, "cpu_ms", (double)stat.cpu_ms);
     dm_lua_set_number(L, "starttime", (double)stat.starttime);
-    lua_pushboolean(L, stat.runnable);
-    lua_setfield(L, -2, "runnable");
+    dm_lua_set_boolean(L, "runnable", stat.runnable);
     return 1;
 }

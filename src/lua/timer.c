@@ -14,42 +14,26 @@
 static const double LONGEST_MS = 3.2e12;
 
 struct proxy {
+    struct dm_lua_object object; /* held while armed */
     struct dm_timer timer;
-    lua_State *L;
-    int self; /* reference while armed */
     bool closed;
 };
 
-static void unkeep(struct proxy *proxy) {
-    luaL_unref(proxy->L, LUA_REGISTRYINDEX, proxy->self);
-    proxy->self = LUA_NOREF;
-}
-
 static void on_due(struct dm_timer *timer) {
     struct proxy *proxy = dm_container(timer, struct proxy, timer);
-    lua_State *L = proxy->L;
-    lua_rawgeti(L, LUA_REGISTRYINDEX, proxy->self); /* timer: alive until the call returns */
-    unkeep(proxy);
-    lua_getfenv(L, -1); /* timer, environment */
-    lua_rawgeti(L, -1, 1);
+    lua_State *L = proxy->object.L;
+    dm_lua_push_callback(&proxy->object, "on_due");
+    dm_lua_release(&proxy->object);
     dm_lua_call(L, 0, 0, "timer");
-    lua_pop(L, 2);
 }
 
 /* timer(fn) */
 int core_timer(lua_State *L) {
     luaL_checktype(L, 1, LUA_TFUNCTION);
-    struct proxy *proxy = lua_newuserdata(L, sizeof *proxy);
-    proxy->L = dm_lua_main(L);
-    proxy->self = LUA_NOREF;
-    proxy->closed = false;
+    lua_settop(L, 1);
+    struct proxy *proxy = dm_lua_new_object(L, sizeof *proxy, TIMER);
     dm_timer_init(&proxy->timer, &dm_lua_core(L)->timers, on_due);
-    luaL_getmetatable(L, TIMER);
-    lua_setmetatable(L, -2);
-    lua_createtable(L, 1, 0);
-    lua_pushvalue(L, 1);
-    lua_rawseti(L, -2, 1);
-    lua_setfenv(L, -2);
+    dm_lua_set_callback(L, 2, "on_due", 1);
     return 1;
 }
 
@@ -61,31 +45,24 @@ static int l_start(lua_State *L) {
     struct proxy *proxy = check_proxy(L);
     const double ms = luaL_checknumber(L, 2);
     luaL_argcheck(L, ms >= 0, 2, "expected milliseconds, not negative");
-    if (proxy->closed) {
-        return dm_lua_closed(L);
+    if (!proxy->closed) {
+        dm_lua_hold(L, 1);
+        dm_timer_start(&proxy->timer, (uint64_t)(ms < LONGEST_MS ? ms : LONGEST_MS));
     }
-    if (proxy->self == LUA_NOREF) {
-        lua_pushvalue(L, 1);
-        proxy->self = luaL_ref(L, LUA_REGISTRYINDEX);
-    }
-    dm_timer_start(&proxy->timer, (uint64_t)(ms < LONGEST_MS ? ms : LONGEST_MS));
-    lua_pushboolean(L, 1);
-    return 1;
+    return dm_lua_result(L, proxy->closed ? -EBADF : 0, NULL);
 }
 
 static int l_stop(lua_State *L) {
     struct proxy *proxy = check_proxy(L);
     dm_timer_stop(&proxy->timer);
-    unkeep(proxy);
+    dm_lua_release(&proxy->object);
     return 0;
 }
 
 /* Also __gc: at the latest when the state closes, an armed timer leaves the list. */
 static int l_close(lua_State *L) {
-    struct proxy *proxy = check_proxy(L);
-    l_stop(L);
-    proxy->closed = true;
-    return 0;
+    check_proxy(L)->closed = true;
+    return l_stop(L);
 }
 
 int core_now(lua_State *L) {

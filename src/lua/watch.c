@@ -9,40 +9,24 @@
 #define WATCH "dm.watch"
 
 struct proxy {
-    struct dm_watch *watch; /* NULL once closed */
-    lua_State *L;
-    int self; /* reference while started */
+    struct dm_lua_object object; /* held while started */
+    struct dm_watch *watch;      /* NULL once closed */
 };
-
-static void unkeep(struct proxy *proxy) {
-    luaL_unref(proxy->L, LUA_REGISTRYINDEX, proxy->self);
-    proxy->self = LUA_NOREF;
-}
 
 static void on_ready(struct dm_watch *watch) {
     struct proxy *proxy = watch->owner;
-    lua_State *L = proxy->L;
-    lua_rawgeti(L, LUA_REGISTRYINDEX, proxy->self); /* watch: alive until the call returns */
-    unkeep(proxy);
-    lua_getfenv(L, -1); /* watch, environment */
-    lua_rawgeti(L, -1, 1);
+    lua_State *L = proxy->object.L;
+    dm_lua_push_callback(&proxy->object, "on_ready");
+    dm_lua_release(&proxy->object);
     dm_lua_call(L, 0, 0, "watch");
-    lua_pop(L, 2);
 }
 
 /* watch(fn) */
 int core_watch(lua_State *L) {
     luaL_checktype(L, 1, LUA_TFUNCTION);
-    struct proxy *proxy = lua_newuserdata(L, sizeof *proxy);
-    proxy->watch = NULL;
-    proxy->L = dm_lua_main(L);
-    proxy->self = LUA_NOREF;
-    luaL_getmetatable(L, WATCH);
-    lua_setmetatable(L, -2);
-    lua_createtable(L, 1, 0);
-    lua_pushvalue(L, 1);
-    lua_rawseti(L, -2, 1);
-    lua_setfenv(L, -2);
+    lua_settop(L, 1);
+    struct proxy *proxy = dm_lua_new_object(L, sizeof *proxy, WATCH);
+    dm_lua_set_callback(L, 2, "on_ready", 1);
     const int error = dm_watch_open(&proxy->watch, dm_lua_loop(L), on_ready);
     if (error) {
         return dm_lua_fail(L, error, "watch");
@@ -54,32 +38,22 @@ int core_watch(lua_State *L) {
 /* watch:start{ fd, ... } */
 static int l_start(lua_State *L) {
     struct proxy *proxy = luaL_checkudata(L, 1, WATCH);
-    luaL_checktype(L, 2, LUA_TTABLE);
-    const size_t count = lua_objlen(L, 2);
-    int *fds = lua_newuserdata(L, (count + 1) * sizeof *fds);
-    for (size_t i = 0; i < count; i++) {
-        lua_rawgeti(L, 2, (int)i + 1);
-        fds[i] = luaL_checkint(L, -1);
-        lua_pop(L, 1);
-    }
-    const int error = proxy->watch ? dm_watch_start(proxy->watch, fds, count) : UV_EBADF;
+    size_t count;
+    const int *fds = dm_lua_check_integers(L, 2, &count);
+    const int error = proxy->watch ? dm_watch_start(proxy->watch, fds, count) : -EBADF;
     if (error) {
-        unkeep(proxy);
-        return dm_lua_fail(L, error, "watch");
+        dm_lua_release(&proxy->object);
+    } else {
+        dm_lua_hold(L, 1);
     }
-    if (proxy->self == LUA_NOREF) {
-        lua_pushvalue(L, 1);
-        proxy->self = luaL_ref(L, LUA_REGISTRYINDEX);
-    }
-    lua_pushboolean(L, 1);
-    return 1;
+    return dm_lua_result(L, error, "watch");
 }
 
 static int l_stop(lua_State *L) {
     struct proxy *proxy = luaL_checkudata(L, 1, WATCH);
     if (proxy->watch) {
         dm_watch_stop(proxy->watch);
-        unkeep(proxy);
+        dm_lua_release(&proxy->object);
     }
     return 0;
 }

@@ -3,6 +3,7 @@
  */
 #include "net/dial.h"
 
+#include "base/close.h"
 #include "base/poll.h"
 #include "net/diag.h"
 
@@ -62,9 +63,7 @@ int dm_dial_open(uv_loop_t *loop, const struct dm_address *to, const struct dm_d
     self->fd = bound_socket(&self->to, &self->port);
     int error = self->fd < 0 ? self->fd : dm_poll_init(loop, &self->poll, self->fd);
     if (error) {
-        if (self->fd >= 0) {
-            close(self->fd);
-        }
+        dm_close(&self->fd);
         free(self);
         return error;
     }

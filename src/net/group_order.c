@@ -5,6 +5,7 @@
  */
 #include "net/group_order.h"
 
+#include "base/close.h"
 #include "net/listener.h"
 
 #include <errno.h>
@@ -114,9 +115,7 @@ static int lane_at(const struct dm_listener *listener, size_t index) {
     if (rc == 0) {
         rc = connect_and_ask(fd, &to);
     }
-    if (fd >= 0) {
-        close(fd);
-    }
+    dm_close(&fd);
     if (rc < 0) {
         return rc == -ETIMEDOUT && listener->strangers.count > 0 ? (int)listener->members : rc;
     }

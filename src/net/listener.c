@@ -3,6 +3,7 @@
 #include "net/listener.h"
 
 #include "base/claim.h"
+#include "base/close.h"
 #include "base/timer.h"
 #include "net/group_order.h"
 
@@ -192,14 +193,8 @@ static int open_guard(struct dm_listener *self, const struct dm_listener_options
 }
 
 static void close_guard(struct dm_listener *self) {
-    if (self->guard >= 0) {
-        close(self->guard);
-        self->guard = -1;
-    }
-    if (self->claim >= 0) {
-        close(self->claim);
-        self->claim = -1;
-    }
+    dm_close(&self->guard);
+    dm_close(&self->claim);
 }
 
 /* ---- lanes ---- */
@@ -288,37 +283,35 @@ static int start_listening(struct dm_lane *lane) {
     return 0;
 }
 
-static unsigned long inode_of(int fd) {
+/* NULL: no memory. */
+static struct dm_lane *new_lane(struct dm_listener *self, int fd) {
     struct stat found;
-    return fstat(fd, &found) == 0 ? (unsigned long)found.st_ino : 0;
+    struct dm_lane *lane = grow(self) == 0 ? malloc(sizeof *lane) : NULL;
+    if (lane) {
+        *lane = (struct dm_lane){
+            .listener = self,
+            .tcp = self->address.type == SOCK_STREAM && !dm_address_is_unix(&self->address),
+            .shared = self->shared,
+            .fd = fd,
+            .inode = fstat(fd, &found) == 0 ? (unsigned long)found.st_ino : 0,
+        };
+    }
+    return lane;
 }
 
 /* Takes `fd`, also if it fails. */
 static int adopt(struct dm_listener *self, int fd, struct dm_lane **out) {
-    struct dm_lane *lane = calloc(1, sizeof *lane);
-    int error = lane ? grow(self) : -ENOMEM;
-    if (!error) {
-        lane->listener = self;
-        lane->tcp = self->address.type == SOCK_STREAM && !dm_address_is_unix(&self->address);
-        lane->shared = self->shared;
-        lane->fd = fd;
-        error = start_listening(lane);
-    }
+    struct dm_lane *lane = new_lane(self, fd);
+    const int error = lane ? start_listening(lane) : -ENOMEM;
     if (error) {
         free(lane);
         close(fd);
         return error;
     }
-    lane->inode = inode_of(fd);
     append_member(self, lane);
     close_guard(self);
     *out = lane;
     return 0;
-}
-
-static int by_inode(const void *a, const void *b) {
-    const unsigned long x = *(const unsigned long *)a, y = *(const unsigned long *)b;
-    return x < y ? -1 : x > y;
 }
 
 static int count_strangers(const struct dm_listener *self, struct dm_strangers *found) {
@@ -326,7 +319,6 @@ static int count_strangers(const struct dm_listener *self, struct dm_strangers *
     for (size_t i = 0; i < self->count; i++) {
         ours[i] = self->lanes[i]->inode;
     }
-    qsort(ours, self->count, sizeof *ours, by_inode);
     return dm_strangers_find(&self->address, ours, self->count, found);
 }
 
@@ -699,32 +691,18 @@ int dm_listener_resume(struct dm_listener *self, const struct dm_address *addres
     self->shared = kept->shared;
     self->borrowed = kept->borrowed;
     self->in_force = self->shared ? DM_SHARED : DM_HASH;
-    self->capacity = kept->count;
-    self->lanes = calloc(kept->count, sizeof(struct dm_lane *));
-    bool failed = self->lanes == NULL;
-    for (size_t i = 0; i < kept->count && !failed; i++) {
+    for (size_t i = 0; i < kept->count; i++) {
         uint32_t depth;
-        struct dm_lane *lane = calloc(1, sizeof *lane);
+        struct dm_lane *lane = new_lane(self, kept->fds[i]);
         if (!lane) {
-            failed = true;
-            break;
+            while (self->count > 0) {
+                free(self->lanes[--self->count]);
+            }
+            free(self->lanes);
+            return -ENOMEM;
         }
-        *lane = (struct dm_lane){
-            .listener = self,
-            .tcp = address->type == SOCK_STREAM && !dm_address_is_unix(address),
-            .shared = self->shared,
-            .fd = kept->fds[i],
-        };
-        lane->inode = inode_of(lane->fd);
         append_member(self, lane);
         dm_lane_queue(lane, &depth, &lane->limit);
-    }
-    if (failed) {
-        for (size_t i = 0; i < self->count; i++) {
-            free(self->lanes[i]);
-        }
-        free(self->lanes);
-        return -ENOMEM;
     }
     if (kept->inode && dm_address_is_path(address)) {
         dm_unix_path_resume(&self->path, address, options->rights, (dev_t)kept->device,

@@ -35,7 +35,7 @@ static void note(struct dm_strangers *found, unsigned long inode) {
     found->sum += inode * 0x9e3779b97f4a7c15U;
 }
 
-int dm_strangers_find(const struct dm_address *address, const unsigned long *ours, size_t count,
+int dm_strangers_find(const struct dm_address *address, unsigned long *ours, size_t count,
                       struct dm_strangers *found) {
     char wanted[ENTRY], line[512], local[ENTRY];
     const bool six = address->u.any.sa_family == AF_INET6;
@@ -45,6 +45,7 @@ int dm_strangers_find(const struct dm_address *address, const unsigned long *our
         return -errno;
     }
     entry_of(address, wanted);
+    qsort(ours, count, sizeof *ours, compare);
     while (fgets(line, sizeof line, file)) {
         unsigned state;
         unsigned long inode;

@@ -18,7 +18,7 @@ struct dm_strangers {
     unsigned long inodes[DM_STRANGERS];
 };
 
-/* Those that listen at the address, less the inodes in ours[] (sorted). 0, or a negative errno: it
- * cannot be seen. */
-int dm_strangers_find(const struct dm_address *address, const unsigned long *ours, size_t count,
+/* Those that listen at the address, less the inodes in ours[], which it sorts. 0, or a negative
+ * errno: it cannot be seen. */
+int dm_strangers_find(const struct dm_address *address, unsigned long *ours, size_t count,
                       struct dm_strangers *found);

@@ -2,6 +2,8 @@
  * user's rights: what they find out is in their struct, what they open in `fds`. */
 #include "net/unix_path.h"
 
+#include "base/close.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -159,10 +161,7 @@ int dm_unix_path_bind(void *ctx, int fds[DM_RIGHTS_FDS]) {
     const int error = *name == '\0' ? -EISDIR : bind_in(directory, name, b, fds);
     if (error) {
         close(directory);
-        if (fds[0] >= 0) {
-            close(fds[0]);
-        }
-        fds[0] = -1;
+        dm_close(&fds[0]);
         return error;
     }
     b->theirs = is_users(directory);
@@ -350,9 +349,7 @@ void dm_unix_path_close(struct dm_unix_path *self) {
     if (self->directory >= 0 && self->name) {
         remove_name(self);
     }
-    if (self->directory >= 0) {
-        close(self->directory);
-    }
+    dm_close(&self->directory);
     free(self->name);
     free(self->twin);
     *self = (struct dm_unix_path){.directory = -1};

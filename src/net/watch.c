@@ -2,9 +2,10 @@
  * open files, so closing ours alone would leave them there for ever. */
 #include "net/watch.h"
 
+#include "base/close.h"
+
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
@@ -18,9 +19,7 @@ int dm_watch_open(struct dm_watch **watch, uv_loop_t *loop,
     self->epoll = epoll_create1(EPOLL_CLOEXEC);
     int error = self->epoll < 0 ? -errno : dm_poll_init(loop, &self->poll, self->epoll);
     if (error) { /* a failed init leaves nothing in the loop */
-        if (self->epoll >= 0) {
-            close(self->epoll);
-        }
+        dm_close(&self->epoll);
         free(self);
         return error;
     }
@@ -55,11 +54,9 @@ int dm_watch_start(struct dm_watch *self, const int *fds, size_t count) {
 }
 
 void dm_watch_stop(struct dm_watch *self) {
-    struct epoll_event event; /* old kernels want one */
-    memset(&event, 0, sizeof event);
     dm_poll_stop(&self->poll);
     while (self->count > 0) {
-        epoll_ctl(self->epoll, EPOLL_CTL_DEL, self->fds[--self->count], &event);
+        epoll_ctl(self->epoll, EPOLL_CTL_DEL, self->fds[--self->count], NULL);
     }
     free(self->fds);
     self->fds = NULL;

@@ -3,6 +3,7 @@
  * is read from it and what waits for it. */
 #include "process/channel.h"
 
+#include "base/close.h"
 #include "base/errors.h"
 #include "base/fdpass.h"
 #include "base/outqueue.h"
@@ -119,13 +120,6 @@ static void on_handle_closed(uv_handle_t *handle) {
     events->on_freed(ctx);
 }
 
-static void drop_received(struct dm_channel *channel) {
-    if (channel->received >= 0) {
-        close(channel->received);
-        channel->received = -1;
-    }
-}
-
 void dm_channel_close(struct dm_channel *channel) {
     if (channel->fd < 0) {
         return;
@@ -134,7 +128,7 @@ void dm_channel_close(struct dm_channel *channel) {
         commit(&channel->mark); /* what was sent before the close */
     }
     drop_queue(channel);
-    drop_received(channel);
+    dm_close(&channel->received);
     dm_mark_close(&channel->mark);
     dm_poll_stop(&channel->poll);
     close(channel->fd);
@@ -204,7 +198,7 @@ static void read_some(struct dm_channel *channel, size_t budget, uint64_t limit_
         }
         if (channel->lines.length == 0) {
             channel->had_fd = false;
-            drop_received(channel);
+            dm_close(&channel->received);
         }
     }
     if (channel->fd >= 0 && channel->timers) {

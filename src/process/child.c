@@ -6,6 +6,7 @@
  * from spawn to its last handle. */
 #include "process/child.h"
 
+#include "base/close.h"
 #include "process/capture.h"
 
 #include <errno.h>
@@ -224,25 +225,14 @@ struct ends {
     int channel[2], captures[2][2], null;
 };
 
-static void close_if_open(int *fd) {
-    if (*fd >= 0) {
-        close(*fd);
-        *fd = -1;
-    }
-}
-
 static void close_ends(struct ends *ends) {
-    close_if_open(&ends->channel[0]);
-    close_if_open(&ends->channel[1]);
+    dm_close(&ends->channel[0]);
+    dm_close(&ends->channel[1]);
     for (int i = 0; i < 2; i++) {
-        close_if_open(&ends->captures[i][0]);
-        close_if_open(&ends->captures[i][1]);
+        dm_close(&ends->captures[i][0]);
+        dm_close(&ends->captures[i][1]);
     }
-    close_if_open(&ends->null);
-}
-
-static bool is_captured(const struct dm_child_options *o, int i) {
-    return i == 0 ? o->capture_stdout : o->capture_stderr;
+    dm_close(&ends->null);
 }
 
 /* Where stdout (0) or stderr (1) of the child would go, and goes in the end. */
@@ -257,7 +247,7 @@ static int open_ends(const struct dm_child_options *o, struct ends *ends) {
     }
     /* A pipe, not a socket: /dev/stderr can then be opened by the child. */
     for (int i = 0; i < 2; i++) {
-        if (is_captured(o, i) && pipe2(ends->captures[i], O_CLOEXEC) != 0) {
+        if (o->captures[i] && pipe2(ends->captures[i], O_CLOEXEC) != 0) {
             return -errno;
         }
     }
@@ -275,7 +265,7 @@ static int *make_fd_table(const struct dm_child_options *o, const struct ends *e
     int n = 0;
     fds[n++] = o->stdio[0] >= 0 ? o->stdio[0] : ends->null;
     for (int i = 0; i < 2; i++) {
-        fds[n++] = is_captured(o, i) ? ends->captures[i][1] : target_of(o, i);
+        fds[n++] = o->captures[i] ? ends->captures[i][1] : target_of(o, i);
     }
     for (int i = 0; i < o->fd_count; i++) {
         fds[n++] = o->fds[i];
@@ -303,7 +293,7 @@ static int open_parts(struct dm_child *child, const struct dm_child_options *o, 
         }
     }
     for (int i = 0; i < 2; i++) {
-        if (!is_captured(o, i)) {
+        if (!o->captures[i]) {
             continue;
         }
         child->captures[i] = dm_capture_open(core->loop, &core->timers, ends->captures[i][0],
@@ -423,8 +413,7 @@ int dm_child_adopt(struct dm_core *core, const struct dm_kept_child *kept,
     child->leader.kept = true;
     const struct dm_child_options options = {
         .channel = kept->channel >= 0,
-        .capture_stdout = kept->output[0] >= 0,
-        .capture_stderr = kept->output[1] >= 0,
+        .captures = {kept->output[0] >= 0, kept->output[1] >= 0},
         .report_output = kept->report_output,
         .stdio = {-1, kept->targets[0], kept->targets[1]},
     };

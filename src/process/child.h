@@ -34,8 +34,8 @@ struct dm_child_options {
     int stdio[3];          /* -1: /dev/null, 1, 2 */
     const int *fds;        /* become 3, 4, ... */
     int fd_count;
-    bool channel; /* behind fds */
-    bool capture_stdout, capture_stderr;
+    bool channel;       /* behind fds */
+    bool captures[2];   /* of stdout and stderr */
     bool report_output; /* on_output is wanted */
     bool lingers;       /* else what is left of its group gets SIGKILL when it ends */
 };

@@ -12,9 +12,6 @@
 /* At most 4096 workers are wanted, and twice as many live in a restart. */
 enum { GROUPS_MAX = 16384 };
 
-/* Descriptors that are closed one by one where close_range is missing (Linux before 5.9). */
-enum { CLOSE_LOOP_MAX = 65536 };
-
 /* The one signal that wakes it; everything else is blocked. */
 enum { DEATH_SIGNAL = SIGUSR1 };
 
@@ -25,11 +22,7 @@ static _Noreturn void watch_over(const pid_t *groups, pid_t master) {
     sigemptyset(&death);
     sigaddset(&death, DEATH_SIGNAL);
     /* A listener that it kept would outlive the master's own end of it. */
-    if (syscall(SYS_close_range, 0, ~0U, 0) != 0) {
-        for (int fd = 0; fd < CLOSE_LOOP_MAX; fd++) {
-            close(fd);
-        }
-    }
+    syscall(SYS_close_range, 0, ~0U, 0);
     setsid(); /* signals to the terminal's or the service's group are not for us */
     (void)!chdir("/");
     prctl(PR_SET_NAME, "dutch-watcher");

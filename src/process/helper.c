@@ -1,6 +1,8 @@
 /* helper.c: see helper.h. It is freed when it is reaped and both of its handles are closed. */
 #include "process/helper.h"
 
+#include "base/close.h"
+
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -42,9 +44,7 @@ static void on_leader_closed(struct dm_leader *leader) {
 
 static void close_fds(int fds[DM_RIGHTS_FDS]) {
     for (int i = 0; i < DM_RIGHTS_FDS; i++) {
-        if (fds[i] >= 0) {
-            close(fds[i]);
-        }
+        dm_close(&fds[i]);
     }
 }
 

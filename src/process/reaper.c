@@ -3,8 +3,6 @@
  * 400 lines: one owner of every zombie. */
 #include "process/reaper.h"
 
-#include "base/kernel.h"
-
 #include "base/timer.h"
 
 #include <dirent.h>
@@ -94,7 +92,7 @@ static void note_reaped(struct dm_leader *leader) {
 static bool end(struct dm_leader *leader) {
     siginfo_t info;
     if (leader->ended || leader->kept ||
-        wait_for(DM_P_PIDFD, leader->pidfd, &info, WEXITED | WNOHANG | WNOWAIT, NULL) != 0 ||
+        wait_for(P_PIDFD, leader->pidfd, &info, WEXITED | WNOHANG | WNOWAIT, NULL) != 0 ||
         info.si_pid == 0) {
         return leader->ended;
     }
@@ -136,7 +134,7 @@ static bool reap(struct dm_leader *leader) {
         return false;
     }
     kill_group(leader->pid);
-    if (wait_for(DM_P_PIDFD, leader->pidfd, &info, WEXITED | WNOHANG, &leader->exit.usage) != 0) {
+    if (wait_for(P_PIDFD, leader->pidfd, &info, WEXITED | WNOHANG, &leader->exit.usage) != 0) {
         return false;
     }
     note_reaped(leader);
@@ -407,23 +405,19 @@ int dm_reaper_init(struct dm_reaper *reaper, uv_loop_t *loop) {
     return dm_signals_set(&reaper->sigchld, loop, &set);
 }
 
-static void let_go(struct dm_reaper *reaper, struct dm_link *list) {
+static void let_go(struct dm_link *list) {
     while (!dm_list_empty(list)) {
         struct dm_leader *leader = dm_container(list->next, struct dm_leader, link);
         dm_poll_stop(&leader->poll);
-        leader->reaped_pidfd = leader->pidfd;
-        leader->pidfd = -1;
-        dm_list_remove(&leader->link);
-        dm_list_append(&reaper->reaped, &leader->link);
-        reaper->count--;
+        note_reaped(leader);
     }
 }
 
 /* Those whom even SIGKILL did not end in time are let go. */
 void dm_reaper_deinit(struct dm_reaper *reaper) {
-    let_go(reaper, &reaper->alive);
-    let_go(reaper, &reaper->ended);
-    let_go(reaper, &reaper->lingering);
+    let_go(&reaper->alive);
+    let_go(&reaper->ended);
+    let_go(&reaper->lingering);
     report(reaper);
     uv_close((uv_handle_t *)&reaper->look, NULL);
     dm_signals_deinit(&reaper->sigchld);

@@ -306,10 +306,3 @@ int dm_open_append(const char *path) {
     }
     return fd;
 }
-
-int dm_open_again(int fd) {
-    char self[32];
-    snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
-    const int own = open(self, O_WRONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
-    return own < 0 ? -errno : own;
-}

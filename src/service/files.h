@@ -37,7 +37,3 @@ void dm_pid_file_close(struct dm_pid_file *file);
 /* Opens a file to append to, for the output of workers: created with mode 0640 if it is missing,
  * close-on-exec, never a controlling terminal. Gives the descriptor or a negative errno. */
 int dm_open_append(const char *path);
-
-/* What fd refers to (pipe, terminal), opened a second time to write to: non-blocking, which fd
- * stays or not for all who share it. A negative errno where that is refused. */
-int dm_open_again(int fd);

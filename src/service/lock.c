@@ -95,6 +95,16 @@ static int try_lock(const char *path, struct stat *st, pid_t *holder, const char
     return err;
 }
 
+static struct dm_lock *new_lock(const char *path, int fd, const struct stat *st) {
+    const size_t len = strlen(path) + 1;
+    struct dm_lock *l = malloc(sizeof *l + len);
+    if (l != NULL) {
+        *l = (struct dm_lock){fd, st->st_dev, st->st_ino};
+        memcpy(l->path, path, len);
+    }
+    return l;
+}
+
 int dm_lock_open(const char *path, struct dm_lock **lock, pid_t *holder, const char **why) {
     *holder = 0;
     *why = NULL;
@@ -110,38 +120,25 @@ int dm_lock_open(const char *path, struct dm_lock **lock, pid_t *holder, const c
     if (fd < 0) {
         return fd;
     }
-    size_t len = strlen(path) + 1;
-    struct dm_lock *l = malloc(sizeof *l + len);
-    if (l == NULL) {
+    *lock = new_lock(path, fd, &st);
+    if (*lock == NULL) {
         close(fd);
         return -ENOMEM;
     }
-    l->fd = fd;
-    l->dev = st.st_dev;
-    l->ino = st.st_ino;
-    memcpy(l->path, path, len);
     /* The pid is for people; on a full disk the lock holds without it. */
     if (ftruncate(fd, 0) == 0 && dprintf(fd, "%d\n", (int)dm_identity()) < 0) {
         (void)ftruncate(fd, 0);
     }
-    *lock = l;
     return 0;
 }
 
 int dm_lock_resume(const char *path, int fd, struct dm_lock **lock) {
     struct stat st;
-    const size_t len = strlen(path) + 1;
-    struct dm_lock *l = malloc(sizeof *l + len);
-    if (l == NULL || fstat(fd, &st) < 0) {
-        free(l);
-        return l == NULL ? -ENOMEM : -EBADF;
+    if (fstat(fd, &st) < 0) {
+        return -EBADF;
     }
-    l->fd = fd;
-    l->dev = st.st_dev;
-    l->ino = st.st_ino;
-    memcpy(l->path, path, len);
-    *lock = l;
-    return 0;
+    *lock = new_lock(path, fd, &st);
+    return *lock == NULL ? -ENOMEM : 0;
 }
 
 int dm_lock_fd(const struct dm_lock *lock) {

@@ -10,6 +10,7 @@
 
 #include "service/files.h"
 
+#include "base/close.h"
 #include "base/fdpass.h"
 #include "base/poll.h"
 #include "base/timer.h"
@@ -204,7 +205,7 @@ static bool receive(struct dm_notify *n) {
     if (fault != NULL) {
         refuse(n, fault);
     } else {
-        n->events.on_message(n->ctx, text, len, sender.pid, sender.uid);
+        n->events.on_message(n->ctx, text, len, sender.pid);
     }
     /* Only now: a barrier is passed when everything sent before it was dealt with. */
     dm_fdpass_close(fds, fd_count);
@@ -224,7 +225,7 @@ static void on_readable(uv_poll_t *poll, int status, int events) {
 /* Removes what masters that were killed have left: sockets that nobody reads. */
 static void sweep(const char *directory) {
     DIR *dir = opendir(directory);
-    const int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     for (int i = 0; dir != NULL && fd >= 0 && i < SWEEP_MAX; i++) {
         const struct dirent *entry = readdir(dir);
         if (entry == NULL) {
@@ -239,9 +240,7 @@ static void sweep(const char *directory) {
             unlink(addr.sun_path);
         }
     }
-    if (fd >= 0) {
-        close(fd);
-    }
+    dm_close(&fd);
     if (dir != NULL) {
         closedir(dir);
     }

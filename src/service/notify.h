@@ -15,7 +15,7 @@ struct dm_notify;
 
 struct dm_notify_events {
     /* A datagram that passed all checks: text of KEY=VALUE lines. May close the socket. */
-    void (*on_message)(void *ctx, const char *text, size_t len, pid_t pid, uid_t uid);
+    void (*on_message)(void *ctx, const char *text, size_t len, pid_t pid);
     /* Datagrams were ignored: why the last one was, and how many since the last report. May close.
      */
     void (*on_refused)(void *ctx, const char *reason, uint64_t count);

@@ -4,6 +4,8 @@
  */
 #include "service/sdnotify.h"
 
+#include "keeper/tell.h"
+
 #include <errno.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -26,23 +28,6 @@ bool dm_sd_notify_is_set(void) {
     return name != NULL;
 }
 
-static int make_address(struct sockaddr_un *addr, socklen_t *len) {
-    size_t n = strlen(name);
-    if ((name[0] != '/' && name[0] != '@') || n < 2) {
-        return -EINVAL;
-    }
-    if (n >= sizeof addr->sun_path) {
-        return -ENAMETOOLONG;
-    }
-    *addr = (struct sockaddr_un){.sun_family = AF_UNIX};
-    memcpy(addr->sun_path, name, n);
-    if (name[0] == '@') {
-        addr->sun_path[0] = '\0';
-    }
-    *len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + n);
-    return 0;
-}
-
 int dm_sd_notify(const char *text) {
     if (name == NULL) {
         return 0;
@@ -52,7 +37,7 @@ int dm_sd_notify(const char *text) {
     }
     struct sockaddr_un addr;
     socklen_t len;
-    int err = make_address(&addr, &len);
+    int err = dm_manager_address(name, &addr, &len);
     if (err != 0) {
         return err;
     }

@@ -7,6 +7,7 @@
  */
 #include "service/server.h"
 
+#include "base/close.h"
 #include "base/poll.h"
 
 #include <errno.h>
@@ -225,12 +226,8 @@ static void remove_path(const struct dm_server *server) {
 
 static void free_server(struct dm_server *server) {
     remove_path(server);
-    if (server->fd >= 0) {
-        close(server->fd);
-    }
-    if (server->spare_fd >= 0) {
-        close(server->spare_fd);
-    }
+    dm_close(&server->fd);
+    dm_close(&server->spare_fd);
     free(server);
 }
 

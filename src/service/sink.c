@@ -8,6 +8,7 @@
  */
 #include "service/sink.h"
 
+#include "base/close.h"
 #include "base/outqueue.h"
 #include "base/poll.h"
 #include "base/timer.h"
@@ -263,9 +264,7 @@ void dm_sink_close(struct dm_sink *s) {
         dm_poll_close(&s->poll, on_closed);
         return;
     }
-    if (s->epoll_fd >= 0) {
-        close(s->epoll_fd);
-    }
+    dm_close(&s->epoll_fd);
     free(s);
 }
 

@@ -9,12 +9,12 @@
  */
 #include "service/target.h"
 
-#include "service/files.h"
-
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -29,6 +29,13 @@ void dm_target_adopt(struct dm_target *target, int fd) {
         (struct dm_target){.fd = fd, .way = DM_TARGET_WRITE, .own = true, .tty = isatty(fd) == 1};
 }
 
+/* What fd refers to (pipe, terminal), opened a second time to write to. */
+static int open_again(int fd) {
+    char self[32];
+    snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
+    return open(self, O_WRONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
+}
+
 int dm_target_open(struct dm_target *target, int fd) {
     struct stat st;
     if (fstat(fd, &st) < 0) {
@@ -38,7 +45,7 @@ int dm_target_open(struct dm_target *target, int fd) {
     if (S_ISSOCK(st.st_mode)) {
         target->way = DM_TARGET_SEND;
     } else if (S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode)) {
-        const int own = dm_open_again(fd);
+        const int own = open_again(fd);
         if (own >= 0) {
             target->fd = own;
             target->own = true;

@@ -33,7 +33,7 @@ function Server:find_name()
     if name then
         self.host, self.port = name.ip, name.port
     else
-        local _, host, port = wire.name(self.fd)
+        local host, port = wire.name(self.fd)
         self.host, self.port = host, port
     end
 end
