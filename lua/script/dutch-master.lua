@@ -10,6 +10,7 @@
 local core, values = ...
 local guard, say, where = core.guard, core.say, core.where
 local encode, decode, pack_values, unpack_values = values.encode, values.decode, values.pack, values.unpack
+local has_results = values.has_results
 
 local type, tostring, select, concat, ipairs, pairs = type, tostring, select, table.concat, ipairs, pairs
 local error, setmetatable, getmetatable, pcall, unpack = error, setmetatable, getmetatable, pcall, unpack
@@ -385,6 +386,7 @@ local function failed(kind, message, place, traceback)
         directory = directory }
 end
 
+-- -> the line that answers, and what pack() made of the results, nil if it failed
 local function answer(loose, ok, ...)
     if not ok then
         return failed(...)
@@ -394,12 +396,38 @@ local function answer(loose, ok, ...)
     if results then
         line, why = encode { ok = true, results = results, directory = directory }
     end
-    return line or failed('runtime', why)
+    if not line then
+        return failed('runtime', why)
+    end
+    return line, results
+end
+
+local HOOKS_OF_A_FORK = { 'beforeFork', 'workerEnvironment' }
+
+-- The master has the plan of this evaluation already, and would only say: go on. Each hook has its line, as if it had
+-- been called; behind one that failed or said no there is none.
+-- @param given what start() was given, packed
+-- -> the last line
+local function go_on(worker, given)
+    local line = encode { ok = true, same = true, directory = directory }
+    for _, hook in ipairs(HOOKS_OF_A_FORK) do
+        local packed = given[hook]
+        if type(packed) == 'table' and packed[1] == 'f' then
+            say(line)
+            local results
+            line, results = answer(false, guard(call_hook, hook, unpack_values(worker)))
+            if not results or results[2] == false then
+                break
+            end
+        end
+    end
+    return line
 end
 
 local entries = {}
 
---- Evaluates the script. -> the line that answers: what start() was given, file and line
+--- Evaluates the script. -> the line that answers: what start() was given, file and line. If that is what it was in the
+--- state that request.like names: see go_on.
 function entries.evaluate(json)
     local request = decode(json)
     local own = request.directory and request.directory:gsub('/$', '') .. '/'
@@ -417,7 +445,14 @@ function entries.evaluate(json)
         if not ok then
             return failed(...)
         end
-        return answer(true, true, started_with())
+        local line, results = answer(true, true, started_with())
+        local last = results and request.like and core.last(request.like)
+        if last and has_results(last, results) then
+            core.remember(last)
+            return go_on(request.worker, results[2])
+        end
+        core.remember(results and line)
+        return line
     end
     local line = run(guard(chunk))
     repeated = false

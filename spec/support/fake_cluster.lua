@@ -144,6 +144,7 @@ local function new_lane(world, most)
     end
     function lane.give_back(_, process)
         assert(not process.given_back, 'a process was given back twice')
+        assert(not process.at_hook, 'a process was given back before it had returned from ' .. tostring(process.at_hook))
         process.given_back = true
         lane.busy = lane.busy - 1
         turn()
@@ -199,9 +200,14 @@ local function new_script(world, options)
             end
             local session = { plan = world.plan, source = '', process = process, number = given.number,
                 cwd = options.cwd and options.cwd(world.platform) or '/release' }
+            if given.worker and world.plan.hooks.beforeFork and options.goes_on and options.goes_on(world.platform) then
+                session.ahead, process.at_hook = 'beforeFork', 'beforeFork'
+            end
             function session.call(_, name, arguments, answer)
                 local hook = options.hooks and options.hooks[name]
+                session.ahead = nil
                 later(function()
+                    process.at_hook = nil
                     answer(unpack(hook and { hook(unpack(arguments, 1, arguments.n or #arguments)) } or { true }, 1, 3))
                 end)
             end
@@ -225,6 +231,7 @@ end
 
 --- @param options {plan, seed, behaviour, settle_ms, hooks = {name = fn -> true, results, or nil, err},
 --   evaluate = fn() -> whether it is good, err, environment = fn() -> that of a fork, or nil, err,
+--   goes_on = fn(platform) -> whether the process goes on to beforeFork by itself behind an evaluation for a fork,
 --   cwd = fn(platform) -> the directory the script wants this fork in, script_ms = fn(platform) -> how long an answer of the script takes}
 -- @return {cluster, platform, records, bugs, errors, plan, code (once it has ended)}
 function M.new(options)

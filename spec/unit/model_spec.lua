@@ -232,6 +232,9 @@ local function walk(seed)
             end
             return world.plan.environment
         end,
+        goes_on = function(platform)
+            return platform.random() < 0.5
+        end,
         script_ms = function(platform)
             return platform.random() < 0.3 and 0 or platform.random() * 2000
         end,

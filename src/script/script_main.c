@@ -2,15 +2,16 @@
  * says:
  *
  *   E<number> <json>   evaluate the script in a new Lua state of this number; the state of the last
- *                      evaluation goes, unless it was kept
+ *                      evaluation goes, unless it was kept. If it says what it said in the state
+ *                      that was kept, and the master asks for that, the hooks of a fork follow
  *   C<number> <json>   call something in the state of that number
  *   K<number>          keep that state: a later evaluation may be worse. Only one is kept.
  *   R<json>            the answer to what a hook has asked; comes only while one waits for it
  *
- * To E and C one line answers. Before it come the hook's questions and notes; all of these are made
- * and read in lua/script/dutch-master.lua. Nothing here is protected against the script: it can
- * crash, block, or close what it likes, and the master sees to that. Longer than 400 lines: one
- * program. */
+ * To E and C one line answers, and one more each hook that follows. Before it come the hook's
+ * questions and notes; all of these are made and read in lua/script/dutch-master.lua. Nothing here
+ * is protected against the script: it can crash, block, or close what it likes, and the master sees
+ * to that. Longer than 400 lines: one program. */
 #include "script/script_main.h"
 
 #include "lua/embedded.h"
@@ -55,7 +56,8 @@ enum {
 struct state {
     lua_State *L; /* NULL: none */
     long number;
-    int entries; /* reference to the table of entry points */
+    int entries;  /* reference to the table of entry points */
+    char *answer; /* the line that answered its evaluation, NULL: none that was good */
 };
 
 static struct state kept, fresh, spare; /* spare: made while nothing was asked, not used yet */
@@ -167,6 +169,24 @@ static int l_chdir(lua_State *L) {
     return 1;
 }
 
+/* last(number) -> the line that answered the evaluation of the state that is kept, if it has this
+ * number */
+static int l_last(lua_State *L) {
+    if (!kept.L || kept.number != luaL_checkinteger(L, 1) || !kept.answer) {
+        return 0;
+    }
+    lua_pushstring(L, kept.answer);
+    return 1;
+}
+
+/* remember(line): the answer of this evaluation */
+static int l_remember(lua_State *L) {
+    const char *line = lua_tostring(L, 1);
+    free(fresh.answer);
+    fresh.answer = line ? strdup(line) : NULL;
+    return 0;
+}
+
 static int load_ours(lua_State *L, const char *path) {
     if (dm_lua_load_embedded(L, path) != 0) {
         return lua_error(L);
@@ -188,6 +208,8 @@ static const luaL_Reg primitives[] = {
     {"say", l_say},
     {"ask", l_ask},
     {"chdir", l_chdir},
+    {"last", l_last},
+    {"remember", l_remember},
     {"guard", dm_guard_call},
     {"where", dm_guard_where},
     {"relay", l_relay},
@@ -205,6 +227,8 @@ static void close_state(struct state *state) {
         lua_close(state->L);
         state->L = NULL;
     }
+    free(state->answer);
+    state->answer = NULL;
 }
 
 /* Loads a file of ours and calls it with the arguments on the stack. */
@@ -260,7 +284,7 @@ static const char *open_fresh(long number) {
     }
     fresh = spare;
     fresh.number = number;
-    spare.L = NULL;
+    spare = (struct state){.L = NULL};
     return NULL;
 }
 
@@ -351,7 +375,7 @@ static void keep(long number) {
     if (fresh.L && fresh.number == number) {
         close_state(&kept);
         kept = fresh;
-        fresh.L = NULL;
+        fresh = (struct state){.L = NULL};
     }
     open_spare();
 }

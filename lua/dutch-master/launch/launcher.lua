@@ -224,10 +224,10 @@ local prepare
 function prepare(self, worker, good_one, process, finish)
     local info = { id = worker.id, slot = worker.slot, generation = worker.generation }
 
-    local function abandon(why, fault)
+    local function abandon(why, fault, how)
         finish()
         if not worker.finished then
-            worker.log:error({ slot = worker.slot }, 'Fork abandoned: ' .. why)
+            worker.log:error({ slot = worker.slot }, (how or 'Fork abandoned: ') .. why)
         end
         self.agenda:post(worker, 'unprepared', why, fault)
     end
@@ -235,11 +235,10 @@ function prepare(self, worker, good_one, process, finish)
     local function ask_environment(session)
         keep(self, session)
         session:environment(info, function(env, err)
-            finish()
             if not env then
-                worker.log:error({ slot = worker.slot }, 'Fork failed: ' .. err.message)
-                return self.agenda:post(worker, 'unprepared', err.message, 'script')
+                return abandon(err.message, 'script', 'Fork failed: ')
             end
+            finish()
             self.agenda:post(worker, 'prepared', function()
                 return make(self, worker, session, env)
             end)
@@ -288,8 +287,8 @@ function prepare(self, worker, good_one, process, finish)
     if good_one then
         return use_text(good_one)
     end
-    evaluate(self, process, {}, function(session, err)
-        if worker.finished then
+    evaluate(self, process, { worker = info }, function(session, err)
+        if worker.finished and not (session and session.ahead) then -- else its process is at a hook, and is waited for
             return finish()
         elseif not session then
             return use_last_good(err)

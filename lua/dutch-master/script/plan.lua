@@ -6,6 +6,7 @@
 
 local addresses = require 'dutch-master.addresses'
 local key_lines = require 'dutch-master.script.key_lines'
+local equal = require('dutch-master.script.plan_diff').equal
 local options = require 'dutch-master.script.options'
 local schema = require 'dutch-master.script.schema'
 local types = require 'dutch-master.script.option_types'
@@ -244,6 +245,24 @@ function M.check(name, value, where)
         return nil, sorted_messages(at.errors, where or {})
     end
     return inside
+end
+
+--- Whether a good plan is so still. Only who its users and groups are is for others to change.
+function M.stands(plan, where)
+    local owners = { plan }
+    for _, entry in ipairs(plan.listen) do
+        local owner = entry.owner or {}
+        owners[#owners + 1] = { user = entry.user, group = entry.group, uid = owner.uid, gid = owner.gid }
+    end
+    for i, owner in ipairs(owners) do
+        local now, at = { user = owner.user, group = owner.group }, schema.place('')
+        resolve_account(now, where, at)
+        if #at.errors > 0 or now.uid ~= owner.uid or now.gid ~= owner.gid
+            or i == 1 and not (equal(now.groups, owner.groups) and equal(now.account, owner.account)) then
+            return false
+        end
+    end
+    return true
 end
 
 --- Builds the plan. where = { file =, line = of the start call, source = text of the script, getuser =, getgroup =,

@@ -7,6 +7,7 @@
 --
 -- A hook may ask the master for something (`dutch.workers()`); that is answered at once. What it commands (restart,
 -- scale, stop) is kept until it has returned.
+-- Longer than 400 lines: one machine, and what it says to a process.
 
 local machine = require 'dutch-master.machine'
 local values = require 'dutch-master.script.values'
@@ -81,6 +82,12 @@ function Process.new(options)
     return self
 end
 
+local function begin(self, request)
+    request.began = self.platform.now()
+    self.current = request
+    self.at, self.exit_code = nil, nil -- what the hook noted last: where it is, and that it ends its process
+end
+
 --- Sends a request, to a process that is idle. done(answer) or done(nil, err) comes once.
 -- @param verb 'E' or 'C': see script_main.c
 -- @param state the number of the state
@@ -88,10 +95,15 @@ end
 -- @param what the hook, for messages; budget_ms
 function Process:request(verb, state, message, what, budget_ms, done)
     local line, why = values.encode(message)
-    self.current = { what = what, budget_ms = budget_ms, done = done, began = self.platform.now() }
+    begin(self, { what = what, budget_ms = budget_ms, done = done })
     self.handled = 0
-    self.at, self.exit_code = nil, nil -- what the hook noted last: where it is, and that it ends its process
     self.agenda:post(self, 'request', line and ('%s%d %s'):format(verb, state, line), why)
+end
+
+--- For the `done` of a request: its process has gone on by itself, and answers this as well.
+-- @param what, budget_ms, done as of request
+function Process:await(what, budget_ms, done)
+    begin(self, { what = what, budget_ms = budget_ms, done = done, under_way = true })
 end
 
 --- A number for the next state.
@@ -247,7 +259,7 @@ end
 local function answered(self, message)
     if message.ok and self.state ~= 'warned' then
         conclude(self, message)
-        return 'idle'
+        return self.current and self.current.under_way and 'busy' or 'idle' -- see await
     elseif message.ok then
         return give_up(self, overrun()) -- it came to its end a moment too late
     end

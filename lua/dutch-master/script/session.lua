@@ -112,7 +112,8 @@ function Script:read()
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
--- Session. Fields: plan; source; cwd: what dutch.chdir said so far, absolute, or nil.
+-- Session. Fields: plan; source; cwd: what dutch.chdir said so far, absolute, or nil; ahead: the hook that its process
+-- is at without having been told, or nil.
 
 local function note_directory(session, directory)
     if type(directory) ~= 'string' then
@@ -124,10 +125,25 @@ local function note_directory(session, directory)
     session.cwd = directory
 end
 
-local function build(session, answer)
+-- What was evaluated is what it was in `like`: so is its plan, and the process has gone on to the hooks of the fork.
+local function build_as(session, like)
+    session.plan, session.where = like.plan, {}
+    for key, value in pairs(like.where) do
+        session.where[key] = value
+    end
+    session.where.source = like.where.source and session.source
+    local hooks = session.plan.hooks
+    session.ahead = hooks.beforeFork and 'beforeFork' or hooks.workerEnvironment and 'workerEnvironment' or nil
+    return session
+end
+
+local function build(session, answer, like)
     local script = session.script
     note_directory(session, answer.directory)
     session.first_directory = session.cwd or false
+    if answer.same and like then
+        return build_as(session, like)
+    end
     local options, file, line = unpack(answer.results, 1, answer.results.n)
     if file == nil then
         return nil, failure('start', script.name .. ':1: the script never calls start { ... }')
@@ -151,7 +167,8 @@ end
 
 --- Evaluates the script in this process, as it is on disk or from the text of an earlier evaluation.
 -- @param options {source = text or nil, repeated = true when its records and commands were heard before,
---   budget_ms, number = which evaluation this is} or nil
+--   budget_ms, number = which evaluation this is, worker = of which fork: where the plan is that of the session which
+--   its process keeps, the hooks of the fork follow at once (session.ahead)} or nil
 -- @param done function(session) or function(nil, err); may come before this returns if the file cannot be read
 function Script:evaluate(process, options, done)
     options = options or {}
@@ -165,13 +182,16 @@ function Script:evaluate(process, options, done)
     local budget_ms = options.budget_ms or self.budget_ms
     local session = setmetatable({ script = self, process = process, source = source, state = process:new_state(),
         number = options.number }, Session)
+    local like = options.worker and process.kept
+    like = like and plan.stands(like.plan, like.where) and like or nil
     process:request('E', session.state, { source = source, name = self.name, directory = self.directory,
-        repeated = options.repeated }, 'the script', budget_ms, function(answer, why)
+        repeated = options.repeated, like = like and like.state,
+        worker = like and values.pack(false, options.worker) }, 'the script', budget_ms, function(answer, why)
         count(self, 'evaluation', process, not answer)
         if not answer then
             return done(nil, explain(self, why, 'the script', nil, budget_ms, options.budget_ms and 'hookTimeout'))
         end
-        done(build(session, answer))
+        done(build(session, answer, like))
     end)
 end
 
@@ -192,15 +212,24 @@ function Session:call(hook, arguments, done, timeout)
     if not packed then
         return done(nil, explain(script, { kind = 'runtime', message = why }, hook, hook))
     end
-    self.process:request('C', self.state, { hook = hook, arguments = packed, directory = directory }, hook, budget_ms,
-        function(answer, err)
+    local ahead = self.ahead == hook
+    self.ahead = nil
+    local function answered(answer, err)
         count(script, hook, self.process, not answer)
         if not answer then
             return done(nil, explain(script, err, hook, hook, budget_ms, option))
         end
         note_directory(self, answer.directory)
+        if ahead and hook == 'beforeFork' and answer.results[1] ~= false then
+            self.ahead = self.plan.hooks.workerEnvironment and 'workerEnvironment'
+        end
         done(true, unpack(answer.results, 1, answer.results.n))
-    end)
+    end
+    if ahead then
+        return self.process:await(hook, budget_ms, answered)
+    end
+    self.process:request('C', self.state, { hook = hook, arguments = packed, directory = directory }, hook, budget_ms,
+        answered)
 end
 
 local function checked(session, name, done)

@@ -217,6 +217,29 @@ function M.encode(message)
     return line, why
 end
 
+local function equal(a, b)
+    if type(a) ~= 'table' or type(b) ~= 'table' then
+        return a == b
+    end
+    for key, value in next, a do
+        if not equal(value, b[key]) then
+            return false
+        end
+    end
+    for key in next, b do
+        if a[key] == nil then
+            return false
+        end
+    end
+    return true
+end
+
+--- Whether a line that encode() made has these results, which pack() made: the order of keys is never the same.
+function M.has_results(line, packed)
+    local message = json.decode(line)
+    return message ~= nil and equal(message.results, packed)
+end
+
 --- @return the message, its `results` as pack() was given them, with how many these are in n; or nil
 function M.decode(line)
     local message = json.decode(line)

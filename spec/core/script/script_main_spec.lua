@@ -276,6 +276,92 @@ dutch.start { worker = 'x', beforeFork = function() dutch.chdir 'b' end }]])
         session:close()
     end)
 
+    -- What a fork asks for, in a process that keeps an earlier session.
+    -- @return {session, ahead = what its process was at by itself, ok, verdict, env, err}
+    local function for_a_fork(process, worker)
+        return world.await(function(done)
+            world.script:evaluate(process, { worker = worker }, function(session, err)
+                if not session then
+                    return done(nil, err)
+                end
+                local got = { session = session, ahead = session.ahead }
+                session:call('beforeFork', { worker }, function(ok, verdict)
+                    got.ok, got.verdict = ok, verdict
+                    if not ok or verdict == false then
+                        return done(got)
+                    end
+                    session:environment(worker, function(env, why)
+                        got.env, got.err = env, why
+                        done(got)
+                    end)
+                end)
+            end)
+        end)
+    end
+
+    local budget_ms = 1000 * p.patience
+    local FORKS = ([[
+local dutch = require 'dutch-master'
+dutch.chdir '/a'
+local uv = require 'luv'
+local function work(seconds) local over = uv.hrtime() + seconds * 1e9 while uv.hrtime() < over do end end
+%s
+dutch.start { worker = 'x', numWorkers = 3, hookTimeout = HOOK, listen = { ':1' }, logger = dutch.logger { fields = { a = { 1 } } },
+  beforeFork = function(worker) dutch.store.before = worker.id worker.id = 0 dutch.chdir 'b' %s end,
+  workerEnvironment = function(worker) %s return { ID = worker.id, T = 'first' } end }]]):gsub('HOOK', budget_ms / 1000)
+
+    it('goes on to the hooks of a fork by itself when its plan is what it was', function()
+        assert(evaluate(FORKS:format('', '', '')))
+        local process = world.process
+        local first = for_a_fork(process, { id = 1 })
+        assert.is_nil(first.ahead) -- nothing is kept yet
+        first.session:keep()
+        for id = 2, 4 do
+            local got = for_a_fork(process, { id = id })
+            assert.equal('beforeFork', got.ahead)
+            assert.equal(first.session.plan, got.session.plan)
+            assert.same({ id, { ID = tostring(id), T = 'first' }, '/a/b' },
+                { world.store.before, got.env, got.session.cwd })
+            got.session:keep()
+        end
+        write('master.lua', (FORKS:format('', '', ''):gsub('first', 'second'))) -- hooks are those of the text that is there
+        local got = for_a_fork(process, { id = 5 })
+        assert.same({ 'beforeFork', 'second' }, { got.ahead, got.env.T })
+        write('master.lua', (FORKS:format('', '', ''):gsub('= 3', '= 4')))
+        got = for_a_fork(process, { id = 6 })
+        assert.same({ nil, 4, 6 }, { got.ahead, got.session.plan.num_workers, world.store.before })
+        got.session:keep()
+        assert.equal('beforeFork', for_a_fork(process, { id = 7 }).ahead)
+        world.lane:give_back(process)
+    end)
+
+    it('each hook that follows by itself has its own time and its own name', function()
+        local half = 0.55 * budget_ms / 1000
+        local function forked(...)
+            assert(evaluate(FORKS:format('', '', ''), { budget_ms = budget_ms }))
+            local process = world.process
+            for_a_fork(process, { id = 1 }).session:keep()
+            write('master.lua', (FORKS:format(...)))
+            local got = for_a_fork(process, { id = 2 })
+            assert.equal('beforeFork', got.ahead)
+            world.lane:give_back(process)
+            return got
+        end
+        local work = ('work(%g)'):format(half)
+        assert.same({ ID = '2', T = 'first' }, forked(work, work, work).env)
+        local seconds = ('%g s'):format(budget_ms / 1000)
+        assert.equal('master.lua:8: beforeFork took longer than its budget of ' .. seconds .. ' (hookTimeout)',
+            forked(work, '\nwhile true do end', '').verdict.message)
+        assert.truthy(forked(work, work, 'while true do end').err.message
+            :find('workerEnvironment took longer than its budget', 1, true))
+        assert.truthy(forked('', 'os.exit(3)', '').verdict.message
+            :find('^master.lua:7: beforeFork: os.exit was called'))
+        assert.equal('master.lua:7: beforeFork: oh', forked('', "error 'oh'", '').verdict.message)
+        assert.equal('master.lua:8: workerEnvironment: oh', forked('', '', "error 'oh'").err.message)
+        local no = forked('', 'do return false end', "error 'oh'")
+        assert.same({ true, false, nil }, { no.ok, no.verdict, no.err })
+    end)
+
     it('takes presets and the judge of a canary', function()
         local session = assert(evaluate [[
 local dutch = require 'dutch-master'

@@ -49,13 +49,22 @@ local function new(options)
         on_gone = function() world.gone = world.gone + 1 end,
     }
     world.refused = message
-    function world.request(budget_ms)
-        local answer = {}
-        table.insert(world.answers, answer)
-        world.process:request('C', 3, { hook = 'onReady' }, 'onReady', budget_ms or 5000, function(result, err)
-            answer.count = (answer.count or 0) + 1
-            answer.result, answer.err = result, err
-        end)
+    -- more: how many answers follow the first one of themselves
+    function world.request(budget_ms, more)
+        local function expect(left)
+            local answer = { at = platform.now() }
+            table.insert(world.answers, answer)
+            return answer, function(result, err)
+                answer.count = (answer.count or 0) + 1
+                answer.result, answer.err = result, err
+                if result and left > 0 then
+                    local _, done = expect(left - 1)
+                    world.process:await('beforeFork', budget_ms or 5000, done)
+                end
+            end
+        end
+        local answer, done = expect(more or 0)
+        world.process:request('C', 3, { hook = 'onReady' }, 'onReady', budget_ms or 5000, done)
         return answer
     end
     function world.line(text)
@@ -271,6 +280,46 @@ describe('process of the script:', function()
         assert.matches('no buffer space', answer.err.message)
     end)
 
+    it('goes on by itself: what follows has its own answer, and all of its time', function()
+        local world = new()
+        world.request(300, 2)
+        world.platform:advance(250)
+        world.line(GOOD)
+        local first, second = unpack(world.answers)
+        assert.same({ 1, nil, 'busy' }, { first.count, second.count, world.process.state })
+        world.platform:advance(250)
+        world.line(GOOD)
+        assert.same({ 1, 'busy' }, { second.count, world.process.state })
+        local third = world.answers[3]
+        world.line('{"at":"master.lua:9"}')
+        world.platform:advance(300)
+        assert.same({ 'SIGVTALRM' }, world.signals)
+        world.platform:advance(500)
+        assert.same({ 1, 'budget', 'master.lua:9', 1, 1, 1 },
+            { third.count, third.err.kind, third.err.where, first.count, second.count, world.gone })
+        world.exit { signal = 'SIGKILL' }
+        assert.same({ 1, 0 }, { third.count, world.platform:armed() })
+    end)
+
+    it('dies on the way: what was answered is, what follows says so; two answers at once are two', function()
+        local world = new()
+        world.request(nil, 1)
+        world.line('{"at":"master.lua:3"}')
+        world.line(GOOD)
+        world.exit { signal = 'SIGSEGV' }
+        local first, second = unpack(world.answers)
+        assert.same({ 1, 1, 'was cut short, its process died of SIGSEGV' },
+            { first.count, second.count, second.err.message })
+        assert.is_nil(second.err.where) -- that was of the first
+        world = new()
+        world.request(nil, 1)
+        world.line(GOOD)
+        world.line(GOOD)
+        assert.same({ 1, 1, 'idle' }, { world.answers[1].count, world.answers[2].count, world.process.state })
+        world.line(GOOD)
+        assert.same({ 2, 1 }, { #world.answers, world.killed })
+    end)
+
     it('is ended at once when it is not wanted any more', function()
         local world = new()
         local answer = world.request()
@@ -285,14 +334,13 @@ describe('process of the script:', function()
         local seed = tonumber(os.getenv 'DM_SEED') or os.time()
         for walk = 1, 300 do
             local world = new { seed = seed + walk }
-            local random, at = world.platform.random, nil
+            local random = world.platform.random
             local words = { GOOD, GOOD, '{"ok":false,"kind":"runtime","message":"x"}', 'junk', '{"ask":"workers"}',
                 '{"at":"master.lua:1"}', '{"ok":false,"kind":"memory","message":"x"}', '' }
             for _ = 1, 30 do
                 local last = world.answers[#world.answers]
                 if world.gone == 0 and (not last or last.count) and random() < 0.7 then
-                    at = world.platform.now()
-                    world.request(1000)
+                    world.request(1000, math.floor(random() * 3))
                 end
                 local what = random()
                 if not world.child.alive then
@@ -308,7 +356,7 @@ describe('process of the script:', function()
                 end
                 world.platform:advance(random() * random() * 900)
                 last = world.answers[#world.answers]
-                assert(not last or last.count or world.platform.now() - at <= 1500, 'late; seed ' .. seed + walk)
+                assert(not last or last.count or world.platform.now() - last.at <= 1500, 'late; seed ' .. seed + walk)
             end
             world.platform:advance(2000)
             for _, answer in ipairs(world.answers) do

@@ -29,9 +29,16 @@ local function fake(given)
         end
         done({ ok = true, directory = given.directory, results = { n = select('#', ...), ... } })
     end
+    function process.await(_, what, budget_ms, done)
+        log.awaited = log.awaited or {}
+        table.insert(log.awaited, { what, budget_ms })
+        answer(done, given.call(what))
+    end
     function process.request(_, verb, state, message, what, budget_ms, done)
         log.request = { verb = verb, state = state, message = message, what = what, budget_ms = budget_ms }
-        if verb == 'E' then
+        if verb == 'E' and message.like and not given.differs then
+            return done { ok = true, same = true, directory = given.directory, results = { n = 0 } }
+        elseif verb == 'E' then
             if given.run then
                 return answer(done, given.run())
             end
@@ -220,6 +227,81 @@ describe('script', function()
         local _, err = call(session, 'judge', { n = 2, {} }, { ms = 20000, option = 'canary.timeout' })
         assert.equal(20000, log.request.budget_ms)
         assert.equal('master.lua: judge took longer than its budget of 20 s (canary.timeout)', err.message)
+    end)
+
+    -- A second evaluation for a fork, in the process that keeps the first one. @return the session, log
+    local function for_a_fork(given)
+        local subject, log, process = fake(given)
+        local before = assert(now(function(done) subject:evaluate(process, {}, done) end))
+        before:keep()
+        return now(function(done) subject:evaluate(process, { worker = { id = 5 } }, done) end), log, before
+    end
+
+    local function environment_of(session)
+        return now(function(done) session:environment({ id = 5 }, done) end)
+    end
+
+    it('has the plan that it had, and the hooks of the fork follow by themselves', function()
+        local fn = function() end
+        local session, log, before = for_a_fork {
+            directory = '/a', options = { worker = 'x', hookTimeout = 2, beforeFork = fn, workerEnvironment = fn },
+            call = function(hook) return true, hook == 'workerEnvironment' and { A = 1 } or nil end,
+        }
+        assert.same({ 7, { 'l', { id = 5 } } }, { log.request.message.like, log.request.message.worker })
+        assert.equal(before.plan, session.plan) -- one for all that have its like
+        assert.not_equal(before.where, session.where)
+        assert.equal('beforeFork', session.ahead)
+        log.request = nil
+        assert.is_true(call(session, 'beforeFork', { { id = 5 } }))
+        assert.equal('/a', session.cwd)
+        assert.equal('workerEnvironment', session.ahead)
+        assert.same({ A = '1' }, environment_of(session))
+        assert.same({ { 'beforeFork', 2000 }, { 'workerEnvironment', 2000 } }, log.awaited)
+        assert.is_nil(log.request)
+        assert.is_nil(session.ahead)
+        call(session, 'beforeFork', { { id = 6 } }) -- of another fork, when a later script is bad
+        assert.same({ 'C', 2 }, { log.request.verb, #log.awaited })
+    end)
+
+    it('nothing follows a beforeFork that failed or said no', function()
+        for _, verdict in ipairs { { true, false, 'no' }, { nil, { kind = 'runtime', message = 'master.lua:3: no' } } } do
+            local session, log = for_a_fork {
+                options = { worker = 'x', beforeFork = error, workerEnvironment = error },
+                call = function() return unpack(verdict, 1, 3) end,
+            }
+            local ok, why = call(session, 'beforeFork', {})
+            assert.equal(verdict[1], ok)
+            assert.truthy(ok and why == false or why.message == 'master.lua:3: beforeFork: no')
+            assert.is_nil(session.ahead)
+            assert.equal(1, #log.awaited)
+        end
+    end)
+
+    it('has a plan of its own when it says something else, and calls its hooks', function()
+        local session, log, before = for_a_fork { differs = true, options = { worker = 'x', beforeFork = error },
+            call = function() return true end }
+        assert.not_equal(before.plan, session.plan)
+        assert.is_nil(session.ahead)
+        call(session, 'beforeFork', { { id = 5 } })
+        assert.same({ 'C' }, { log.request.verb })
+        assert.is_nil(log.awaited)
+    end)
+
+    it('looks again when a user of the plan may be another by now', function()
+        for _, changed in ipairs { false, true } do
+            local uid = 3
+            local subject, log, process = fake { options = { worker = { 'x' }, user = 'app' } }
+            subject.platform.getuser = function(name)
+                return uid and { name = name, uid = uid, gid = 4, groups = { 4 }, dir = '/', shell = '/bin/sh' }
+            end
+            subject.platform.uid = function() return 0 end
+            subject.platform.rehearse = function() return true end
+            now(function(done) subject:evaluate(process, {}, done) end):keep()
+            uid = changed and 9 or uid
+            local session = now(function(done) subject:evaluate(process, { worker = { id = 5 } }, done) end)
+            assert.equal(not changed, log.request.message.like == 7)
+            assert.equal(uid, session.plan.uid)
+        end
     end)
 
     it('does not ask with what cannot cross', function()
