@@ -248,6 +248,13 @@ function Master:find_inherited()
     return inherited
 end
 
+-- What listeners ask of the cluster. There is none yet while the state of a former master is taken over.
+local function ask_cluster(self, method)
+    return function(...)
+        return self.cluster and self.cluster[method](self.cluster, ...)
+    end
+end
+
 function Master:bind()
     local plan = self.launcher.plan
     local inherited = self.inherited or self:find_inherited()
@@ -259,33 +266,10 @@ function Master:bind()
         platform = self.platform, log = self.log, balance = plan.balance, backlog = plan.backlog,
         stall_timeout_ms = plan.stall_timeout_ms,
         want = self.loaded.num_workers, lost_after_ms = plan.stop_timeout_ms,
-        takes = function(worker_id, request)
-            return self.cluster:takes(worker_id, request.name)
-        end,
-        rescue = function(fd, done, worker_id, request)
-            return self.cluster:rescue(fd, done, worker_id, request and request.name)
-        end,
-        idle = function(worker_id)
-            return self.cluster:is_asleep(worker_id)
-        end,
-        worker_of = function(group)
-            return self.cluster and self.cluster:worker_of(group) -- none yet while a state is taken over
-        end,
-        holds = function(worker_id, fd)
-            return self.cluster:holds(worker_id, fd)
-        end,
-        deserted = function(worker_id)
-            self.cluster:deserted(worker_id)
-        end,
-        spoilt = function(worker_id)
-            self.cluster:spoilt(worker_id)
-        end,
-        stalled = function(worker_id, port)
-            self.cluster:stalled(worker_id, port)
-        end,
-        awaits_workers = function()
-            return self.cluster:awaits_workers()
-        end,
+        takes = ask_cluster(self, 'takes'), rescue = ask_cluster(self, 'rescue'), idle = ask_cluster(self, 'is_asleep'),
+        worker_of = ask_cluster(self, 'worker_of'), holds = ask_cluster(self, 'holds'),
+        deserted = ask_cluster(self, 'deserted'), spoilt = ask_cluster(self, 'spoilt'),
+        stalled = ask_cluster(self, 'stalled'), awaits_workers = ask_cluster(self, 'awaits_workers'),
     }
     self.borrowed = nil
     self.launcher:use_sockets(self.sockets)

@@ -118,13 +118,9 @@ local function report(ctx, plan, num_workers)
         ctx.err(('%s: warning: %s\n'):format(format.visible(ctx.script_name), format.visible(text)))
     end
     if ctx.options.json then
-        local copy = {}
-        for key, value in pairs(plan) do
-            copy[key] = value
-        end
-        copy.num_workers, copy.environment = num_workers, values.names(plan.environment)
-        ctx.out(wire.encode { ok = true, script = ctx.script, plan = plain(copy), warnings = plain(warnings) }
-            .. '\n')
+        local copy = plain(plan)
+        copy.num_workers, copy.environment = num_workers, wire.list(values.names(plan.environment))
+        ctx.out(wire.encode { ok = true, script = ctx.script, plan = copy, warnings = wire.list(warnings) } .. '\n')
     elseif not ctx.options.quiet then
         show(ctx, plan, num_workers)
     end

@@ -82,21 +82,9 @@ local function zsh_text(text)
 end
 
 function shells.zsh()
-    local lines = { '#compdef dutch-master', '', '_dutch_master() {', '    local -a verbs', '    verbs=(' }
-    for _, verb in ipairs(verbs()) do
-        lines[#lines + 1] = '        ' .. shell.quote(verb.name .. ':' .. verb.summary)
-    end
-    lines[#lines + 1] = '    )'
-    lines[#lines + 1] = '    if (( CURRENT == 2 )); then'
-    lines[#lines + 1] = "        _describe -t verbs verb verbs"
-    lines[#lines + 1] = "        _files -g '*.lua(-.)'"
-    lines[#lines + 1] = '        return'
-    lines[#lines + 1] = '    fi'
-    lines[#lines + 1] = '    local verb=$words[2]'
-    lines[#lines + 1] = '    shift words'
-    lines[#lines + 1] = '    (( CURRENT-- ))'
-    lines[#lines + 1] = '    case $verb in'
-    for _, verb in ipairs(verbs()) do
+    local names, cases = {}, {}
+    for i, verb in ipairs(verbs()) do
+        names[i] = '        ' .. shell.quote(verb.name .. ':' .. verb.summary)
         local specs = {}
         for _, option in ipairs(arguments.options(verb)) do
             specs[#specs + 1] = shell.quote(('--%s[%s]%s'):format(option.long, zsh_text(option.doc),
@@ -107,17 +95,35 @@ function shells.zsh()
         else
             specs[#specs + 1] = shell.quote '*:script:_files -g "*.lua(-.)"'
         end
-        lines[#lines + 1] = ('    %s) _arguments %s ;;'):format(verb.name, table.concat(specs, ' '))
+        cases[i] = ('    %s) _arguments %s ;;'):format(verb.name, table.concat(specs, ' '))
     end
-    lines[#lines + 1] = '    esac'
-    lines[#lines + 1] = '}'
-    lines[#lines + 1] = ''
-    lines[#lines + 1] = 'if [ "$funcstack[1]" = _dutch-master ]; then'
-    lines[#lines + 1] = '    _dutch_master "$@"'
-    lines[#lines + 1] = 'else'
-    lines[#lines + 1] = '    compdef _dutch_master dutch-master'
-    lines[#lines + 1] = 'fi'
-    return table.concat(lines, '\n') .. '\n'
+    return ([[
+#compdef dutch-master
+
+_dutch_master() {
+    local -a verbs
+    verbs=(
+@VERBS@
+    )
+    if (( CURRENT == 2 )); then
+        _describe -t verbs verb verbs
+        _files -g '*.lua(-.)'
+        return
+    fi
+    local verb=$words[2]
+    shift words
+    (( CURRENT-- ))
+    case $verb in
+@CASES@
+    esac
+}
+
+if [ "$funcstack[1]" = _dutch-master ]; then
+    _dutch_master "$@"
+else
+    compdef _dutch_master dutch-master
+fi
+]]):gsub('@(%u+)@', { VERBS = table.concat(names, '\n'), CASES = table.concat(cases, '\n') })
 end
 
 function shells.fish()

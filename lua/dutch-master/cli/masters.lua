@@ -138,11 +138,7 @@ function M.ask(platform, request, done)
                 socket.problem, socket.message = 'dead', reason or 'it hung up'
                 finish()
             end)
-            local question = {}
-            for key, value in pairs(request) do
-                question[key] = value
-            end
-            peer:ask(question, {
+            peer:ask(request, {
                 timeout_ms = SILENT_MS,
                 done = function(answer, error)
                     socket.status = answer and answer.status

@@ -243,17 +243,16 @@ function Cluster:awaits_workers()
     return self.restarting ~= nil
 end
 
---- Whether one worker's server `name` can be handed a waiting connection.
-function Cluster:takes(id, name)
+--- Whether one worker can be handed a connection that waits at what it has asked for by `request`.
+function Cluster:takes(id, request)
     local worker = self.workers[id]
-    return worker ~= nil and worker:takes(name)
+    return worker ~= nil and worker:takes(request.name)
 end
 
---- Hands a waiting connection to one worker's server `name`. done(accepted) comes later, once, if this returns true.
--- @return whether it was handed over
-function Cluster:rescue(fd, done, id, name)
+--- Hands it over. done(accepted) comes later, once, if this returns true. @return whether it was handed over
+function Cluster:rescue(fd, done, id, request)
     local worker = self.workers[id]
-    return worker ~= nil and worker:rescue(fd, done, name)
+    return worker ~= nil and worker:rescue(fd, done, request and request.name)
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------
@@ -653,11 +652,8 @@ end
 
 local function restart_ended(self, restart, verdict)
     local was_under_way = restart == self.restarting
-    if was_under_way then
-        self.restarting = nil
-    elseif restart == self.loading then
-        self.loading = nil
-    end
+    self.restarting = not was_under_way and self.restarting or nil
+    self.loading = restart ~= self.loading and self.loading or nil
     if verdict then
         self.last_verdict = verdict
         self.totals:verdict(verdict)
@@ -703,6 +699,12 @@ local function request_restart(self, request)
     }
 end
 
+local function kill_all(self)
+    for _, worker in pairs(self.workers) do
+        self.agenda:post(worker, 'kill', 'stopped')
+    end
+end
+
 local function begin_stop(self, request)
     note(self, 'stop', request)
     self.sockets:shut_out() -- who reads the record may rely on it
@@ -719,9 +721,7 @@ local function begin_stop(self, request)
         self.agenda:post(table.remove(self.slots, 1), 'drain', 'stopped')
     end
     if request.now then
-        for _, worker in pairs(self.workers) do
-            self.agenda:post(worker, 'kill', 'stopped')
-        end
+        kill_all(self)
     end
     if self.process_count == 0 then
         self.agenda:post(self, 'emptied')
@@ -735,9 +735,7 @@ local function stop_at_once(self, request)
         return
     elseif request.signal == 'SIGINT' or request.signal == 'SIGTERM' or request.now then
         self.log:warn({ signal = request.signal, by = request.who }, 'Shutdown requested again, killing the workers')
-        for _, worker in pairs(self.workers) do
-            self.agenda:post(worker, 'kill', 'stopped')
-        end
+        kill_all(self)
     end
 end
 
@@ -785,9 +783,7 @@ local function give_up(self)
     end
     self.log:warn('Cluster did not shutdown cleanly within timeout, exiting')
     self.gave_up, self.exit_code = true, 1
-    for _, worker in pairs(self.workers) do
-        self.agenda:post(worker, 'kill', 'stopped')
-    end
+    kill_all(self)
     return 'stopping'
 end
 

@@ -1,6 +1,7 @@
 --- exit_report.lua: how a worker ended, for the log, `why`, verdicts and onWorkerExit.
 
 local addresses = require 'dutch-master.addresses'
+local advice = require 'dutch-master.script.advice'
 
 local M = {}
 
@@ -16,12 +17,7 @@ local STEPS = {
 local function not_found(path, search_path)
     local name = path:match '[^/]*$'
     if path:find '%s' then
-        local words = {}
-        for word in path:gmatch '%S+' do
-            words[#words + 1] = ("'%s'"):format(word)
-        end
-        return ('%s: no such program; a command with arguments is a list: { %s }'):format(path,
-            table.concat(words, ', '))
+        return ('%s: no such program; a command with arguments is a list: %s'):format(path, advice.as_list(path))
     elseif search_path and ((':' .. search_path .. ':'):find(':' .. path:sub(1, -#name - 2) .. ':', 1, true)
         or name == path) then
         return ('%s: not found in PATH (%s)%s'):format(name, search_path, name:find '%.%w+$'

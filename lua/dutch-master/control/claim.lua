@@ -100,52 +100,38 @@ function M.resume(kept, former, platform)
         paths = kept.paths, path = kept.paths[1] }, Claim)
 end
 
--- The path that the script chooses, and the usual one; either may be nil. If both are: nil, nil, message, code.
-local function places(script, plan, platform)
-    local chosen = plan and plan.control_socket
+--- Where the sockets of its master are: the path that the script chooses, and the usual one, if it is to be had.
+-- @return the list, the usual one or nil; or nil, message, code
+function M.paths_for(script, plan, platform)
     local usual, message, code = M.path_for(script, nil, platform)
+    local chosen = plan and plan.control_socket
     if chosen then
         local ok, too_long, why = M.path_for(script, plan, platform)
         if not ok then
-            return nil, nil, too_long, why
+            return nil, too_long, why
         end
-    end
-    return chosen, usual, message, code
-end
-
-local function list_of(chosen, usual)
-    local paths = { chosen }
-    if usual and usual ~= chosen then
-        paths[#paths + 1] = usual
-    end
-    return paths
-end
-
---- Where the sockets of its master are. @return the list, or nil, message, code
-function M.paths_for(script, plan, platform)
-    local chosen, usual, message, code = places(script, plan, platform)
-    if not (chosen or usual) then
+    elseif not usual then
         return nil, message, code
     end
-    return list_of(chosen, usual)
+    return { chosen or usual, usual ~= chosen and chosen and usual or nil }, usual
 end
 
 --- Takes the place of the one master of `script`. -> claim | nil, message, code; EAGAIN: another one has it.
 -- The socket is also served where the script's path alone puts it: a client can find it without evaluating the script.
 function M.take(world)
     local platform, script, plan = world.platform, world.script, world.plan
-    local chosen, usual, message, code = places(script, plan, platform)
-    if not (chosen or usual) then
-        return nil, message, code
+    local paths, usual, code = M.paths_for(script, plan, platform)
+    if not paths then
+        return nil, usual, code
     end
-    local lock, lock_path
+    local lock, lock_path, message
     if usual then
         lock_path = usual:gsub('%.sock$', '.lock')
         lock, message, code = platform.lock(lock_path)
     end
-    if not lock and code ~= 'EAGAIN' and chosen then
-        usual = nil
-        lock_path = chosen .. '.lock'
+    if not lock and code ~= 'EAGAIN' and plan.control_socket then
+        paths = { plan.control_socket }
+        lock_path = plan.control_socket .. '.lock'
         lock, message, code = platform.lock(lock_path)
     end
     local name
@@ -163,7 +149,6 @@ function M.take(world)
         end
         return nil, message, code
     end
-    local paths = list_of(chosen, usual)
     return setmetatable({ lock = lock, lock_path = lock_path, name = name, paths = paths, path = paths[1] }, Claim)
 end
 

@@ -114,11 +114,6 @@ end
 ENCODE = { string = encode_string, number = encode_number, boolean = tostring, table = encode_table,
     ['function'] = encode_odd, userdata = encode_odd, thread = encode_odd, cdata = encode_odd }
 
-local function iso_time(now)
-    local seconds = math.floor(now)
-    return ('%s.%03dZ'):format(os.date('!%Y-%m-%dT%H:%M:%S', seconds), math.floor((now - seconds) * 1000))
-end
-
 local function field_name(key)
     key = tostring(key)
     return RESERVED[key] and key .. '_' or key
@@ -155,7 +150,7 @@ local LINE = '%s%s%s,"msg":%s,"time":"%s","v":0}\n'
 --- One record as a line of bunyan's format, of at most `max` bytes.
 function M.json(core, level, fields, msg, max)
     max = max or RECORD_MAX
-    local parts, time = encode_fields(fields), iso_time(core.wall())
+    local parts, time = encode_fields(fields), clean.utc(core.wall())
     local head = ('{"name":%s,"hostname":%s,"pid":%d,"level":%d'):format(
         core.name_json, core.hostname_json, core.pid, M.levels[level])
     local between = #parts > 0 and ',' or ''
@@ -209,10 +204,8 @@ end
 
 --- One record as a line for a person; values of several lines follow it, indented.
 function M.readable(core, level, fields, msg)
-    local now = core.wall()
     local facts, blocks = facts_of(fields)
-    local seconds = math.floor(now)
-    local time = ('%s.%03d'):format(os.date('%H:%M:%S', seconds), math.floor((now - seconds) * 1000))
+    local time = clean.time(core.wall(), '%H:%M:%S')
     local name, text = LEVEL_TEXT[level], printable(shorten(msg, SHORT_MESSAGE))
     if core.color then
         time, name = DIM .. time .. RESET, LEVEL_COLOR[level] .. name .. RESET

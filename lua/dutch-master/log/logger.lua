@@ -109,18 +109,15 @@ local function tell_subscribers(core, line)
     end
 end
 
-local function merged(a, b, c)
-    local all = {}
-    for key, value in pairs(a) do
-        all[key] = value
-    end
-    for key, value in pairs(b) do
-        all[key] = value
-    end
-    for key, value in pairs(c) do
+local function add(all, fields)
+    for key, value in pairs(fields) do
         all[key] = value
     end
     return all
+end
+
+local function merged(a, b, c)
+    return add(add(add({}, a), b), c)
 end
 
 local function write(self, level, fields, msg)

@@ -6,6 +6,8 @@
 -- With `stampOutput` it also writes the file of `workerOutput`: each line with its time and worker. What that file does
 -- not take is lost, by lines, and counted.
 
+local utc = require('dutch-master.log.text').utc
+
 local Output = {}
 Output.__index = Output
 
@@ -45,8 +47,7 @@ end
 local function stamp(self, worker, stream, text)
     if self.now ~= self.stamped_at then
         self.stamped_at = self.now
-        self.stamp = ('%s.%03dZ'):format(os.date('!%Y-%m-%dT%H:%M:%S', math.floor(self.now)),
-            math.floor(self.now % 1 * 1000))
+        self.stamp = utc(self.now)
     end
     return ('%s worker %d %s %s\n'):format(self.stamp, worker, stream == 'stderr' and 'E' or 'O', text)
 end
