@@ -47,6 +47,14 @@ function M.start(options)
     return self
 end
 
+--- What its workers have printed, sorted, once there are so many lines; then it ends.
+function Stock:says(wait, count)
+    wait.wait_until(function() return #self.lines >= count end, { what = 'the stock cluster' })
+    self:stop(wait)
+    table.sort(self.lines)
+    return self.lines
+end
+
 --- Ends it, primary and workers.
 function Stock:stop(wait)
     uv.kill(-self.process:get_pid(), 'sigkill')

@@ -145,6 +145,21 @@ describe('the directory of listeners', function()
         assert.same({ directory.plan[1], asked }, directory.rotations)
     end)
 
+    it('makes a path with the mode that a worker wants, and that its Node would make of it', function()
+        local modes = {}
+        function platform.listen(_, options)
+            modes[#modes + 1] = options.mode or 'as the umask has it'
+            return nil, 'no', 'EACCES'
+        end
+        for i, wish in ipairs { {}, { readable_all = true }, { writable_all = true }, { readable_all = true, adds_modes = true },
+            { adds_modes = true } } do
+            wish.type, wish.path = 'unix', '/run/' .. i
+            directory:open(1, request('unix:/run/' .. i, wish))
+        end
+        assert.same({ 'as the umask has it', tonumber('444', 8), tonumber('222', 8), tonumber('10444', 8),
+            'as the umask has it' }, modes)
+    end)
+
     it('gives each worker a datagram socket of its own where no port is named', function()
         local wish = request('udp:127.0.0.1:0', { stream = false, port = 0 })
         assert.not_equal(directory:open(1, wish), directory:open(2, wish))

@@ -166,9 +166,9 @@ describe('a rotation', function()
             idle[2] = false
             wait_in(1, 1)
             wait_in(3, 1)
-            glance()
-            glance()
-            glance()
+            for _ = 1, 8 do
+                glance()
+            end
             assert.same({}, given)
             idle[2] = true
             glance()
@@ -182,6 +182,10 @@ describe('a rotation', function()
             glance()
             assert.same({ 1, 2, 3 }, steered())
             idle[3] = nil -- not to be seen
+            glance()
+            assert.same({ 2, 3 }, steered())
+            wait_in(2, 1) -- worker 3 has not taken yet what it was given
+            glance()
             glance()
             assert.same({ 2, 3 }, steered())
         end)

@@ -45,6 +45,8 @@ describe('plan', function()
             assert.equal(kind, build({ worker = worker }).kind, worker)
         end
         assert.equal('exec', build({ worker = { 'node', 'app.js' } }).kind)
+        assert.equal('queue', build({ worker = { 'node', 'app.js' } }).balance)
+        assert.equal('steered', build({ worker = { 'node', 'app.js' }, balance = 'steered' }).balance)
         assert.equal('node', build({ worker = 'server', kind = 'node' }).kind)
         local _, messages = plan.build { worker = { 'node', 'app.js' }, kind = 'node' }
         assert.truthy(messages[1]:find('kind: a worker given as a list', 1, true))
