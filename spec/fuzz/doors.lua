@@ -24,7 +24,7 @@ uv.new_signal():start('sigpipe', function() end)
 math.randomseed(SEED)
 print(('%s: seed %d'):format(DOOR, SEED))
 
-local COMMON = [[numWorkers = 3, restartAttempts = 1000, backoff = { first = 0.01, max = 0.05, reset = 0.01 }, readyTimeout = 3,
+local COMMON = [[numWorkers = 3, restartAttempts = 1000, backoff = { first = 0.01, max = 0.05, reset = 0.01 }, readyTimeout = 10,
     stopTimeout = 2, killTimeout = 1, restartSoak = 0, ]]
 
 local DOORS = {
