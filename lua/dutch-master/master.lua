@@ -747,6 +747,7 @@ local function go_on(self)
             'The former master has become the keeper, this one has taken over')
     else
         self.log:warn({ workers = workers, signal = before.signal, code = before.code, deaths = before.deaths,
+            reason = self.cluster:note_lost_master(before) and 'memory ran out' or nil,
             master = self.platform.master_pid() }, 'The former master died, this one has taken over')
     end
     if state.lenders then

@@ -80,6 +80,7 @@ describe('a real systemd', function()
         assert.equal('release 1\n', answer())
         local unit = m:show(UNIT)
         assert.equal('2 of 2 workers serving, generation 1', unit.StatusText)
+        assert.equal('continue', unit.OOMPolicy)
         assert.matches('path=/usr/local/bin/dutch%-master ', unit.ExecStart)
         for _, as in ipairs { '', 'runuser -u my-app -- ' } do
             assert.matches('steady, 2 of 2', m:must(as .. 'dutch-master status /srv/my-app/current/master.lua'))
@@ -178,6 +179,10 @@ describe('a real systemd', function()
         unit = m:show(UNIT)
         assert.same({ 'inactive', 'success' }, { unit.ActiveState, unit.Result })
         assert.equal('', (m:must 'pgrep -u my-app || true'))
+    end)
+
+    it('goes on when the kernel kills its master because memory ran out', function()
+        pending 'systemd hears of such deaths from cgroup v2 alone, and here memory is counted by v1: see memory_spec'
     end)
 
     it('fails a start that cannot succeed, and says why', function()

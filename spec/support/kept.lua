@@ -1,5 +1,6 @@
 -- A master with a keeper, for the e2e specs: which process is which, and the death of a master.
 local bit = require 'bit'
+local cjson = require 'cjson'
 local ffi = require 'ffi'
 local assert = require 'luassert'
 local uv = require 'luv'
@@ -93,12 +94,24 @@ local function each_half(fd)
     return halves
 end
 
---- Waits until no channel is in use: a worker whose channel was, as its master died, would be replaced.
+local function newest(fd)
+    local halves = each_half(fd)
+    local half = halves[0] > halves[3] and 0 or 1
+    return assert(uv.fs_read(fd, tonumber(halves[half * 3 + 1]), TEXTS + half * ROOM))
+end
+
+--- Waits until no worker's channel is in use: one whose channel was, as its master died, would be replaced.
 -- @param keeper its pid, where that is not m.pid
 function M.await_quiet(m, keeper)
     local fd = open_memory(m, keeper)
     m:wait_until(function()
-        return not assert(uv.fs_read(fd, MARKS, HALVES + 48)):find '%Z'
+        local ok, state = pcall(cjson.decode, (newest(fd))) -- not if it was written meanwhile
+        local marks = assert(uv.fs_read(fd, MARKS, HALVES + 48))
+        for _, worker in ipairs(ok and state.cluster.workers or {}) do
+            local mark = worker.process and worker.process.mark
+            ok = ok and (not mark or marks:byte(mark + 1) == 0)
+        end
+        return ok
     end, 'no channel to be in use')
     uv.fs_close(fd)
 end
@@ -106,9 +119,7 @@ end
 --- The newest snapshot of a master.
 function M.snapshot(m)
     local fd = open_memory(m)
-    local halves = each_half(fd)
-    local newest = halves[0] > halves[3] and 0 or 1
-    local text = assert(uv.fs_read(fd, tonumber(halves[newest * 3 + 1]), TEXTS + newest * ROOM))
+    local text = newest(fd)
     uv.fs_close(fd)
     return text
 end

@@ -221,6 +221,12 @@ function M:stop()
     for name, count in pairs(self.errors) do
         parts[#parts + 1] = ('%s %d'):format(name, count)
     end
+    for i = 1, math.min(#self.failures, 5) do
+        local failure = self.failures[i]
+        local ago = (uv.hrtime() - failure.ended) / 1e9
+        parts[#parts + 1] = ('%s after %d ms at %s'):format(failure.outcome, failure.ms,
+            os.date('!%H:%M:%S', math.floor(os.time() - ago)))
+    end
     counts.text = table.concat(parts, ', ') .. (', slowest %d ms'):format(counts.max_ms)
     return counts
 end

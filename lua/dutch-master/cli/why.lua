@@ -213,7 +213,12 @@ local function explain_now(ctx, answer)
                 format.duration(slot.backoff_ms))
         end
     end
-    local verdict, request = answer.verdict, answer.request
+    local verdict, request, lost = answer.verdict, answer.request, answer.lost_master
+    if lost then
+        text = text .. ('The master %s%s, and another one went on%s.\n'):format(
+            lost.oom and 'was killed by the kernel because memory ran out' or restart.how_ended(lost), when(lost),
+            lost.deaths > 1 and (' (the last of %d deaths)'):format(lost.deaths) or '')
+    end
     if request then
         local what = request.verb == 'stop' and 'The stop' or 'The last restart'
         text = text .. ('%s was asked for by %s%s%s.'):format(what, requester(ctx, request), when(request),

@@ -54,6 +54,7 @@ end
 function Cluster:start(count)
     self.log:info({ numWorkers = count }, 'Starting cluster')
     self.configured = count
+    self.oom_kills = self.platform.oom_kills()
     self.agenda:start(self, definition)
     self:resize(count)
 end
@@ -272,6 +273,14 @@ local function remember(self, report)
     end
 end
 
+-- The kernel has killed somebody of ours for want of memory: that death explains nobody else's.
+local function ran_out_of_memory(self)
+    self.oom_kills = self.oom_kills and self.oom_kills + 1
+    for _, worker in pairs(self.workers) do
+        worker:other_ran_out_of_memory()
+    end
+end
+
 local function worker_gone(self, worker)
     to_restart(self, 'gone', worker)
     self.workers[worker.id] = nil
@@ -279,9 +288,7 @@ local function worker_gone(self, worker)
     self.killed = self.killed or worker.leaving.killed
     remember(self, worker.report)
     if worker.report.oom then
-        for _, other in pairs(self.workers) do -- this one's death explains no other
-            other:other_ran_out_of_memory()
-        end
+        ran_out_of_memory(self)
     end
     self.leftovers:ended(worker)
     self.launcher.hooks:of_worker(worker, 'onWorkerExit', worker.report)
@@ -452,7 +459,7 @@ end
 -- Over the death of a master
 
 local KEPT = { 'state', 'started_at', 'generation', 'newest', 'wanted', 'configured', 'ready', 'served', 'killed',
-    'exit_code', 'has_forked', 'last_request', 'last_verdict', 'gave_up' }
+    'exit_code', 'has_forked', 'last_request', 'last_verdict', 'gave_up', 'oom_kills', 'lost_master' }
 -- Exits that another master can tell of, and bytes of the last words of each.
 local EXITS_HANDED_ON, WORDS_HANDED_ON = 20, 500
 
@@ -567,6 +574,23 @@ function Cluster:resume(kept, former)
         end
     end)
     return self.process_count
+end
+
+--- The master of before has died: `why` tells of it.
+-- @param ended {signal or code, deaths = of masters so far}
+-- @return whether memory ran out; nil: the kernel does not say
+function Cluster:note_lost_master(ended)
+    local count, oom = self.platform.oom_kills(), nil
+    if count and self.oom_kills and ended.signal == 'SIGKILL' then
+        oom = count > self.oom_kills
+    end
+    if oom then
+        ran_out_of_memory(self)
+    end
+    self.oom_kills = self.oom_kills or count -- of a state that does not say
+    self.lost_master = { signal = ended.signal, code = ended.code, deaths = ended.deaths, oom = oom,
+        at = self.platform.wall() }
+    return oom
 end
 
 --- Starts or drains the difference between the present number of slots and `count`.

@@ -87,7 +87,7 @@ function M.why(cluster, id)
     return {
         exits = exits_of(cluster, id), slots = of_slots(cluster), state = cluster.state,
         alive = worker and of_worker(cluster, worker, cluster.sockets:snapshot()[id] or {}) or nil,
-        verdict = cluster.last_verdict, request = cluster.last_request,
+        verdict = cluster.last_verdict, request = cluster.last_request, lost_master = cluster.lost_master,
     }
 end
 
