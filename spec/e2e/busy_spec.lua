@@ -213,7 +213,8 @@ describe('long-lived connections', function()
         end
     end
 
-    for _, case in ipairs { { 'node', 4, 12, 4 }, { 'lua', 4, 12, 4 }, { 'lua', 8, 160, 32 }, { 'node', 8, 160, 32 } } do
+    -- Promised are 32 of 160, which chance alone keeps as well; 22 it seldom does.
+    for _, case in ipairs { { 'node', 4, 12, 4 }, { 'lua', 4, 12, 4 }, { 'lua', 8, 160, 22 }, { 'node', 8, 160, 22 } } do
         local kind, workers, count, most = unpack(case)
         it(('are spread evenly: %d over %d workers of kind %s'):format(count, workers, kind), function()
             local port = http.free_port()

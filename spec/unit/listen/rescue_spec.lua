@@ -126,6 +126,8 @@ describe('rescue', function()
         assert.equal(44, #lane.waiting)
         given[1].done(true)
         assert.equal(1, rescue:empty(lane))
+        rescue:relieve(lane, { { worker = 11 } })
+        assert.equal(43, #lane.waiting)
     end)
 
     it('gives no more to a worker that does not answer, late or never: it goes to those that do', function()
@@ -145,6 +147,8 @@ describe('rescue', function()
             lane.waiting[i] = 400 + i
         end
         assert.equal(32, rescue:empty(lane)) -- nobody is left who could be given more: the rest waits where it is
+        assert.equal(18, #lane.waiting)
+        rescue:relieve(lane, { { worker = 1 } })
         assert.equal(18, #lane.waiting)
         assert.is_true(rescue:awaits(1))
         first.done(true)
