@@ -139,17 +139,41 @@ int core_touch(lua_State *L) {
     return 0;
 }
 
-/* keep(texts): a snapshot is these strings, one after the other. */
-int core_keep(lua_State *L) {
-    luaL_checktype(L, 1, LUA_TTABLE);
-    const size_t count = lua_objlen(L, 1);
-    struct iovec *parts = lua_newuserdata(L, (count + 1) * sizeof *parts);
-    for (size_t i = 0; i < count; i++) {
-        lua_rawgeti(L, 1, (int)i + 1);
-        luaL_argcheck(L, lua_type(L, -1) == LUA_TSTRING, 1, "strings");
-        parts[i].iov_base = (void *)(uintptr_t)lua_tolstring(L, -1, &parts[i].iov_len);
+/* The strings of the list on the stack's top, and of the lists in it, from number n on; with the
+ * one at 0, if there is one, between any two items. parts NULL: they are counted. */
+static size_t gather(lua_State *L, struct iovec *parts, size_t n) {
+    luaL_checktype(L, -1, LUA_TTABLE);
+    luaL_checkstack(L, 4, "lists");
+    const int count = (int)lua_objlen(L, -1);
+    struct iovec between;
+    lua_rawgeti(L, -1, 0);
+    between.iov_base = (void *)(uintptr_t)lua_tolstring(L, -1, &between.iov_len);
+    for (int i = 1; i <= count; i++) {
+        if (i > 1 && between.iov_base) {
+            n++;
+            if (parts) {
+                parts[n - 1] = between;
+            }
+        }
+        lua_rawgeti(L, -2, i);
+        if (lua_type(L, -1) != LUA_TSTRING) {
+            n = gather(L, parts, n);
+        } else if (n++, parts) {
+            parts[n - 1].iov_base = (void *)(uintptr_t)lua_tolstring(L, -1, &parts[n - 1].iov_len);
+        }
         lua_pop(L, 1); /* the list has it */
     }
+    lua_pop(L, 1);
+    return n;
+}
+
+/* keep(texts): a snapshot is these strings, one after the other. */
+int core_keep(lua_State *L) {
+    lua_settop(L, 1);
+    const size_t count = gather(L, NULL, 0);
+    struct iovec *parts = lua_newuserdata(L, (count + 1) * sizeof *parts);
+    lua_insert(L, 1);
+    gather(L, parts, 0);
     return dm_lua_result(L, dm_kept_write(kept_of(L), parts, count), "snapshot");
 }
 

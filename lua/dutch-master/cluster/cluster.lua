@@ -472,14 +472,6 @@ local function keep_report(report)
     return copy
 end
 
-local function keep_reports(self, book)
-    local kept = {}
-    for i = math.max(#self.reports - EXITS_HANDED_ON, 0) + 1, #self.reports do
-        kept[#kept + 1] = book:constant(self.reports[i], keep_report)
-    end
-    return book:list(kept)
-end
-
 -- The restart that was asked for last and has no verdict.
 local function keep_restart(self)
     local restart = self.loading or self.restarting
@@ -490,23 +482,23 @@ end
 
 --- For another master: see keeper/estate.lua.
 function Cluster:keep(book)
-    local slots, workers = {}, {}
-    local kept = { reports = keep_reports(self, book), totals = self.totals:keep(), restart = keep_restart(self),
+    local reports, workers = self.reports, {}
+    local kept = { totals = self.totals:keep(), restart = keep_restart(self),
         failure = self.failure or self.unsaid and self.unsaid.message }
     for _, field in ipairs(KEPT) do
         kept[field] = self[field]
     end
-    for i, slot in ipairs(self.slots) do
-        slots[i] = book:part(slot)
+    for _, slot in ipairs(self.slots) do
         local incoming = slot.incoming
         if incoming and not self.workers[incoming.id] then
-            workers[#workers + 1] = book:part(incoming)
+            workers[#workers + 1] = incoming -- it has no process yet
         end
     end
     for _, worker in pairs(self.workers) do
-        workers[#workers + 1] = book:part(worker)
+        workers[#workers + 1] = worker
     end
-    kept.slots, kept.workers = book:list(slots), book:list(workers)
+    kept.slots, kept.workers = book:each(self.slots), book:each(workers)
+    kept.reports = book:constants(reports, math.max(#reports - EXITS_HANDED_ON, 0) + 1, keep_report)
     return book:object(kept)
 end
 

@@ -20,8 +20,8 @@ local M = { json = json }
 local Book = {}
 Book.__index = Book
 
--- What stands for itself in a snapshot: a list of texts, and of such lists. One that an object keeps has `fds` and
--- `shared` as well: what its text names.
+-- What stands for itself in a snapshot: a list of texts, and of such lists. In a list with a text at 0 that comes
+-- between any two of its items.
 local TEXTS = {}
 
 local function encode(self, value)
@@ -43,59 +43,99 @@ end
 -- The texts of what never changes.
 local constants = setmetatable({}, { __mode = 'k' })
 
---- A value that nobody changes once it is kept.
--- @param make function(value) -> what is kept of it; nil: all of it
-function Book:constant(value, make)
-    local part = constants[value]
-    if not part or self.anew then
-        part = setmetatable({ encode(self, make and make(value) or value) }, TEXTS)
-        constants[value] = not self.anew and part or constants[value]
+local function constant(self, value, make)
+    local text = constants[value]
+    if not text or self.anew then
+        text = encode(self, make and make(value) or value)
+        constants[value] = not self.anew and text or constants[value]
     end
-    return part
+    return text
+end
+
+local function new_list()
+    return { [0] = ',' }
+end
+
+local function listed(list)
+    return setmetatable({ '[', list, ']' }, TEXTS)
+end
+
+--- A list of values that nobody changes once they are kept, from the one with this index on.
+-- @param make function(value) -> what is kept of it
+function Book:constants(values, first, make)
+    local list = new_list()
+    for i = first, #values do
+        list[#list + 1] = constant(self, values[i], make)
+    end
+    return listed(list)
 end
 
 --- Notes a table of plain values, which nobody changes, once, however many have its like. @return its number
 function Book:share(value)
-    local entry = self.shared:enter(self:constant(value)[1])
-    local shared = self.making.shared
-    shared[#shared + 1] = entry
+    local entry, making = self.shared:enter(constant(self, value)), self.making
+    making.shared = making.shared or {}
+    making.shared[#making.shared + 1] = entry
     return entry.number
 end
 
+-- What is kept of one object: its text, and the descriptors and shared values that this names. The writer notes in
+-- `round` which snapshot it was in last.
 local function new_part()
-    return setmetatable({ fds = {}, shared = {} }, TEXTS)
+    return { text = '', fds = {}, shared = nil, round = nil }
 end
 
---- What an object keeps, as it was written before if it has not changed.
--- @param keep function(object, book) -> a table of plain values; nil: its own
-function Book:part(object, keep)
-    local part = not self.anew and object.part
-    if not part or not self.shared:knows(part) then
-        part = new_part()
-        local around = self.making
-        self.making = part
-        part[1] = encode(self, (keep or object.keep)(object, self))
-        self.making = around
-        if not self.anew and not self.failure then
-            object.part = part
-        end
+local function make_part(self, object, keep)
+    local part, around = new_part(), self.making
+    self.making = part
+    part.text = encode(self, (keep or object.keep)(object, self))
+    self.making = around
+    if not self.anew and not self.failure then
+        object.part = part
     end
-    self.parts[#self.parts + 1] = part
     return part
 end
 
---- A list of parts, constants and objects.
-function Book.list(_, items)
-    local texts = setmetatable({ '[' }, TEXTS)
-    for i, item in ipairs(items) do
-        texts[2 * i] = item
-        texts[2 * i + 1] = ','
+-- Whether the numbers in a text still mean what they did: it may not have been in the last snapshots.
+local function is_known(self, part)
+    for _, entry in ipairs(part.shared or {}) do
+        if self.shared.entries[entry.number] ~= entry then
+            return false
+        end
     end
-    texts[math.max(2 * #items + 1, 2)] = ']'
-    return texts
+    return true
 end
 
---- A table some of whose values are parts, constants, lists or objects; the others are plain.
+--- A list of what these objects keep, as it was written before if they have not changed.
+-- @param keep function(object, book) -> a table of plain values; nil: their own
+function Book:each(objects, keep)
+    local list, parts, anew, round = new_list(), self.parts, self.anew, self.round
+    local n, count = 0, #parts
+    for _, object in pairs(objects) do
+        local part = object.part
+        if not part or anew or part.shared and not is_known(self, part) then
+            part = make_part(self, object, keep)
+        end
+        if part.round ~= round then
+            self.fresh[#self.fresh + 1] = part
+        end
+        n, count = n + 1, count + 1
+        list[n], parts[count] = part.text, part
+    end
+    return listed(list)
+end
+
+--- The same of one, without the list.
+function Book:part(object, keep)
+    return setmetatable(self:each({ object }, keep)[2], TEXTS)
+end
+
+--- A list of objects and lists.
+function Book.list(_, items)
+    items[0] = ','
+    return listed(items)
+end
+
+--- A table some of whose values are lists, objects or a part; the others are plain.
 function Book:object(fields)
     local plain, texts = {}, setmetatable({ '' }, TEXTS)
     for name, value in pairs(fields) do
@@ -141,16 +181,6 @@ function Shared:sweep()
     end
 end
 
---- Whether its numbers still mean what they did when it was made: it may not have been in the last snapshots.
-function Shared:knows(part)
-    for _, entry in ipairs(part.shared) do
-        if self.entries[entry.number] ~= entry then
-            return false
-        end
-    end
-    return true
-end
-
 function Shared:texts()
     local items = {}
     for number = 1, self.last do
@@ -160,16 +190,13 @@ function Shared:texts()
     return Book.list(nil, items)
 end
 
-local function flatten(texts, into)
-    for i = 1, #texts do
-        local text = texts[i]
-        if type(text) == 'string' then
-            into[#into + 1] = text
-        else
-            flatten(text, into)
-        end
+--- All of it as one text: what the platform makes of it.
+function M.text(texts)
+    local all = {}
+    for i, item in ipairs(texts) do
+        all[i] = type(item) == 'string' and item or M.text(item)
     end
-    return into
+    return table.concat(all, texts[0])
 end
 
 --- The values that many have, of all snapshots of one master.
@@ -177,20 +204,24 @@ function M.shared()
     return setmetatable({ by_text = {}, entries = {}, last = 0 }, Shared)
 end
 
---- @param anew no object keeps its text, or is asked for what it has kept
-function M.new(shared, anew)
+--- @param round the number of the last snapshot
+-- @param anew no object keeps its text, or is asked for what it has kept
+function M.new(shared, round, anew)
     local root = new_part()
-    return setmetatable({ parts = { root }, making = root, shared = shared, anew = anew }, Book)
+    return setmetatable({ making = root, shared = shared, anew = anew, round = round,
+        parts = { root }, -- all of them
+        fresh = { root }, -- and those that the last snapshot has not
+    }, Book)
 end
 
 --- @param state as of `object`
--- @return all of it as a list of texts, and its parts; or nil, message
+-- @return all of it as a list of texts and lists; or nil, message
 function Book:close(state)
-    local texts = flatten(self:object(state), {})
+    local texts = self:object(state)
     if self.failure then
         return nil, self.failure
     end
-    return texts, self.parts
+    return texts
 end
 
 return M

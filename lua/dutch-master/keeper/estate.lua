@@ -22,11 +22,12 @@ Writer.__index = Writer
 --   collect = function(book) -> the state as a table of plain values, parts and what is made of them; nil: not yet}
 function M.writer(options)
     return setmetatable({ platform = options.platform, log = options.log, collect = options.collect,
-        checks = options.checks, round = 0,
+        checks = options.checks,
+        round = 0, -- the number of the last snapshot
         kept = {}, -- name -> the descriptor, as the store has it
         owner = {}, -- name -> the newest part that names it; has_others: some have none
         has_others = false,
-        parts = {}, -- part -> the round in which it was last part of a snapshot
+        parts = {}, -- of the last snapshot: a list
         shared = books.shared(),
     }, Writer)
 end
@@ -56,17 +57,11 @@ end
 
 local function take_in(self, parts)
     for _, part in ipairs(parts) do
-        if not self.parts[part] then
-            local ok, message = put(self, part)
-            if not ok then
-                disown(self, part)
-                return nil, message
-            end
-            for _, entry in ipairs(part.shared) do
-                entry.users = entry.users + 1
-            end
+        local ok, message = put(self, part)
+        if not ok then
+            disown(self, part)
+            return nil, message
         end
-        self.parts[part] = self.round
     end
     return true
 end
@@ -76,19 +71,32 @@ local function drop(self, name)
     self.kept[name], self.owner[name] = nil, nil
 end
 
--- No snapshot has these parts any more.
-local function let_go(self)
-    for part, round in pairs(self.parts) do
-        if round ~= self.round then
-            self.parts[part] = nil
+local function count_users(part, difference)
+    for _, entry in ipairs(part.shared or {}) do
+        entry.users = entry.users + difference
+    end
+end
+
+-- These are the parts of the newest snapshot: others have no meaning any more.
+local function adopt(self, parts, fresh)
+    self.round = self.round + 1
+    local former, round = self.parts, self.round
+    for _, part in ipairs(fresh) do
+        count_users(part, 1)
+    end
+    for i = 1, #parts do
+        parts[i].round = round
+    end
+    self.parts = parts
+    for i = 1, #former do
+        local part = former[i]
+        if part.round ~= round then
             for _, held in ipairs(part.fds) do
                 if self.owner[held.name] == part then
                     drop(self, held.name)
                 end
             end
-            for _, entry in ipairs(part.shared) do
-                entry.users = entry.users - 1
-            end
+            count_users(part, -1)
         end
     end
     self.shared:sweep()
@@ -110,28 +118,19 @@ local function complain(self, message)
     return nil, message
 end
 
--- @return the whole as a list of texts, and its parts; or nil, message
+-- @return the whole as a list of texts and lists, and its book; or nil, message
 local function compose(self, anew)
-    local book = books.new(self.shared, anew)
+    local book = books.new(self.shared, self.round, anew)
     local state = self.collect(book)
     if not state then
         return nil, 'there is nothing to go on from yet'
     end
     state.version, state.shared = M.VERSION, self.shared:texts()
-    local texts, parts = book:close(state)
+    local texts, message = book:close(state)
     if not texts then
-        return complain(self, parts)
+        return complain(self, message)
     end
-    return texts, parts
-end
-
-local function is_same(one, other)
-    for i = 1, other and math.max(#one, #other) or 1 do
-        if one[i] ~= (other and other[i]) then
-            return false
-        end
-    end
-    return true
+    return texts, book
 end
 
 -- Where two plain values differ, in words; nil: nowhere.
@@ -155,45 +154,39 @@ end
 -- That no object has changed and kept its text.
 local function check(self, whole)
     local anew = assert(compose(self, true))
-    local found = difference(json.decode(table.concat(whole)), json.decode(table.concat(anew)), 'state')
+    local found = difference(json.decode(books.text(whole)), json.decode(books.text(anew)), 'state')
     if found then
         error('a change was not noted: ' .. found)
     end
 end
 
---- Writes a snapshot, if anything is different. @return true, or nil, message
+--- Writes a snapshot. @return true, or nil, message
 function Writer:write()
-    self.round = self.round + 1
-    local whole, parts = compose(self)
+    local whole, book = compose(self)
     if not whole then
-        return nil, parts
+        return nil, book
     end
     if self.checks then
         check(self, whole)
     end
-    local ok, message = take_in(self, parts)
-    if ok and not is_same(whole, self.whole) then
+    local ok, message = take_in(self, book.fresh)
+    if ok then
         ok, message = self.platform.keep(whole)
     end
     if not ok then
         return complain(self, message)
     end
-    self.whole, self.complaint = whole, nil
-    let_go(self)
+    self.complaint = nil
+    adopt(self, book.parts, book.fresh)
     return true
 end
 
 --- The keeper has died: all of it once more, for another one. @return as write
 function Writer:again()
-    for name in pairs(self.kept) do
-        self.kept[name] = nil
-    end
-    self.whole = nil
-    for part in pairs(self.parts) do
-        local ok, message = put(self, part)
-        if not ok then
-            return complain(self, message)
-        end
+    self.kept, self.owner = {}, {}
+    local ok, message = take_in(self, self.parts)
+    if not ok then
+        return complain(self, message)
     end
     return self:write()
 end

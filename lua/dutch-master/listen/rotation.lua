@@ -232,12 +232,12 @@ function Rotation:keep(book)
         by_socket[lane.socket] = lane
     end
     for i, socket in ipairs(self.listener:lanes()) do
-        lanes[i] = book:part(by_socket[socket])
+        lanes[i] = by_socket[socket]
     end
     for id, lane in pairs(self.guests) do
         kept.guests[#kept.guests + 1] = { id = id, lane = lane.name }
     end
-    kept.lanes = book:list(lanes)
+    kept.lanes = book:each(lanes)
     return book:object(kept)
 end
 

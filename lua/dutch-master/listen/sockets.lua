@@ -564,11 +564,7 @@ end
 
 --- For another master: see keeper/estate.lua.
 function Sockets:keep(book)
-    local workers = {}
-    for _, worker in pairs(self.workers) do
-        workers[#workers + 1] = book:part(worker, keep_worker)
-    end
-    return book:object { directory = self.directory:keep(book), workers = book:list(workers) }
+    return book:object { directory = self.directory:keep(book), workers = book:each(self.workers, keep_worker) }
 end
 
 --- Drops all workers but those in this set of ids.

@@ -12,96 +12,85 @@ local function new_object(value)
     end }
 end
 
-local function text_of(book, state)
-    local texts, parts = assert(book:close(state))
-    return cjson.decode(table.concat(texts)), parts
+local function state_of(book, state)
+    return cjson.decode(books.text(assert(book:close(state))))
 end
 
 describe('a snapshot', function()
     it('is the JSON of all that it is made of', function()
-        local book = books.new(books.shared())
-        local function made(items)
-            for i, item in ipairs(items) do
-                items[i] = book:part(new_object(item))
+        local book = books.new(books.shared(), 0)
+        local function made(values)
+            for i, value in ipairs(values) do
+                values[i] = new_object(value)
             end
-            return book:list(items)
+            return book:each(values)
         end
         local never = { at = 1.5, gone = true }
-        local state = text_of(book, {
+        local state = state_of(book, {
             none = made {}, one = made { 'a' }, three = made { 'a', 'b"\n', 'c' }, plain = { 1, 2 }, text = 'x',
             inner = book:object { deeper = book:object { list = made { 'd' } } }, alone = book:part(new_object 'e'),
-            ends = book:list { book:constant(never), book:constant(never, function() return 'short' end) },
+            lists = book:list { made { 'f', 'g' }, made {} }, left = book:constants({}, 1),
+            ends = book:constants({ {}, never, never }, 2, function(value) return { at = value.at } end),
         })
         local function one(value)
             return { value = value, fd = 'fd/' .. value }
         end
         assert.same({ none = {}, one = { one 'a' }, three = { one 'a', one 'b"\n', one 'c' }, plain = { 1, 2 },
-            text = 'x', inner = { deeper = { list = { one 'd' } } }, alone = one 'e', ends = { never, never } }, state)
+            text = 'x', inner = { deeper = { list = { one 'd' } } }, alone = one 'e',
+            lists = { { one 'f', one 'g' }, {} }, left = {}, ends = { { at = 1.5 }, { at = 1.5 } } }, state)
     end)
 
     it('asks an object again when that says so, and names what it named meanwhile', function()
         local shared, object = books.shared(), new_object 'a'
-        local book = books.new(shared)
-        local first = text_of(book, { o = book:part(object) })
-        for _ = 1, 2 do
-            book = books.new(shared)
-            local again, of_this = text_of(book, { o = book:part(object) })
-            assert.same(first, again)
-            assert.same({ { name = 'fd/a', fd = 7 } }, of_this[2].fds)
+        local function write(anew)
+            local book = books.new(shared, 0, anew)
+            return state_of(book, { o = book:part(object) }).o.value, book
+        end
+        for _ = 1, 3 do
+            local value, book = write()
+            assert.equal('a', value)
+            assert.same({ { name = 'fd/a', fd = 7 } }, book.parts[2].fds)
         end
         assert.equal(1, object.asked)
         object.value, object.part = 'b', nil
-        book = books.new(shared)
-        assert.equal('b', text_of(book, { o = book:part(object) }).o.value)
-        local anew = books.new(shared, true)
+        assert.equal('b', (write()))
         object.value = 'c' -- and says nothing
-        assert.equal('c', text_of(anew, { o = anew:part(object) }).o.value)
-        book = books.new(shared)
-        assert.equal('b', text_of(book, { o = book:part(object) }).o.value)
+        assert.equal('c', (write(true)))
+        assert.equal('b', (write()))
     end)
 
-    it('has each value that many share once, by a number that is theirs as long as one names it', function()
-        local shared, one, other = books.shared(), new_object 'a', new_object 'b'
-        one.plan, other.plan = { n = 1 }, { n = 2 }
+    it('tells which of its parts the one before has not', function()
+        local shared, old, new = books.shared(), new_object 'a', new_object 'b'
+        local book = books.new(shared, 4)
+        book:each { old, new }
+        book.parts[2].round = 4
+        book = books.new(shared, 4)
+        book:each { old, new }
+        assert.same({ book.parts[1], new.part }, book.fresh) -- the first is what belongs to no object
+    end)
+
+    it('has each value that many share once, by a number that stays theirs', function()
+        local shared, one, other, third = books.shared(), new_object 'a', new_object 'b', new_object 'c'
+        one.plan, other.plan, third.plan = { n = 1 }, { n = 2 }, { n = 3 }
         local function write(...)
-            local book = books.new(shared)
-            local list = {}
-            for i, object in ipairs { ... } do
-                list[i] = book:part(object)
-            end
-            local state, parts = text_of(book, { list = book:list(list), shared = shared:texts() })
-            for _, part in ipairs(parts) do
-                for _, entry in ipairs(part.shared) do
-                    entry.users = entry.users + 1
-                end
-            end
-            return state, function()
-                for _, part in ipairs(parts) do
-                    for _, entry in ipairs(part.shared) do
-                        entry.users = entry.users - 1
-                    end
-                end
-                shared:sweep()
-            end
+            local book = books.new(shared, 0)
+            return state_of(book, { list = book:each { ... }, shared = shared:texts() })
         end
-        local state, forget = write(one, other)
+        local state = write(one, other)
         assert.same({ { n = 1 }, { n = 2 } }, state.shared)
         assert.same({ 1, 2 }, { state.list[1].plan, state.list[2].plan })
-        local _, forget_other = write(other)
-        forget()
+        other.part.shared[1].users = 1
+        shared:sweep()
         state = write(other)
-        assert.same({ cjson.null, { n = 2 } }, state.shared) -- nobody's number changes
+        assert.same({ cjson.null, { n = 2 } }, state.shared)
         assert.equal(2, state.list[1].plan)
-        local third = new_object 'c'
-        third.plan = { n = 3 }
-        state = write(third, one) -- 1 is another's by now: one is asked again
+        state = write(third, one) -- its number is another's by now: it is asked again
         assert.same({ { n = 3 }, { n = 2 }, { n = 1 } }, state.shared)
         assert.same({ 1, 3 }, { state.list[1].plan, state.list[2].plan })
-        forget_other()
     end)
 
     it('that cannot be written says why, and no object keeps a half of it', function()
-        local book, object = books.new(books.shared()), new_object 'a'
+        local book, object = books.new(books.shared(), 0), new_object 'a'
         object.keep = function() return { f = print } end
         local texts, message = book:close { o = book:part(object) }
         assert.is_nil(texts)
