@@ -114,7 +114,10 @@ local function run_master(ctx, argv, first)
     if not watched then
         return usage_error(ctx, told)
     end
-    local code = require('dutch-master.master').run { script = path, argv = argv, takes_over = flags['--take-over'] }
+    -- Before the rest of the program is read: it starts meanwhile.
+    local process = require('dutch-master.script.process').start { platform = ctx.platform, script = path }
+    local code = require('dutch-master.master').run { script = path, argv = argv, takes_over = flags['--take-over'],
+        script_process = process }
     if code == nil and watched[1] then
         require('dutch-master.cli.changes_watch').start(ctx, watched)
     end

@@ -26,16 +26,23 @@ function M.migrates()
     return text ~= nil and text:match '^1' ~= nil
 end
 
-local oom_path
+-- ms. What a fork is compared with later may be as old: of many forks one reads it.
+local OOM_RECENT_MS = 100
+local oom_path, oom_count, oom_read_at
 
 --- How many processes of the master's cgroup the kernel has killed for want of memory; nil where it does not say.
 -- See memory.events in the kernel's cgroup-v2.rst, memory.oom_control in cgroup-v1/memory.rst.
-function M.oom_kills()
+-- @param recent whether a count of a moment ago will do
+function M.oom_kills(recent)
     if oom_path == nil then
         oom_path = oom_counter() or false
     end
-    local text = oom_path and core.read_file(oom_path, 65536)
-    return text and tonumber(text:match('oom_kill (%d+)')) or nil
+    local now = core.now()
+    if not (recent and oom_read_at and now - oom_read_at < OOM_RECENT_MS) then
+        local text = oom_path and core.read_file(oom_path, 65536)
+        oom_count, oom_read_at = text and tonumber(text:match('oom_kill (%d+)')) or nil, now
+    end
+    return oom_count
 end
 
 -- What the kernel calls a process: at most 15 bytes of its program's name.

@@ -68,8 +68,9 @@ function Master:evaluate()
         next_id = self.predecessor and salvage.next_id(self.predecessor),
         tickets = conversation.tickets(), environ = self.platform.environ(), cwd = self.platform.cwd(),
         executable = self.platform.image(), preload = self.platform.preload and self.platform.preload(),
-        new_lane = function(most)
-            return Lane.new { platform = self.platform, agenda = self.agenda, most = most,
+        started = self.script_process,
+        new_lane = function(most, started)
+            return Lane.new { platform = self.platform, agenda = self.agenda, most = most, started = started,
                 process = { script = self.path, ask = ask } }
         end,
     }
@@ -773,9 +774,10 @@ end
 
 --- Runs a master: the loop runs, and platform.stop(code) ends it.
 -- @param given {script = absolute path, takes_over = ends the workers that a former master has left,
---   platform = of the outside world or nil}
+--   script_process = one that was started for it (Process.start) or nil, platform = of the outside world or nil}
 function M.run(given)
     local self = setmetatable({ path = given.script, takes_over = given.takes_over,
+        script_process = given.script_process,
         platform = given.platform or require 'dutch-master.platform', timers = {} }, Master)
     local kept = self.platform.kept()
     if kept then

@@ -288,8 +288,8 @@ static const char *open_fresh(long number) {
     return NULL;
 }
 
-/* For the next evaluation, unless something is asked by now. To keep a state is the last that most
- * forks want, and what crashes next waits the less. */
+/* For the next evaluation, unless something is asked by now: at the start, when the master reads
+ * its own program, and when a state is kept, which is the last that most forks want. */
 static void open_spare(void) {
     struct pollfd more = {.fd = SOCKET, .events = POLLIN};
     if (spare.L || input.taken < input.length || poll(&more, 1, 0) != 0) {
@@ -420,6 +420,7 @@ int dm_script_main(int argc, char **argv) {
     (void)argc;
     (void)argv;
     set_up();
+    open_spare();
     for (;;) {
         size_t length;
         const char *line = read_line(&length);

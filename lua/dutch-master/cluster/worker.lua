@@ -309,7 +309,7 @@ function Worker:spawn(made, fields)
     self.channel_open, self.search_path = fields.channel, fields.search_path
     self.forked_at = self.platform.now()
     self.ready_by = self.forked_at + self.plan.ready_timeout_ms
-    self.oom_kills_before = self.platform.oom_kills()
+    self.oom_kills_before = self.platform.oom_kills(true)
     local child, message, code = self.platform.spawn(fields)
     if not child then
         return nil, ('%s: %s'):format(code or 'error', message)

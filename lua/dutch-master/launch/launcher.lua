@@ -19,13 +19,14 @@ Launcher.__index = Launcher
 -- Processes that prepare forks at the same time, when beforeFork is slow. Each costs 3 MiB while it lives.
 local FORKS_AT_ONCE = 8
 
---- @param options {platform, script (see session.lua), new_lane = function(most) -> Lane, log, sockets, agenda,
+--- @param options {platform, script (see session.lua), new_lane = function(most, started) -> Lane, started = by
+--   script/process.lua or nil, log, sockets, agenda,
 --   tickets, environ, cwd (where the master was started, or nil), executable, preload (path of drain.cjs or nil),
 --   output (see log/output.lua, or nil), next_id (of the first worker, or nil)}
 function Launcher.new(options)
     local self = setmetatable(options, Launcher)
     self.next_id = options.next_id or 1
-    self.lane = self.new_lane(FORKS_AT_ONCE)
+    self.lane = self.new_lane(FORKS_AT_ONCE, options.started)
     self.releases = Releases.new { platform = self.platform, log = self.log }
     self.hooks = Hooks.new { platform = self.platform, log = self.log, script = self.script,
         new_lane = self.new_lane }

@@ -20,18 +20,6 @@ local WAITING_MAX = 4 * 4096
 -- The pause before a process is started again: nothing after the first death, then doubling to the most.
 local PAUSE_MS, PAUSE_MOST_MS = 50, 5000
 
---- @param options {platform, agenda, most = processes at once, process = {what Process.new wants besides}}
-function Lane.new(options)
-    local self = setmetatable(options, Lane)
-    self.processes, self.count = {}, 0 -- process -> its job, or false
-    self.first, self.last, self.queue = 1, 0, {}
-    self.quick_at = -math.huge -- when the last quick job was done
-    self.deaths = 0 -- in a row, without a job done between
-    self.may_start_at = 0
-    self.look_at = 0 -- when to see again whether the jobs under way are slow
-    return self
-end
-
 local function waiting(self)
     return self.last - self.first + 1
 end
@@ -61,9 +49,9 @@ local function lost(self, process)
     end
 end
 
-local function start_process(self)
+local function start_process(self, started)
     local fields = {
-        platform = self.platform, agenda = self.agenda, lane = self,
+        platform = self.platform, agenda = self.agenda, lane = self, started = started,
         on_gone = function(process)
             lost(self, process)
         end,
@@ -85,6 +73,22 @@ local function idle_process(self)
             return process
         end
     end
+end
+
+--- @param options {platform, agenda, most = processes at once, process = {what Process.new wants besides},
+--   started = its first process, or nil: it is started for the first job}
+function Lane.new(options)
+    local self = setmetatable(options, Lane)
+    self.processes, self.count = {}, 0 -- process -> its job, or false
+    self.first, self.last, self.queue = 1, 0, {}
+    self.quick_at = -math.huge -- when the last quick job was done
+    self.deaths = 0 -- in a row, without a job done between
+    self.may_start_at = 0
+    self.look_at = 0 -- when to see again whether the jobs under way are slow
+    if options.started then
+        start_process(self, options.started)
+    end
+    return self
 end
 
 -- No process can be had: what waits hears it, rather than wait for ever.

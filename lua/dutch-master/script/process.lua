@@ -40,44 +40,55 @@ local function handle(self, line)
     self.agenda:post(self, 'line', line, #line <= 4 * values.MAX and values.decode(line) or nil)
 end
 
+--- Starts what Process.new makes a process of, before the loop runs next: a master has it start beside itself.
+-- @param fields {platform, script (its path, for `ps`), executable or nil}
+-- @return {child, owner = the process, as soon as there is one} or nil, message
+function Process.start(fields)
+    local started = {}
+    local child, message = fields.platform.spawn {
+        file = fields.executable or '/proc/self/exe', -- this very program, whatever lies on the disk by now
+        argv = { 'dutch-master', '--script-process', fields.script },
+        env = environment(fields.platform.environ()),
+        channel = true, lingers = true,
+        on_line = function(_, line)
+            started.owner:on_line(line)
+        end,
+        on_channel_closed = function(_, reason)
+            started.owner.agenda:post(started.owner, 'closed', reason)
+        end,
+        on_leader_exit = function(leader) -- what it had started goes with it
+            leader:signal_group('SIGKILL')
+        end,
+        on_exit = function(_, status)
+            started.owner:on_exit(status)
+        end,
+    }
+    if not child then
+        return nil, message
+    end
+    started.child = child
+    return started
+end
+
 --- Starts a process.
--- @param options {platform, agenda, lane = whose it is, script (its path, for `ps`), executable or nil,
+-- @param options {platform, agenda, lane = whose it is, script, executable or nil, started = by Process.start, or nil,
 --   ask = function(name, process, ...) -> results; commands come as functions by process:later(name, fn),
 --   on_gone = function(process) it takes no request any more; comes before the answer of the one it had}
 -- @return the process, or nil, message
 function Process.new(options)
     local self = setmetatable(options, Process)
     self.inbox, self.handled, self.commands, self.next_state = {}, 0, {}, 1
+    local started, message = self.started, nil
+    if not started then
+        started, message = Process.start(self)
+    end
+    if not started then
+        return nil, message
+    end
+    started.owner, self.child = self, started.child
     self.turn = self.platform.timer(function()
         self:take_turn()
     end)
-    local child, message = self.platform.spawn {
-        file = self.executable or '/proc/self/exe', -- this very program, whatever lies on the disk by now
-        argv = { 'dutch-master', '--script-process', self.script },
-        env = environment(self.platform.environ()),
-        channel = true, lingers = true,
-        on_line = function(_, line)
-            self:on_line(line)
-        end,
-        on_channel_closed = function(_, reason)
-            self.agenda:post(self, 'closed', reason)
-        end,
-        on_leader_exit = function(child) -- what it had started goes with it
-            child:signal_group('SIGKILL')
-        end,
-        on_exit = function(_, status)
-            for i = 1, math.min(#self.inbox, 2 * PER_TURN) do
-                handle(self, self.inbox[i])
-            end
-            self.inbox = {}
-            self.agenda:post(self, 'exit', status)
-        end,
-    }
-    if not child then
-        self.turn:close()
-        return nil, message
-    end
-    self.child = child
     self.agenda:start(self, definition)
     return self
 end
@@ -172,6 +183,14 @@ function Process:on_line(line)
         self.child:pause_reading(true)
         self.turn:start(0)
     end
+end
+
+function Process:on_exit(status)
+    for i = 1, math.min(#self.inbox, 2 * PER_TURN) do
+        handle(self, self.inbox[i])
+    end
+    self.inbox = {}
+    self.agenda:post(self, 'exit', status)
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------

@@ -122,18 +122,24 @@ describe('the command line', function()
         end
     end)
 
-    it('runs a script by its absolute path', function()
-        local asked
-        package.loaded['dutch-master.master'] = {
-            run = function(options)
-                asked = options.script
-            end,
-        }
+    it('runs a script by its absolute path, whose process is started before the master is read', function()
+        local asked, given
+        package.preload['dutch-master.master'] = function()
+            assert(asked)
+            return { run = function(options) given = options end }
+        end
+        local process = require 'dutch-master.script.process'
+        local start = process.start
+        function process.start(options)
+            asked = options.script
+            return 'started'
+        end
         finally(function()
-            package.loaded['dutch-master.master'] = nil
+            package.loaded['dutch-master.master'], package.preload['dutch-master.master'] = nil, nil
+            process.start = start
         end)
         run({ files = { [SCRIPT] = true } }, './x/../master.lua')
-        assert.equal(SCRIPT, asked)
+        assert.same({ SCRIPT, SCRIPT, 'started' }, { asked, given.script, given.script_process })
         asked = nil
         assert.equal(78, run({}, 'other.lua').code)
         assert.is_nil(asked)

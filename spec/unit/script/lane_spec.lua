@@ -1,6 +1,7 @@
 local Lane = require 'dutch-master.script.lane'
 local machine = require 'dutch-master.machine'
 local Platform = require 'spec.support.fake_platform'
+local Process = require 'dutch-master.script.process'
 
 -- A lane over fake children, which are there and say nothing.
 local function new(most, options)
@@ -30,6 +31,7 @@ local function new(most, options)
     end
     world.agenda = machine.agenda { timer = world.platform.timer, on_error = bug, on_bug = bug }
     world.lane = Lane.new { platform = world.platform, agenda = world.agenda, most = most,
+        started = options.started and Process.start { platform = world.platform, script = 'master.lua' },
         process = { script = 'master.lua', ask = function() end } }
     --- Adds a job that holds its process until :give(n).
     world.held = {}
@@ -52,6 +54,23 @@ local function new(most, options)
 end
 
 describe('lane', function()
+    it('begins with a process that was started before it, whatever becomes of that', function()
+        local world = new(1, { started = true })
+        assert.equal(1, world.spawned)
+        assert.is_true(world.lane:is_quiet())
+        world.add 'a'
+        world.platform:advance(0)
+        assert.same({ 1, { 'a' } }, { world.spawned, world.done })
+        world.give 'a'
+        world = new(1, { started = true })
+        world.children[1].fields.on_exit(world.children[1], { signal = 'SIGKILL' })
+        world.add 'a'
+        world.platform:advance(0)
+        assert.same({ 2, { 'a' } }, { world.spawned, world.done })
+        world.lane:close()
+        assert.same({ true, {} }, { world.children[2].killed, world.bugs })
+    end)
+
     it('starts a process for the first job, keeps it, and does the jobs in their order', function()
         local world = new(1)
         assert.equal(0, world.spawned)
