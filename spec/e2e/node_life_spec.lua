@@ -69,7 +69,7 @@ describe('a cluster of a Node app', function()
         assert.equal(200, status)
         assert.equal('1', body:match '^%d+')
         assert.equal('close', parser.headers.connection)
-        m:await('Worker exited', { count = 2, timeout = 2000 })
+        m:await('Worker exited', { count = 2 })
         assert.same({ 0, 0 }, codes(m))
         handle:close()
         m:finish { code = 0 }
