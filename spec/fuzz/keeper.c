@@ -187,7 +187,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     while (k.children.held.count > 0) {
         dm_children_drop(&k.children, &k.children.held.items[0]);
     }
-    dm_close_if_open(&k.next);
+    dm_close(&k.next);
     close(ends[0]);
     close(ends[1]);
     k.socket = -1;
