@@ -9,22 +9,6 @@ local loop = require 'spec.loop'
 local support = require 'spec.support.script'
 local uv = require 'luv'
 
-local SCRIPT = [[
-local dutch = require 'dutch-master'
-
-dutch.start {
-  worker = 'app.js',
-  beforeFork = function()
-    dutch.chdir '/deploys/app/current'
-  end,
-  numWorkers = function()
-    return math.max(dutch.cpus(), 2)
-  end,
-  logger = dutch.logger { name = 'my-app' },
-  workerEnvironment = { NODE_ENV = 'production' },
-}
-]]
-
 ffi.cdef [[
 int posix_spawn(int *, const char *, const void *, const void *, const char *const *, const char *const *);
 int waitpid(int, int *, int);
@@ -42,7 +26,7 @@ end
 
 local path = os.tmpname()
 local file = assert(io.open(path, 'w'))
-file:write(SCRIPT)
+file:write(support.README)
 file:close()
 
 local world = support.world { path = path }

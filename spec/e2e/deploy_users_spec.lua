@@ -2,7 +2,6 @@
 -- deploys is the unit's, or another one. Each deploy's exit code says what serves.
 
 local machine = require 'spec.support.machine'
-local master = require 'spec.support.master'
 
 local function available()
     local there, why = machine.available()
@@ -63,12 +62,9 @@ describe('a deploy by Capistrano to the unit', function()
     end
 
     after_each(function()
-        if m then
-            local last = m
-            m = nil
-            last:stop()
-        end
-        master.cleanup()
+        local last = m
+        m = nil
+        machine.over(last)
     end)
 
     local function copy_example()

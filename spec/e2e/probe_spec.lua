@@ -1,6 +1,7 @@
 -- ready = { http = '/path' }: a worker serves from the moment that it, and no other, answers a GET of that page.
 
 local uv = require 'luv'
+local apps = require 'spec.support.apps'
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
@@ -14,15 +15,7 @@ local LUA = [[
 local uv = require 'luv'
 local id = os.getenv 'DUTCH_MASTER_WORKER'
 local server = assert(require('dutch-master.worker').listen(os.getenv 'LISTEN'))
-server:accept(function(connection)
-    local seen = ''
-    connection:read_start(function(_, data)
-        if not data then
-            return connection:is_closing() or connection:close()
-        end
-        seen = seen .. data
-        local path = seen:match '^%u+ (%S+).*\r\n\r\n'
-        if not path then return end
+]] .. apps.accept .. [[
         local well = path ~= '/health' or uv.fs_stat('well' .. (os.getenv 'EACH' and id or ''))
         if path == '/health' then
             print(('asked %s %s'):format(id, seen:match 'Host: (%S+)'))

@@ -2,6 +2,7 @@
 -- see nothing of it.
 
 local uv = require 'luv'
+local apps = require 'spec.support.apps'
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
@@ -25,19 +26,10 @@ local deeds = {
     end,
     ['/unlink'] = function() return ffi.C.unlink(server.path) end,
 }
-server:accept(function(connection)
-    local seen = ''
-    connection:read_start(function(_, data)
-        if not data then
-            return connection:is_closing() or connection:close()
-        end
-        seen = seen .. data
-        local path = seen:match '^%u+ (%S+).*\r\n\r\n'
-        if path then
-            local body = ('%s %d'):format(os.getenv 'DUTCH_MASTER_WORKER', deeds[path] and deeds[path]() or 0)
-            connection:write(('HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s'):format(#body, body))
-            connection:shutdown()
-        end
+]] .. apps.accept .. [[
+        local body = ('%s %d'):format(os.getenv 'DUTCH_MASTER_WORKER', deeds[path] and deeds[path]() or 0)
+        connection:write(('HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s'):format(#body, body))
+        connection:shutdown()
     end)
 end)
 ]]

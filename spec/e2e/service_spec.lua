@@ -1,7 +1,6 @@
 -- The installed unit under a real systemd: start, status, reload, ports, sockets, watchdog, stop, journal.
 
 local machine = require 'spec.support.machine'
-local master = require 'spec.support.master'
 
 local UNIT = 'dutch-master@my-app'
 
@@ -40,12 +39,9 @@ describe('a real systemd', function()
     end
 
     after_each(function()
-        if m then
-            local last = m
-            m = nil
-            last:stop()
-        end
-        master.cleanup()
+        local last = m
+        m = nil
+        machine.over(last)
     end)
 
     -- A new release, and `current` points to it.

@@ -2,6 +2,19 @@
 
 local M = {}
 
+--- The beginning of a Lua worker's server: accepts, and goes on with the path of a request when all of it has come.
+M.accept = [[
+server:accept(function(connection)
+    local seen = ''
+    connection:read_start(function(_, data)
+        if not data then
+            return connection:is_closing() or connection:close()
+        end
+        seen = seen .. data
+        local path = seen:match '^%u+ (%S+).*\r\n\r\n'
+        if not path then return end
+]]
+
 --- An HTTP server at $LISTEN, a request for each connection. Its answer is "VERSION worker pid", after $DELAY_MS.
 --- Paths: /slow (answers after 600 ms), /restart (asks the master to be replaced), /exit (code 3), /hang (for ever).
 M.http = [[
@@ -25,15 +38,7 @@ local paths = {
 }
 
 local server = assert(worker.listen(os.getenv 'LISTEN'))
-server:accept(function(connection)
-    local seen = ''
-    connection:read_start(function(_, data)
-        if not data then
-            return connection:is_closing() or connection:close()
-        end
-        seen = seen .. data
-        local path = seen:match '^%u+ (%S+).*\r\n\r\n'
-        if not path then return end
+]] .. M.accept .. [[
         if paths[path] then paths[path]() end
         local pause = path == '/slow' and 600 or delay
         if pause == 0 then return respond(connection) end

@@ -200,4 +200,12 @@ function Machine:stop()
     end
 end
 
+--- Powers a machine off, if there is one, and looks that nothing else of the spec is left.
+function M.over(machine)
+    if machine then
+        machine:stop()
+    end
+    master.cleanup()
+end
+
 return M

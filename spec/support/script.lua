@@ -109,4 +109,68 @@ function M.world(options)
     return world
 end
 
+--- That of the README.
+M.README = [[
+local dutch = require 'dutch-master'
+
+dutch.start {
+  worker = 'app.js',
+  beforeFork = function()
+    dutch.chdir '/deploys/app/current'
+  end,
+  numWorkers = function()
+    return math.max(dutch.cpus(), 2)
+  end,
+  logger = dutch.logger { name = 'my-app' },
+  workerEnvironment = { NODE_ENV = 'production' },
+}
+]]
+
+--- A directory for a script, and the world of that script, one at a time. Open it before each case, close it behind.
+-- @return {dir, world, open(), close(), write(name, text), subject(options of world), evaluate(text, options)}
+function M.scratch()
+    local self = {}
+
+    local function end_world()
+        if self.world then
+            self.world.close()
+            self.world = nil
+        end
+    end
+
+    function self.open()
+        self.dir = os.tmpname()
+        os.remove(self.dir)
+        assert(os.execute('mkdir ' .. self.dir) == 0)
+    end
+
+    function self.close()
+        end_world()
+        os.execute('rm -rf ' .. self.dir)
+    end
+
+    function self.write(name, text)
+        local file = assert(io.open(self.dir .. '/' .. name, 'wb'))
+        file:write(text)
+        file:close()
+    end
+
+    function self.subject(more)
+        local given = { path = self.dir .. '/master.lua', budget_ms = 5000 * p.patience }
+        for key, value in pairs(more or {}) do
+            given[key] = value
+        end
+        end_world()
+        self.world = M.world(given)
+        return self.world
+    end
+
+    function self.evaluate(text, more)
+        self.write('master.lua', text)
+        return self.subject(more).evaluate()
+    end
+
+    return self
+end
+
 return M

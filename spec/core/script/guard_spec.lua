@@ -1,47 +1,13 @@
 -- Hooks that must be stopped, in real processes.
 
-local p = require 'spec.support.process'
 local support = require 'spec.support.script'
 
-local scratch, world
-
-local function write(name, text)
-    local file = assert(io.open(scratch .. '/' .. name, 'wb'))
-    file:write(text)
-    file:close()
-end
-
-local function subject(more)
-    local given = { path = scratch .. '/master.lua', budget_ms = 5000 * p.patience }
-    for key, value in pairs(more or {}) do
-        given[key] = value
-    end
-    if world then
-        world.close()
-    end
-    world = support.world(given)
-    return world
-end
-
-local function evaluate(text, more)
-    write('master.lua', text)
-    return subject(more).evaluate()
-end
+local here = support.scratch()
+local write, subject, evaluate = here.write, here.subject, here.evaluate
 
 describe('a script', function()
-    before_each(function()
-        scratch = os.tmpname()
-        os.remove(scratch)
-        assert(os.execute('mkdir ' .. scratch) == 0)
-    end)
-
-    after_each(function()
-        if world then
-            world.close()
-            world = nil
-        end
-        os.execute('rm -rf ' .. scratch)
-    end)
+    before_each(here.open)
+    after_each(here.close)
 
     it('whose hooks fail in each way', function()
         local text = [[
@@ -72,14 +38,14 @@ dutch.start {
         write('master.lua', text)
         subject()
         local function message(id)
-            local session = assert(world.evaluate())
+            local session = assert(here.world.evaluate())
             local ok, err = session:call('beforeFork', { id = id })
             session:close()
             assert.is_nil(ok)
             return err.message
         end
         assert.equal('master.lua:5: beforeFork: boom', message(1))
-        local session = assert(world.evaluate())
+        local session = assert(here.world.evaluate())
         assert.same({ true, false, 'not now' }, { session:call('beforeFork', { id = 2 }) })
         session:close()
         local late = ' beforeFork took longer than its budget of 0.3 s (hookTimeout)'

@@ -1,33 +1,10 @@
 -- Scripts as users write them, from a file, in real processes.
 
 local core = require 'dutch-master.core'
-local p = require 'spec.support.process'
 local support = require 'spec.support.script'
 
-local scratch, world
-
-local function write(name, text)
-    local file = assert(io.open(scratch .. '/' .. name, 'wb'))
-    file:write(text)
-    file:close()
-end
-
-local function subject(more)
-    local given = { path = scratch .. '/master.lua', budget_ms = 5000 * p.patience }
-    for key, value in pairs(more or {}) do
-        given[key] = value
-    end
-    if world then
-        world.close()
-    end
-    world = support.world(given)
-    return world
-end
-
-local function evaluate(text, more)
-    write('master.lua', text)
-    return subject(more).evaluate()
-end
+local here = support.scratch()
+local write, subject, evaluate = here.write, here.subject, here.evaluate
 
 -- The message of a script that is refused.
 local function refused(text, kind, more)
@@ -39,35 +16,11 @@ local function refused(text, kind, more)
 end
 
 describe('a script', function()
-    before_each(function()
-        scratch = os.tmpname()
-        os.remove(scratch)
-        assert(os.execute('mkdir ' .. scratch) == 0)
-    end)
-
-    after_each(function()
-        world.close()
-        world = nil
-        os.execute('rm -rf ' .. scratch)
-    end)
+    before_each(here.open)
+    after_each(here.close)
 
     it('of the README', function()
-        local session = assert(evaluate [[
-#!/usr/bin/env dutch-master
-local dutch = require 'dutch-master'
-
-dutch.start {
-  worker = 'app.js',
-  beforeFork = function()
-    dutch.chdir '/deploys/app/current'
-  end,
-  numWorkers = function()
-    return math.max(dutch.cpus(), 2)
-  end,
-  logger = dutch.logger { name = 'my-app' },
-  workerEnvironment = { NODE_ENV = 'production' },
-}
-]])
+        local session = assert(evaluate('#!/usr/bin/env dutch-master\n' .. support.README))
         assert.equal('node', session.plan.kind)
         assert.equal('my-app', session.plan.logger.name)
         assert.equal(math.max(core.cpus(), 2), session:num_workers())
@@ -82,9 +35,9 @@ dutch.start {
         local missing, err = subject().evaluate()
         assert.is_nil(missing)
         assert.equal('missing', err.kind)
-        os.execute('mkdir ' .. scratch .. '/master.lua')
+        os.execute('mkdir ' .. here.dir .. '/master.lua')
         assert.equal('unreadable', select(2, subject().evaluate()).kind)
-        os.execute('rmdir ' .. scratch .. '/master.lua')
+        os.execute('rmdir ' .. here.dir .. '/master.lua')
 
         assert.equal("master.lua:2: unexpected symbol near '='", refused('\nx = = 1', 'syntax'))
         assert.equal('master.lua:2: boom', refused('\nerror "boom"', 'runtime'))
@@ -183,7 +136,7 @@ require('dutch-master').start { worker = 'x', beforeFork = function() return ffi
         first:keep()
         first:close()
         write('settings.lua', 'return { n = 4 }')
-        local second = assert(world.evaluate())
+        local second = assert(here.world.evaluate())
         assert.equal(4, second:num_workers())
         second:close()
     end)
@@ -217,10 +170,10 @@ dutch.start {
             { 'log', 'warn', {}, 'plain' },
             { 'log', 'error', { b = 2, c = 3 }, 'deep' },
             { 'log', 'info', {}, 'n\t1' },
-        }, world.asked)
+        }, here.world.asked)
         assert.same({ true, core.hostname(), os.getenv 'PATH', { count = 1 } }, { session:call('every', 1) })
         session:close()
-        session = assert(world.evaluate { source = session.source, repeated = true }) -- counts once
+        session = assert(here.world.evaluate { source = session.source, repeated = true }) -- counts once
         assert.same({ true, core.hostname(), os.getenv 'PATH', { count = 1 } }, { session:call('every', 1) })
         session:close()
     end)
@@ -235,14 +188,14 @@ function Log.error(fields, message) dutch.store.error = { fields.a, message } en
 dutch.start { worker = 'x', logger = setmetatable({ name = 'mine' }, Log) }]])
         assert.is_true(session.plan.logger.custom)
         assert.same({ info = true, error = true }, session.plan.logger.methods)
-        local store = world.store
+        local store = here.world.store
         assert.is_true((session:call('logger', 'info', { a = 1 }, 'one')))
         assert.same({ 'mine', 1, 'one' }, store.info)
         assert.is_true((session:call('logger', 'error', { a = 2 }, 'two')))
         assert.same({ 2, 'two' }, store.error)
         assert.is_true((session:call('logger', 'debug', { a = 3 }, 'three')))
         assert.same({ 'mine', 3, 'three' }, store.info)
-        assert.same({}, world.asked)
+        assert.same({}, here.world.asked)
         session:close()
     end)
 
@@ -258,8 +211,8 @@ dutch.start { worker = 'x', onReady = function() dutch.log:info({ a = 1 }, 'read
         local ok, err = session:call('onReady')
         assert.is_nil(ok)
         assert.equal('master.lua:6: onReady: broken', err.message)
-        assert.same({ ready = 1, text = 0 }, world.store)
-        assert.same({ 'log', 'info', {}, 'from within the logger' }, world.asked[1])
+        assert.same({ ready = 1, text = 0 }, here.world.store)
+        assert.same({ 'log', 'info', {}, 'from within the logger' }, here.world.asked[1])
         session:close()
     end)
 
@@ -388,7 +341,7 @@ require('dutch-master').start { worker = 'x', workerEnvironment = function() ret
         local path = session:environment({ id = 1 }).P
         ffi.C.unsetenv 'LUA_PATH'
         session:close()
-        assert.equal(scratch .. '/?.lua;' .. scratch .. '/?/init.lua', path:match '^[^;]*;[^;]*')
+        assert.equal(here.dir .. '/?.lua;' .. here.dir .. '/?/init.lua', path:match '^[^;]*;[^;]*')
         assert.is_nil(path:find(';./', 1, true))
         assert.equal(core.uid() ~= 0, path:find('/evil', 1, true) ~= nil)
     end)

@@ -338,7 +338,6 @@ describe('notify', function()
     end)
 
     describe('sd_notify', function()
-        local program = core.realpath '/proc/self/exe'
         local dir, remove
 
         before_each(function()
@@ -353,7 +352,8 @@ describe('notify', function()
         local function run(socket, text)
             sys.write_file(dir .. '/sender.lua', "local core = require 'dutch-master.core'\n" .. text)
             local pipe = io.popen(('%s %s %s/sender.lua 2>&1'):format(
-                socket and 'NOTIFY_SOCKET=' .. socket or 'env -u NOTIFY_SOCKET', program, dir))
+                socket and 'NOTIFY_SOCKET=' .. socket or 'env -u NOTIFY_SOCKET',
+                core.realpath '/proc/self/exe', dir))
             local output = pipe:read('*a')
             pipe:close()
             return output
