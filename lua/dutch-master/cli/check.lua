@@ -25,7 +25,7 @@ local M = {
         { long = 'quiet', short = 'q', doc = 'errors and warnings only' },
     },
     examples = { 'dutch-master check', 'dutch-master check /srv/app/master.lua --json', 'dutch-master -t master.lua' },
-    codes = '0 the script is good, 78 it is not, 71 the system refused something',
+    codes = '0 the script is valid, 78 it is not, 71 the system refused something',
 }
 
 local GOOD, SYSTEM, BAD = 0, 71, 78
@@ -71,8 +71,9 @@ local function value_of(plan, option, num_workers)
     return words(value, option.inside)
 end
 
-local function show(ctx, plan, num_workers)
-    ctx.out(('%s is good. The plan:\n'):format(format.visible(ctx.script_name)))
+local function show(ctx, plan, num_workers, warnings)
+    ctx.out(('%s is valid%s. The plan:\n'):format(format.visible(ctx.script_name),
+        warnings > 0 and ', ' .. format.plural(warnings, 'warning') or ''))
     for _, option in ipairs(options.list) do
         local text = value_of(plan, option, num_workers)
         local is_default = not option.required and not plan.hooks[option.name]
@@ -122,7 +123,7 @@ local function report(ctx, plan, num_workers)
         copy.num_workers, copy.environment = num_workers, wire.list(values.names(plan.environment))
         ctx.out(wire.encode { ok = true, script = ctx.script, plan = copy, warnings = wire.list(warnings) } .. '\n')
     elseif not ctx.options.quiet then
-        show(ctx, plan, num_workers)
+        show(ctx, plan, num_workers, #warnings)
     end
     return GOOD
 end

@@ -1,10 +1,10 @@
 --- health.lua: what shows that a worker is ready, and later that it lives. Its worker owns it, reports what it sees of
--- the process by methods, and hears three things by callbacks:
---   on.ready(facts)   its rule (see kinds.lua) is met; facts.address where that is known
---   on.alive()        a sign of life
---   on.hung(why)      it says itself that it must be replaced
---   on.extend(ms)     it asks for more time, from now
---   on.stopping()     it says that it is going
+-- the process by methods, and hears of events of its own by tell(event, ...):
+--   ready, facts   its rule (see kinds.lua) is met; facts.address where that is known
+--   alive          a sign of life
+--   hung, why      it says itself that it must be replaced
+--   extend, ms     it asks for more time, from now
+--   request_restart, why   it says that it is going
 --
 -- Where the rule is a page (`ready = { http = ... }`) the worker is asked for it again and again: see asking.lua. Any
 -- answer in HTTP is a sign of life: 503 is no hang. Otherwise a sign of life is WATCHDOG=1. The watchdog starts with
@@ -29,7 +29,7 @@ local NOBODY_ACCEPTS = 'The worker was given this address as an open socket. Che
     .. ' accept there, say what makes it ready: ready = { port = n }, or ready = { alive = 1 }'
 
 --- @param options {platform, sockets, id (the worker's), log, rule (what shows that it is ready), fallback (the rule
---   where it cannot be asked alone), watchdog_ms or nil, on = {ready, alive, hung, extend, stopping},
+--   where it cannot be asked alone), watchdog_ms or nil, tell = function(event, ...),
 --   listens_at() -> where it listens, must_listen_at() -> where it has to, as one that replaces others: see
 --   listening.lua}
 function Health.new(options)
@@ -52,7 +52,7 @@ end
 
 local function note_alive(self)
     self.alive_at = self.platform.now()
-    self.on.alive()
+    self.tell 'alive'
 end
 
 local function start_asking(self)
@@ -61,7 +61,7 @@ local function start_asking(self)
         on_answer = function(status, address)
             note_alive(self)
             if status >= 200 and status < 400 then
-                self.on.ready { address = address }
+                self.tell('ready', { address = address })
             end
         end,
     }
@@ -101,7 +101,7 @@ end
 
 local function ready_if_all_came(self)
     if not self.acceptance:words() and (self.rule.type ~= 'notify' or self.said_ready) then
-        self.on.ready { address = self.acceptance.doors[1].address.text }
+        self.tell('ready', { address = self.acceptance.doors[1].address.text })
     end
 end
 
@@ -137,7 +137,7 @@ end
 
 local function listens_in_time(self, info)
     self.elsewhere = self.elsewhere or self.platform.timer(function()
-        self.on.ready { address = info.text or info.name }
+        self.tell('ready', { address = info.text or info.name })
     end)
     self.elsewhere:start(ELSEWHERE_MS)
 end
@@ -151,7 +151,7 @@ local function listens_where_it_must(self, info)
             .. ' counts: ready = { port = %s }'):format(listening.text(missing), has[1] and has[1].port or 'n')
     elseif #wanted > 0 or info.stream and not info.path and not info.own then
         self.lacks = nil
-        self.on.ready { address = info.text or info.name }
+        self.tell('ready', { address = info.text or info.name })
     elseif not self.elsewhere then
         listens_in_time(self, info)
     end
@@ -168,7 +168,7 @@ function Health:listens(info)
         listens_where_it_must(self, info)
     elseif rule.type == 'port' and info.stream and info.port == rule.port
         or rule.type == 'path' and info.path == rule.path then
-        self.on.ready { address = info.text or info.name }
+        self.tell('ready', { address = info.text or info.name })
     elseif rule.type == 'port' or rule.type == 'path' then
         self.lacks = ('it listens on %s, not on %s'):format(info.text or info.name, tostring(rule.port or rule.path))
     end
@@ -177,7 +177,7 @@ end
 --- It says over its channel that it is ready.
 function Health:says_ready()
     if self.rule.type ~= 'http' then
-        self.on.ready {}
+        self.tell('ready', {})
     end
 end
 
@@ -186,7 +186,7 @@ function Health:message(message)
     local rule = self.rule
     if rule.type == 'message' and (rule.message == nil or rule.message == message
         or type(message) == 'table' and message.event == rule.message) then
-        self.on.ready {}
+        self.tell('ready', {})
     end
 end
 
@@ -210,21 +210,21 @@ function Health:notified(fields)
         if self.acceptance then
             ready_if_all_came(self)
         else
-            self.on.ready {}
+            self.tell('ready', {})
         end
     end
     if fields.WATCHDOG == '1' and rule ~= 'http' then
         note_alive(self)
     elseif fields.WATCHDOG == 'trigger' and self.watchdog_ms then
-        self.on.hung 'it says that it must be replaced'
+        self.tell('hung', 'it says that it must be replaced')
     end
     note_words(self.said, fields)
     if fields.STOPPING == '1' then
-        self.on.stopping()
+        self.tell('request_restart', 'says that it is stopping')
     end
     local more_us = tonumber((fields.EXTEND_TIMEOUT_USEC or ''):match '^%d+$')
     if more_us then
-        self.on.extend(more_us / 1000)
+        self.tell('extend', more_us / 1000)
     end
 end
 

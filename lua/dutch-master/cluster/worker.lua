@@ -173,24 +173,10 @@ local function new_health(self)
         must_listen_at = function()
             return self.on.must_listen_at and self.on.must_listen_at(self) or {}
         end,
-        on = {
-            ready = function(facts)
-                self.agenda:post(self, 'ready', facts)
-            end,
-            alive = function()
-                self.part = nil -- where it means nothing more than that
-                self.agenda:post(self, 'alive')
-            end,
-            hung = function(why)
-                self.agenda:post(self, 'hung', why)
-            end,
-            extend = function(ms)
-                self.agenda:post(self, 'extend', ms)
-            end,
-            stopping = function()
-                self.agenda:post(self, 'request_restart', 'says that it is stopping')
-            end,
-        },
+        tell = function(event, ...)
+            self.part = nil -- a sign of life, too, is what another master has to know
+            self.agenda:post(self, event, ...)
+        end,
     }
 end
 

@@ -17,15 +17,14 @@ local QUIET_TICKS = 4
 -- queues are watched instead, which costs two system calls for each lane.
 local GLANCE_MS, EMPTY_GLANCES = 3, 5
 
---- @param options {platform, busy_ms = between two ticks while connections wait,
---   tick = function() -> 'busy' (connections wait), 'unsettled' (there is something to come back to), 'quiet',
---          or nil: there is nobody to look after,
---   glance = function() -> whether connections wait, near = function() -> descriptors to watch for that,
---   watched = function() -> all descriptors to watch, how long at most in ms; or nil: it is no time for rest}
+--- @param options {platform, busy_ms = between two ticks while connections wait, lanes = who looks at them:
+--   :tick() -> 'busy' (connections wait), 'unsettled' (there is something to come back to), 'quiet', or nil: there is
+--              nobody to look after,
+--   :glance() -> whether connections wait, :near() -> descriptors to watch for that,
+--   :watched() -> all descriptors to watch, how long at most in ms; or nil: it is no time for rest}
 function Pace.new(options)
     local self = setmetatable({
-        platform = options.platform, busy_ms = options.busy_ms, on_tick = options.tick, watched = options.watched,
-        on_glance = options.glance, near = options.near,
+        platform = options.platform, busy_ms = options.busy_ms, lanes = options.lanes,
         ticking = false, resting = false, quiet_ticks = 0,
         tick_at = 0, -- when the next tick is due
         glanced_at = -GLANCE_MS,
@@ -63,7 +62,7 @@ end
 local function go_on(self)
     local left = math.max(self.tick_at - self.platform.now(), 0)
     if self.glances == 0 and not self.watching then
-        watch(self, self.near())
+        watch(self, self.lanes:near())
     end
     self.timer:start(self.glances > 0 and math.min(GLANCE_MS, left) or left)
 end
@@ -96,7 +95,7 @@ local function glance(self)
     local now = self.platform.now()
     if now - self.glanced_at >= GLANCE_MS - 1 then
         self.glanced_at = now
-        self.glances = self.on_glance() and EMPTY_GLANCES or math.max(self.glances - 1, 0)
+        self.glances = self.lanes:glance() and EMPTY_GLANCES or math.max(self.glances - 1, 0)
     end
 end
 
@@ -112,7 +111,7 @@ end
 
 -- All is quiet: no ticks until the kernel reports something. @return how long at most, or nil
 local function rest(self)
-    local fds, longest = self.watched()
+    local fds, longest = self.lanes:watched()
     self.resting = fds ~= nil and (#fds == 0 or watch(self, fds)) -- without a lane nothing can happen
     return self.resting and longest or nil
 end
@@ -122,7 +121,7 @@ function Pace:tick()
     stop_watch(self) -- lanes may close at a tick, which must not be watched then
     self.resting = false
     glance(self)
-    local state = self.on_tick()
+    local state = self.lanes:tick()
     self.ticking = state ~= nil
     self.quiet_ticks = state == 'quiet' and self.quiet_ticks + 1 or 0
     if not self.ticking then

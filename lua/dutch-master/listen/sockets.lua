@@ -65,19 +65,7 @@ function Sockets.new(options)
         return self.directory:open(...)
     end)
     self.pace = Pace.new {
-        platform = options.platform, busy_ms = math.min(stall_timeout_ms / 5, BUSY_TICK_MS),
-        tick = function()
-            return self:tick()
-        end,
-        glance = function()
-            return self:glance()
-        end,
-        near = function()
-            return self:near()
-        end,
-        watched = function()
-            return self:watched()
-        end,
+        platform = options.platform, busy_ms = math.min(stall_timeout_ms / 5, BUSY_TICK_MS), lanes = self,
     }
     return self
 end

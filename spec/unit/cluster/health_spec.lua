@@ -39,23 +39,10 @@ describe('health', function()
             end, doors = function(_, _, port)
                 return not port and doors or { doors[port] }
             end },
-            on = {
-                ready = function(facts)
-                    events[#events + 1] = facts.address and 'ready ' .. facts.address or 'ready'
-                end,
-                alive = function()
-                    events[#events + 1] = 'alive'
-                end,
-                hung = function(why)
-                    events[#events + 1] = 'hung ' .. why
-                end,
-                extend = function(ms)
-                    events[#events + 1] = 'extend ' .. ms
-                end,
-                stopping = function()
-                    events[#events + 1] = 'stopping'
-                end,
-            },
+            tell = function(event, what)
+                what = event == 'ready' and what.address or event ~= 'ready' and what
+                events[#events + 1] = what and event .. ' ' .. what or event
+            end,
         }
         return health
     end
@@ -304,7 +291,7 @@ describe('health', function()
         for _, status in ipairs { '200', '503' } do
             asked()
             local closed = health
-            health.on.alive = function()
+            health.tell = function()
                 closed:close()
             end
             answers('HTTP/1.1 ' .. status .. ' x\r\n')
@@ -444,7 +431,7 @@ describe('health', function()
         assert.same({ reloading = true, main_pid = 123 }, health.said)
         health:notified { READY = '1', STOPPING = '1' }
         assert.same({ stopping = true, main_pid = 123 }, health.said)
-        assert.same({ 'extend 1500', 'ready', 'stopping' }, happened())
+        assert.same({ 'extend 1500', 'ready', 'request_restart says that it is stopping' }, happened())
     end)
 
     describe('of a worker that was given sockets', function()

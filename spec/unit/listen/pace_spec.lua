@@ -3,29 +3,27 @@ local Platform = require 'spec.support.fake_platform'
 local fake_network = require 'spec.support.fake_network'
 
 describe('pace', function()
-    local platform, network, pace, ticks, glances, state, waits, may_rest
+    local platform, network, pace, lanes, ticks, glances, state, waits, may_rest
 
     before_each(function()
         platform, ticks, glances = Platform.new(), {}, 0
         network = fake_network.add(platform)
         state, waits, may_rest = 'quiet', false, true
-        pace = Pace.new {
-            platform = platform, busy_ms = 50,
-            tick = function()
-                ticks[#ticks + 1] = platform.now()
-                return state
-            end,
-            glance = function()
-                glances = glances + 1
-                return waits
-            end,
-            near = function() return { 7 } end,
-            watched = function()
-                if may_rest then
-                    return { 7, 8 }, 60000
-                end
-            end,
-        }
+        lanes = { near = function() return { 7 } end }
+        function lanes.tick()
+            ticks[#ticks + 1] = platform.now()
+            return state
+        end
+        function lanes.glance()
+            glances = glances + 1
+            return waits
+        end
+        function lanes.watched()
+            if may_rest then
+                return { 7, 8 }, 60000
+            end
+        end
+        pace = Pace.new { platform = platform, busy_ms = 50, lanes = lanes }
     end)
 
     local function ticks_in(ms)
@@ -36,7 +34,7 @@ describe('pace', function()
 
     it('comes again after a tick, or a glance, that failed', function()
         local fails = 0
-        function pace.on_tick()
+        function lanes.tick()
             fails = fails + 1
             error 'a tick'
         end
@@ -45,17 +43,17 @@ describe('pace', function()
             assert.has_error(function() platform:advance(1000) end)
             assert.equal(i, fails)
         end
-        function pace.on_tick()
+        function lanes.tick()
             ticks[#ticks + 1] = platform.now()
             return 'quiet'
         end
         assert.is_true(ticks_in(1000) >= 2)
-        function pace.on_glance()
+        function lanes.glance()
             error 'a glance'
         end
         pace:stir()
         assert.has_error(function() platform:advance(1000) end)
-        function pace.on_glance() end
+        function lanes.glance() end
         assert.is_true(ticks_in(1000) >= 2)
     end)
 
