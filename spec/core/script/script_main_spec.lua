@@ -1,6 +1,7 @@
 -- Scripts as users write them, from a file, in real processes.
 
 local core = require 'dutch-master.core'
+local p = require 'spec.support.process'
 local support = require 'spec.support.script'
 
 local here = support.scratch()
@@ -232,8 +233,8 @@ dutch.start { worker = 'x', beforeFork = function() dutch.chdir 'b' end }]])
     -- What a fork asks for, in a process that keeps an earlier session.
     -- @return {session, ahead = what its process was at by itself, ok, verdict, env, err}
     local function for_a_fork(process, worker)
-        return world.await(function(done)
-            world.script:evaluate(process, { worker = worker }, function(session, err)
+        return here.world.await(function(done)
+            here.world.script:evaluate(process, { worker = worker }, function(session, err)
                 if not session then
                     return done(nil, err)
                 end
@@ -265,7 +266,7 @@ dutch.start { worker = 'x', numWorkers = 3, hookTimeout = HOOK, listen = { ':1' 
 
     it('goes on to the hooks of a fork by itself when its plan is what it was', function()
         assert(evaluate(FORKS:format('', '', '')))
-        local process = world.process
+        local process = here.world.process
         local first = for_a_fork(process, { id = 1 })
         assert.is_nil(first.ahead) -- nothing is kept yet
         first.session:keep()
@@ -274,7 +275,7 @@ dutch.start { worker = 'x', numWorkers = 3, hookTimeout = HOOK, listen = { ':1' 
             assert.equal('beforeFork', got.ahead)
             assert.equal(first.session.plan, got.session.plan)
             assert.same({ id, { ID = tostring(id), T = 'first' }, '/a/b' },
-                { world.store.before, got.env, got.session.cwd })
+                { here.world.store.before, got.env, got.session.cwd })
             got.session:keep()
         end
         write('master.lua', (FORKS:format('', '', ''):gsub('first', 'second'))) -- hooks are those of the text that is there
@@ -282,22 +283,22 @@ dutch.start { worker = 'x', numWorkers = 3, hookTimeout = HOOK, listen = { ':1' 
         assert.same({ 'beforeFork', 'second' }, { got.ahead, got.env.T })
         write('master.lua', (FORKS:format('', '', ''):gsub('= 3', '= 4')))
         got = for_a_fork(process, { id = 6 })
-        assert.same({ nil, 4, 6 }, { got.ahead, got.session.plan.num_workers, world.store.before })
+        assert.same({ nil, 4, 6 }, { got.ahead, got.session.plan.num_workers, here.world.store.before })
         got.session:keep()
         assert.equal('beforeFork', for_a_fork(process, { id = 7 }).ahead)
-        world.lane:give_back(process)
+        here.world.lane:give_back(process)
     end)
 
     it('each hook that follows by itself has its own time and its own name', function()
         local half = 0.55 * budget_ms / 1000
         local function forked(...)
             assert(evaluate(FORKS:format('', '', ''), { budget_ms = budget_ms }))
-            local process = world.process
+            local process = here.world.process
             for_a_fork(process, { id = 1 }).session:keep()
             write('master.lua', (FORKS:format(...)))
             local got = for_a_fork(process, { id = 2 })
             assert.equal('beforeFork', got.ahead)
-            world.lane:give_back(process)
+            here.world.lane:give_back(process)
             return got
         end
         local work = ('work(%g)'):format(half)
