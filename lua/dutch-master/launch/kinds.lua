@@ -15,9 +15,6 @@
 --   notify_name              value for NOTIFY_SOCKET, or nil
 --   passed                   names of the sockets that are passed on to a worker with a channel, or nil
 --   listen                   { {name =, address = text}, ... } handed down from fd 3 on, in this order
-
-local sorted_keys = require 'dutch-master.sorted_keys'
-
 local M = {}
 
 local DEFAULT_PATH = '/usr/local/bin:/usr/bin:/bin'
@@ -93,9 +90,10 @@ end
 --- 'NAME=value' strings in a stable order.
 function M.flatten(env)
     local list = {}
-    for i, name in ipairs(sorted_keys(env)) do
-        list[i] = name .. '=' .. env[name]
+    for name, value in pairs(env) do
+        list[#list + 1] = name .. '=' .. value
     end
+    table.sort(list)
     return list
 end
 

@@ -114,6 +114,17 @@ end
 ENCODE = { string = encode_string, number = encode_number, boolean = tostring, table = encode_table,
     ['function'] = encode_odd, userdata = encode_odd, thread = encode_odd, cdata = encode_odd }
 
+--- A time in seconds, with its milliseconds, as os.date writes it.
+function M.time(seconds, layout)
+    local whole = math.floor(seconds)
+    return ('%s.%03d'):format(os.date(layout, whole), math.floor((seconds - whole) * 1000))
+end
+
+--- The same in UTC: "2026-11-22T14:30:00.123Z".
+function M.utc(seconds)
+    return M.time(seconds, '!%Y-%m-%dT%H:%M:%S') .. 'Z'
+end
+
 local function field_name(key)
     key = tostring(key)
     return RESERVED[key] and key .. '_' or key
@@ -150,7 +161,7 @@ local LINE = '%s%s%s,"msg":%s,"time":"%s","v":0}\n'
 --- One record as a line of bunyan's format, of at most `max` bytes.
 function M.json(core, level, fields, msg, max)
     max = max or RECORD_MAX
-    local parts, time = encode_fields(fields), clean.utc(core.wall())
+    local parts, time = encode_fields(fields), M.utc(core.wall())
     local head = ('{"name":%s,"hostname":%s,"pid":%d,"level":%d'):format(
         core.name_json, core.hostname_json, core.pid, M.levels[level])
     local between = #parts > 0 and ',' or ''
@@ -205,7 +216,7 @@ end
 --- One record as a line for a person; values of several lines follow it, indented.
 function M.readable(core, level, fields, msg)
     local facts, blocks = facts_of(fields)
-    local time = clean.time(core.wall(), '%H:%M:%S')
+    local time = M.time(core.wall(), '%H:%M:%S')
     local name, text = LEVEL_TEXT[level], printable(shorten(msg, SHORT_MESSAGE))
     if core.color then
         time, name = DIM .. time .. RESET, LEVEL_COLOR[level] .. name .. RESET

@@ -6,7 +6,7 @@
 -- With `stampOutput` it also writes the file of `workerOutput`: each line with its time and worker. What that file does
 -- not take is lost, by lines, and counted.
 
-local utc = require('dutch-master.log.text').utc
+local utc = require('dutch-master.log.format').utc
 
 local Output = {}
 Output.__index = Output

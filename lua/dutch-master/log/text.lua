@@ -90,17 +90,6 @@ local function escape_byte(c)
     return ESCAPES[c] or ('\\x%02x'):format(c:byte())
 end
 
---- A time in seconds, with its milliseconds, as os.date writes it.
-function M.time(seconds, layout)
-    local whole = math.floor(seconds)
-    return ('%s.%03d'):format(os.date(layout, whole), math.floor((seconds - whole) * 1000))
-end
-
---- The same in UTC: "2026-11-22T14:30:00.123Z".
-function M.utc(seconds)
-    return M.time(seconds, '!%Y-%m-%dT%H:%M:%S') .. 'Z'
-end
-
 --- The string with nothing in it that a terminal would act on: control bytes, C1 controls and marks that change the
 -- direction of writing are spelled out.
 -- @param with_tabs whether tabs stay, for a line that somebody wrote to be read
