@@ -1,5 +1,6 @@
 --- dutch-master init: writes a master.lua for what lies in a directory.
 
+local client = require 'dutch-master.cli.client'
 local format = require 'dutch-master.cli.format'
 local project = require 'dutch-master.cli.project'
 local shell = require 'dutch-master.shell'
@@ -23,8 +24,6 @@ local M = {
     },
     codes = '0, 1 nothing was recognised, or the file is there already',
 }
-
-local FAILED = 1
 
 local quote = project.quote
 
@@ -90,11 +89,6 @@ local function write(ctx, path, text)
     return ok, why
 end
 
-local function fail(ctx, message)
-    ctx.err('dutch-master: init: ' .. message .. '\n')
-    return FAILED
-end
-
 -- -> list of { path, text }, or nil, message
 local function make(ctx, dir)
     local from = ctx.options.from
@@ -136,7 +130,7 @@ function M.run(ctx)
     local absolute = ctx.platform.realpath(dir) or dir
     local scripts, message = make(ctx, absolute)
     if not scripts then
-        return fail(ctx, message)
+        return client.fail(ctx, 'init: ' .. message)
     end
     for _, script in ipairs(scripts) do
         if ctx.options.print then
@@ -144,7 +138,7 @@ function M.run(ctx)
         else
             local ok, why = write(ctx, script.path, script.text)
             if not ok then
-                return fail(ctx, why)
+                return client.fail(ctx, 'init: ' .. why)
             end
             ctx.out(('Wrote %s\n'):format(format.visible(script.path)))
         end

@@ -169,8 +169,6 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- By what lies there, the most telling first
 
-local detect = {}
-
 local function of_procfile(world)
     local text = read(world, 'Procfile')
     local command = text and ('\n' .. text):match '\nweb:%s*([^\n]+)'
@@ -344,14 +342,10 @@ local function of_binary(world)
     end
 end
 
-for i, fn in ipairs { of_procfile, of_node, of_ruby, of_python, of_go, of_lua, of_binary } do
-    detect[i] = fn
-end
-
 --- @param world { platform, dir }
 -- @return facts, or nil
 function M.look(world)
-    for _, fn in ipairs(detect) do
+    for _, fn in ipairs { of_procfile, of_node, of_ruby, of_python, of_go, of_lua, of_binary } do
         local facts = fn(world)
         if facts then
             return facts

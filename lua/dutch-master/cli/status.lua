@@ -56,7 +56,7 @@ local function number(value, show)
 end
 
 local function worker_row(ctx, worker)
-    return {
+    return { slot = worker.slot, id = worker.id,
         tostring(worker.slot), tostring(worker.id), tostring(worker.pid or '-'), M.paint_state(ctx, worker.state),
         tostring(worker.generation), number(worker.uptime_ms, format.duration), tostring(worker.restarts or 0),
         number(worker.rss_kb, format.kilobytes), number(worker.cpu_ms, format.duration), tostring(worker.queue or '-'),
@@ -67,7 +67,7 @@ end
 --- A slot whose worker is gone and whose next one is not yet forked.
 local function empty_row(ctx, slot)
     local wait = slot.backoff_ms and (' %s'):format(format.duration(slot.backoff_ms)) or ''
-    return {
+    return { slot = slot.slot, id = 0,
         tostring(slot.slot), '-', '-', M.paint_state(ctx, 'waiting') .. wait, '-', '-', tostring(slot.restarts or '-'),
         '-', '-', '-', '-', '-',
     }
@@ -77,24 +77,17 @@ function M.rows(ctx, status)
     local rows, held = {}, {}
     for _, worker in ipairs(status.workers) do
         held[worker.slot] = true
-        rows[#rows + 1] = { slot = worker.slot, id = worker.id, cells = worker_row(ctx, worker) }
+        rows[#rows + 1] = worker_row(ctx, worker)
     end
     for _, slot in ipairs(status.slots or {}) do
         if not held[slot.slot] and slot.state ~= 'drained' then
-            rows[#rows + 1] = { slot = slot.slot, id = 0, cells = empty_row(ctx, slot) }
+            rows[#rows + 1] = empty_row(ctx, slot)
         end
     end
     table.sort(rows, function(a, b)
-        if a.slot ~= b.slot then
-            return a.slot < b.slot
-        end
-        return a.id < b.id
+        return a.slot < b.slot or a.slot == b.slot and a.id < b.id
     end)
-    local cells = {}
-    for i, row in ipairs(rows) do
-        cells[i] = row.cells
-    end
-    return cells
+    return rows
 end
 
 --- The places in which a worker serves. During a restart one has two for a moment.

@@ -2,6 +2,7 @@
 
 local addresses = require 'dutch-master.addresses'
 local arguments = require 'dutch-master.cli.arguments'
+local client = require 'dutch-master.cli.client'
 
 local M = {
     name = 'web',
@@ -23,7 +24,6 @@ local M = {
     codes = '1 it cannot listen there, or lua-http is missing; else it runs until it is stopped',
 }
 
-local FAILED = 1
 local MULTIARCH = { x64 = 'x86_64-linux-gnu', arm64 = 'aarch64-linux-gnu' }
 local LEAST_TOKEN = 16
 
@@ -111,8 +111,7 @@ local function serve(ctx, address, token)
         ok, message = server:listen(5)
     end
     if not ok then
-        ctx.err(('dutch-master: web: %s: %s\n'):format(ctx.options.listen or 'listen', tostring(message)))
-        return FAILED
+        return client.fail(ctx, ('web: %s: %s'):format(ctx.options.listen or 'listen', tostring(message)))
     end
     hub:start()
     local where = address.path and 'unix:' .. address.path or ('http://%s:%d/'):format(
@@ -134,8 +133,7 @@ function M.run(ctx)
     end
     local ok, token = read_token(ctx)
     if not ok then
-        ctx.err('dutch-master: web: ' .. token .. '\n')
-        return FAILED
+        return client.fail(ctx, 'web: ' .. token)
     elseif address.host and not is_loopback(address.host) and not token then
         return ctx.usage(('--listen: %s can be reached from elsewhere: a --token-file is needed'):format(text))
     end
@@ -143,15 +141,13 @@ function M.run(ctx)
         ctx.scripts = ctx.scripts or {}
         local path, message = arguments.absolute(ctx.platform, word)
         if not path then
-            ctx.err('dutch-master: ' .. message .. '\n')
-            return FAILED
+            return client.fail(ctx, message)
         end
         ctx.scripts[path] = true
     end
     find_modules(ctx.environment)
     if not pcall(require, 'http.server') then
-        ctx.err 'dutch-master: web needs lua-http (Debian: apt-get install lua-http; LuaRocks: http, for Lua 5.1)\n'
-        return FAILED
+        return client.fail(ctx, 'web needs lua-http (Debian: apt-get install lua-http; LuaRocks: http, for Lua 5.1)')
     end
     return serve(ctx, address, token)
 end

@@ -22,13 +22,18 @@ local SECURITY = {
     ['cache-control'] = 'no-store',
 }
 
-local function reply(stream, status, kind, body, more)
+local function headers_for(status, kind)
     local headers = new_headers()
     headers:append(':status', tostring(status))
     headers:append('content-type', kind)
     for name, value in pairs(SECURITY) do
         headers:append(name, value)
     end
+    return headers
+end
+
+local function reply(stream, status, kind, body, more)
+    local headers = headers_for(status, kind)
     for name, value in pairs(more or {}) do
         headers:append(name, value)
     end
@@ -99,17 +104,15 @@ end
 
 local routes = {}
 
-routes['/'] = function(site, stream)
-    reply(stream, 200, 'text/html; charset=utf-8', site.page.html)
+local function part_of_page(name, kind)
+    return function(site, stream)
+        reply(stream, 200, kind .. '; charset=utf-8', site.page[name])
+    end
 end
 
-routes['/app.css'] = function(site, stream)
-    reply(stream, 200, 'text/css; charset=utf-8', site.page.css)
-end
-
-routes['/app.js'] = function(site, stream)
-    reply(stream, 200, 'text/javascript; charset=utf-8', site.page.js)
-end
+routes['/'] = part_of_page('html', 'text/html')
+routes['/app.css'] = part_of_page('css', 'text/css')
+routes['/app.js'] = part_of_page('js', 'text/javascript')
 
 routes['/metrics'] = function(site, stream, headers)
     local dialect = (headers:get 'accept' or ''):find('application/openmetrics-text', 1, true) and 'openmetrics'
@@ -120,12 +123,7 @@ routes['/metrics'] = function(site, stream, headers)
 end
 
 routes['/events'] = function(site, stream)
-    local headers, begun = new_headers(), false
-    headers:append(':status', '200')
-    headers:append('content-type', 'text/event-stream')
-    for name, value in pairs(SECURITY) do
-        headers:append(name, value)
-    end
+    local headers, begun = headers_for(200, 'text/event-stream'), false
     if stream.request_method == 'HEAD' then
         return stream:write_headers(headers, true, WRITE_S)
     end
