@@ -99,6 +99,10 @@ local function begin(self, request)
     self.at, self.exit_code = nil, nil -- what the hook noted last: where it is, and that it ends its process
 end
 
+-- What is asked on the way to a fork, as the evaluation itself, does not wait for a snapshot: a successor asks again.
+-- Other hooks hear only of what it would know.
+local ASKED_AT_ONCE = { beforeFork = true, numWorkers = true, workerEnvironment = true }
+
 --- Sends a request, to a process that is idle. done(answer) or done(nil, err) comes once.
 -- @param verb 'E' or 'C': see script_main.c
 -- @param state the number of the state
@@ -106,7 +110,7 @@ end
 -- @param what the hook, for messages; budget_ms
 function Process:request(verb, state, message, what, budget_ms, done)
     local line, why = values.encode(message)
-    begin(self, { what = what, budget_ms = budget_ms, done = done })
+    begin(self, { what = what, budget_ms = budget_ms, done = done, now = verb == 'E' or ASKED_AT_ONCE[what] })
     self.handled = 0
     self.agenda:post(self, 'request', line and ('%s%d %s'):format(verb, state, line), why)
 end
@@ -127,7 +131,7 @@ end
 function Process:keep(state, session)
     self.kept = session
     if not self.reported then
-        self.child:send('K' .. state)
+        self.child:send('K' .. state, nil, true)
     end
 end
 
@@ -242,7 +246,7 @@ end
 local function send(self, line, why)
     local ok, message = line, why
     if line then
-        ok, message = self.child:send(line)
+        ok, message = self.child:send(line, nil, self.current.now)
     end
     if not ok then
         if line then

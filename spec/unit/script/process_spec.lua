@@ -18,8 +18,9 @@ local function new(options)
         end
         world.fields = fields
         local child = { alive = true }
-        function child.send(_, line)
+        function child.send(_, line, _, now)
             table.insert(world.sent, line)
+            world.sent_now = now or false
             return not options.deaf or nil, options.deaf
         end
         function child.signal(_, name)
@@ -105,6 +106,18 @@ describe('process of the script:', function()
         assert.equal('idle', world.process.state)
         world.platform:advance(60000)
         assert.same({ 1, 1, 0 }, { answer.count, again.count, world.gone })
+    end)
+
+    it('a request on the way to a fork goes out at once, others when a successor would know what they tell', function()
+        local world = new()
+        for _, case in ipairs { { 'E', 'the script', true }, { 'C', 'beforeFork', true }, { 'C', 'numWorkers', true },
+            { 'C', 'workerEnvironment', true }, { 'C', 'onWorkerExit', false }, { 'C', 'judge', false } } do
+            world.process:request(case[1], 3, {}, case[2], 5000, function() end)
+            assert.equal(case[3], world.sent_now, case[2])
+            world.line(GOOD)
+        end
+        world.process:keep(3, {})
+        assert.is_true(world.sent_now) -- the next one would wait behind it
     end)
 
     it('a hook that overruns its time is stopped where it is, and its process goes', function()
