@@ -7,6 +7,7 @@ local load = require 'spec.support.load'
 local master = require 'spec.support.master'
 local app = require 'spec.support.node_app'
 local stock = require 'spec.support.stock'
+local tls = require 'spec.support.tls'
 local versions = require 'spec.support.node_versions'
 local wait = require 'spec.support.wait'
 
@@ -16,19 +17,48 @@ local PATTERNS = os.getenv 'DM_SANITIZE' and 4 or 20 -- a sanitizer sees enough 
 -- waits until the listens before it are answered: on a busy machine several would come at once, and a worker of stock
 -- that listens, closes and listens again before the first answer has lost the port (see node_listen_spec).
 local APP = [==[
-    const fs = require('fs'), http = require('http')
-    const ports = process.env.PORTS.split(' ').map(Number)
+    const fs = require('fs'), http = require('http'), net = require('net')
+    const ports = JSON.parse(process.env.PORTS), kinds = process.env.KINDS.split(' ')
+    const key = fs.readFileSync(process.env.KEYS + 'key.pem'), cert = fs.readFileSync(process.env.KEYS + 'cert.pem')
     const servers = {}, answers = []
+    const answer = (i) => (request, response) => {
+        response.setHeader('Connection', 'close')
+        response.end('port ' + i)
+    }
+    const make = {
+        http: (i) => http.createServer(answer(i)),
+        // Closed by who answers, and opened again: it is another worker's turn meanwhile.
+        turns: (i) => http.createServer((request, response) => {
+            answer(i)(request, response)
+            const server = servers[i]
+            if (!server || !server.listening || Math.random() < 0.5) return
+            verbs.close(i)
+            setTimeout(() => verbs.listen(i), 20)
+        }),
+        https: () => require('https').createServer({ key, cert }, () => {}), // answers plain words by an end
+        http2: () => require('http2').createSecureServer({ key, cert }, () => {}),
+        net: (i) => net.createServer((socket) => socket.on('error', () => {}).end('port ' + i)),
+        path: (i) => http.createServer(answer(i)),
+    }
+    const listens = {
+        udp(i, done) {
+            const socket = require('dgram').createSocket('udp4')
+            socket.on('message', (text, from) => socket.send('port ' + i, from.port, from.address))
+            socket.on('error', done).bind(ports[i], '127.0.0.1', done)
+            return socket
+        },
+        path: (i, done) => make.path(i).on('error', done).listen(ports[i], done),
+    }
     const verbs = {
         listen(i) {
             if (servers[i]) return
-            const server = servers[i] = http.createServer((request, response) => {
-                response.setHeader('Connection', 'close')
-                response.end('port ' + i)
-            })
-            answers.push(new Promise((resolve) => server.on('error', resolve).on('listening', resolve)))
-            server.listen(ports[i], '127.0.0.1')
+            answers.push(new Promise((resolve) => {
+                const listen = listens[kinds[i]] || (() => make[kinds[i]](i).on('error', resolve)
+                    .listen(ports[i], '127.0.0.1', resolve))
+                servers[i] = listen(i, resolve)
+            }))
         },
+        unref(i) { if (servers[i]) servers[i].unref() },
         close(i) {
             if (servers[i]) servers[i].close()
             servers[i] = null
@@ -52,8 +82,11 @@ local APP = [==[
     run()
 ]==]
 
--- Three ports. The first is there from the start, and left at most by one worker at a time; the second comes late,
+local KINDS = { 'http', 'turns', 'https', 'http2', 'net', 'path', 'udp' }
+
+-- Three places. The first is there from the start, and left at most by one worker at a time; the second comes late,
 -- goes and comes again; the third goes for good in some.
+-- @return the steps, and what listens at each place
 local function pattern(random)
     local function at(from, to)
         return random(from, to)
@@ -84,22 +117,38 @@ local function pattern(random)
     if random(3) == 1 then
         add(at(700, 1000), 'disconnect', 0, true)
     end
+    if random(2) == 1 then
+        add(at(400, 1000), 'unref', random(0, 2))
+    end
     table.sort(steps, function(a, b)
         return a[1] < b[1]
     end)
-    return steps
+    return steps, { 'http', KINDS[random(#KINDS)], KINDS[random(#KINDS)] }
 end
 
--- What comes of a connection: 'port n', 'refused', or 'waits'.
-local function answer_of(port)
-    local text, refused, ended = '', false, false
+-- What comes of a datagram: 'port n' or 'waits'.
+local function answer_of_datagram(port)
+    local socket, text = uv.new_udp(), nil
+    socket:recv_start(function(_, data)
+        text = data or text
+    end)
+    socket:send('x', '127.0.0.1', port, function() end)
+    wait.try(function() return text end, { timeout = 400 / wait.scale })
+    socket:close()
+    return text or 'waits'
+end
+
+-- What comes of a connection: 'port n', 'ended' (of what does not speak HTTP), 'refused', or 'waits'.
+local function answer_of(target)
+    local text, refused, ended, connected = '', false, false, false
     local handle
-    handle = http.connect({ port = port }, function(err)
+    handle = http.connect(target, function(err)
         if err then
-            refused = err:find 'ECONNREFUSED' ~= nil
+            refused = err:find 'ECONNREFUSED' ~= nil or err:find 'ENOENT' ~= nil
             ended = true
             return
         end
+        connected = true
         handle:write 'GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n'
         handle:read_start(function(_, data)
             text = text .. (data or '')
@@ -110,34 +159,43 @@ local function answer_of(port)
     if not handle:is_closing() then
         handle:close()
     end
-    return refused and 'refused' or text:match 'port %d' or 'waits'
+    return refused and 'refused' or text:match 'port %d' or connected and ended and 'ended' or 'waits'
 end
 
-local function answers(ports)
+local function answers(places)
     local list = {}
-    for i, port in ipairs(ports) do
-        list[i] = answer_of(port)
+    for i, place in ipairs(places) do
+        list[i] = place.kind == 'udp' and answer_of_datagram(place.at)
+            or answer_of(place.kind == 'path' and { socket = place.at } or { port = place.at })
     end
     return list
 end
 
 -- Stock's final answers, once they are the same twice.
-local function settled(ports)
+local function settled(places)
     local before
     return wait.wait_until(function()
-        local now = table.concat(answers(ports), ', ')
+        local now = table.concat(answers(places), ', ')
         local same = now == before and now
         before = now
         return same
     end, { what = 'the same answers twice' })
 end
 
-local function free_ports()
-    return { http.free_port(), http.free_port(), http.free_port() }
+local function places_of(kinds)
+    local list, dir = {}, master.temp_dir()
+    for i, kind in ipairs(kinds) do
+        list[i] = { kind = kind, at = kind == 'path' and dir .. '/' .. i or http.free_port() }
+    end
+    return list
 end
 
-local function environment(ports, steps)
-    return { PORTS = table.concat(ports, ' '), STEPS = cjson.encode(steps) }
+local function environment(places, kinds, steps)
+    local at = {}
+    for i, place in ipairs(places) do
+        at[i] = place.at
+    end
+    return { PORTS = cjson.encode(at), KINDS = table.concat(kinds, ' '), STEPS = cjson.encode(steps), KEYS = tls.KEYS }
 end
 
 describe('a Node app that listens and closes at random', function()
@@ -158,19 +216,21 @@ describe('a Node app that listens and closes at random', function()
         print(('patterns of Node apps: DM_SEED=%d'):format(seed))
         local list = {}
         for number = 1, PATTERNS do
-            local steps = pattern(math.random)
+            local steps, kinds = pattern(math.random)
             local binary = binaries[number % #binaries + 1]
-            list[number] = { ('pattern %d of seed %d, %s: %s'):format(number, seed, binary:match 'node%d+', cjson.encode(steps)), function()
-                local ports = free_ports()
-                local m = app.start { binary = binary, app = APP, env = environment(ports, steps),
+            list[number] = { ('pattern %d of seed %d, %s: %s %s'):format(number, seed, binary:match 'node%d+', table.concat(kinds, ' '),
+                cjson.encode(steps)), function()
+                local places = places_of(kinds)
+                local m = app.start { binary = binary, app = APP, env = environment(places, kinds, steps),
                     plan = 'backoff = { first = 0.05 }, stopTimeout = 5,' }
-                local clients = load.start { port = ports[1], clients = 1, mode = 'close', rate = 100, expect = '^port 0$' }
-                local peer_ports = free_ports()
+                local clients = load.start { port = places[1].at, clients = 1, mode = 'close', rate = 100, expect = '^port 0$' }
+                local peer_places = places_of(kinds)
                 local dir = master.temp_dir()
                 local file = assert(io.open(dir .. '/app.js', 'w'))
                 file:write(APP)
                 file:close()
-                local peer = stock.start { binary = binary, dir = dir, env = environment(peer_ports, steps), again = true }
+                local peer = stock.start { binary = binary, dir = dir, env = environment(peer_places, kinds, steps),
+                    again = true }
                 local function done(lines)
                     local count = 0
                     for _, line in ipairs(lines) do
@@ -180,12 +240,12 @@ describe('a Node app that listens and closes at random', function()
                     return count >= 2
                 end
                 wait.wait_until(function() return done(peer.lines) and done(m.output) end, { what = 'the steps' })
-                local theirs = settled(peer_ports)
+                local theirs = settled(peer_places)
                 peer:stop(wait)
                 local wanted = theirs:gsub('refused', 'waits')
                 local ours
                 local same = wait.try(function()
-                    ours = table.concat(answers(ports), ', ')
+                    ours = table.concat(answers(places), ', ')
                     return ours == wanted
                 end, { timeout = 10000 })
                 assert(same, ('stock: %s, here: %s\n%s'):format(theirs, ours, m:dump()))
