@@ -94,28 +94,6 @@ static int l_children(lua_State *L) {
     return 1;
 }
 
-static int orphan_ref = LUA_NOREF;
-
-static void on_orphan(struct dm_reaper *reaper, pid_t pid, const struct dm_exit *exit) {
-    lua_State *L = reaper->orphan_data;
-    if (!core.silent) {
-        lua_rawgeti(L, LUA_REGISTRYINDEX, orphan_ref);
-        lua_pushinteger(L, pid);
-        dm_lua_push_exit(L, exit);
-        dm_lua_call(L, 2, 0, "on_orphan");
-    }
-}
-
-/* on_orphan(function(pid, status) or nil) */
-static int l_on_orphan(lua_State *L) {
-    luaL_unref(L, LUA_REGISTRYINDEX, orphan_ref);
-    lua_settop(L, 1);
-    orphan_ref = luaL_ref(L, LUA_REGISTRYINDEX); /* LUA_REFNIL for nil */
-    core.reaper.orphan_data = dm_lua_main(L);
-    core.reaper.on_orphan = orphan_ref == LUA_REFNIL ? NULL : on_orphan;
-    return 0;
-}
-
 static int l_signal_number(lua_State *L) {
     const int number = dm_signal_number(luaL_checkstring(L, 1));
     lua_pushinteger(L, number);
@@ -146,7 +124,6 @@ static int luaopen_spec_loop(lua_State *L) {
                                          {"close", l_close},
                                          {"lend_sigchld", l_lend_sigchld},
                                          {"children", l_children},
-                                         {"on_orphan", l_on_orphan},
                                          {"signal_number", l_signal_number},
                                          {"signal_name", l_signal_name},
                                          {"private_dir", l_private_dir},

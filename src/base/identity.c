@@ -1,7 +1,8 @@
 /* identity.c: see identity.h. */
 #include "base/identity.h"
 
-#include <stdbool.h>
+#include "base/proc.h"
+
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -17,22 +18,12 @@ void dm_identity_set(pid_t pid) {
 }
 
 pid_t dm_identity_of(pid_t pid) {
-    char path[32], line[64] = "";
+    char text[256];
     int parent = 0;
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    FILE *file = fopen(path, "re");
-    if (!file || fscanf(file, "%*d (dutch-master) %*c %d", &parent) != 1) {
-        parent = 0;
+    dm_proc_read(pid, "stat", text, sizeof text);
+    if (sscanf(text, "%*d (dutch-master) %*c %d", &parent) != 1) {
+        return pid;
     }
-    if (file) {
-        fclose(file);
-    }
-    snprintf(path, sizeof path, "/proc/%d/comm", parent);
-    file = parent > 0 ? fopen(path, "re") : NULL;
-    const bool kept =
-        file && fgets(line, sizeof line, file) && strcmp(line, DM_KEEPER_COMM "\n") == 0;
-    if (file) {
-        fclose(file);
-    }
-    return kept ? parent : pid;
+    dm_proc_read(parent, "comm", text, sizeof text);
+    return strcmp(text, DM_KEEPER_COMM "\n") == 0 ? parent : pid;
 }

@@ -2,6 +2,7 @@
 #include "base/rights.h"
 
 #include "base/fdpass.h"
+#include "base/proc.h"
 #include "base/timer.h"
 
 #include <errno.h>
@@ -82,20 +83,8 @@ static _Noreturn void perform(const struct dm_rights *rights, const struct dm_ri
     _exit(0);
 }
 
-bool dm_rights_is_runnable(pid_t pid) {
-    char path[32], text[256];
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
-    const ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-    if (fd >= 0) {
-        close(fd);
-    }
-    text[n < 0 ? 0 : n] = '\0';
-    const char *end = strrchr(text, ')');
-    return end && end[1] == ' ' && end[2] == 'R';
-}
-
-/* > 0 once it has answered, or has ended. */
+/* > 0 once it has answered, or has ended. One that only waits for a processor, on a busy machine,
+ * is held up by nobody. */
 static int await_answer(int socket, pid_t pid) {
     struct pollfd answered = {.fd = socket, .events = POLLIN};
     const uint64_t began = dm_now_ms();
@@ -103,7 +92,7 @@ static int await_answer(int socket, pid_t pid) {
     int ready = 0;
     for (uint64_t spent = 0; ready <= 0 && spent < limit; spent = dm_now_ms() - began) {
         ready = poll(&answered, 1, (int)(limit - spent));
-        if (ready == 0 && limit < DM_RIGHTS_BUSY_MS && dm_rights_is_runnable(pid)) {
+        if (ready == 0 && limit < DM_RIGHTS_BUSY_MS && dm_proc_state(pid) == 'R') {
             limit += DM_RIGHTS_MS;
         }
     }

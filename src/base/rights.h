@@ -51,5 +51,3 @@ int dm_rights_start(const struct dm_rights *rights, const struct dm_rights_work 
                     int *pidfd, int *socket);
 /* Reads the answer, which is there, or the socket's end. -ECHILD: it ended without an answer. */
 int dm_rights_collect(int socket, void *ctx, size_t size, int fds[DM_RIGHTS_FDS]);
-/* Whether it only waits for a processor, on a busy machine: then nobody holds it up. */
-bool dm_rights_is_runnable(pid_t pid);

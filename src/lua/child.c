@@ -566,9 +566,8 @@ static int l_tail(lua_State *L) {
         return dm_lua_fail(L, -EBADF, NULL);
     }
     size_t length;
-    char *tail = dm_child_tail(proxy->child, &length);
+    const char *tail = dm_child_tail(proxy->child, &length);
     lua_pushlstring(L, tail ? tail : "", length);
-    free(tail);
     return 1;
 }
 

@@ -1,6 +1,9 @@
 /* holder.c: see holder.h. */
 #include "net/holder.h"
 
+#include "base/close.h"
+#include "base/proc.h"
+
 #include <ctype.h>
 #include <dirent.h>
 #include <fcntl.h>
@@ -78,12 +81,10 @@ static int holds(int proc, const char *pid, const struct inodes *found) {
     char path[NAME_MAX + 8], link[64];
     bool result = false;
     snprintf(path, sizeof path, "%s/fd", pid);
-    const int fd = openat(proc, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int fd = openat(proc, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
     if (!dir) {
-        if (fd >= 0) {
-            close(fd);
-        }
+        dm_close(&fd);
         return -1;
     }
     for (struct dirent *entry = readdir(dir); entry && !result; entry = readdir(dir)) {
@@ -97,15 +98,8 @@ static int holds(int proc, const char *pid, const struct inodes *found) {
     return result;
 }
 
-static void read_name(int proc, const char *pid, char name[DM_HOLDER_NAME]) {
-    char path[NAME_MAX + 8];
-    snprintf(path, sizeof path, "%s/comm", pid);
-    const int fd = openat(proc, path, O_RDONLY | O_CLOEXEC);
-    const ssize_t length = fd >= 0 ? read(fd, name, DM_HOLDER_NAME - 1) : 0;
-    if (fd >= 0) {
-        close(fd);
-    }
-    name[length > 0 ? length : 0] = '\0';
+static void read_name(pid_t pid, char name[DM_HOLDER_NAME]) {
+    dm_proc_read(pid, "comm", name, DM_HOLDER_NAME);
     name[strcspn(name, "\n")] = '\0';
     for (char *c = name; *c; c++) {
         if (!isprint((unsigned char)*c)) {
@@ -126,7 +120,7 @@ static size_t find_all(const struct inodes *found, struct dm_holder *list, size_
             struct dm_holder *holder = &list[count++];
             holder->pid = (pid_t)strtol(entry->d_name, NULL, 10);
             holder->group = getpgid(holder->pid);
-            read_name(dirfd(dir), entry->d_name, holder->name);
+            read_name(holder->pid, holder->name);
         }
     }
     closedir(dir);

@@ -12,8 +12,7 @@
 #include <unistd.h>
 
 enum {
-    RING_FIRST = 1 << 10,    /* bytes; most workers write little */
-    RING_MAX = 64 << 10,     /* bytes; more than any stack trace that is worth a log record */
+    TAIL_MAX = 64 << 10,     /* bytes; more than any stack trace that is worth a log record */
     PENDING_MAX = 256 << 10, /* bytes a target that stands still can make us keep */
     TICK_BYTES = 64 << 10,   /* read of one child before the others have their turn */
     FINISH_BYTES = 1 << 20,  /* read after the child's death: a pipe's maximum size */
@@ -26,8 +25,7 @@ struct dm_capture {
     void (*on_freed)(void *ctx);
     void (*on_data)(void *ctx, const struct dm_capture *c, const char *data, size_t size);
     void *ctx;
-    char *ring;
-    size_t ring_size, ring_start, ring_length;
+    struct dm_outqueue tail; /* the last bytes */
     struct dm_outqueue pending;
     uint64_t lost;
     int fd;                  /* -1 at its end */
@@ -41,61 +39,18 @@ static char scratch[TICK_BYTES];
 /* -- the last bytes -----------------------------------------------------------------------------
  */
 
-static bool grow_ring(struct dm_capture *c, size_t needed) {
-    size_t size = c->ring_size ? c->ring_size : RING_FIRST;
-    while (size < needed && size < RING_MAX) {
-        size *= 2;
-    }
-    if (size <= c->ring_size) {
-        return true;
-    }
-    char *ring = malloc(size);
-    if (!ring) {
-        return c->ring != NULL;
-    }
-    const size_t first = c->ring_size - c->ring_start;
-    const size_t head = c->ring_length < first ? c->ring_length : first;
-    if (c->ring) {
-        memcpy(ring, c->ring + c->ring_start, head);
-        memcpy(ring + head, c->ring, c->ring_length - head);
-    }
-    free(c->ring);
-    c->ring = ring;
-    c->ring_size = size;
-    c->ring_start = 0;
-    return true;
-}
-
 static void remember(struct dm_capture *c, const char *data, size_t size) {
-    if (!grow_ring(c, c->ring_length + size)) {
-        return;
+    _Static_assert(TICK_BYTES <= TAIL_MAX, "what is read at once must fit");
+    const size_t all = dm_outqueue_size(&c->tail) + size;
+    if (all > TAIL_MAX) {
+        dm_outqueue_take(&c->tail, all - TAIL_MAX);
     }
-    if (size > c->ring_size) {
-        data += size - c->ring_size;
-        size = c->ring_size;
-    }
-    if (c->ring_length + size > c->ring_size) {
-        const size_t over = c->ring_length + size - c->ring_size;
-        c->ring_start = (c->ring_start + over) % c->ring_size;
-        c->ring_length -= over;
-    }
-    const size_t at = (c->ring_start + c->ring_length) % c->ring_size;
-    const size_t head = size < c->ring_size - at ? size : c->ring_size - at;
-    memcpy(c->ring + at, data, head);
-    memcpy(c->ring, data + head, size - head);
-    c->ring_length += size;
+    dm_outqueue_add(&c->tail, data, size);
 }
 
-char *dm_capture_tail(const struct dm_capture *c, size_t *length) {
-    char *tail = c->ring_length > 0 ? malloc(c->ring_length) : NULL;
-    *length = tail ? c->ring_length : 0;
-    if (tail) {
-        const size_t first = c->ring_size - c->ring_start;
-        const size_t head = c->ring_length < first ? c->ring_length : first;
-        memcpy(tail, c->ring + c->ring_start, head);
-        memcpy(tail + head, c->ring, c->ring_length - head);
-    }
-    return tail;
+const char *dm_capture_tail(const struct dm_capture *c, size_t *length) {
+    *length = dm_outqueue_size(&c->tail);
+    return dm_outqueue_data(&c->tail);
 }
 
 int dm_capture_fd(const struct dm_capture *c) {
@@ -236,7 +191,7 @@ static void on_handle_closed(uv_handle_t *handle) {
     struct dm_capture *c = handle->data;
     void (*on_freed)(void *) = c->on_freed;
     void *ctx = c->ctx;
-    free(c->ring);
+    dm_outqueue_clear(&c->tail);
     dm_outqueue_clear(&c->pending);
     free(c);
     on_freed(ctx);
@@ -268,6 +223,7 @@ struct dm_capture *dm_capture_open(uv_loop_t *loop, struct dm_timers *timers, in
     c->on_freed = on_freed;
     c->ctx = ctx;
     c->fd = fd;
+    dm_outqueue_init(&c->tail, TAIL_MAX);
     dm_outqueue_init(&c->pending, PENDING_MAX);
     if (dm_target_open(&c->target, target) != 0) {
         c->target.fd = -1;

@@ -14,8 +14,8 @@ struct dm_capture *dm_capture_open(uv_loop_t *loop, struct dm_timers *timers, in
 void dm_capture_listen(struct dm_capture *capture,
                        void (*on_data)(void *ctx, const struct dm_capture *capture,
                                        const char *data, size_t size));
-/* The last bytes, at most 64 KiB, in a buffer for the caller to free; NULL if there are none. */
-char *dm_capture_tail(const struct dm_capture *capture, size_t *length);
+/* The last bytes, at most 64 KiB, until more come; NULL if there are none. */
+const char *dm_capture_tail(const struct dm_capture *capture, size_t *length);
 uint64_t dm_capture_lost(const struct dm_capture *capture); /* bytes that `target` did not get */
 /* The child is dead: takes what is still in the pipe, and stops even if somebody holds it open. */
 void dm_capture_finish(struct dm_capture *capture);

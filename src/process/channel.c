@@ -88,8 +88,9 @@ static void commit(struct dm_mark *mark);
 
 static bool is_settled(const struct dm_mark *mark) {
     const struct dm_channel *channel = dm_container(mark, struct dm_channel, mark);
-    return channel->fd < 0 || (channel->lines.length == 0 && channel->lines.skipped == 0 &&
-                               dm_outqueue_size(&channel->queue) == 0 && channel->received < 0);
+    return channel->fd < 0 ||
+           (dm_outqueue_size(&channel->lines.partial) == 0 && channel->lines.skipped == 0 &&
+            dm_outqueue_size(&channel->queue) == 0 && channel->received < 0);
 }
 
 static void drop_first_passed(struct dm_channel *channel) {
@@ -196,7 +197,7 @@ static void read_some(struct dm_channel *channel, size_t budget, uint64_t limit_
         } else if (rc != 0) {
             close_with(channel, dm_error_text(rc));
         }
-        if (channel->lines.length == 0) {
+        if (dm_outqueue_size(&channel->lines.partial) == 0) {
             channel->had_fd = false;
             dm_close(&channel->received);
         }

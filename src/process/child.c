@@ -488,7 +488,7 @@ void dm_child_close_channel(struct dm_child *child) {
     }
 }
 
-char *dm_child_tail(const struct dm_child *child, size_t *length) {
+const char *dm_child_tail(const struct dm_child *child, size_t *length) {
     *length = 0;
     return child->captures[1] ? dm_capture_tail(child->captures[1], length) : NULL;
 }

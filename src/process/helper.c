@@ -2,6 +2,7 @@
 #include "process/helper.h"
 
 #include "base/close.h"
+#include "base/proc.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -81,7 +82,7 @@ static void on_answer(uv_poll_t *poll, int status, int events) {
 static void on_due(struct dm_timer *timer) {
     struct dm_helper *self = dm_container(timer, struct dm_helper, deadline);
     int fds[DM_RIGHTS_FDS] = {-1, -1};
-    if (self->limit_ms < DM_RIGHTS_BUSY_MS && dm_rights_is_runnable(self->leader.pid)) {
+    if (self->limit_ms < DM_RIGHTS_BUSY_MS && dm_proc_state(self->leader.pid) == 'R') {
         self->limit_ms += DM_RIGHTS_MS;
         dm_timer_start(timer, DM_RIGHTS_MS);
         return;

@@ -235,11 +235,6 @@ static size_t adopted_here(const struct dm_reaper *reaper, pid_t *pids, size_t m
     return n;
 }
 
-struct orphan {
-    pid_t pid;
-    struct dm_exit exit;
-};
-
 /* Its number may come again, for another. */
 static void forget_inherited(struct dm_reaper *reaper, pid_t pid) {
     if (reaper->attendant == pid) {
@@ -253,58 +248,45 @@ static void forget_inherited(struct dm_reaper *reaper, pid_t pid) {
 }
 
 /* The same where zombies are kept: WNOWAIT would show them for ever. */
-static size_t reap_adopted(struct dm_reaper *reaper, struct orphan *orphans, size_t max) {
+static void reap_adopted(const struct dm_reaper *reaper) {
     pid_t pids[SWEEP_MAX];
+    siginfo_t info;
     const size_t count = adopted_here(reaper, pids, SWEEP_MAX);
-    size_t n = 0;
-    for (size_t i = 0; i < count && i < SWEEP_MAX && n < max; i++) {
-        siginfo_t info;
-        if (wait_for(P_PID, pids[i], &info, WEXITED | WNOHANG, &orphans[n].exit.usage) == 0 &&
-            info.si_pid != 0) {
-            orphans[n].pid = pids[i];
-            set_exit(&orphans[n++].exit, &info);
-        }
+    size_t reaped = 0;
+    for (size_t i = 0; i < count && i < SWEEP_MAX; i++) {
+        reaped += wait_for(P_PID, pids[i], &info, WEXITED | WNOHANG, NULL) == 0 && info.si_pid != 0;
     }
-    if (n == max) {
-        kill(getpid(), SIGCHLD);
+    if (reaped == SWEEP_MAX) {
+        kill(getpid(), SIGCHLD); /* more next time */
     }
-    return n;
 }
 
 /* WNOWAIT shows the same zombie until it is reaped; so each one seen is. */
 static void sweep(struct dm_reaper *reaper) {
-    struct orphan orphans[64];
-    size_t n = 0;
     reap_list(&reaper->lingering);
     if (!dm_list_empty(&reaper->lingering)) {
-        n = reap_adopted(reaper, orphans, sizeof orphans / sizeof *orphans);
+        reap_adopted(reaper);
         reap_list(&reaper->lingering);
     }
     const bool all = dm_list_empty(&reaper->lingering);
-    for (int i = 0; all && i < SWEEP_MAX && n < sizeof orphans / sizeof *orphans; i++) {
+    for (int i = 0; all && i < SWEEP_MAX; i++) {
         siginfo_t info;
         if (wait_for(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT, NULL) != 0 || info.si_pid == 0) {
             break;
         }
         struct dm_leader *leader = find(reaper, info.si_pid);
         if (leader ? !reap(leader) /* or it lingers from now on */
-                   : wait_for(P_PID, info.si_pid, &info, WEXITED | WNOHANG,
-                              &orphans[n].exit.usage) != 0) {
+                   : wait_for(P_PID, info.si_pid, &info, WEXITED | WNOHANG, NULL) != 0) {
             break;
         }
         if (!leader) {
             forget_inherited(reaper, info.si_pid);
-            orphans[n].pid = info.si_pid;
-            set_exit(&orphans[n++].exit, &info);
         }
-        if (i == SWEEP_MAX - 1 || n == sizeof orphans / sizeof *orphans) {
+        if (i == SWEEP_MAX - 1) {
             kill(getpid(), SIGCHLD); /* more next time */
         }
     }
     report(reaper);
-    for (size_t i = 0; i < n && reaper->on_orphan; i++) {
-        reaper->on_orphan(reaper, orphans[i].pid, &orphans[i].exit);
-    }
 }
 
 static void on_sigchld(struct dm_signals *signals, int number, pid_t sender, uid_t sender_uid) {

@@ -59,8 +59,6 @@ struct dm_reaper {
     pid_t attendant;      /* a child that is none of anybody's business (deathwatch.c), or 0 */
     pid_t inherited[DM_INHERITED_MAX];
     size_t inherited_count;
-    void (*on_orphan)(struct dm_reaper *reaper, pid_t pid, const struct dm_exit *exit);
-    void *orphan_data;
 };
 
 int dm_reaper_init(struct dm_reaper *reaper, uv_loop_t *loop);

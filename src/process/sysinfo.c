@@ -1,6 +1,8 @@
 /* sysinfo.c: see sysinfo.h. */
 #include "process/sysinfo.h"
 
+#include "base/proc.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -15,34 +17,26 @@
 /* -- CPUs ---------------------------------------------------------------------------------------
  */
 
+/* -> how many of the two were there */
+static int read_numbers(const char *directory, const char *name, int64_t *one, int64_t *other) {
+    char path[PATH_MAX + 32];
+    snprintf(path, sizeof path, "%s/%s", directory, name);
+    FILE *file = fopen(path, "re");
+    const int count = file ? fscanf(file, "%" SCNd64 " %" SCNd64, one, other) : 0;
+    if (file) {
+        fclose(file);
+    }
+    return count;
+}
+
 /* CPUs worth of time that one directory of the cgroup tree grants; INT_MAX if it sets no bound. */
 static int quota_of(const char *directory, bool v2) {
-    char path[PATH_MAX + 32];
-    int64_t quota = -1, period = -1;
-    if (v2) {
-        snprintf(path, sizeof path, "%s/cpu.max", directory);
-        FILE *file = fopen(path, "re");
-        if (file && fscanf(file, "%" SCNd64 " %" SCNd64, &quota, &period) != 2) {
-            quota = -1; /* "max 100000" */
-        }
-        if (file) {
-            fclose(file);
-        }
-    } else {
-        static const char *const names[] = {"cpu.cfs_quota_us", "cpu.cfs_period_us"};
-        int64_t *const values[] = {&quota, &period};
-        for (int i = 0; i < 2; i++) {
-            snprintf(path, sizeof path, "%s/%s", directory, names[i]);
-            FILE *file = fopen(path, "re");
-            if (file) {
-                if (fscanf(file, "%" SCNd64, values[i]) != 1) {
-                    *values[i] = -1;
-                }
-                fclose(file);
-            }
-        }
-    }
-    if (quota <= 0 || period <= 0 || quota / period >= INT_MAX) {
+    int64_t quota = -1, period = -1, none;
+    const bool known =
+        v2 ? read_numbers(directory, "cpu.max", &quota, &period) == 2 /* not "max 100000" */
+           : read_numbers(directory, "cpu.cfs_quota_us", &quota, &none) == 1 &&
+                 read_numbers(directory, "cpu.cfs_period_us", &period, &none) == 1;
+    if (!known || quota <= 0 || period <= 0 || quota / period >= INT_MAX) {
         return INT_MAX;
     }
     return (int)((quota + period - 1) / period);
@@ -162,14 +156,8 @@ const char *dm_image(void) {
  */
 
 bool dm_proc_stat(pid_t pid, struct dm_proc_stat *result) {
-    char path[32], text[1024];
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    FILE *file = fopen(path, "re");
-    const size_t n = file ? fread(text, 1, sizeof text - 1, file) : 0;
-    if (file) {
-        fclose(file);
-    }
-    text[n] = '\0';
+    char text[1024];
+    dm_proc_read(pid, "stat", text, sizeof text);
     uint64_t user, system, start;
     int64_t pages;
     char state;
@@ -190,67 +178,28 @@ bool dm_proc_stat(pid_t pid, struct dm_proc_stat *result) {
     return true;
 }
 
-/* A file of /proc as text. */
-static ssize_t read_small(const char *path, char *text, size_t size) {
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
-    const ssize_t n = fd < 0 ? -1 : read(fd, text, size - 1);
-    if (fd >= 0) {
-        close(fd);
-    }
-    text[n < 0 ? 0 : n] = 0;
-    return n;
-}
-
-/* The state of a process, a letter as in proc(5); 0 if unknown. */
-static char proc_state(pid_t pid) {
-    char path[32], text[256];
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    if (read_small(path, text, sizeof text) <= 0) {
-        return 0;
-    }
-    const char *end = strrchr(text, ')');
-    return end && end[1] == ' ' ? end[2] : 0;
-}
-
 /* wchan is the function in which it sleeps: "0" while it runs, and also to who may not know. */
 int dm_proc_idle(pid_t pid) {
-    char path[32], text[64];
-    snprintf(path, sizeof path, "/proc/%d/wchan", (int)pid);
-    if (read_small(path, text, sizeof text) <= 0) {
+    char text[64];
+    if (dm_proc_read(pid, "wchan", text, sizeof text) <= 0) {
         return -1;
     }
     if (strcmp(text, "0") != 0) {
         return strstr(text, "epoll_wait") || strstr(text, "ep_poll");
     }
-    return proc_state(pid) == 'R' ? 0 : -1;
+    return dm_proc_state(pid) == 'R' ? 0 : -1;
 }
 
 /* Bytes. What of an environment is looked at: workers get theirs from us, ours near its end. */
 enum { ENVIRON_MAX = 256 << 10 };
 
-/* Everything up to the end of a file of /proc, which comes in pages. */
-static size_t read_whole(const char *path, char *text, size_t size) {
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
-    size_t n = 0;
-    ssize_t more;
-    while (fd >= 0 && n < size && (more = read(fd, text + n, size - n)) > 0) {
-        n += (size_t)more;
-    }
-    if (fd >= 0) {
-        close(fd);
-    }
-    return n;
-}
-
 bool dm_proc_environ(pid_t pid, const char *name, char *value, size_t size) {
-    char path[32];
-    snprintf(path, sizeof path, "/proc/%d/environ", (int)pid);
     char *text = malloc(ENVIRON_MAX + 1);
     if (!text) {
         return false;
     }
-    const size_t n = read_whole(path, text, ENVIRON_MAX), length = strlen(name);
-    text[n] = '\0';
+    const ssize_t n = dm_proc_read(pid, "environ", text, ENVIRON_MAX + 1);
+    const size_t length = strlen(name);
     bool found = false;
     for (const char *entry = text; !found && entry < text + n; entry += strlen(entry) + 1) {
         if (strncmp(entry, name, length) == 0 && entry[length] == '=') {
@@ -263,9 +212,7 @@ bool dm_proc_environ(pid_t pid, const char *name, char *value, size_t size) {
 }
 
 void dm_proc_command(pid_t pid, char *name, size_t size) {
-    char path[32];
-    snprintf(path, sizeof path, "/proc/%d/comm", (int)pid);
-    if (read_small(path, name, size) <= 0) {
+    if (dm_proc_read(pid, "comm", name, size) <= 0) {
         snprintf(name, size, "?");
     }
     name[strcspn(name, "\n")] = '\0';

@@ -1,4 +1,4 @@
-/* files.c: reading files with a bound, the private run-time directory, the pid file.
+/* files.c: the private run-time directory, the pid file.
  *
  * Everything here is done once, at start or at the user's request, so it may block on the disk.
  * What must never happen: following a symbolic link planted by somebody else, replacing or
@@ -16,9 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-/* First bite of a file whose size is not known beforehand, as in /proc. */
-#define READ_STEP 4096
 
 struct dm_pid_file {
     int fd; /* kept open: else the inode's number could be given to another file */
@@ -44,68 +41,6 @@ const char *dm_file_type(mode_t mode) {
     default:
         return "unknown";
     }
-}
-
-/* Reads to the end of the file, whatever size it claims to have. */
-static int read_all(int fd, size_t max, char **data, size_t *len) {
-    size_t cap = 0, used = 0;
-    char *buf = NULL;
-    for (;;) {
-        if (used + 1 >= cap) {
-            size_t grown = cap == 0 ? READ_STEP : cap * 2;
-            char *more = realloc(buf, grown);
-            if (more == NULL) {
-                free(buf);
-                return -ENOMEM;
-            }
-            buf = more;
-            cap = grown;
-        }
-        ssize_t n = read(fd, buf + used, cap - used - 1);
-        if (n < 0 && errno == EINTR) {
-            continue;
-        }
-        if (n < 0) {
-            int err = -errno;
-            free(buf);
-            return err;
-        }
-        if (n == 0) {
-            break;
-        }
-        used += (size_t)n;
-        if (used > max) {
-            free(buf);
-            return -EFBIG;
-        }
-    }
-    buf[used] = '\0';
-    *data = buf;
-    *len = used;
-    return 0;
-}
-
-int dm_read_file(const char *path, size_t max, char **data, size_t *len) {
-    /* O_NONBLOCK: a FIFO in this place must not hang us before we have seen that it is one. */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    if (fd < 0) {
-        return -errno;
-    }
-    struct stat st;
-    int err = 0;
-    if (fstat(fd, &st) < 0) {
-        err = -errno;
-    } else if (S_ISDIR(st.st_mode)) {
-        err = -EISDIR;
-    } else if (!S_ISREG(st.st_mode)) {
-        err = -EINVAL;
-    } else if (st.st_size > 0 && (size_t)st.st_size > max) {
-        err = -EFBIG;
-    } else {
-        err = read_all(fd, max, data, len);
-    }
-    close(fd);
-    return err;
 }
 
 pid_t dm_parse_pid(const char *text) {

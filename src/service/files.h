@@ -15,9 +15,6 @@ struct dm_pid_file;
 /* "file", "directory", "link", "socket", "fifo", "char", "block" or "unknown". */
 const char *dm_file_type(mode_t mode);
 
-/* The whole of a regular file, malloc'ed and NUL-terminated; -EFBIG beyond max bytes. */
-int dm_read_file(const char *path, size_t max, char **data, size_t *len);
-
 /* The pid a file of ours holds, 0 if the text is none. */
 pid_t dm_parse_pid(const char *text);
 
