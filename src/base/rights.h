@@ -44,7 +44,7 @@ struct dm_rights_work {
 int dm_rights_run(const struct dm_rights *rights, const struct dm_rights_work *work,
                   int fds[DM_RIGHTS_FDS]);
 
-/* -- the same in parts, for who does not wait: see process/helper.h --------------------------- */
+/* ---- the same in parts, for who does not wait: see process/helper.h ---- */
 
 /* A child of ours, with a socket on which its answer comes. It ends by itself. */
 int dm_rights_start(const struct dm_rights *rights, const struct dm_rights_work *work, pid_t *pid,

@@ -5,8 +5,6 @@
 #include "base/poll.h"
 
 #include <signal.h>
-#include <stdbool.h>
-#include <stdint.h>
 #include <uv.h>
 
 /* From the first instruction of main() until dm_signals_set: whatever would end the program and

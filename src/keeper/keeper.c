@@ -11,7 +11,6 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <string.h>
 #include <sys/prctl.h>
 #include <sys/timerfd.h>
 

@@ -12,7 +12,6 @@
 #include <lauxlib.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define CHILD "dm.child"
@@ -26,8 +25,8 @@ struct proxy {
     pid_t pid;
 };
 
-/* -- options: everything is checked, and scratch memory belongs to Lua, before anything is made ---
- */
+/* ---- options: everything is checked, and scratch memory belongs to Lua, before anything is made
+ * ---- */
 
 static void *scratch(lua_State *L, size_t count, size_t size) {
     void *memory = lua_newuserdata(L, count * size + 1);
@@ -199,16 +198,9 @@ static void parse_user(lua_State *L, struct dm_spawn *spawn) {
     spawn->uid = (uid_t)value;
     spawn->has_gid = opt_integer(L, "gid", 0, UINT32_MAX - 1, &value);
     spawn->gid = (gid_t)value;
-    const size_t n = push_list(L, "groups");
-    const int list = lua_gettop(L);
-    gid_t *groups = scratch(L, n, sizeof *groups);
-    for (size_t i = 0; i < n; i++) {
-        lua_rawgeti(L, list, (int)i + 1);
-        groups[i] = (gid_t)check_integer(L, -1, "groups", 0, UINT32_MAX - 1);
-        lua_pop(L, 1);
-    }
-    spawn->has_groups = !lua_isnil(L, list);
-    spawn->groups = groups;
+    size_t n;
+    spawn->groups = (const gid_t *)opt_integers(L, "groups", UINT32_MAX - 1, &n);
+    spawn->has_groups = !lua_isnil(L, -2); /* the list, below its array */
     spawn->group_count = n;
 }
 
@@ -267,8 +259,7 @@ static void parse_options(lua_State *L, struct dm_child_options *o) {
     lua_pop(L, 1);
 }
 
-/* -- events -------------------------------------------------------------------------------------
- */
+/* ---- events ---- */
 
 /* Pushes the callback and the child; false (and nothing pushed) if there is no such callback. */
 static bool push_callback(const struct proxy *proxy, const char *name) {
@@ -378,8 +369,7 @@ static const struct dm_child_events events = {
     .on_exit = on_exit_,
 };
 
-/* -- functions ----------------------------------------------------------------------------------
- */
+/* ---- functions ---- */
 
 /* Pushes a proxy, held, with the callbacks of the table at 1. */
 static struct proxy *new_proxy(lua_State *L) {

@@ -16,12 +16,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static int flag_of(int fd, int option) {
-    int value = 0;
-    socklen_t size = sizeof value;
-    return getsockopt(fd, SOL_SOCKET, option, &value, &size) == 0 ? value : 0;
-}
-
 /* copy_listener(pidfd, number): that descriptor of another process, if it is a socket that listens:
  * -> {fd, address, inode, reuseport = others may have the address too} | nil, message, code */
 int core_copy_listener(lua_State *L) {
@@ -32,14 +26,15 @@ int core_copy_listener(lua_State *L) {
     if (fd < 0) {
         return dm_lua_fail(L, -errno, "socket of another process");
     }
-    if (!flag_of(fd, SO_ACCEPTCONN) || dm_address_of(fd, &address) != 0 || fstat(fd, &found) != 0) {
+    if (dm_socket_option(fd, SOL_SOCKET, SO_ACCEPTCONN) <= 0 || dm_address_of(fd, &address) != 0 ||
+        fstat(fd, &found) != 0) {
         close(fd);
         return dm_lua_fail(L, -ENOTSOCK, "descriptor of another process");
     }
     lua_createtable(L, 0, 4);
     dm_lua_set_number(L, "fd", fd);
     dm_lua_set_number(L, "inode", (double)found.st_ino);
-    dm_lua_set_boolean(L, "reuseport", flag_of(fd, SO_REUSEPORT));
+    dm_lua_set_boolean(L, "reuseport", dm_socket_option(fd, SOL_SOCKET, SO_REUSEPORT) > 0);
     dm_lua_push_address(L, &address);
     lua_setfield(L, -2, "address");
     return 1;
@@ -108,7 +103,7 @@ int core_bound(lua_State *L) {
         return 0;
     }
     dm_lua_push_address(L, &address);
-    lua_pushboolean(L, flag_of(fd, SO_REUSEPORT));
+    lua_pushboolean(L, dm_socket_option(fd, SOL_SOCKET, SO_REUSEPORT) > 0);
     return 2;
 }
 

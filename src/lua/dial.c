@@ -3,7 +3,6 @@
  * on_end comes once, without arguments if the other end has closed. An open one is kept alive by
  * the registry. */
 #include "net/dial.h"
-#include "base/errors.h"
 #include "lua/call.h"
 #include "lua/open.h"
 #include "lua/support.h"

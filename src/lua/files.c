@@ -32,9 +32,19 @@ int core_realpath(lua_State *L) {
     return 1;
 }
 
+static const char *type_of(mode_t mode) {
+    return S_ISREG(mode)    ? "file"
+           : S_ISDIR(mode)  ? "directory"
+           : S_ISSOCK(mode) ? "socket"
+           : S_ISFIFO(mode) ? "fifo"
+           : S_ISCHR(mode)  ? "char"
+           : S_ISBLK(mode)  ? "block"
+                            : "unknown";
+}
+
 static int push_stat(lua_State *L, const struct stat *st) {
     lua_createtable(L, 0, 8);
-    dm_lua_set_string(L, "type", dm_file_type(st->st_mode));
+    dm_lua_set_string(L, "type", type_of(st->st_mode));
     dm_lua_set_number(L, "mode", st->st_mode & 07777);
     dm_lua_set_number(L, "uid", st->st_uid);
     dm_lua_set_number(L, "gid", st->st_gid);

@@ -14,7 +14,6 @@
 #include <lauxlib.h>
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 #define LISTENER "dutch-master.listener"

@@ -35,8 +35,7 @@ int core_on_error(lua_State *L) {
     return 0;
 }
 
-/* -- signals ------------------------------------------------------------------------------------
- */
+/* ---- signals ---- */
 
 static void on_signal(struct dm_signals *signals, int number, pid_t sender, uid_t sender_uid) {
     const struct dm_core *core = dm_container(signals, struct dm_core, signals);
@@ -82,8 +81,7 @@ int core_no_signals(lua_State *L) {
     return 0;
 }
 
-/* -- orphans ------------------------------------------------------------------------------------
- */
+/* ---- orphans ---- */
 
 /* -> how many got it */
 int core_kill_adopted(lua_State *L) {
@@ -125,8 +123,7 @@ int core_origin(lua_State *L) {
     return 1;
 }
 
-/* -- processes that are not ours -----------------------------------------------------------------
- */
+/* ---- processes that are not ours ---- */
 
 /* open_process(pid) -> a pidfd, which names this process and no later one; nil if there is none. */
 int core_open_process(lua_State *L) {

@@ -23,7 +23,7 @@ struct l_server {
     struct dm_server *server;
 };
 
-/* --- connections --- */
+/* ---- connections ---- */
 
 static struct l_conn *check_conn(lua_State *L) {
     return luaL_checkudata(L, 1, CONN);
@@ -135,7 +135,7 @@ static int l_conn_close(lua_State *L) {
     return 0;
 }
 
-/* --- servers --- */
+/* ---- servers ---- */
 
 static void on_client(void *ctx, struct dm_stream *client) {
     const struct l_server *s = ctx;

@@ -9,7 +9,6 @@
 #include <lauxlib.h>
 #include <limits.h>
 #include <pwd.h>
-#include <stdint.h>
 #include <string.h>
 #include <unistd.h>
 

@@ -5,6 +5,7 @@
 #include "lua/open.h"
 #include "lua/support.h"
 
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #define TYPE "dutch-master.terminal"
@@ -23,12 +24,12 @@ int core_isatty(lua_State *L) {
 }
 
 int core_tty_size(lua_State *L) {
-    int columns, rows;
-    if (!dm_terminal_size(luaL_checkint(L, 1), &columns, &rows)) {
-        return dm_lua_fail(L, UV_ENOTTY, "terminal");
+    struct winsize size;
+    if (ioctl(luaL_checkint(L, 1), TIOCGWINSZ, &size) < 0) {
+        return dm_lua_fail(L, -ENOTTY, "terminal");
     }
-    lua_pushinteger(L, columns);
-    lua_pushinteger(L, rows);
+    lua_pushinteger(L, size.ws_col);
+    lua_pushinteger(L, size.ws_row);
     return 2;
 }
 

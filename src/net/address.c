@@ -213,22 +213,25 @@ void dm_address_from_here(struct dm_address *address) {
     dm_address_set_port(address, port);
 }
 
+int dm_socket_option(int fd, int level, int name) {
+    int value = 0;
+    socklen_t size = sizeof value;
+    return getsockopt(fd, level, name, &value, &size) == 0 ? value : -errno;
+}
+
 int dm_address_of(int fd, struct dm_address *address) {
     memset(address, 0, sizeof *address);
     address->length = sizeof address->u;
     if (getsockname(fd, &address->u.any, &address->length) != 0) {
         return -errno;
     }
-    socklen_t size = sizeof address->type;
-    if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &address->type, &size) != 0) {
-        return -errno;
+    address->type = dm_socket_option(fd, SOL_SOCKET, SO_TYPE);
+    if (address->type < 0) {
+        return address->type;
     }
     if (address->u.any.sa_family == AF_INET6 &&
         IN6_IS_ADDR_UNSPECIFIED(&address->u.in6.sin6_addr)) {
-        int only = 1;
-        size = sizeof only;
-        getsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &only, &size);
-        address->dual = !only;
+        address->dual = dm_socket_option(fd, IPPROTO_IPV6, IPV6_V6ONLY) == 0;
     }
     const size_t name = offsetof(struct sockaddr_un, sun_path);
     if (dm_address_is_unix(address) && address->length > name) {

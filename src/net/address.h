@@ -39,6 +39,8 @@ int dm_address_set_path(struct dm_address *address, const char *path, size_t len
 /* The wildcard becomes the loopback address by which it is reached from this machine. */
 void dm_address_from_here(struct dm_address *address);
 
+/* An option of a socket that is a number, or a negative errno. */
+int dm_socket_option(int fd, int level, int name);
 /* The address a socket is bound to. */
 int dm_address_of(int fd, struct dm_address *address);
 

@@ -28,7 +28,7 @@ struct dm_dial {
 
 static void on_poll(uv_poll_t *poll, int status, int events);
 
-static int bound_socket(const struct dm_address *to, int *port) {
+int dm_dial_socket(const struct dm_address *to, int *port) {
     struct dm_address from = *to;
     dm_address_set_port(&from, 0);
     const int fd = socket(to->u.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -60,7 +60,7 @@ int dm_dial_open(uv_loop_t *loop, const struct dm_address *to, const struct dm_d
     self->events = *events;
     self->ctx = ctx;
     dm_address_from_here(&self->to);
-    self->fd = bound_socket(&self->to, &self->port);
+    self->fd = dm_dial_socket(&self->to, &self->port);
     int error = self->fd < 0 ? self->fd : dm_poll_init(loop, &self->poll, self->fd);
     if (error) {
         dm_close(&self->fd);
@@ -136,23 +136,14 @@ static void receive(struct dm_dial *self, int status) {
     }
 }
 
-/* Why a connection could not be made, 0 if it was. */
-static int connect_error(const struct dm_dial *self) {
-    int error = 0;
-    socklen_t size = sizeof error;
-    if (getsockopt(self->fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0) {
-        return -errno;
-    }
-    return -error;
-}
-
 static void on_poll(uv_poll_t *poll, int status, int events) {
     struct dm_dial *self = (struct dm_dial *)poll;
     (void)events;
     int error = 0;
     bool fresh = false;
     if (!self->connected) {
-        error = connect_error(self);
+        const int why = dm_socket_option(self->fd, SOL_SOCKET, SO_ERROR);
+        error = why > 0 ? -why : why;
         self->connected = fresh = !error;
     }
     if (!error && status == 0 && (fresh || self->sent < self->size)) {

@@ -21,6 +21,9 @@ struct dm_dial_events {
     void (*on_end)(void *ctx, int error);
 };
 
+/* A socket that is to be connected to `to`, bound to the same host, and its port; or a negative
+ * errno. */
+int dm_dial_socket(const struct dm_address *to, int *port);
 /* Binds. */
 int dm_dial_open(uv_loop_t *loop, const struct dm_address *to, const struct dm_dial_events *events,
                  void *ctx, struct dm_dial **dial);

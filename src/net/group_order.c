@@ -6,15 +6,14 @@
 #include "net/group_order.h"
 
 #include "base/close.h"
+#include "net/dial.h"
 #include "net/listener.h"
 
 #include <errno.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <stdbool.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 enum {
     /* Timestamps take 12 bytes of the announced size, so steps are larger. 1024 lanes end at
@@ -32,30 +31,21 @@ static int announce(const struct dm_lane *lane, int size) {
 /* Meanwhile a client that has sent nothing yet is not let in: a connection of ours, which is reset,
  * never comes into a queue. What was in force is given back. */
 static int defer(const struct dm_lane *lane, int seconds) {
-    int before = 0;
-    socklen_t size = sizeof before;
-    if (getsockopt(lane->fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, &before, &size) != 0) {
-        before = 0;
-    }
+    const int before = dm_socket_option(lane->fd, IPPROTO_TCP, TCP_DEFER_ACCEPT);
     setsockopt(lane->fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof seconds);
-    return before;
+    return before > 0 ? before : 0;
 }
 
 /* A client socket with a port; the port, or a negative error. */
 static int open_client(const struct dm_address *to, int *fd) {
-    struct dm_address from = *to;
-    dm_address_set_port(&from, 0);
-    *fd = socket(to->u.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (*fd < 0) {
-        return -errno;
-    }
     const struct linger reset = {1, 0};
-    setsockopt(*fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
-    int error = bind(*fd, &from.u.any, from.length) == 0 ? 0 : -errno;
-    if (!error) {
-        error = dm_address_of(*fd, &from);
+    int port;
+    *fd = dm_dial_socket(to, &port);
+    if (*fd < 0) {
+        return *fd;
     }
-    return error ? error : dm_address_port(&from);
+    setsockopt(*fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+    return port;
 }
 
 /* The segment size the member at the other end announced. */

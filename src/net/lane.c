@@ -1,6 +1,8 @@
 /* lane.c: see lane.h. */
 #include "net/lane.h"
 
+#include "net/address.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/filter.h>
@@ -8,15 +10,9 @@
 #include <netinet/tcp.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 int dm_lane_listens(const struct dm_lane *lane) {
-    int listens = 0;
-    socklen_t size = sizeof listens;
-    if (getsockopt(lane->fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) != 0) {
-        return -errno;
-    }
-    return listens;
+    return dm_socket_option(lane->fd, SOL_SOCKET, SO_ACCEPTCONN);
 }
 
 int dm_lane_queue(const struct dm_lane *lane, uint32_t *depth, uint32_t *limit) {

@@ -10,10 +10,8 @@
  * connections to the first member of the group. */
 static int repair_reuseport(struct dm_lane *lane) {
     const int on = 1;
-    int is_on = 1;
-    socklen_t size = sizeof is_on;
-    if (lane->shared || getsockopt(lane->fd, SOL_SOCKET, SO_REUSEPORT, &is_on, &size) != 0 ||
-        is_on || setsockopt(lane->fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on) != 0) {
+    if (lane->shared || dm_socket_option(lane->fd, SOL_SOCKET, SO_REUSEPORT) != 0 ||
+        setsockopt(lane->fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on) != 0) {
         return 0;
     }
     return DM_LANE_REUSEPORT;
@@ -22,16 +20,16 @@ static int repair_reuseport(struct dm_lane *lane) {
 /* What was never taken off, or put on, can be told by asking for its length; that of eBPF is
  * refused. */
 static int repair_filter(struct dm_lane *lane) {
-    int locked = 0;
-    socklen_t length = 0, size = sizeof locked;
-    if (getsockopt(lane->fd, SOL_SOCKET, SO_LOCK_FILTER, &locked, &size) == 0 && locked) {
+    const int none = 0;
+    socklen_t length = 0;
+    if (dm_socket_option(lane->fd, SOL_SOCKET, SO_LOCK_FILTER) > 0) {
         return DM_LANE_LOCKED;
     }
     const int rc = getsockopt(lane->fd, SOL_SOCKET, SO_GET_FILTER, NULL, &length);
     if (lane->shut_out || (rc == 0 ? length == 0 : errno != EACCES)) {
         return 0;
     }
-    return setsockopt(lane->fd, SOL_SOCKET, SO_DETACH_FILTER, &locked, sizeof locked) == 0
+    return setsockopt(lane->fd, SOL_SOCKET, SO_DETACH_FILTER, &none, sizeof none) == 0
                ? DM_LANE_FILTER
                : 0;
 }

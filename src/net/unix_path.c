@@ -35,8 +35,7 @@ static int address_in(int directory, const char *name, const struct dm_address *
     return used < (int)sizeof out->sun_path ? 0 : -ENAMETOOLONG;
 }
 
-/* -- binding ------------------------------------------------------------------------------------
- */
+/* ---- binding ---- */
 
 /* 0 if a process listens behind the path, else why not. Only "refused" proves that none does. */
 static int ask(const struct sockaddr_un *address, socklen_t length, int type) {
@@ -227,8 +226,7 @@ void dm_unix_path_resume(struct dm_unix_path *self, const struct dm_address *add
     (void)dm_unix_path_open(self, &bound, directory, rights, helpers);
 }
 
-/* -- looking after it ---------------------------------------------------------------------------
- */
+/* ---- looking after it ---- */
 
 static bool leads_to_us(const struct dm_unix_path *self, const char *name) {
     struct statx st;

@@ -36,8 +36,7 @@ struct dm_capture {
 
 static char scratch[TICK_BYTES];
 
-/* -- the last bytes -----------------------------------------------------------------------------
- */
+/* ---- the last bytes ---- */
 
 static void remember(struct dm_capture *c, const char *data, size_t size) {
     _Static_assert(TICK_BYTES <= TAIL_MAX, "what is read at once must fit");
@@ -61,8 +60,7 @@ uint64_t dm_capture_lost(const struct dm_capture *c) {
     return c->lost;
 }
 
-/* -- the copy -----------------------------------------------------------------------------------
- */
+/* ---- the copy ---- */
 
 /* How much of the data to write now: whole lines up to PIPE_BUF, which a pipe that polls writable
  * takes at once and unmixed. 0: wait for the rest of the line. */
@@ -143,8 +141,7 @@ static void on_retry(struct dm_timer *timer) {
     flush(dm_container(timer, struct dm_capture, retry), false);
 }
 
-/* -- the pipe -----------------------------------------------------------------------------------
- */
+/* ---- the pipe ---- */
 
 static void end(struct dm_capture *c) {
     dm_poll_stop(&c->poll);

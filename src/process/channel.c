@@ -13,7 +13,6 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -144,7 +143,7 @@ static void close_with(struct dm_channel *channel, const char *reason) {
     }
 }
 
-/* -- reading -- */
+/* ---- reading ---- */
 
 static bool on_line(void *ctx, const char *bytes, size_t length) {
     struct dm_channel *channel = ctx;
@@ -219,7 +218,7 @@ void dm_channel_drain(struct dm_channel *channel, size_t budget) {
     }
 }
 
-/* -- writing -- */
+/* ---- writing ---- */
 
 /* Bytes taken, 0 for none at the moment, or a negative errno. */
 static ssize_t transmit(int socket, struct iovec *iov, size_t iov_count, int fd) {
@@ -355,7 +354,7 @@ int dm_channel_send(struct dm_channel *channel, const char *bytes, size_t length
     return rc;
 }
 
-/* -- the handle -- */
+/* ---- the handle ---- */
 
 static void on_poll(uv_poll_t *poll, int status, int events) {
     struct dm_channel *channel = poll->data;

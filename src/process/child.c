@@ -12,7 +12,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -33,8 +32,7 @@ struct dm_child {
     bool execed, exec_reported;
 };
 
-/* -- end of life --------------------------------------------------------------------------------
- */
+/* ---- end of life ---- */
 
 static void drop_handle(struct dm_child *child) {
     if (--child->handles == 0) {
@@ -67,8 +65,7 @@ static void close_parts(struct dm_child *child) {
     drop_handle(child);
 }
 
-/* -- the start's outcome ------------------------------------------------------------------------
- */
+/* ---- the start's outcome ---- */
 
 static void close_error_pipe(struct dm_child *child) {
     dm_poll_stop(&child->error_poll);
@@ -110,8 +107,7 @@ static void on_error_pipe(uv_poll_t *poll, int status, int events) {
     report_exec(child);
 }
 
-/* -- the channel's events -----------------------------------------------------------------------
- */
+/* ---- the channel's events ---- */
 
 /* What a program says may be there before the word that it runs: the kernel has no order between
  * two descriptors. */
@@ -147,8 +143,7 @@ static const struct dm_channel_events channel_events = {
     .on_freed = on_part_freed,
 };
 
-/* -- output -------------------------------------------------------------------------------------
- */
+/* ---- output ---- */
 
 static void on_output(void *ctx, const struct dm_capture *capture, const char *data, size_t size) {
     struct dm_child *child = ctx;
@@ -156,8 +151,7 @@ static void on_output(void *ctx, const struct dm_capture *capture, const char *d
     child->events->on_output(child->ctx, fd, data, size);
 }
 
-/* -- exit ---------------------------------------------------------------------------------------
- */
+/* ---- exit ---- */
 
 static void before_reap(struct dm_leader *leader) {
     read_outcome(dm_container(leader, struct dm_child, leader));
@@ -217,8 +211,7 @@ static void on_reaped(struct dm_leader *leader) {
     dm_reaper_close(leader);
 }
 
-/* -- spawning -----------------------------------------------------------------------------------
- */
+/* ---- spawning ---- */
 
 /* Descriptors made for one spawn. [0] stays here, [1] goes to the child; -1: none. */
 struct ends {
@@ -391,8 +384,7 @@ int dm_child_spawn(struct dm_core *core, const struct dm_child_options *options,
     return rc;
 }
 
-/* -- one of a former master ---------------------------------------------------------------------
- */
+/* ---- one of a former master ---- */
 
 int dm_child_adopt(struct dm_core *core, const struct dm_kept_child *kept,
                    const struct dm_child_events *events, void *ctx, struct dm_child **out,
@@ -451,8 +443,7 @@ void dm_child_keep(const struct dm_child *child, struct dm_kept_child *kept) {
     }
 }
 
-/* -- while it lives -----------------------------------------------------------------------------
- */
+/* ---- while it lives ---- */
 
 pid_t dm_child_pid(const struct dm_child *child) {
     return child->leader.pid;

@@ -4,7 +4,6 @@
 #include "base/proc.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <sched.h>
@@ -14,8 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* -- CPUs ---------------------------------------------------------------------------------------
- */
+/* ---- CPUs ---- */
 
 /* -> how many of the two were there */
 static int read_numbers(const char *directory, const char *name, int64_t *one, int64_t *other) {
@@ -114,8 +112,7 @@ int dm_cpus(const char *root) {
     return quota < mask ? quota : mask;
 }
 
-/* -- this process -------------------------------------------------------------------------------
- */
+/* ---- this process ---- */
 
 static bool is_same(const char *one, const char *other) {
     struct stat a, b;
@@ -152,8 +149,7 @@ const char *dm_image(void) {
     return path;
 }
 
-/* -- other processes ----------------------------------------------------------------------------
- */
+/* ---- other processes ---- */
 
 bool dm_proc_stat(pid_t pid, struct dm_proc_stat *result) {
     char text[1024];

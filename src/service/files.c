@@ -22,27 +22,6 @@ struct dm_pid_file {
     char path[];
 };
 
-const char *dm_file_type(mode_t mode) {
-    switch (mode & S_IFMT) {
-    case S_IFREG:
-        return "file";
-    case S_IFDIR:
-        return "directory";
-    case S_IFLNK:
-        return "link";
-    case S_IFSOCK:
-        return "socket";
-    case S_IFIFO:
-        return "fifo";
-    case S_IFCHR:
-        return "char";
-    case S_IFBLK:
-        return "block";
-    default:
-        return "unknown";
-    }
-}
-
 pid_t dm_parse_pid(const char *text) {
     char *end;
     long pid = strtol(text, &end, 10);

@@ -5,15 +5,11 @@
  */
 #pragma once
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 
 struct dm_pid_file;
-
-/* "file", "directory", "link", "socket", "fifo", "char", "block" or "unknown". */
-const char *dm_file_type(mode_t mode);
 
 /* The pid a file of ours holds, 0 if the text is none. */
 pid_t dm_parse_pid(const char *text);

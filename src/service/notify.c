@@ -52,7 +52,7 @@ static const char PREFIX[] = "/notify-";
 #define SWEEP_MAX 4096
 static bool swept;
 
-/* --- text --- */
+/* ---- text ---- */
 
 /* Length of the UTF-8 sequence at p, 0 if it is none. */
 static size_t sequence_length(const unsigned char *p, const unsigned char *end) {
@@ -126,7 +126,7 @@ bool dm_notify_next_field(const char **text, const char *end, struct dm_notify_f
     return false;
 }
 
-/* --- one datagram --- */
+/* ---- one datagram ---- */
 
 /* Who sent it; pid 0 if that is not known. */
 static struct ucred sender_of(struct msghdr *msg) {
@@ -220,7 +220,7 @@ static void on_readable(uv_poll_t *poll, int status, int events) {
     }
 }
 
-/* --- life --- */
+/* ---- life ---- */
 
 /* Removes what masters that were killed have left: sockets that nobody reads. */
 static void sweep(const char *directory) {

@@ -43,7 +43,7 @@ struct dm_server {
     char path[sizeof((struct sockaddr_un *)0)->sun_path];
 };
 
-/* --- clients --- */
+/* ---- clients ---- */
 
 static void on_gone(void *owner, struct dm_stream *client) {
     struct dm_server *server = owner;
@@ -151,7 +151,7 @@ static void on_readable(uv_poll_t *poll, int status, int events) {
     }
 }
 
-/* --- the path --- */
+/* ---- the path ---- */
 
 /* Whether somebody listens: 0 if nobody does, else why the path must be left alone. */
 static int check_listener(const struct sockaddr_un *addr) {
@@ -222,7 +222,7 @@ static void remove_path(const struct dm_server *server) {
     }
 }
 
-/* --- life --- */
+/* ---- life ---- */
 
 static void free_server(struct dm_server *server) {
     remove_path(server);

@@ -16,7 +16,6 @@
 #include "service/target.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,7 +53,7 @@ static bool is_pending(const struct dm_sink *s) {
     return dm_outqueue_size(&s->lines) > s->written;
 }
 
-/* --- writing what can be written --- */
+/* ---- writing what can be written ---- */
 
 /* Writes until it is all out or will not go on: *done bytes, 0 or the error that stopped it. */
 static int put(struct dm_sink *s, const char *data, size_t len, size_t *done) {
@@ -69,7 +68,7 @@ static int put(struct dm_sink *s, const char *data, size_t len, size_t *done) {
     return 0;
 }
 
-/* --- the buffer --- */
+/* ---- the buffer ---- */
 
 static void forget_buffer(struct dm_sink *s) {
     dm_outqueue_clear(&s->lines);
@@ -127,7 +126,7 @@ static int keep(struct dm_sink *s, const char *record, size_t len, bool grave, s
     return 0;
 }
 
-/* --- being told when output is possible again --- */
+/* ---- being told when output is possible again ---- */
 
 static void flush_pending(struct dm_sink *s);
 static void tell_drained(struct dm_sink *s);
@@ -200,7 +199,7 @@ static void tell_drained(struct dm_sink *s) {
     s->on_drain(s->ctx);
 }
 
-/* --- opening and closing --- */
+/* ---- opening and closing ---- */
 
 static struct dm_sink *new_sink(uv_loop_t *loop) {
     struct dm_sink *s = calloc(1, sizeof *s);
@@ -268,7 +267,7 @@ void dm_sink_close(struct dm_sink *s) {
     free(s);
 }
 
-/* --- the rest of the interface --- */
+/* ---- the rest of the interface ---- */
 
 void dm_sink_on_drain(struct dm_sink *s, dm_sink_drain_cb cb, void *ctx) {
     s->on_drain = cb;

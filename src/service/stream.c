@@ -59,7 +59,7 @@ static bool is_pending(const struct dm_stream *s) {
     return dm_outqueue_size(&s->out) > 0;
 }
 
-/* --- ending --- */
+/* ---- ending ---- */
 
 static void on_handle_closed(uv_handle_t *handle) {
     struct dm_stream *s = handle->data;
@@ -108,7 +108,7 @@ void dm_stream_disown(struct dm_stream *s, const char *reason) {
     }
 }
 
-/* --- watching --- */
+/* ---- watching ---- */
 
 static void watch(struct dm_stream *s) {
     int events = (s->half_closed ? 0 : UV_READABLE) | (is_pending(s) ? UV_WRITABLE : 0);
@@ -119,7 +119,7 @@ static void watch(struct dm_stream *s) {
     }
 }
 
-/* --- sending --- */
+/* ---- sending ---- */
 
 /* Sends what the socket takes now: bytes, or a negative errno other than EAGAIN. */
 static ssize_t send_some(const struct dm_stream *s, const char *data, size_t len) {
@@ -201,7 +201,7 @@ void dm_stream_close(struct dm_stream *s) {
     die(s);
 }
 
-/* --- receiving --- */
+/* ---- receiving ---- */
 
 static bool can_go_on(const struct dm_stream *s) {
     return !s->dead && s->failure == NULL;
@@ -314,7 +314,7 @@ static void on_timer(uv_timer_t *timer) {
     }
 }
 
-/* --- opening --- */
+/* ---- opening ---- */
 
 int dm_stream_open(uv_loop_t *loop, int fd, const struct dm_stream_options *options,
                    struct dm_stream **stream) {
@@ -403,7 +403,7 @@ void dm_stream_listen(struct dm_stream *s, const struct dm_stream_events *events
     s->ctx = ctx;
 }
 
-/* --- questions --- */
+/* ---- questions ---- */
 
 uid_t dm_stream_uid(const struct dm_stream *s) {
     return s->peer.uid;

@@ -9,7 +9,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
-#include <sys/ioctl.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -23,16 +22,6 @@ struct dm_terminal {
 
 static struct termios before_raw;
 static int raw_fd = -1;
-
-bool dm_terminal_size(int fd, int *columns, int *rows) {
-    struct winsize size;
-    if (ioctl(fd, TIOCGWINSZ, &size) < 0) {
-        return false;
-    }
-    *columns = size.ws_col;
-    *rows = size.ws_row;
-    return true;
-}
 
 int dm_terminal_write(int fd, const char *data, size_t len) {
     while (len > 0) {

@@ -1,4 +1,4 @@
-/* terminal.h: the terminal as a person's window: its size, single keys, and output that may block.
+/* terminal.h: the terminal as a person's window: single keys, and output that may block.
  * For the verbs that run in the foreground; the master itself writes through a sink.
  */
 #pragma once
@@ -12,7 +12,6 @@ struct dm_terminal;
 /* Bytes typed; data NULL: the terminal is gone, nothing more will come. */
 typedef void (*dm_terminal_read_cb)(void *ctx, const char *data, size_t len);
 
-bool dm_terminal_size(int fd, int *columns, int *rows);
 /* Writes all of it, waiting as long as it takes. */
 int dm_terminal_write(int fd, const char *data, size_t len);
 /* Keys one by one and without echo, or (false) the way it was; the latter also at exit. */

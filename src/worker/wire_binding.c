@@ -63,11 +63,7 @@ static int l_listen(lua_State *L) {
 }
 
 static int l_is_listening(lua_State *L) {
-    int listening = 0;
-    socklen_t size = sizeof listening;
-    lua_pushboolean(
-        L, getsockopt(luaL_checkint(L, 1), SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) == 0 &&
-               listening);
+    lua_pushboolean(L, dm_socket_option(luaL_checkint(L, 1), SOL_SOCKET, SO_ACCEPTCONN) > 0);
     return 1;
 }
 

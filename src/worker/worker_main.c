@@ -10,7 +10,6 @@
 #include <lauxlib.h>
 #include <libgen.h>
 #include <limits.h>
-#include <lualib.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
