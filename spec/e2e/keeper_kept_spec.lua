@@ -190,7 +190,11 @@ describe('the death of a master', function()
         m:await('Worker listening', { count = 3 })
         kept.kill(m)
         m:rewrite('go', '')
-        local second = m:workers()[1]
+        local second
+        m:wait_until(function() -- those of before may have been replaced, and the log says so in a moment
+            second = m:workers()[1]
+            return second
+        end, 'a worker')
         uv.kill(second, 'sigkill')
         assert.is_true(m:await({ msg = 'begun', of = second }).forks >= 3)
         m:await { msg = 'done', of = second }
