@@ -18,7 +18,7 @@ local TOOK_OVER = 'The former master died, this one has taken over'
 
 local SCRIPT = [[
 local dutch = require 'dutch-master'
-dutch.start { worker = 'app.%s', numWorkers = 2, restartSoak = 0.1, stopTimeout = 5, %s
+dutch.start { worker = 'app.%s', numWorkers = 2, restartSoak = 0.1, stopTimeout = 10, killTimeout = 2, %s
     restartConcurrency = { canary = { weight = 1, soak = 0.1, judge = function() return true end }, after = 2 },
     backoff = { first = 0.01, max = 0.1 }, workerEnvironment = { LISTEN = '127.0.0.1:%d', PORT = '%d' } }]]
 
