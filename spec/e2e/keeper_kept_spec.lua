@@ -174,6 +174,48 @@ describe('the death of a master', function()
         m:finish { code = 0 }
     end)
 
+    it('lets those go on who stay connected: logs, events, status', function()
+        local m = kept.start { script = "require('dutch-master').start { worker = 'app.lua', ready = 'message' }",
+            files = { ['app.lua'] = [[
+                local worker = require 'dutch-master.worker'
+                require('luv').new_signal():start('sigusr1', function()
+                    io.stderr:write('said ' .. worker.id .. '\n')
+                end)
+                worker.ready()]] } }
+        m:await 'Cluster ready'
+        local logs = cli.start(m, { 'logs', '--follow', m.script })
+        local plain = cli.start(m, { 'logs', '--follow', '--json', m.script })
+        local events = cli.start(m, { 'events', '--follow', '--last', '0', '--json', m.script })
+        local status = cli.start(m, { 'status', '--watch', '--json', m.script })
+        local function talk(times)
+            uv.kill(m:workers()[1], 'sigusr1')
+            for _, command in ipairs { logs, plain } do
+                command:await_output(('said 1[^\n]*\n'):rep(times, '.*'))
+            end
+        end
+        talk(1)
+        status:await_output '\n'
+        for round = 1, 3 do
+            kept.await_quiet(m)
+            if round < 3 then
+                kept.kill(m)
+                events:await_output(('The former master died.*'):rep(round))
+            else
+                assert.equal(0, cli.run(m, { 'upgrade', m.script }).code)
+                events:await_output 'The new program has taken over'
+            end
+            status:await_output('"master_pid":' .. kept.pid(m))
+            talk(round + 1)
+            logs:await_output(('%(the master died, another one goes on: [^\n]*\n.*'):rep(round))
+        end
+        m:signal 'SIGTERM'
+        for _, command in ipairs { logs, plain, events, status } do
+            assert.equal(1, command:wait().code, command.out .. command.err)
+            assert.truthy(command.err:find('went away', 1, true), command.err)
+        end
+        m:finish { code = 0 }
+    end)
+
     it('ends a hook that was running, and neither the store nor later hooks', function()
         local m = kept.start { files = { ['app.lua'] = apps.idle }, script = [[local dutch = require 'dutch-master'
             dutch.start { worker = 'app.lua', hookTimeout = 60,

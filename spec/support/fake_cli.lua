@@ -51,6 +51,8 @@ function M.new(world)
     function p.tty_size()
         return world.columns or 80, 24
     end
+    function p.read_file() end
+
     function p.pid()
         return 4711
     end

@@ -16,7 +16,7 @@ local FAILED, USAGE, NOT_RUNNING, NOT_PERMITTED, TIMED_OUT = 1, 2, 3, 77, 124
 local ANSWER_MS = 5000
 
 --- Masters in a row that may die before they have said a word.
-local MOST_LOST = 20
+M.MOST_LOST = 20
 
 --- Where the master of the script may listen, the likely place first. The master may have been started by a service
 -- manager, without the XDG_RUNTIME_DIR of the shell that asks, or as the owner of the script when root asks.
@@ -235,9 +235,11 @@ end
 --- What on.lost gives to have the next master asked.
 M.AGAIN = {}
 
---- By this the next master knows that it is the same request.
+--- By this the next master knows that it is the same request. Clients of several pid namespaces may ask one master, so
+-- it is random.
 function M.key(ctx)
-    return ('%d-%.0f'):format(ctx.platform.pid(), ctx.platform.now())
+    local random = ctx.platform.read_file('/proc/sys/kernel/random/uuid', 64)
+    return random and random:match '%S+' or ('%d-%.0f'):format(ctx.platform.pid(), ctx.platform.now())
 end
 
 --- Asks `request`. on.event(message), on.done(message) -> exit code, or nil to go on; on.failed(error) -> exit code.
@@ -324,7 +326,7 @@ function M.ask(ctx, request, on)
             return leave(told)
         end
         lost = lost + 1
-        conn = lost <= MOST_LOST and connect_again(ctx) or nil
+        conn = lost <= M.MOST_LOST and connect_again(ctx) or nil
         if conn then
             listen()
             return say_it()
@@ -354,6 +356,15 @@ function M.peer(ctx, verb, on_lost)
     end
     ctx.master_pid = conn:pid()
     return Peer.new(ctx.platform, conn, on_lost)
+end
+
+--- The same, with the master that follows one that died. -> peer, or nil: none does
+function M.next_peer(ctx, on_lost)
+    local conn = connect_again(ctx)
+    if conn then
+        ctx.master_pid = conn:pid()
+        return Peer.new(ctx.platform, conn, on_lost)
+    end
 end
 
 return M

@@ -19,6 +19,8 @@ local M = {
     codes = '0, 1 the master went away, 3 not running',
 }
 
+--- As many as a master remembers.
+local MOST = 1000
 local LEVELS = { [10] = 'trace', [20] = 'debug', [30] = 'info', [40] = 'warn', [50] = 'error', [60] = 'fatal' }
 local COLORS = { warn = 'yellow', error = 'red', fatal = 'red', info = 'cyan' }
 local USUAL = { name = true, hostname = true, pid = true, level = true, msg = true, time = true, v = true }
@@ -54,7 +56,7 @@ function M.run(ctx)
     return (client.ask(ctx, request, {
         event = function(answer)
             if answer.event ~= 'record' then
-                request.last = request.follow and 0 or request.last -- of another master, if this one dies
+                request.last = request.follow and MOST or request.last -- another master remembers its own alone
             elseif ctx.options.json then
                 ctx.out(wire.encode(answer.record) .. '\n')
             else

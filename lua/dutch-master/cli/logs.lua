@@ -169,7 +169,15 @@ local function begin(ctx, peer, state, silent, done)
     })
 end
 
--- Asks on and on. state = { after, width, shown }
+-- A master has answered.
+local function heard(ctx, state)
+    if state.lost > 0 and state.after and not ctx.options.json then
+        ctx.out(ctx.paint('dim', '(the master died, another one goes on: its last lines may be missing)') .. '\n')
+    end
+    state.lost = 0
+end
+
+-- Asks on and on. state = { after, width, shown, lost = masters since the last answer, timer }
 local function follow(ctx, peer, state)
     local timer
     local function silent()
@@ -182,12 +190,14 @@ local function follow(ctx, peer, state)
             wait = ctx.options.follow and state.after ~= nil and not state.more }, {
             timeout_ms = state.after and WAIT_MS or nil,
             event = function(answer)
+                heard(ctx, state)
                 if answer.event == 'line' and not ctx.mute then
                     show(ctx, state, answer.line)
                 end
             end,
             silent = silent,
             done = function(answer, error)
+                heard(ctx, state)
                 if error then
                     return client.finish(ctx, client.fail(ctx, 'logs: ' .. tostring(error.message)))
                 elseif answer.limit == 0 then
@@ -206,16 +216,39 @@ local function follow(ctx, peer, state)
                 elseif answer.more then
                     return ask()
                 end
-                timer = timer or ctx.platform.timer(ask)
+                state.timer = timer or ctx.platform.timer(ask)
+                timer = state.timer
                 timer:start(PAUSE_MS)
             end,
         })
     end
+    if state.after then
+        return ask()
+    end
     begin(ctx, peer, state, silent, ask)
 end
 
+-- The master has died, and another one may follow: it remembers what was written since.
+local function go_on(ctx, state)
+    local function lost()
+        go_on(ctx, state)
+    end
+    if state.timer then
+        state.timer:stop()
+    end
+    state.lost = state.lost + 1
+    local peer = state.lost <= client.MOST_LOST and client.next_peer(ctx, lost)
+    if not peer then
+        return client.finish(ctx, client.fail(ctx, ctx.script_name .. ': the master went away'))
+    end
+    if state.after then
+        state.after, state.more = 0, nil
+    end
+    follow(ctx, peer, state)
+end
+
 function M.run(ctx)
-    local state = { width = 1, last = ctx.options.lines or not ctx.options.since and DEFAULT_LINES or nil }
+    local state = { width = 1, lost = 0, last = ctx.options.lines or not ctx.options.since and DEFAULT_LINES or nil }
     if ctx.options.since then
         state.since = M.moment(ctx.options.since, ctx.platform.wall())
         if not state.since then
@@ -224,7 +257,7 @@ function M.run(ctx)
         end
     end
     local peer, code = client.peer(ctx, 'logs', function()
-        client.finish(ctx, client.fail(ctx, ctx.script_name .. ': the master went away'))
+        go_on(ctx, state)
     end)
     if not peer then
         if code == NOT_RUNNING then
