@@ -63,8 +63,15 @@ local function new_lane(network, listener)
 end
 
 local function new_listener(network, address, options)
-    local reuseport = options.reuseport and not options.fd and address.type ~= 'dgram' and not address.path
+    local reuseport = options.kept or options.reuseport and not options.fd and address.type ~= 'dgram' and not address.path
     local listener = { all = {}, others = {}, group = {}, steered = {}, options = options, real = address }
+    for _, fd in ipairs(options.kept and options.kept.lanes or {}) do
+        local lane = new_lane(network, listener)
+        lane.number, lane.waiting = fd, network.queues[fd] or {}
+    end
+    function listener.keep()
+        return {}
+    end
     function listener.address()
         return listener.real
     end
@@ -141,10 +148,11 @@ end
 --- @return the network: open (text -> listener), closed (texts, in order), taken (text -> true: EADDRINUSE),
 --  steering_fails, watching_fails, wake(lane), live_fds, quiet_ms (how long every client has been silent),
 --  helpers (a list, if set: what is bound with others' rights waits there, to be called),
---  groups (a stranger's inode -> its process group); of a listener, others (inodes of strangers)
+--  groups (a stranger's inode -> its process group), queues (a lane's descriptor -> what waits in it when a listener
+--  goes on with it: options.kept); of a listener, others (inodes of strangers)
 function M.add(platform)
     local network = { open = {}, closed = {}, taken = {}, live_fds = {}, next_fd = 100, next_port = 40000,
-        watched = {}, groups = {},
+        watched = {}, groups = {}, queues = {},
         quiet_ms = 5000 }
     function platform.address(text)
         local host, port = text:match '^([^:]*):(%d+)$'

@@ -11,10 +11,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
-/* Sockets of one address, by inode: a group of lanes has many. */
-enum { MAX_INODES = 64 };
+enum {
+    MAX_INODES = 64, /* sockets of one address: a group of lanes has many */
+    WORK_MS = 100,   /* for a name in a message: some thousand processes */
+};
 
 struct inodes {
     unsigned long list[MAX_INODES];
@@ -108,13 +111,23 @@ static void read_name(pid_t pid, char name[DM_HOLDER_NAME]) {
     }
 }
 
-static size_t find_all(const struct inodes *found, struct dm_holder *list, size_t room) {
+/* Time that this thread has worked, so that a busy machine does not shorten the search. */
+static long worked_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static size_t find_all(const struct inodes *found, struct dm_holder *list, size_t room,
+                       long allowed_ms) {
     size_t count = 0;
+    const long begun = worked_ms();
     DIR *dir = found->count > 0 ? opendir("/proc") : NULL;
     if (!dir) {
         return 0;
     }
-    for (struct dirent *entry = readdir(dir); entry && count < room; entry = readdir(dir)) {
+    for (struct dirent *entry = readdir(dir);
+         entry && count < room && worked_ms() - begun <= allowed_ms; entry = readdir(dir)) {
         if (isdigit((unsigned char)entry->d_name[0]) &&
             holds(dirfd(dir), entry->d_name, found) == 1) {
             struct dm_holder *holder = &list[count++];
@@ -139,7 +152,7 @@ bool dm_holder_find(const struct dm_address *address, struct dm_holder *holder) 
         read_port_table(tcp ? "/proc/net/tcp" : "/proc/net/udp", port, tcp, &found);
         read_port_table(tcp ? "/proc/net/tcp6" : "/proc/net/udp6", port, tcp, &found);
     }
-    return find_all(&found, holder, 1) == 1;
+    return find_all(&found, holder, 1, WORK_MS) == 1;
 }
 
 size_t dm_holder_list(const unsigned long *inodes, size_t count, struct dm_holder *list,
@@ -148,7 +161,7 @@ size_t dm_holder_list(const unsigned long *inodes, size_t count, struct dm_holde
     for (size_t i = 0; i < count; i++) {
         add(&found, inodes[i]);
     }
-    return find_all(&found, list, room);
+    return find_all(&found, list, room, LONG_MAX);
 }
 
 int dm_holder_group_has(pid_t group, unsigned long inode) {

@@ -304,6 +304,20 @@ function Former:end_strangers(known, fresh)
     return ended
 end
 
+--- The store is newer than the state: what was opened in between is here, and nobody has taken it.
+-- @param prefix of its names
+-- @return list of the names, in order
+function Former:unknown(prefix)
+    local names = {}
+    for name in pairs(self.store) do
+        if not self.taken[name] and name:sub(1, #prefix) == prefix then
+            names[#names + 1] = name
+        end
+    end
+    table.sort(names)
+    return names
+end
+
 --- What nobody has taken.
 function Former:close_rest()
     for name, fd in pairs(self.store) do

@@ -265,12 +265,23 @@ function Rotation.resume(options, kept, former)
     local self = Rotation.new(options)
     self.times_busy, self.lost = kept.times_busy, kept.lost
     local fds, by_fd = {}, {}
-    for i, lane in ipairs(kept.lanes) do
-        fds[i] = former:take(lane.fd)
-        if not fds[i] then
+    local function take(lane)
+        local fd = former:take(lane.fd)
+        fds[#fds + 1], by_fd[fd or 0] = fd, lane
+        return fd
+    end
+    for _, lane in ipairs(kept.lanes) do
+        if not take(lane) then
             return nil, ('%s: lane %s was not kept'):format(kept.address.text, lane.name)
         end
-        by_fd[fds[i]] = lane
+    end
+    -- Lanes that are younger than the state have no worker, but may have connections; their place in the group is not
+    -- known.
+    local prefix = ('lane/%d.'):format(self.number or 0)
+    for _, name in ipairs(former:unknown(prefix)) do
+        take { fd = name, name = name:sub(#'lane/' + 1), users = {} }
+        self.lane_count = math.max(self.lane_count or 0, tonumber(name:sub(#prefix + 1)) or 0)
+        kept.listener.uncertain = true
     end
     kept.listener.lanes = fds
     local message

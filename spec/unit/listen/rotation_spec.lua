@@ -3,6 +3,8 @@
 
 local Platform = require 'spec.support.fake_platform'
 local Rotation = require 'dutch-master.listen.rotation'
+local books = require 'dutch-master.keeper.book'
+local estate = require 'dutch-master.keeper.estate'
 local fake_network = require 'spec.support.fake_network'
 
 describe('a rotation', function()
@@ -58,6 +60,40 @@ describe('a rotation', function()
         assert.not_equal(first, second)
         rotation:drop(1)
         assert.equal(first, rotation:assign(3))
+    end)
+
+    it('goes on after the death of its master, with the lanes that are younger than the state', function()
+        new()
+        local fds = {}
+        for id = 1, 2 do
+            fds[id] = rotation:assign(id)
+            rotation:join(id)
+        end
+        local book = books.new(books.shared(), 0)
+        local kept = { version = estate.VERSION, shared = {}, one = rotation:keep(book) }
+        local store, text = {}, books.text(assert(book:close(kept)))
+        for _, part in ipairs(book.parts) do
+            for _, held in ipairs(part.fds) do
+                store[held.name] = held.fd
+            end
+        end
+        assert.same({ ['lane/0.1'] = fds[1], ['lane/0.2'] = fds[2] }, store)
+        store['lane/0.7'], store['lane/01.1'] = 901, 902
+        network.queues[901] = { 5, 6 }
+        local options = { platform = platform, log = log, balance = 'steered', want = 2, stall_timeout_ms = 1000,
+            stalled = function() end, awaits_workers = function() return awaited end }
+        rotation:close()
+        local former = assert(estate.read({ state = text, store = store }, platform))
+        rotation = assert(Rotation.resume(options, former.state.one, former))
+        assert.same({ 'lane/01.1' }, former:unknown 'lane/')
+        assert.is_true(network.open[':80'].options.kept.uncertain)
+        assert.same({ 1, 2 }, steered())
+        assert.equal(fds[1], rotation:assign(1))
+        assert.equal(901, rotation:assign(3)) -- two wait there
+        assert.equal('0.8', rotation.users[rotation:assign(4) and 4].name) -- of which none had the name
+        for _, lane in ipairs(network.open[':80'].all) do
+            lane.waiting = {}
+        end
     end)
 
     it('prefers the free lane in which most wait', function()
