@@ -83,6 +83,14 @@ local function watched_paths(ctx, argv, first)
     return paths
 end
 
+-- All of it stays: to look for garbage each time a quarter more is there took longer than to read it.
+local function read_master()
+    collectgarbage 'stop'
+    local master = require 'dutch-master.master'
+    collectgarbage('restart', -1) -- LuaJIT: after a pause
+    return master
+end
+
 local function run_master(ctx, argv, first)
     local script, second = argv[first], argv[first + 1]
     if second and IS_VERB[second] then
@@ -116,7 +124,7 @@ local function run_master(ctx, argv, first)
     end
     -- Before the rest of the program is read: it starts meanwhile.
     local process = require('dutch-master.script.process').start { platform = ctx.platform, script = path }
-    local code = require('dutch-master.master').run { script = path, argv = argv, takes_over = flags['--take-over'],
+    local code = read_master().run { script = path, argv = argv, takes_over = flags['--take-over'],
         script_process = process }
     if code == nil and watched[1] then
         require('dutch-master.cli.changes_watch').start(ctx, watched)

@@ -117,12 +117,7 @@ int dm_lua_state_enter(struct lua_State *L, int argc, char **argv) {
         lua_pushstring(L, argv[i]);
         lua_rawseti(L, -2, i);
     }
-    /* What is read now stays: marking it again each time a quarter has come took longer than all
-     * else here. LuaJIT: with -1 a pause comes first. */
-    lua_gc(L, LUA_GCSTOP, 0);
-    const int error = dm_lua_call(L, 1, 1, "start");
-    lua_gc(L, LUA_GCRESTART, -1);
-    if (error) {
+    if (dm_lua_call(L, 1, 1, "start") != 0) {
         return DM_LUA_PANIC;
     }
     const int code = lua_isnumber(L, -1) ? (int)lua_tointeger(L, -1) : DM_LUA_RUN;
