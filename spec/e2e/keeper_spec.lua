@@ -61,9 +61,9 @@ describe('a master with a keeper', function()
         m:await 'Cluster ready'
         assert.equal(m.pid, tonumber(io.open(dir .. '/pid'):read '*a'))
         local before = survive(m, { port = port, clients = 4 })
-        local status = cli.run(m, { 'status', m.script })
-        local out = status.out
-        assert.truthy(out:find('2 of 2 workers serving, generation 1', 1, true), out)
+        m:wait_until(function() -- one that was in the middle of its fork is forked again
+            return cli.run(m, { 'status', m.script }).out:find('2 of 2 workers serving, generation 1', 1, true)
+        end, 'both workers to serve')
         go_on(m, before)
     end)
 

@@ -129,6 +129,9 @@ function log.subscribe(_, fn)
         followers[fn] = nil
     end
 end
+function log.lost()
+    return 0
+end
 function log.error(_, fields)
     failures = failures + 1
     print('failed: ' .. cjson.encode(fields))

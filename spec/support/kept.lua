@@ -39,7 +39,11 @@ local TOOK_OVER = 'The former master died, this one has taken over'
 --- Ends the master and waits for the next one. @return its record
 function M.kill(m, signal, keeper)
     local count = #m:records(TOOK_OVER)
-    local pid = assert(M.pid(m, keeper), 'there is no master')
+    local pid
+    m:wait_until(function() -- the kernel's list of children may be short of one while others come and go
+        pid = M.pid(m, keeper)
+        return pid
+    end, 'a master')
     assert(uv.kill(pid, signal or 'sigkill'))
     return m:await(TOOK_OVER, { count = count + 1 })
 end
