@@ -138,7 +138,8 @@ function log.error(_, fields)
 end
 
 local claim = { paths = { '/x' }, look = function() return {} end }
-assert(control.new({ platform = platform, cluster = cluster, log = log, claim = claim }):open())
+assert(control.new({ platform = platform, cluster = cluster, log = log, claim = claim,
+    output = { lines = 0, bytes = 0, limit = 1 } }):open())
 
 local function new_client()
     local conn = { finals = 0, requests = 0 }
