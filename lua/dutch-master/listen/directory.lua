@@ -287,10 +287,17 @@ local function mode_of(request)
     return bits > 0 and bits + (request.adds_modes and ADDS or 0) or nil
 end
 
+-- A key of a state that a former version wrote: it put one "+" for each port that the worker had already.
+local function numbered(key)
+    return (key:gsub('^(.*:0#%d+)(%++)$', function(base, signs)
+        return base .. '+' .. #signs
+    end))
+end
+
 -- The n-th listen(0) of every worker is one port; but datagram sockets without a port are each worker's own. A unix
 -- socket is its user's: workers of another user have no part in it.
 local function key_of(id, request)
-    local key = request.key or request.name or request.text
+    local key = request.key and numbered(request.key) or request.name or request.text
     if not request.stream and request.port == 0 and request.type ~= 'unix' then
         key = key .. '@' .. id
     elseif request.as and request.text and request.text:find '^unix:' then
@@ -302,9 +309,11 @@ end
 -- A worker that has found a port by listen(0), closed that and listens at the port, as get-port does, and asks for a
 -- port once more: that is another one.
 local function spare_key(self, id, request)
-    local key = key_of(id, request)
+    local base, found = key_of(id, request), 0
+    local key = base
     while request.stream and request.port == 0 and self.by_key[key] and self.by_key[key]:has(id) do
-        key = key .. '+'
+        found = found + 1
+        key = base .. '+' .. found
     end
     return key
 end
@@ -635,6 +644,9 @@ function Directory:resume(state, former)
     local ok, message = resume_list(self, state.plan, former, function(rotation)
         self.plan[#self.plan + 1] = rotation
     end)
+    for _, asked in ipairs(state.asked) do
+        asked.key = numbered(asked.key)
+    end
     if ok then
         ok, message = resume_list(self, state.asked, former, function(rotation)
             self.by_key[rotation.key] = rotation

@@ -1,5 +1,7 @@
 local Directory = require 'dutch-master.listen.directory'
 local Platform = require 'spec.support.fake_platform'
+local books = require 'dutch-master.keeper.book'
+local estate = require 'dutch-master.keeper.estate'
 local fake_network = require 'spec.support.fake_network'
 
 describe('the directory of listeners', function()
@@ -62,6 +64,44 @@ describe('the directory of listeners', function()
         assert.equal(other, directory:find(1, again))
         assert.equal(found, directory:open(2, request('127.0.0.1:0', any))) -- as the first one found
         found:drop(1)
+    end)
+
+    it('numbers the ports that a worker asks for beside one that it has, and knows them as a former version wrote them', function()
+        local any = { name = 'tcp4:127.0.0.1:0#0' }
+        local first = directory:open(1, request('127.0.0.1:0', any))
+        first:assign(1, any)
+        local wishes, found = {}, {}
+        for i = 1, 3 do
+            wishes[i] = request('127.0.0.1:0', any)
+            found[i] = directory:open(1, wishes[i])
+            found[i]:assign(1, wishes[i])
+        end
+        assert.same({ any.name .. '+1', any.name .. '+2', any.name .. '+3' },
+            { wishes[1].key, wishes[2].key, wishes[3].key })
+        local book, store = books.new(books.shared(), 0), {}
+        local state = { version = estate.VERSION, shared = {}, one = directory:keep(book) }
+        local text = books.text(assert(book:close(state))):gsub('(:0#0)%+(%d)', function(key, count)
+            return key .. ('+'):rep(count)
+        end)
+        for _, part in ipairs(book.parts) do
+            for _, held in ipairs(part.fds) do
+                store[held.name] = held.fd
+            end
+        end
+        directory:close()
+        local former = assert(estate.read({ state = text, store = store }, platform))
+        assert.equal(any.name .. '+++', former.state.one.asked[4].key)
+        new()
+        assert(directory:resume(former.state.one, former))
+        for i, rotation in ipairs { unpack(directory.rotations, 2) } do
+            assert.equal(wishes[i].key, rotation.key)
+            assert.equal(rotation, directory:find(1, request('127.0.0.1:0', { key = any.name .. ('+'):rep(i) })))
+        end
+        local fourth = directory:open(1, request('127.0.0.1:0', any))
+        assert.equal(any.name .. '+4', fourth.key)
+        for _, rotation in ipairs(directory.rotations) do
+            rotation:drop(1)
+        end
     end)
 
     it('lets go of what nobody has any more where a worker wants the port in another form', function()
