@@ -270,6 +270,11 @@ local function is_over(self, now, idle, better)
     return age >= AT_WORK_MS or age >= BUSY_MS and (idle() ~= false or not better())
 end
 
+--- When it must be looked at again, if it is out of rotation for a moment; nil: it is not.
+function Lane:due()
+    return self.busy_at and self.busy_at + AT_WORK_MS
+end
+
 --- Looks at it in passing, every few milliseconds while connections wait somewhere.
 -- @param depth connections that wait in it
 -- @param idle as for `watch`

@@ -20,7 +20,8 @@ local GLANCE_MS, EMPTY_GLANCES = 3, 5
 --- @param options {platform, busy_ms = between two ticks while connections wait, lanes = who looks at them:
 --   :tick() -> 'busy' (connections wait), 'unsettled' (there is something to come back to), 'quiet', or nil: there is
 --              nobody to look after,
---   :glance() -> whether connections wait, :near() -> descriptors to watch for that,
+--   :glance() -> whether connections wait, when to glance again though none do (nil: it is of no use),
+--   :near() -> descriptors to watch for connections,
 --   :watched() -> all descriptors to watch, how long at most in ms; or nil: it is no time for rest}
 function Pace.new(options)
     local self = setmetatable({
@@ -28,6 +29,7 @@ function Pace.new(options)
         ticking = false, resting = false, quiet_ticks = 0,
         tick_at = 0, -- when the next tick is due
         glanced_at = -GLANCE_MS,
+        due = nil, -- when to glance again though nothing waits
         glances = 0, -- to come before the queues are watched
     }, Pace)
     self.timer = self.platform.timer(function()
@@ -58,13 +60,15 @@ local function watch(self, fds)
     return self.watching
 end
 
--- The timer runs until the next glance, if there are some to come, else until the next tick.
+-- The timer runs until the next glance, if there is one to come, else until the next tick.
 local function go_on(self)
-    local left = math.max(self.tick_at - self.platform.now(), 0)
+    local now = self.platform.now()
+    local left = math.max(self.tick_at - now, 0)
     if self.glances == 0 and not self.watching then
         watch(self, self.lanes:near())
     end
-    self.timer:start(self.glances > 0 and math.min(GLANCE_MS, left) or left)
+    local glance_ms = self.glances > 0 and GLANCE_MS or self.due and math.max(self.due - now, GLANCE_MS) or left
+    self.timer:start(math.min(glance_ms, left))
 end
 
 --- Something happens: back to ticks. Lanes may come or go now.
@@ -95,7 +99,9 @@ local function glance(self)
     local now = self.platform.now()
     if now - self.glanced_at >= GLANCE_MS - 1 then
         self.glanced_at = now
-        self.glances = self.lanes:glance() and EMPTY_GLANCES or math.max(self.glances - 1, 0)
+        local waits
+        waits, self.due = self.lanes:glance()
+        self.glances = waits and EMPTY_GLANCES or math.max(self.glances - 1, 0)
     end
 end
 

@@ -767,15 +767,18 @@ end
 
 --- Looks at what waits, in passing: every few milliseconds while something does. Busy lanes are steered around, and
 -- what waits there goes to workers that are idle.
--- @return whether connections wait
+-- @return whether connections wait; when to look again though none do, nil: whenever some come
 function Rotation:glance(now)
     if not self:is_quick() then
         return false
     end
-    local queued, changed = self.listener:queued(), false
+    local queued, changed, due = self.listener:queued(), false, math.huge
     self.glances, self.asleep = self.glances + 1, {}
     for _, lane in ipairs(self.lanes) do
-        changed = is_served(lane) and glance_at(self, lane, now, queued and queued[lane.socket] or 0) or changed
+        if is_served(lane) then
+            changed = glance_at(self, lane, now, queued and queued[lane.socket] or 0) or changed
+            due = math.min(due, lane:due() or due)
+        end
     end
     relieve(self)
     if changed then
@@ -783,7 +786,7 @@ function Rotation:glance(now)
     else
         self.steering:settle()
     end
-    return queued ~= nil
+    return queued ~= nil, due < math.huge and due or nil
 end
 
 --- Whether its lanes are looked at in passing: where each worker has one, and any may take what another's has.

@@ -484,13 +484,15 @@ function Sockets:tick()
     return busy and 'busy' or unsettled and 'unsettled' or 'quiet'
 end
 
---- Looks at the queues in passing. @return whether connections wait
+--- Looks at the queues in passing. @return as Rotation:glance
 function Sockets:glance()
-    local now, waiting_somewhere = self.platform.now(), false
+    local now, waiting_somewhere, first = self.platform.now(), false, nil
     for _, rotation in ipairs(self.directory.rotations) do
-        waiting_somewhere = rotation:glance(now) or waiting_somewhere
+        local waits, due = rotation:glance(now)
+        waiting_somewhere = waits or waiting_somewhere
+        first = due and math.min(due, first or due) or first
     end
-    return waiting_somewhere
+    return waiting_somewhere, first
 end
 
 --- What to watch between two ticks: the queues that are looked at in passing. @return descriptors

@@ -74,6 +74,19 @@ local function round_robin(port, count)
     end
 end
 
+local TICKS_A_SECOND = 100 -- USER_HZ
+
+local function cpu_ms(pid)
+    local file = assert(io.open(('/proc/%d/stat'):format(pid)))
+    local text = file:read('*a'):match '%) (.*)'
+    file:close()
+    local fields = {}
+    for field in text:gmatch '%S+' do
+        fields[#fields + 1] = field
+    end
+    return (tonumber(fields[12]) + tonumber(fields[13])) * 1000 / TICKS_A_SECOND
+end
+
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Load
 
@@ -224,17 +237,19 @@ local function measure_all(subjects, count, ports)
 end
 
 local function compare(count, only)
-    local ports, stops = {}, {}
+    local ports, stops, masters, worked = {}, {}, {}, {}
     local subjects, ratios = subjects_of(only)
     print(('%d workers, %g requests a second: waiting in ms'):format(count, count * RATE_OF_A_WORKER))
     for i, subject in ipairs(subjects) do
         ports[subject.name] = http.free_port()
-        stops[i] = subject.start(ports[subject.name], count)
+        stops[i], masters[i] = subject.start(ports[subject.name], count)
+        worked[i] = masters[i] and cpu_ms(masters[i]:process_pid())
     end
     local results = measure_all(subjects, count, ports)
-    for _, subject in ipairs(subjects) do
+    for i, subject in ipairs(subjects) do
         local all = results[subject.name].all
-        print(('  %-22s p50 %6.1f  p90 %6.1f  p99 %6.1f'):format(subject.name, all.p50, all.p90, all.p99))
+        print(('  %-22s p50 %6.1f  p90 %6.1f  p99 %6.1f%s'):format(subject.name, all.p50, all.p90, all.p99, masters[i]
+            and ('  master %4.0f ms of processor'):format(cpu_ms(masters[i]:process_pid()) - worked[i]) or ''))
     end
     for _, ratio in ipairs(ratios) do
         local what, one, other, key = unpack(ratio)
@@ -249,19 +264,6 @@ end
 
 -- ---------------------------------------------------------------------------------------------------------------------
 -- What it costs the master
-
-local TICKS_A_SECOND = 100 -- USER_HZ
-
-local function cpu_ms(pid)
-    local file = assert(io.open(('/proc/%d/stat'):format(pid)))
-    local text = file:read('*a'):match '%) (.*)'
-    file:close()
-    local fields = {}
-    for field in text:gmatch '%S+' do
-        fields[#fields + 1] = field
-    end
-    return (tonumber(fields[12]) + tonumber(fields[13])) * 1000 / TICKS_A_SECOND
-end
 
 local function switches(pid)
     local file = assert(io.open(('/proc/%d/status'):format(pid)))
