@@ -26,6 +26,11 @@ local DOUBT_MS, LOOK_MS = 100, 50
 
 local definition
 
+-- Until the next fork.
+local function wait(self, ms)
+    self.wait_ms, self.fork_at = ms, self.platform.now() + ms
+end
+
 --- An empty slot. It forks as soon as the loop turns.
 -- @param options {number, generation, platform, agenda,
 --   rules = function() -> {first_ms, max_ms, reset_ms, soak_ms, stall_ms}, on = {fork, filled, doubtful, proved,
@@ -34,7 +39,7 @@ function Slot.new(options)
     local self = setmetatable(options, Slot)
     self.failures = 0 -- in a row
     self.forks = 0
-    self.wait_ms = 0
+    wait(self, 0)
     self.agenda:start(self, definition)
     return self
 end
@@ -44,7 +49,8 @@ function Slot:is_proving(worker)
     return self.state == 'proving' and self.incoming == worker
 end
 
-local KEPT = { 'number', 'generation', 'failures', 'forks', 'wait_ms', 'forked_at', 'prolonged_ms', 'soak_ms' }
+local KEPT = { 'number', 'generation', 'failures', 'forks', 'wait_ms', 'forked_at', 'fork_at', 'jitter', 'prolonged_ms',
+    'soak_ms' }
 
 --- For another master: see keeper/estate.lua.
 function Slot:keep()
@@ -77,6 +83,7 @@ function Slot.resume(options, kept, workers)
     end
     self.current, self.incoming = workers[kept.current], workers[kept.incoming]
     self.weary = workers[kept.weary]
+    self.fork_at = self.fork_at or self.platform.now() + self.wait_ms -- of a state that does not say
     self.proof = self.rules()
     self.agenda:start(self, definition, state_of(self, kept))
     return self
@@ -85,15 +92,18 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Actions
 
+-- The jitter was drawn with the fork: a master that goes on where another one died comes to the same wait.
 local function failed(self, worker, why)
     self.failures = self.failures + 1
-    self.wait_ms = backoff.delay(self.failures, self.rules(), self.platform.random)
+    wait(self, backoff.delay(self.failures, self.rules(), function()
+        return self.jitter or self.platform.random()
+    end))
     self.on.failed(self, worker, why)
 end
 
 local function fork(self)
     self.forked_at = self.platform.now()
-    self.forks = self.forks + 1
+    self.forks, self.jitter = self.forks + 1, self.platform.random()
     self.proof = self.rules()
     self.incoming = self.on.fork(self)
 end
@@ -132,7 +142,7 @@ end
 local function renew(self, state)
     drop_incoming(self, 'superseded')
     self.failures = 0
-    self.wait_ms = pace(self)
+    wait(self, pace(self))
     return state
 end
 
@@ -203,7 +213,7 @@ serving = {
     end,
     replace = function(self, generation, _, soak_ms)
         self.generation, self.soak_ms = generation or self.generation, soak_ms
-        self.wait_ms = generation and 0 or pace(self)
+        wait(self, generation and 0 or pace(self))
         self.failures = 0
         if self.wait_ms == 0 then
             fork(self)
@@ -294,7 +304,7 @@ drained = { -- given up; its workers are leaving
 
 -- Filling and replacing have a deadline only while there is no worker on its way, who has a deadline of its own.
 local function next_fork(self)
-    return not self.incoming and self.wait_ms or nil
+    return not self.incoming and math.max(self.fork_at - self.platform.now(), 0) or nil
 end
 
 definition = machine.define {

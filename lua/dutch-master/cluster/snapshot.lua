@@ -56,10 +56,9 @@ end
 
 local function of_slot(cluster, slot)
     local waits = not slot.incoming and slot.state ~= 'serving' and slot.state ~= 'proving'
-    local next_fork = slot.forked_at and slot.forked_at + slot.wait_ms - cluster.platform.now() or 0
     return { slot = slot.number, state = slot.state, failures = slot.failures, restarts = slot.forks - 1,
         preparing = slot.incoming and slot.incoming.state == 'preparing' or nil,
-        backoff_ms = waits and math.max(next_fork, 0) or nil }
+        backoff_ms = waits and math.max(slot.fork_at - cluster.platform.now(), 0) or nil }
 end
 
 local function of_slots(cluster)

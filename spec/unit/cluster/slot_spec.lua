@@ -121,6 +121,56 @@ describe('slot', function()
         assert.same({ 1, 0 }, { slot.failures, slot.wait_ms })
     end)
 
+    -- The same slot in another master, from what is kept of it.
+    local function of_another_master(kept, workers)
+        local options = { platform = platform, agenda = agenda, rules = slot.rules, on = slot.on }
+        agenda:finish(slot)
+        slot = Slot.resume(options, kept, workers or {})
+    end
+
+    local function fail_three_times()
+        for i = 1, 3 do
+            platform:run_until(function() return forked[i] end, 10000)
+            if i < 3 then
+                post('lost', forked[i], 'crashed')
+            end
+        end
+    end
+
+    it('forks when it was said, also if its master dies meanwhile', function()
+        fail_three_times()
+        post('lost', forked[3], 'crashed')
+        local at = platform.now() + slot.wait_ms
+        assert.is_true(slot.wait_ms >= 150, slot.wait_ms)
+        platform:advance(100)
+        of_another_master(slot:keep())
+        platform:run_until(function() return forked[4] end, 10000)
+        assert.equal(at, platform.now())
+    end)
+
+    it('comes to the same wait again in a master that hears of the same failure', function()
+        fail_three_times()
+        local kept = slot:keep() -- before it failed
+        kept.incoming = forked[3].id
+        post('lost', forked[3], 'crashed')
+        local said, failures = slot.wait_ms, slot.failures
+        of_another_master(kept, { [forked[3].id] = forked[3] })
+        post('lost', forked[3], 'crashed')
+        assert.same({ said, failures }, { slot.wait_ms, slot.failures })
+    end)
+
+    it('waits as long as a master of before has said, which did not keep until when', function()
+        fail_three_times()
+        post('lost', forked[3], 'crashed')
+        local kept = slot:keep()
+        kept.fork_at, kept.jitter, kept.wait_ms = nil, nil, 300
+        of_another_master(kept)
+        platform:advance(299)
+        assert.equal(3, #forked)
+        platform:advance(1)
+        assert.equal(4, #forked)
+    end)
+
     it('tries again when a fork is refused', function()
         refuse = 'EAGAIN'
         platform:advance(0)
