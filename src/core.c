@@ -13,10 +13,12 @@ static const uint64_t LAST_RESORT_MS = 5000;
 
 /* ---- the keeper ---- */
 
-static void on_kept_signal(void *ctx, int number, pid_t pid, uid_t uid) {
+static void on_kept_signal(void *ctx, const struct dm_keeper_frame *frame) {
     struct dm_core *core = ctx;
-    if (core->signals.fd >= 0 && sigismember(&core->signals.set, number) == 1) {
-        core->signals.on_signal(&core->signals, number, pid, uid);
+    if (core->signals.fd >= 0 && sigismember(&core->signals.set, frame->number) == 1) {
+        core->signals.on_signal(&core->signals, frame->number, frame->pid, frame->uid,
+                                frame->at_ms);
+        dm_kept_touch(&core->kept); /* the keeper has it until a snapshot is written */
     }
 }
 

@@ -358,7 +358,7 @@ local SIGNALS = {
     SIGTTIN = 'more', SIGTTOU = 'fewer',
 }
 
-local function on_signal(self, action, name, pid, uid)
+local function on_signal(self, action, name, pid, uid, at)
     if not self.cluster then -- the script is still being evaluated: nothing was done that must be undone
         if action == 'stop' then
             self:close()
@@ -367,7 +367,7 @@ local function on_signal(self, action, name, pid, uid)
         return
     end
     -- From 0 come those of the kernel itself, such as ^C on a terminal.
-    local request = { cause = 'signal', signal = name, who = pid > 0 and self.platform.who(pid, uid) or nil }
+    local request = { cause = 'signal', signal = name, who = pid > 0 and self.platform.who(pid, uid) or nil, at = at }
     local cluster = self.cluster
     if action == 'stop' then
         cluster:stop(request)
@@ -392,8 +392,8 @@ function Master:listen_to_signals(restart_signal)
     for name, action in pairs(SIGNALS) do
         actions[name] = action
     end
-    self.platform.signals(sorted_keys(actions), function(name, pid, uid)
-        on_signal(self, actions[name], name, pid, uid)
+    self.platform.signals(sorted_keys(actions), function(name, pid, uid, at)
+        on_signal(self, actions[name], name, pid, uid, at)
     end)
 end
 

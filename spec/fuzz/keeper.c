@@ -170,7 +170,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             send_one(&in, ends[1], made);
             listen_to_master();
         } else if (next < 220) {
-            k.pending[next % NSIG].ssi_signo = next % NSIG;
+            k.pending[next % NSIG].state = DM_SIGNAL_WAITS;
+            k.pending[next % NSIG].order = ++k.signals_read;
         } else if (next < 230) { /* as if another keeper had died */
             dm_children_find_elsewhere(&k.children);
             dm_children_look_elsewhere(&k.children, true);

@@ -1,6 +1,7 @@
 /* faults.c: for LD_PRELOAD: the master dies of SIGKILL just before the so-manieth of its system
  * calls that matter: those that fork, that give something to its keeper, that signal, and the one
- * that ends each turn of its loop, after the snapshot. DM_FAULTS names a file with a number of 8
+ * that ends each turn of its loop, before the snapshot; or just after it has read what its keeper
+ * says. DM_FAULTS names a file with a number of 8
  * bytes, which each of them counts down: at 0 it happens, once, whichever master it is by then. 0
  * in it: nothing happens. */
 #define _GNU_SOURCE
@@ -62,6 +63,18 @@ long syscall(long number, ...) {
 ssize_t sendmsg(int fd, const struct msghdr *message, int flags) {
     NEXT(sendmsg);
     return next(fd, message, flags);
+}
+
+ssize_t recv(int fd, void *buffer, size_t size, int flags) {
+    static __typeof__(&recv) next;
+    if (!next) {
+        *(void **)&next = dlsym(RTLD_NEXT, "recv");
+    }
+    const ssize_t got = next(fd, buffer, size, flags);
+    if (got > 0) {
+        step();
+    }
+    return got;
 }
 
 int socketpair(int domain, int type, int protocol, int ends[2]) {

@@ -1,6 +1,8 @@
 /* signals.c: see signals.h. */
 #include "base/signals.h"
 
+#include "base/timer.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,8 +21,8 @@ static void on_readable(uv_poll_t *poll, int status, int events) {
     struct signalfd_siginfo info[SIGNALS_PER_TICK];
     const ssize_t n = read(signals->fd, info, sizeof info);
     for (size_t i = 0; n > 0 && i < (size_t)n / sizeof *info && signals->fd >= 0; i++) {
-        signals->on_signal(signals, (int)info[i].ssi_signo, (pid_t)info[i].ssi_pid,
-                           info[i].ssi_uid);
+        signals->on_signal(signals, (int)info[i].ssi_signo, (pid_t)info[i].ssi_pid, info[i].ssi_uid,
+                           dm_now_ms());
     }
 }
 
@@ -49,9 +51,7 @@ void dm_signals_release(void) {
     pthread_sigmask(SIG_SETMASK, &none, NULL);
 }
 
-void dm_signals_init(struct dm_signals *signals, void *data,
-                     void (*on_signal)(struct dm_signals *signals, int number, pid_t sender,
-                                       uid_t sender_uid)) {
+void dm_signals_init(struct dm_signals *signals, void *data, dm_signals_cb on_signal) {
     *signals = (struct dm_signals){.fd = -1, .on_signal = on_signal, .data = data};
     held_signals(&signals->set); /* dropped by dm_signals_set where nobody wants them */
 }

@@ -13,17 +13,21 @@
 void dm_signals_hold(void);
 void dm_signals_release(void);
 
+struct dm_signals;
+
+/* at_ms: when it was read, by a keeper of ours or here. */
+typedef void (*dm_signals_cb)(struct dm_signals *signals, int number, pid_t sender,
+                              uid_t sender_uid, uint64_t at_ms);
+
 struct dm_signals {
     struct dm_poll poll;
     int fd; /* -1 before the first dm_signals_set */
     sigset_t set;
-    void (*on_signal)(struct dm_signals *signals, int number, pid_t sender, uid_t sender_uid);
+    dm_signals_cb on_signal;
     void *data;
 };
 
-void dm_signals_init(struct dm_signals *signals, void *data,
-                     void (*on_signal)(struct dm_signals *signals, int number, pid_t sender,
-                                       uid_t sender_uid));
+void dm_signals_init(struct dm_signals *signals, void *data, dm_signals_cb on_signal);
 /* Replaces the set listened to. What is dropped from it is unblocked, with its old disposition for
  * what comes from now on. */
 int dm_signals_set(struct dm_signals *signals, uv_loop_t *loop, const sigset_t *set);

@@ -34,20 +34,33 @@ static bool tell(const struct dm_keeper_frame *frame) {
            (errno != EAGAIN && errno != ENOBUFS);
 }
 
+static struct dm_keeper_signal *first_that_waits(void) {
+    struct dm_keeper_signal *first = NULL;
+    for (int i = 1; i < NSIG; i++) {
+        struct dm_keeper_signal *s = &k.pending[i];
+        first = s->state == DM_SIGNAL_WAITS && (!first || s->order < first->order) ? s : first;
+    }
+    return first;
+}
+
 /* A successor is told of signals when it supervises: before, it could not do what they ask.
  * -> whether some could not be told */
 static bool report_signals(void) {
-    bool left = false;
-    for (int i = 1; i < NSIG && k.socket >= 0 && (k.supervises || k.starts == 1); i++) {
-        struct signalfd_siginfo *info = &k.pending[i];
-        const struct dm_keeper_frame frame = {
-            .op = DM_KEEPER_SIGNAL, .number = i, .pid = (int)info->ssi_pid, .uid = info->ssi_uid};
-        if (info->ssi_signo != 0 && tell(&frame)) {
-            info->ssi_signo = 0;
+    const bool is_able = k.socket >= 0 && (k.supervises || k.starts == 1);
+    struct dm_keeper_signal *s;
+    while (is_able && (s = first_that_waits())) {
+        const struct dm_keeper_frame frame = {.op = DM_KEEPER_SIGNAL,
+                                              .number = (int)(s - k.pending),
+                                              .pid = s->pid,
+                                              .uid = s->uid,
+                                              .order = s->order,
+                                              .at_ms = s->at_ms};
+        if (!tell(&frame)) {
+            return true;
         }
-        left = left || info->ssi_signo != 0;
+        s->state = DM_SIGNAL_TOLD;
     }
-    return left;
+    return false;
 }
 
 static void reap(struct dm_keeper_held *held) {
@@ -169,11 +182,9 @@ static void read_signals(void) {
             stop_for_a_while();
         } else if (info.ssi_signo < NSIG && info.ssi_signo != SIGCHLD &&
                    info.ssi_signo != SIGPIPE && info.ssi_signo != SIGXFSZ) {
-            k.pending[info.ssi_signo] = info;
-            if (info.ssi_signo == SIGTERM || info.ssi_signo == SIGINT ||
-                info.ssi_signo == SIGQUIT) {
-                k.end_asked = info;
-            }
+            k.pending[info.ssi_signo] = (struct dm_keeper_signal){
+                DM_SIGNAL_WAITS, (int)info.ssi_pid, info.ssi_uid, ++k.signals_read, dm_now_ms()};
+            k.end_asked = k.end_asked || dm_asks_for_end((int)info.ssi_signo);
             k.next_start_ms = 0; /* whoever asks for something is not kept waiting by a pause */
         }
     }

@@ -17,7 +17,7 @@
 enum {
     DM_KEEPER_NAME = 48,     /* bytes of a descriptor's name, with its NUL */
     DM_KEEPER_FDS = 32768,   /* descriptors in the store; a worker has up to six */
-    DM_KEEPER_MARKS = 16384, /* channels: see dm_keeper_memory */
+    DM_KEEPER_MARKS = 16368, /* channels: see dm_keeper_memory */
     DM_KEEPER_TEXT = 4096,   /* of a notification, as systemd's own limit */
     DM_KEEPER_STATE = 32 << 20,
     DM_KEEPER_BEFORE = 64,
@@ -36,7 +36,7 @@ enum dm_keeper_op {
     DM_KEEPER_UPGRADE, /* with the descriptor of a program: when I have left, become it */
     DM_KEEPER_SETTLED, /* the program that was left is not needed any more */
     /* from the keeper */
-    DM_KEEPER_SIGNAL, /* number, pid, uid */
+    DM_KEEPER_SIGNAL, /* number, pid, uid, order, at_ms */
     DM_KEEPER_ENDED, /* pid, code, signaled, core: a zombie now; number: others of its group live */
     DM_KEEPER_REAPED, /* pid, usage */
 };
@@ -46,6 +46,7 @@ struct dm_keeper_frame {
     int32_t number, pid, code;
     uint32_t uid;
     uint8_t signaled, core;
+    uint64_t order, at_ms; /* of signals: counts them; when the keeper read it */
     struct rusage usage;
     char text[DM_KEEPER_TEXT];
 };
@@ -98,6 +99,8 @@ struct dm_keeper_memory {
     } snapshots[2];
     /* By channel, of enum dm_keeper_mark. */
     volatile uint8_t marks[DM_KEEPER_MARKS];
+    /* Up to which of the signals that it was told of each snapshot has what they ask for. */
+    volatile uint64_t heard[2];
     char text[2][DM_KEEPER_STATE];
 };
 

@@ -174,6 +174,7 @@ int dm_kept_write(struct dm_kept *kept, const struct iovec *parts, size_t count)
     }
     memory->snapshots[half].size = size;
     memory->snapshots[half].sum = dm_keeper_sum(memory->text[half], size);
+    memory->heard[half] = kept->heard;
     __sync_synchronize();
     memory->snapshots[half].number = number;
     return 0;
@@ -304,7 +305,8 @@ void dm_mark_close(struct dm_mark *mark) {
 
 static void handle(struct dm_kept *kept, const struct dm_keeper_frame *frame) {
     if (frame->op == DM_KEEPER_SIGNAL) {
-        kept->events->on_signal(kept->ctx, frame->number, frame->pid, frame->uid);
+        kept->heard = frame->order > kept->heard ? frame->order : kept->heard;
+        kept->events->on_signal(kept->ctx, frame);
     } else if (frame->op == DM_KEEPER_ENDED) {
         kept->events->on_ended(kept->ctx, frame);
     } else if (frame->op == DM_KEEPER_REAPED) {
@@ -343,6 +345,7 @@ int dm_kept_open(struct dm_kept *kept, uv_loop_t *loop, const struct dm_keeper_l
         const uint64_t number = link->memory->snapshots[i].number;
         kept->snapshots = number > kept->snapshots ? number : kept->snapshots;
     }
+    kept->heard = dm_keeper_heard(link->memory);
     const int rc = dm_poll_init(loop, &kept->poll, link->socket);
     if (rc != 0) {
         return rc;

@@ -12,7 +12,7 @@
 struct dm_kept;
 
 struct dm_kept_events {
-    void (*on_signal)(void *ctx, int number, pid_t pid, uid_t uid);
+    void (*on_signal)(void *ctx, const struct dm_keeper_frame *frame);
     void (*on_ended)(void *ctx, const struct dm_keeper_frame *frame);
     void (*on_reaped)(void *ctx, pid_t pid, const struct rusage *usage);
     /* The keeper has died. What is put, dropped and told of exits from then on is noted here:
@@ -43,6 +43,7 @@ struct dm_kept {
     struct dm_link touched;
     uint8_t used[DM_KEEPER_MARKS];
     uint64_t snapshots;
+    uint64_t heard;      /* the order of the newest signal */
     uint64_t rest_until; /* ns: no snapshot before */
     uint64_t leave_by;   /* 0: not leaving */
     bool open, dirty, lost;

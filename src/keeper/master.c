@@ -109,6 +109,18 @@ static bool died_early(const struct dm_keeper *k) {
     return k->died_of != 0 && k->died_of != SIGKILL && dm_now_ms() - k->started_ms < STEADY_MS;
 }
 
+/* What the dead one may not have come to. Who asks for the end is heard by each master, for the
+ * state may be of no use to it: where it is, it says that the end was asked for then. */
+static void tell_signals_again(struct dm_keeper *k) {
+    const uint64_t heard = dm_keeper_heard(k->memory);
+    for (int i = 1; i < NSIG; i++) {
+        struct dm_keeper_signal *s = &k->pending[i];
+        if (s->state == DM_SIGNAL_TOLD) {
+            s->state = s->order > heard || dm_asks_for_end(i) ? DM_SIGNAL_WAITS : DM_SIGNAL_NONE;
+        }
+    }
+}
+
 bool dm_master_ended(struct dm_keeper *k, const siginfo_t *info, int *code) {
     k->children.master = 0;
     close(k->socket);
@@ -130,7 +142,7 @@ bool dm_master_ended(struct dm_keeper *k, const siginfo_t *info, int *code) {
             VAIN_MAX, 0);
     }
     /* Whoever asks for the end gets it, if no master is there to do it. */
-    const bool is_asked = k->vain > VAIN_MAX && k->end_asked.ssi_signo != 0;
+    const bool is_asked = k->vain > VAIN_MAX && k->end_asked;
     if (by_itself || !has_state || is_asked) {
         k->ended_by_itself = by_itself;
         *code = k->died_of ? -k->died_of : info->si_status;
@@ -139,9 +151,7 @@ bool dm_master_ended(struct dm_keeper *k, const siginfo_t *info, int *code) {
     k->deaths += k->next < 0;
     k->supervises = false; /* what is told now would be told to nobody */
     set_patience(k, 0, 0);
-    if (k->end_asked.ssi_signo != 0) { /* the dead one may not have come to it: it stands */
-        k->pending[k->end_asked.ssi_signo] = k->end_asked;
-    }
+    tell_signals_again(k);
     for (uint32_t i = 0; i < k->children.held.count; i++) {
         struct dm_keeper_held *held = &k->children.held.items[i];
         dm_children_note_end(&k->children, held);

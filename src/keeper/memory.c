@@ -21,7 +21,8 @@ uint64_t dm_keeper_sum(const char *text, size_t size) {
     return sum;
 }
 
-const char *dm_keeper_newest(const struct dm_keeper_memory *m, size_t *size) {
+/* -> -1: none is whole */
+static int newest(const struct dm_keeper_memory *m) {
     int best = -1;
     for (int i = 0; i < 2; i++) {
         const uint64_t number = m->snapshots[i].number;
@@ -31,8 +32,18 @@ const char *dm_keeper_newest(const struct dm_keeper_memory *m, size_t *size) {
             best = i;
         }
     }
+    return best;
+}
+
+const char *dm_keeper_newest(const struct dm_keeper_memory *m, size_t *size) {
+    const int best = newest(m);
     *size = best < 0 ? 0 : m->snapshots[best].size;
     return best < 0 ? NULL : m->text[best];
+}
+
+uint64_t dm_keeper_heard(const struct dm_keeper_memory *m) {
+    const int best = newest(m);
+    return best < 0 ? 0 : m->heard[best];
 }
 
 bool dm_keeper_has_written(const struct dm_keeper_memory *m) {

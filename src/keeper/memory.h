@@ -15,5 +15,7 @@ bool dm_keeper_understands(const struct dm_keeper_memory *memory);
 uint64_t dm_keeper_sum(const char *text, size_t size);
 /* The newest whole snapshot, or NULL. */
 const char *dm_keeper_newest(const struct dm_keeper_memory *memory, size_t *size);
+/* The order of the newest signal that it knows; 0: of none. */
+uint64_t dm_keeper_heard(const struct dm_keeper_memory *memory);
 /* Whether there ever was one. */
 bool dm_keeper_has_written(const struct dm_keeper_memory *memory);

@@ -9,6 +9,15 @@
 #include <signal.h>
 #include <sys/signalfd.h>
 
+/* The newest signal of its number. It stays here until the master has a snapshot that knows it:
+ * if the master dies before that, the next one is told of it. */
+struct dm_keeper_signal {
+    enum { DM_SIGNAL_NONE, DM_SIGNAL_WAITS, DM_SIGNAL_TOLD } state;
+    int32_t pid;
+    uint32_t uid;
+    uint64_t order, at_ms; /* see dm_keeper_frame */
+};
+
 struct dm_keeper {
     struct dm_keeper_memory *memory;
     int memory_fd;
@@ -23,8 +32,9 @@ struct dm_keeper {
     unsigned deaths, failures; /* all; those in quick succession */
     unsigned vain, poisoned;   /* see VAIN_MAX, POISON_MAX */
     uint64_t started_ms, next_start_ms;
-    struct signalfd_siginfo pending[NSIG]; /* by number, the newest of each; ssi_signo 0: none */
-    struct signalfd_siginfo end_asked;     /* the last SIGTERM, SIGINT, SIGQUIT; 0: none */
+    struct dm_keeper_signal pending[NSIG];
+    uint64_t signals_read;
+    bool end_asked; /* see dm_asks_for_end */
     sigset_t before;
     struct rlimit descriptors; /* as we were started */
     struct dm_manager manager;
@@ -32,6 +42,10 @@ struct dm_keeper {
     struct dm_children children;
     struct dm_keeper_held store[DM_KEEPER_FDS]; /* the items of children.held */
 };
+
+static inline bool dm_asks_for_end(int number) {
+    return number == SIGTERM || number == SIGINT || number == SIGQUIT;
+}
 
 /* master.c. start: true in the master. */
 bool dm_master_start(struct dm_keeper *k, struct dm_keeper_link *link);

@@ -29,10 +29,11 @@ static void fill_handoff(const struct dm_keeper *k, struct dm_handoff *h) {
 static void become(struct dm_keeper *k, int image, int former) {
     struct dm_handoff h;
     fill_handoff(k, &h);
+    const uint64_t heard = dm_keeper_heard(k->memory);
     for (int i = 1; i < NSIG; i++) {
-        const struct signalfd_siginfo *info = &k->pending[i];
-        h.pending[i] =
-            (struct dm_handoff_signal){(int32_t)info->ssi_pid, info->ssi_uid, info->ssi_signo != 0};
+        const struct dm_keeper_signal *s = &k->pending[i];
+        h.pending[i] = (struct dm_handoff_signal){s->pid, s->uid,
+                                                  s->state == DM_SIGNAL_WAITS && s->order > heard};
     }
     for (int i = 0; i < DM_KEEPER_BEFORE; i++) {
         h.before_us[i] = k->children.before_us[i];
@@ -120,11 +121,13 @@ int dm_upgrade_resume(struct dm_keeper *k) {
     k->failures = h.failures;
     k->starts = h.starts;
     k->upgrade = h.upgrade;
+    k->signals_read = k->memory ? dm_keeper_heard(k->memory) : 0;
     for (int i = 1; i < NSIG; i++) {
-        k->pending[i] =
-            (struct signalfd_siginfo){.ssi_signo = h.pending[i].is_there ? (unsigned)i : 0,
-                                      .ssi_pid = (uint32_t)h.pending[i].pid,
-                                      .ssi_uid = h.pending[i].uid};
+        const struct dm_handoff_signal *s = &h.pending[i];
+        if (s->is_there) {
+            k->pending[i] = (struct dm_keeper_signal){DM_SIGNAL_WAITS, s->pid, s->uid,
+                                                      ++k->signals_read, dm_now_ms()};
+        }
     }
     for (int i = 0; i < DM_KEEPER_BEFORE; i++) {
         k->children.before_us[i] = h.before_us[i];

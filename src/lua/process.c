@@ -37,7 +37,8 @@ int core_on_error(lua_State *L) {
 
 /* ---- signals ---- */
 
-static void on_signal(struct dm_signals *signals, int number, pid_t sender, uid_t sender_uid) {
+static void on_signal(struct dm_signals *signals, int number, pid_t sender, uid_t sender_uid,
+                      uint64_t at_ms) {
     const struct dm_core *core = dm_container(signals, struct dm_core, signals);
     lua_State *L = signals->data;
     char buffer[16];
@@ -46,11 +47,12 @@ static void on_signal(struct dm_signals *signals, int number, pid_t sender, uid_
         lua_pushstring(L, dm_signal_name(number, buffer));
         lua_pushinteger(L, sender);
         lua_pushnumber(L, sender_uid);
-        dm_lua_call(L, 3, 0, "signal");
+        lua_pushnumber(L, (double)at_ms);
+        dm_lua_call(L, 4, 0, "signal");
     }
 }
 
-/* signals({names}, fn(name, sender_pid, sender_uid)) */
+/* signals({names}, fn(name, sender_pid, sender_uid, at)): at: when it came, as now() */
 int core_signals(lua_State *L) {
     luaL_checktype(L, 1, LUA_TTABLE);
     luaL_checktype(L, 2, LUA_TFUNCTION);

@@ -288,7 +288,9 @@ static void sweep(struct dm_reaper *reaper) {
     report(reaper);
 }
 
-static void on_sigchld(struct dm_signals *signals, int number, pid_t sender, uid_t sender_uid) {
+static void on_sigchld(struct dm_signals *signals, int number, pid_t sender, uid_t sender_uid,
+                       uint64_t at_ms) {
+    (void)at_ms;
     (void)number;
     (void)sender;
     (void)sender_uid;

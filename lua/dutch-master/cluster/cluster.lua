@@ -81,7 +81,8 @@ function Cluster:restart(request)
 end
 
 --- Asks for a stop. The second request is at once.
--- @param request {cause, signal, who, now = true to kill, on_stopped = function(code)}
+-- @param request {cause, signal, who, at = when it was asked, nil: now; now = true to kill,
+--   on_stopped = function(code)}
 function Cluster:stop(request)
     self.agenda:post(self, 'stop', request)
 end
@@ -459,7 +460,7 @@ end
 -- Over the death of a master
 
 local KEPT = { 'state', 'started_at', 'generation', 'newest', 'wanted', 'configured', 'ready', 'served', 'killed',
-    'exit_code', 'has_forked', 'last_request', 'last_verdict', 'gave_up', 'oom_kills', 'lost_master' }
+    'exit_code', 'has_forked', 'last_request', 'last_verdict', 'gave_up', 'oom_kills', 'lost_master', 'stop_asked_at' }
 -- Exits that another master can tell of, and bytes of the last words of each.
 local EXITS_HANDED_ON, WORDS_HANDED_ON = 20, 500
 
@@ -729,6 +730,7 @@ local function begin_stop(self, request)
     self.stop_requests = { request }
     self.killed = false -- what had to be killed before, in a restart, says nothing about this stop
     self.stopping_at = self.platform.now()
+    self.stop_asked_at = request.at or self.stopping_at
     to_restart(self, 'stopped')
     if self.loading then
         self.agenda:post(self.loading, 'stopped')
@@ -747,9 +749,11 @@ end
 
 local function stop_at_once(self, request)
     table.insert(self.stop_requests, request)
-    if self.platform.now() - self.stopping_at < SAME_STOP_MS then
+    local at = request.at or self.platform.now()
+    if at - (self.stop_asked_at or self.stopping_at) < SAME_STOP_MS then
         return
     elseif request.signal == 'SIGINT' or request.signal == 'SIGTERM' or request.now then
+        self.stop_asked_at = at -- another master may hear of it again
         self.log:warn({ signal = request.signal, by = request.who }, 'Shutdown requested again, killing the workers')
         kill_all(self)
     end

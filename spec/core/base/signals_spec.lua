@@ -15,12 +15,15 @@ describe('signals', function()
         core.signals({}, function() end)
     end)
 
-    it('come with the pid and uid of the sender', function()
+    it('come with the pid and uid of the sender, and when they came', function()
         local got
         core.signals({ 'SIGUSR1', 'HUP' }, function(...) got = { ... } end)
+        local before = core.now()
         local record = p.sh('kill -HUP ' .. self)
         p.await(function() return got end)
+        local at = table.remove(got)
         assert.are.same({ 'SIGHUP', record.pid, 0 }, got)
+        assert.is_true(before <= at and at <= core.now(), at)
         p.exit_of(record)
     end)
 

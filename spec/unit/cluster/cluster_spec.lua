@@ -294,6 +294,27 @@ describe('cluster', function()
         assert.equal(1, world.code)
     end)
 
+    it('is not stopped at once by a stop that it is told of again, however late', function()
+        local world = booted { behaviour = function()
+            return { ready_ms = 5, ignores_disconnect = true, ignores_term = true }
+        end }
+        local asked = world.platform.now()
+        world.platform:advance(300) -- its master died, and another one hears of it
+        world.cluster:stop { signal = 'SIGTERM', at = asked }
+        world.platform:advance(300)
+        world.cluster:stop { signal = 'SIGTERM', at = asked }
+        world.cluster:stop { signal = 'SIGTERM', at = asked + 199 } -- of timeout(1): it and its group
+        world.cluster:stop { signal = 'SIGINT', at = asked - 50 }
+        world.platform:advance(100)
+        assert.is_nil(world.code)
+        world.cluster:stop { signal = 'SIGTERM', at = asked + 200 }
+        assert.equal(1, #world.messages('warn'))
+        world.cluster:stop { signal = 'SIGTERM', at = asked + 200 }
+        assert.same({ 'Shutdown requested again, killing the workers' }, world.messages('warn'))
+        world.platform:advance(5)
+        assert.equal(1, world.code)
+    end)
+
     it('refuses what comes after a stop', function()
         local world = booted { behaviour = function()
             return { ready_ms = 5, ignores_disconnect = true }

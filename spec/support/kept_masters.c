@@ -1,0 +1,106 @@
+/* kept_masters.c: masters of a real keeper (src/keeper), each of which does what its argument says,
+ * a letter a step, and prints what it hears:
+ *
+ *   H T I U    sends its keeper that signal: HUP, TERM, INT, USR1
+ *   r          waits for a signal, prints "MASTER NAME ORDER"
+ *   o          supervises
+ *   s          has a snapshot that knows what was read; t: dies in the middle of that one
+ *   d          dies
+ *   b          gives place to another program, which is this one
+ *   x          ends by itself
+ */
+#include "base/fdpass.h"
+#include "base/signals.h"
+#include "keeper/keeper.h"
+#include "keeper/kept.h"
+#include "keeper/memory.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static struct dm_keeper_link link_;
+static uint64_t heard;
+static int number;
+
+static void say(uint32_t op, int fd) {
+    struct dm_keeper_frame frame = {.op = op};
+    struct iovec part = {&frame, offsetof(struct dm_keeper_frame, text)};
+    dm_fdpass_send(link_.socket, &part, 1, &fd, fd >= 0);
+}
+
+static void hear(void) {
+    struct dm_keeper_frame frame = {.op = 0};
+    char buffer[16];
+    while (frame.op != DM_KEEPER_SIGNAL) {
+        if (recv(link_.socket, &frame, sizeof frame, 0) <= 0) {
+            exit(3);
+        }
+    }
+    heard = frame.order > heard ? frame.order : heard;
+    printf("%d %s %d\n", number, dm_signal_name(frame.number, buffer), (int)frame.order);
+    fflush(stdout);
+}
+
+static void write_snapshot(bool whole) {
+    struct dm_kept kept = {.link = link_, .open = true, .heard = heard};
+    struct iovec part = {"state", 5};
+    kept.snapshots = link_.memory->snapshots[0].number > link_.memory->snapshots[1].number
+                         ? link_.memory->snapshots[0].number
+                         : link_.memory->snapshots[1].number;
+    dm_kept_write(&kept, &part, 1);
+    if (!whole) {
+        link_.memory->snapshots[kept.snapshots % 2].number = 0;
+    }
+}
+
+static void step(char letter) {
+    switch (letter) {
+    case 'H':
+        kill(getppid(), SIGHUP);
+        break;
+    case 'T':
+        kill(getppid(), SIGTERM);
+        break;
+    case 'I':
+        kill(getppid(), SIGINT);
+        break;
+    case 'U':
+        kill(getppid(), SIGUSR1);
+        break;
+    case 'r':
+        hear();
+        break;
+    case 'o':
+        say(DM_KEEPER_HELLO, -1);
+        break;
+    case 's':
+    case 't':
+        write_snapshot(letter == 's');
+        break;
+    case 'b': {
+        FILE *image = fopen("/proc/self/exe", "r");
+        say(DM_KEEPER_UPGRADE, fileno(image));
+        _exit(0);
+    }
+    case 'x':
+        _exit(0);
+    default:
+        kill(getpid(), SIGKILL);
+    }
+}
+
+int main(int argc, char **argv) {
+    int code = 0;
+    if (!dm_keeper_run(&link_, argv, &code)) {
+        return code;
+    }
+    number = ++link_.memory->marks[0];
+    heard = dm_keeper_heard(link_.memory);
+    for (const char *letter = number < argc ? argv[number] : "d"; *letter; letter++) {
+        step(*letter);
+    }
+    pause();
+}
