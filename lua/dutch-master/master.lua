@@ -26,6 +26,7 @@ local orphans = require 'dutch-master.control.orphans'
 local Recycle = require 'dutch-master.cluster.recycle'
 local salvage = require 'dutch-master.keeper.salvage'
 local Script = require 'dutch-master.script.session'
+local snapshot = require 'dutch-master.cluster.snapshot'
 local Sockets = require 'dutch-master.listen.sockets'
 local sorted_keys = require 'dutch-master.sorted_keys'
 local systemd = require 'dutch-master.control.systemd'
@@ -518,7 +519,7 @@ end
 function Master:announce()
     retire_lenders(self)
     if self.systemd and self.systemd.active then
-        self.systemd:on_state(self.cluster:summary())
+        self.systemd:on_state(snapshot.summary(self.cluster))
     end
 end
 

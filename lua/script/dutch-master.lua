@@ -406,12 +406,13 @@ local HOOKS_OF_A_FORK = { 'beforeFork', 'workerEnvironment' }
 
 -- The master has the plan of this evaluation already, and would only say: go on. Each hook has its line, as if it had
 -- been called; behind one that failed or said no there is none.
+-- @param worker of whose fork this is, packed; nil: of none
 -- @param given what start() was given, packed
 -- -> the last line
 local function go_on(worker, given)
     local line = encode { ok = true, same = true, directory = directory }
     for _, hook in ipairs(HOOKS_OF_A_FORK) do
-        local packed = given[hook]
+        local packed = worker and given[hook]
         if type(packed) == 'table' and packed[1] == 'f' then
             say(line)
             local results
@@ -449,7 +450,7 @@ function entries.evaluate(json)
         local last = results and request.like and core.last(request.like)
         if last and has_results(last, results) then
             core.remember(last)
-            return go_on(request.worker, results[2])
+            return go_on(request.arguments, results[2])
         end
         core.remember(results and line)
         return line

@@ -56,7 +56,7 @@ debug.sethook(function()
     calls = calls + 1
     local place = ('%%s:%%d'):format(module:match '[^/]+$', info.linedefined)
     functions[place] = (functions[place] or 0) + 1
-    summaries = summaries + (in_cluster and name == 'summary' and 1 or 0)
+    summaries = summaries + (name == 'summary' and 1 or 0)
     if not modules[module] then
         modules[module] = true
         order[#order + 1] = module:match '[^/]+$'

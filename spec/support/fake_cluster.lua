@@ -5,6 +5,7 @@ local conversation = require 'dutch-master.channel.conversation'
 local Launcher = require 'dutch-master.launch.launcher'
 local machine = require 'dutch-master.machine'
 local Platform = require 'spec.support.fake_platform'
+local snapshot = require 'dutch-master.cluster.snapshot'
 
 local M = {}
 
@@ -211,12 +212,9 @@ local function new_script(world, options)
                     answer(unpack(hook and { hook(unpack(arguments, 1, arguments.n or #arguments)) } or { true }, 1, 3))
                 end)
             end
-            function session.num_workers(_, answer)
-                later(answer, world.plan.num_workers)
-            end
             function session.environment(_, _, answer)
                 later(function()
-                    answer(unpack(options.environment and { options.environment() } or { world.plan.environment }, 1, 2))
+                    answer(options.environment())
                 end)
             end
             function session.keep()
@@ -224,6 +222,11 @@ local function new_script(world, options)
                 script.newest = session.number and session or script.newest
             end
             done(session)
+        end)
+    end
+    function script.load(_, process, given, done)
+        script:evaluate(process, given, function(session, err)
+            later(done, session, session and world.plan.num_workers or err)
         end)
     end
     return script
@@ -250,7 +253,7 @@ function M.new(options)
             table.insert(world.bugs, ('%s in %s: %s'):format(object.machine.name, object.state, event))
         end,
         on_settled = function()
-            return world.cluster and world.cluster:summary()
+            return world.cluster and snapshot.summary(world.cluster)
         end,
         on_transition = function(object, from, event, to)
             table.insert(world.transitions, { object = object, from = from, event = event, to = to })

@@ -209,7 +209,8 @@ local function walk(seed)
         seed = seed,
         settle_ms = 150,
         plan = fake.plan { num_workers = 3, ready_timeout_ms = 2000, backoff = { first_ms = 100, max_ms = 3000,
-            reset_ms = 10000 }, restart_soak_ms = seed % 2 * 500, hooks = { judge = true, beforeFork = true },
+            reset_ms = 10000 }, restart_soak_ms = seed % 2 * 500, hooks = { judge = true, beforeFork = true,
+            workerEnvironment = true },
             restart_concurrency = ({ [0] = false, 1, 0.5, { after = 1,
                 canary = { soak_ms = 300, weight = 0.5, judge = true } } })[seed % 4] },
         hooks = { judge = function()

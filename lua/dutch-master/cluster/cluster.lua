@@ -159,11 +159,7 @@ function Cluster:slot_of(worker)
     end
 end
 
---- What the service manager is told, and what `status` and `why` show.
-function Cluster:summary()
-    return snapshot.summary(self)
-end
-
+--- What `status` shows.
 function Cluster:snapshot()
     return snapshot.full(self)
 end

@@ -55,11 +55,12 @@ local function keep(self, session)
     self.plan = self.script.newest.plan
 end
 
-local function evaluate(self, process, options, done)
+-- What an evaluation is asked for with.
+local function numbered(self, options)
     self.evaluations = (self.evaluations or 0) + 1
     options.number = options.number or self.evaluations
     options.budget_ms = self.plan and self.plan.hook_timeout_ms
-    self.script:evaluate(process, options, done)
+    return options
 end
 
 -- Evaluates the script and asks for the number of workers. done(session, count) or done(nil, err), with the process
@@ -67,20 +68,12 @@ end
 local function evaluate_whole(self, done)
     local added = self.lane:add {
         start = function(process)
-            local function finish(...)
-                done(...)
-                self.lane:give_back(process)
-            end
             -- Of a former master's, once: what it asked for was heard then.
             local source = self.source
             self.source = nil
-            evaluate(self, process, { source = source, repeated = source ~= nil }, function(session, err)
-                if not session then
-                    return finish(nil, err)
-                end
-                session:num_workers(function(count, why)
-                    finish(count and session, count or why)
-                end)
+            self.script:load(process, numbered(self, { source = source, repeated = source ~= nil }), function(...)
+                done(...)
+                self.lane:give_back(process)
             end)
         end,
         failed = function(err)
@@ -233,16 +226,23 @@ function prepare(self, worker, good_one, process, finish)
         self.agenda:post(worker, 'unprepared', why, fault)
     end
 
+    local function ready(session, env)
+        finish()
+        self.agenda:post(worker, 'prepared', function()
+            return make(self, worker, session, env)
+        end)
+    end
+
     local function ask_environment(session)
         keep(self, session)
+        if not session.plan.hooks.workerEnvironment then
+            return ready(session, session.plan.environment)
+        end
         session:environment(info, function(env, err)
             if not env then
                 return abandon(err.message, 'script', 'Fork failed: ')
             end
-            finish()
-            self.agenda:post(worker, 'prepared', function()
-                return make(self, worker, session, env)
-            end)
+            ready(session, env)
         end)
     end
 
@@ -261,8 +261,8 @@ function prepare(self, worker, good_one, process, finish)
     end
 
     local function use_text(good)
-        local options = { source = good.source, repeated = true, number = good.number }
-        evaluate(self, process, options, function(session, why)
+        local options = numbered(self, { source = good.source, repeated = true, number = good.number })
+        self.script:evaluate(process, options, function(session, why)
             if not session then
                 return abandon(why.message)
             end
@@ -288,7 +288,7 @@ function prepare(self, worker, good_one, process, finish)
     if good_one then
         return use_text(good_one)
     end
-    evaluate(self, process, { worker = info }, function(session, err)
+    self.script:evaluate(process, numbered(self, { worker = info }), function(session, err)
         if worker.finished and not (session and session.ahead) then -- else its process is at a hook, and is waited for
             return finish()
         elseif not session then

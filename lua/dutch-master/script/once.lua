@@ -48,13 +48,8 @@ function M.evaluate(options, done)
     end
     lane:add {
         start = function(process)
-            subject:evaluate(process, nil, function(session, err)
-                if not session then
-                    return finish(nil, err)
-                end
-                session:num_workers(function(count, why)
-                    finish(count and session.plan, count or why)
-                end)
+            subject:load(process, nil, function(session, ...)
+                finish(session and session.plan, ...)
             end)
         end,
         failed = function(err)

@@ -249,17 +249,19 @@ end
 
 --- Whether a good plan is so still. Only who its users and groups are is for others to change.
 function M.stands(plan, where)
-    local owners = { plan }
+    local before = { plan }
     for _, entry in ipairs(plan.listen) do
         local owner = entry.owner or {}
-        owners[#owners + 1] = { user = entry.user, group = entry.group, uid = owner.uid, gid = owner.gid }
+        before[#before + 1] = { user = entry.user, group = entry.group, uid = owner.uid, gid = owner.gid }
     end
-    for i, owner in ipairs(owners) do
-        local now, at = { user = owner.user, group = owner.group }, schema.place('')
-        resolve_account(now, where, at)
-        if #at.errors > 0 or now.uid ~= owner.uid or now.gid ~= owner.gid
-            or i == 1 and not (equal(now.groups, owner.groups) and equal(now.account, owner.account)) then
-            return false
+    for i, owner in ipairs(before) do
+        if owner.user ~= nil or owner.group ~= nil then
+            local now, at = { user = owner.user, group = owner.group }, schema.place('')
+            resolve_account(now, where, at)
+            if #at.errors > 0 or now.uid ~= owner.uid or now.gid ~= owner.gid
+                or i == 1 and not (equal(now.groups, owner.groups) and equal(now.account, owner.account)) then
+                return false
+            end
         end
     end
     return true

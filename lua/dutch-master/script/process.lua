@@ -106,10 +106,16 @@ local ASKED_AT_ONCE = { beforeFork = true, numWorkers = true, workerEnvironment 
 --- Sends a request, to a process that is idle. done(answer) or done(nil, err) comes once.
 -- @param verb 'E' or 'C': see script_main.c
 -- @param state the number of the state
--- @param message a table for values.encode
+-- @param message a table for values.encode, but for its `arguments`: a list, with its length in n where one may be nil
 -- @param what the hook, for messages; budget_ms
 function Process:request(verb, state, message, what, budget_ms, done)
-    local line, why = values.encode(message)
+    local arguments, line, why = message.arguments, nil, nil
+    if arguments then
+        message.arguments, why = values.pack(false, unpack(arguments, 1, arguments.n or #arguments))
+    end
+    if not why then
+        line, why = values.encode(message)
+    end
     begin(self, { what = what, budget_ms = budget_ms, done = done, now = verb == 'E' or ASKED_AT_ONCE[what] })
     self.handled = 0
     self.agenda:post(self, 'request', line and ('%s%d %s'):format(verb, state, line), why)

@@ -10,11 +10,10 @@
 
 local plan = require 'dutch-master.script.plan'
 local rights = require 'dutch-master.script.rights'
-local values = require 'dutch-master.script.values'
 
 local M = {}
 
-local MAX_SOURCE = values.MAX -- bytes: more is not a script
+local MAX_SOURCE = require('dutch-master.script.values').MAX -- bytes: more is not a script
 local MEMORY_MIB = 128 -- MEMORY_MAX of src/script/script_main.c
 -- For the first evaluation: what the script says of it, hookTimeout, is known only then.
 local BUDGET_MS = 5000
@@ -125,14 +124,14 @@ local function note_directory(session, directory)
     session.cwd = directory
 end
 
--- What was evaluated is what it was in `like`: so is its plan, and the process has gone on to the hooks of the fork.
+-- What was evaluated is what it was in `like`: so is its plan, and the process has gone on to the hooks of a fork.
 local function build_as(session, like)
     session.plan, session.where = like.plan, {}
     for key, value in pairs(like.where) do
         session.where[key] = value
     end
     session.where.source = like.where.source and session.source
-    local hooks = session.plan.hooks
+    local hooks = session.for_fork and session.plan.hooks or {}
     session.ahead = hooks.beforeFork and 'beforeFork' or hooks.workerEnvironment and 'workerEnvironment' or nil
     return session
 end
@@ -168,7 +167,7 @@ end
 --- Evaluates the script in this process, as it is on disk or from the text of an earlier evaluation.
 -- @param options {source = text or nil, repeated = true when its records and commands were heard before,
 --   budget_ms, number = which evaluation this is, worker = of which fork: where the plan is that of the session which
---   its process keeps, the hooks of the fork follow at once (session.ahead)} or nil
+--   its process keeps, the hooks of that fork follow at once (session.ahead)} or nil
 -- @param done function(session) or function(nil, err); may come before this returns if the file cannot be read
 function Script:evaluate(process, options, done)
     options = options or {}
@@ -180,13 +179,13 @@ function Script:evaluate(process, options, done)
         return done(nil, unreadable)
     end
     local budget_ms = options.budget_ms or self.budget_ms
-    local session = setmetatable({ script = self, process = process, source = source, state = process:new_state(),
-        number = options.number }, Session)
-    local like = options.worker and process.kept
+    local worker, like = options.worker, process.kept
     like = like and plan.stands(like.plan, like.where) and like or nil
+    local session = setmetatable({ script = self, process = process, source = source, state = process:new_state(),
+        number = options.number, for_fork = worker ~= nil }, Session)
     process:request('E', session.state, { source = source, name = self.name, directory = self.directory,
-        repeated = options.repeated, like = like and like.state,
-        worker = like and values.pack(false, options.worker) }, 'the script', budget_ms, function(answer, why)
+        repeated = options.repeated, like = like and like.state, arguments = like and worker and { worker } },
+        'the script', budget_ms, function(answer, why)
         count(self, 'evaluation', process, not answer)
         if not answer then
             return done(nil, explain(self, why, 'the script', nil, budget_ms, options.budget_ms and 'hookTimeout'))
@@ -204,13 +203,9 @@ function Session:call(hook, arguments, done, timeout)
     timeout = timeout or {}
     local budget_ms, option = timeout.ms or self.plan.hook_timeout_ms or script.budget_ms, timeout.option
         or 'hookTimeout'
-    local packed, why = values.pack(false, unpack(arguments, 1, arguments.n or #arguments))
     local directory -- each fork begins anew, also when one session serves several
     if hook == 'beforeFork' then
         directory = self.first_directory
-    end
-    if not packed then
-        return done(nil, explain(script, { kind = 'runtime', message = why }, hook, hook))
     end
     local ahead = self.ahead == hook
     self.ahead = nil
@@ -228,8 +223,8 @@ function Session:call(hook, arguments, done, timeout)
     if ahead then
         return self.process:await(hook, budget_ms, answered)
     end
-    self.process:request('C', self.state, { hook = hook, arguments = packed, directory = directory }, hook, budget_ms,
-        answered)
+    self.process:request('C', self.state, { hook = hook, arguments = arguments, directory = directory }, hook,
+        budget_ms, answered)
 end
 
 local function checked(session, name, done)
@@ -253,11 +248,9 @@ function Session:num_workers(done)
     self:call('numWorkers', {}, checked(self, 'numWorkers', done))
 end
 
---- workerEnvironment for one worker. done({ NAME = value, false takes a name away }) or done(nil, err)
+--- workerEnvironment for one worker, where it is a function (else it is plan.environment).
+-- done({ NAME = value, false takes a name away }) or done(nil, err)
 function Session:environment(worker, done)
-    if not self.plan.hooks.workerEnvironment then
-        return done(self.plan.environment)
-    end
     self:call('workerEnvironment', { worker }, checked(self, 'workerEnvironment', function(given, err)
         if not given then
             return done(nil, err)
@@ -269,6 +262,18 @@ function Session:environment(worker, done)
         end
         done(given)
     end))
+end
+
+--- Evaluates the script, as evaluate(), and asks for the number of workers. done(session, number) or done(nil, err)
+function Script:load(process, options, done)
+    self:evaluate(process, options, function(session, err)
+        if not session then
+            return done(nil, err)
+        end
+        session:num_workers(function(number, why)
+            done(number and session, number or why)
+        end)
+    end)
 end
 
 -- Of two evaluations at the same time the later one counts. One that only makes hooks ready has no number.

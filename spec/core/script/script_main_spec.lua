@@ -28,7 +28,7 @@ describe('a script', function()
         assert.is_nil(session.session.cwd)
         assert.same({ true }, { session:call('beforeFork', { id = 1 }) })
         assert.equal('/deploys/app/current', session.session.cwd)
-        assert.same({ NODE_ENV = 'production' }, session:environment { id = 1 })
+        assert.same({ NODE_ENV = 'production' }, session.plan.environment)
         session:close()
     end)
 

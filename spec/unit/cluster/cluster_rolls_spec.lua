@@ -2,6 +2,7 @@
 -- Longer than 400 lines: one kind of event, and all that can come between.
 
 local fake = require 'spec.support.fake_cluster'
+local snapshot = require 'dutch-master.cluster.snapshot'
 
 local good, booted, restart, generations = fake.good, fake.booted, fake.restart, fake.generations
 
@@ -160,7 +161,7 @@ describe('a roll of the cluster', function()
             local most, summary = 0, nil
             world.platform:run_until(function()
                 most = math.max(most, #world.platform:live_children())
-                summary = goes_back(world) and world.cluster:summary() or summary
+                summary = goes_back(world) and snapshot.summary(world.cluster) or summary
                 return world.cluster.state == 'steady'
             end, 60000)
             assert.same({ '1/4', '2/4', '1/2 back', '2/2 back' }, progress)

@@ -2,6 +2,7 @@
 -- Longer than 400 lines: a case for each thing that may happen to it, all in one world.
 
 local fake = require 'spec.support.fake_cluster'
+local snapshot = require 'dutch-master.cluster.snapshot'
 
 local good, booted, restart, generations = fake.good, fake.booted, fake.restart, fake.generations
 
@@ -44,7 +45,7 @@ describe('cluster', function()
         assert.equal(1, world.code)
         assert.matches('^Boot failed: worker of slot %d failed 3 times, and none was ever ready: exited with code 3$',
             world.messages('fatal')[1])
-        assert.equal(world.messages('fatal')[1], world.cluster:summary().failure)
+        assert.equal(world.messages('fatal')[1], snapshot.summary(world.cluster).failure)
         world.platform:advance(1000)
         assert.equal(0, world.platform:armed())
     end)
@@ -378,7 +379,7 @@ describe('cluster', function()
         world.boot()
         world.platform:advance(10)
         assert.same({ 71, 'workerOutput: /nowhere/out: no such file or directory' },
-            { world.code, world.cluster:summary().failure })
+            { world.code, snapshot.summary(world.cluster).failure })
         assert.equal(0, world.platform.spawned)
     end)
 

@@ -2,6 +2,7 @@
 -- Longer than 400 lines: one state table, each way through it.
 
 local fake = require 'spec.support.fake_cluster'
+local snapshot = require 'dutch-master.cluster.snapshot'
 
 -- One worker of one slot, in a world of its own.
 local function one(behaviour, changes)
@@ -135,7 +136,7 @@ describe('worker', function()
         world.cluster:stop { signal = 'SIGTERM' }
         world.platform:advance(900)
         worker.notify.fn { EXTEND_TIMEOUT_USEC = '5000000' }
-        assert.equal(5000, world.cluster:summary().asked_ms)
+        assert.equal(5000, snapshot.summary(world.cluster).asked_ms)
         world.platform:advance(4999)
         assert.equal('stopping', worker.state)
         world.platform:advance(2)

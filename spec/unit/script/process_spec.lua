@@ -286,6 +286,15 @@ describe('process of the script:', function()
         assert.same({ 1, true }, { answer.count, answer.result.ok })
     end)
 
+    it('what cannot cross is not asked: the request fails at once', function()
+        local world, err = new(), nil
+        world.process:request('C', 3, { arguments = { 1, { f = print } } }, 'onMessage', 5000, function(_, why)
+            err = why
+        end)
+        assert.same({ 'value.f: a function cannot be passed', {}, 'idle' },
+            { err.message, world.sent, world.process.state })
+    end)
+
     it('one that cannot be written to fails its request', function()
         local world = new { deaf = 'no buffer space available' }
         local answer = world.request()

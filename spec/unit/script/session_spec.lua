@@ -1,5 +1,4 @@
 local script = require 'dutch-master.script.session'
-local values = require 'dutch-master.script.values'
 
 -- A process that answers as it is told: given.run for an evaluation, given.call(hook, ...) for a call, each
 -- true, results... or nil, err.
@@ -45,7 +44,7 @@ local function fake(given)
             local file = given.file == nil and 'master.lua' or given.file or nil
             return answer(done, true, given.options or { worker = 'app.js' }, file, 2)
         end
-        answer(done, given.call(message.hook, values.unpack(message.arguments)))
+        answer(done, given.call(message.hook, unpack(message.arguments, 1, message.arguments.n)))
     end
     return script.new { platform = platform, path = '/etc/app/master.lua' }, log, process
 end
@@ -198,7 +197,7 @@ describe('script', function()
         assert.same({ true, false, 'not today' }, { call(session, 'onReady', { { id = 1 } }) })
         assert.same({ 'C', 7, 5000 }, { log.request.verb, log.request.state, log.request.budget_ms })
         assert.equal('onReady', log.request.message.hook)
-        assert.same({ id = 1 }, (values.unpack(log.request.message.arguments)))
+        assert.same({ { id = 1 } }, log.request.message.arguments)
         for _, case in ipairs {
             { { kind = 'budget', where = 'master.lua:14' },
                 'master.lua:14: beforeFork took longer than its budget of 5 s (hookTimeout)' },
@@ -247,7 +246,7 @@ describe('script', function()
             directory = '/a', options = { worker = 'x', hookTimeout = 2, beforeFork = fn, workerEnvironment = fn },
             call = function(hook) return true, hook == 'workerEnvironment' and { A = 1 } or nil end,
         }
-        assert.same({ 7, { 'l', { id = 5 } } }, { log.request.message.like, log.request.message.worker })
+        assert.same({ 7, { { id = 5 } } }, { log.request.message.like, log.request.message.arguments })
         assert.equal(before.plan, session.plan) -- one for all that have its like
         assert.not_equal(before.where, session.where)
         assert.equal('beforeFork', session.ahead)
@@ -261,6 +260,17 @@ describe('script', function()
         assert.is_nil(session.ahead)
         call(session, 'beforeFork', { { id = 6 } }) -- of another fork, when a later script is bad
         assert.same({ 'C', 2 }, { log.request.verb, #log.awaited })
+    end)
+
+    it('has the plan that it had for what is no fork, too', function()
+        local fn = function() end
+        local subject, log, process = fake { options = { worker = 'x', beforeFork = fn, workerEnvironment = fn } }
+        local before = now(function(done) subject:evaluate(process, {}, done) end)
+        before:keep()
+        local session = now(function(done) subject:evaluate(process, {}, done) end)
+        assert.same({ 7, nil }, { log.request.message.like, log.request.message.arguments })
+        assert.equal(before.plan, session.plan)
+        assert.is_nil(session.ahead)
     end)
 
     it('nothing follows a beforeFork that failed or said no', function()
@@ -302,15 +312,6 @@ describe('script', function()
             assert.equal(not changed, log.request.message.like == 7)
             assert.equal(uid, session.plan.uid)
         end
-    end)
-
-    it('does not ask with what cannot cross', function()
-        local session, _, log = evaluate { call = error }
-        log.request = nil
-        local ok, err = call(session, 'onMessage', { { f = print } })
-        assert.is_nil(ok)
-        assert.equal('master.lua: onMessage: value.f: a function cannot be passed', err.message)
-        assert.is_nil(log.request)
     end)
 
     it('begins each fork in the directory in which the evaluation ended', function()
@@ -369,7 +370,7 @@ describe('script', function()
         local session = evaluate { options = { worker = 'x', numWorkers = 5, workerEnvironment = { A = 'b' } },
             call = error }
         assert.equal(5, now(function(done) session:num_workers(done) end))
-        assert.same({ A = 'b' }, now(function(done) session:environment({ id = 1 }, done) end))
+        assert.same({ A = 'b' }, session.plan.environment)
     end)
 
     it('keeps the environment of a preset under that of a function', function()
