@@ -205,6 +205,37 @@ describe('the harness', function()
     end)
 end)
 
+-- What it says, and its status.
+local function run_limited(lua)
+    local pipe = io.popen(("spec/support/limit 0.5 0.5 luajit -joff -e '%s' 2>&1; echo status $?"):format(lua))
+    local said = pipe:read '*a'
+    pipe:close()
+    return said
+end
+
+describe('the limit of a file', function()
+    it('tells where a run stands that does not end, and ends it and what it has started', function()
+        local said = run_limited [=[
+            os.execute "setsid sleep 1000 >/dev/null 2>&1 & echo began"
+            local uv = require "luv"
+            uv.new_timer():start(10, 10, function() end)
+            uv.run()]=]
+        assert.matches('^began\nnot done after 0.5 s: luajit .*interrupted!\nstack traceback:.*status 124\n$', said)
+        assert.matches('ended what was left: %d+\n', said)
+        said = run_limited 'pcall(function() while true do end end) os.execute "env -i sleep 1000"'
+        assert.matches('ended what was left: %d+ %d+[ %d]*\n', said)
+        for pid in said:match('ended what was left:([ %d]*)'):gmatch '%d+' do
+            wait.wait_until(function() return not uv.fs_stat('/proc/' .. pid) end, { what = 'the end of ' .. pid })
+        end
+    end)
+
+    it('passes on the status of one that ends, and ends what is left by one that fails', function()
+        assert.equal('hi\nstatus 0\n', run_limited 'print "hi"')
+        assert.matches('^ended what was left: %d+\nstatus 3\n$', run_limited
+            'os.execute "setsid sleep 1000 >/dev/null 2>&1 &" os.exit(3)')
+    end)
+end)
+
 describe('the load generator', function()
     after_each(master.cleanup)
 

@@ -7,8 +7,8 @@ return function(options)
     local busted = require 'busted'
     local handler = require 'busted.outputHandlers.plainTerminal'(options)
 
-    -- Written at the start as well: a run that dies has begun and not ended.
-    local function write(state)
+    -- Written at the start as well: a run that dies has begun and not ended, in the test of the second line.
+    local function write(state, test)
         local path = os.getenv 'DM_COUNTS'
         local file = path and io.open(path, 'w')
         if file then
@@ -17,13 +17,17 @@ return function(options)
                 passed = handler.successesCount,
                 failed = handler.failuresCount + handler.errorsCount,
                 pending = handler.pendingsCount,
-            }, '\n')
+            }, '\n', test or '', '\n')
             file:close()
         end
     end
 
     busted.subscribe({ 'suite', 'start' }, function()
         write 'begun'
+        return nil, true
+    end)
+    busted.subscribe({ 'test', 'start' }, function(element)
+        write('begun', handler.getFullName(element))
         return nil, true
     end)
     busted.subscribe({ 'test', 'end' }, function()
