@@ -7,7 +7,6 @@
 -- Longer than 400 lines: the parts are put together in one place.
 
 local Cluster = require 'dutch-master.cluster.cluster'
-local compare = require 'dutch-master.script.plan_diff'
 local claims = require 'dutch-master.control.claim'
 local control = require 'dutch-master.control.server'
 local conversation = require 'dutch-master.channel.conversation'
@@ -32,6 +31,7 @@ local sorted_keys = require 'dutch-master.sorted_keys'
 local systemd = require 'dutch-master.control.systemd'
 local text = require 'dutch-master.log.text'
 local Upgrade = require 'dutch-master.keeper.upgrade'
+local equal = require('dutch-master.script.values').equal
 
 local M = {}
 
@@ -440,7 +440,7 @@ function Master:adopt(plan)
         self.log:error('workerOutput could not be opened, the old file stays: ' .. why)
     end
     local before = self.logger_plan
-    if before and not before.custom and not plan.logger.custom and compare.equal(before, plan.logger) then
+    if before and not before.custom and not plan.logger.custom and equal(before, plan.logger) then
         return
     end
     if before then

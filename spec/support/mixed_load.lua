@@ -176,7 +176,7 @@ function M.run(count, kind, balance, seconds, seed)
     end
     table.sort(run.waited)
     close_all(run)
-    return run.waited, run.programs, run.sockets:count().rescued
+    return run.waited, run.programs, run.sockets:snapshot().totals.rescued
 end
 
 return M

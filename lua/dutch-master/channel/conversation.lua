@@ -461,23 +461,16 @@ function M:drain()
     return true
 end
 
-local function send_message(self, text, reason)
+--- A message for the app, in JSON: it arrives as it is written. -> true | nil, reason
+function M:message(json)
     if self.state == 'closed' or self.state == 'broken' then
         return nil, 'the worker is gone'
-    elseif not text then
+    end
+    local text, reason = encode.message(json)
+    if not text then
         return nil, reason
     end
     return self.channel:send(text)
-end
-
---- A message for the app. -> true | nil, reason
-function M:message(value)
-    return send_message(self, encode.message(value))
-end
-
---- The same, of one that is JSON already: it arrives as it is written.
-function M:message_text(text)
-    return send_message(self, encode.message_text(text))
 end
 
 --- A line from the worker was too long, and is lost. With a descriptor the worker waits for an ack.

@@ -7,7 +7,6 @@
 local cjson = require('cjson').new()
 local addresses = require 'dutch-master.addresses'
 local measured = require 'dutch-master.channel.measured'
-local relay = require 'dutch-master.channel.relay'
 
 local M = {}
 
@@ -359,18 +358,8 @@ end
 --- Ours alone, ignored by whoever does not know it: connections should begin to leave.
 encode.DRAIN = line { cmd = 'NODE_DUTCH_DRAIN' }
 
---- A message for the app: any value JSON has. nil, reason when it is none, or one Node would take for its own.
-function encode.message(value)
-    if value == nil then
-        return nil, 'nothing to send'
-    elseif is_internal(value) then
-        return nil, 'a message whose cmd begins with NODE_ is Node\'s own'
-    end
-    return relay.encode(value)
-end
-
---- The same, of one that is JSON already.
-function encode.message_text(text)
+--- A message for the app, in JSON. nil, reason when it is none, or one Node would take for its own.
+function encode.message(text)
     local ok, value = pcall(cjson.decode, text)
     if not ok then
         return nil, tostring(value)

@@ -3,13 +3,13 @@
 local addresses = require 'dutch-master.addresses'
 local advice = require 'dutch-master.script.advice'
 local client = require 'dutch-master.cli.client'
-local compare = require 'dutch-master.script.plan_diff'
 local wire = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
 local hints = require 'dutch-master.script.hints'
 local options = require 'dutch-master.script.options'
 local once = require 'dutch-master.script.once'
 local values = require 'dutch-master.cli.values'
+local equal = require('dutch-master.script.values').equal
 
 local words = values.words
 
@@ -77,7 +77,7 @@ local function show(ctx, plan, num_workers, warnings)
     for _, option in ipairs(options.list) do
         local text = value_of(plan, option, num_workers)
         local is_default = not option.required and not plan.hooks[option.name]
-            and compare.equal(plan[option.inside], option.default)
+            and equal(plan[option.inside], option.default)
         if not text then
             text, is_default = option.default_text:gsub('`', ''), true
         end

@@ -396,10 +396,6 @@ local function of_workers(self)
     }
 end
 
-local function fork(self, slot)
-    return self.launcher:launch { slot = slot.number, generation = slot.generation, on = of_workers(self) }
-end
-
 -- What a slot is made with.
 local function of_slots(self)
     return {
@@ -412,7 +408,7 @@ local function of_slots(self)
         end,
         on = {
             fork = function(slot)
-                return fork(self, slot)
+                return self.launcher:launch { slot = slot.number, generation = slot.generation, on = of_workers(self) }
             end,
             filled = function(slot)
                 to_restart(self, 'filled', slot)
@@ -620,17 +616,8 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Actions
 
-local function all_serve(self)
-    for _, slot in ipairs(self.slots) do
-        if not slot.current then
-            return false
-        end
-    end
-    return true
-end
-
 local function served_while_booting(self)
-    if all_serve(self) then
+    if snapshot.serving(self.slots) == #self.slots then
         self.log:info({ workers = #self.slots }, 'Cluster ready')
         self.ready = true
         self.launcher.hooks:run('onReady')

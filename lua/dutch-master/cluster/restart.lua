@@ -28,6 +28,7 @@
 local Comparison = require 'dutch-master.cluster.comparison'
 local exit_report = require 'dutch-master.cluster.exit_report'
 local machine = require 'dutch-master.machine'
+local snapshot = require 'dutch-master.cluster.snapshot'
 
 local Restart = {}
 Restart.__index = Restart
@@ -46,14 +47,6 @@ function Restart.new(options)
     return self
 end
 
-local function count_serving(slots)
-    local count = 0
-    for _, slot in ipairs(slots) do
-        count = count + (slot.current and 1 or 0)
-    end
-    return count
-end
-
 --- Its requester asks once more, by another connection: what there is to hear from now on goes there.
 -- @return false if it is another one's restart
 function Restart:hear(request)
@@ -69,19 +62,13 @@ end
 function Restart.refuse(request, result, generation, slots, message)
     if request.on_verdict then
         request.on_verdict({ result = result, generation = generation, total = #slots, done = 0, duration_ms = 0,
-            slots = #slots, serving = count_serving(slots), message = message })
+            slots = #slots, serving = snapshot.serving(slots), message = message })
     end
 end
 
---- How far it is: {generation, total, done, back = true while it rolls back, started_at}; nil before it has begun.
-function Restart:progress()
-    local walk = self.walk
-    return walk and { generation = walk.generation, total = walk.total, done = walk.done, back = walk.back,
-        started_at = walk.started_at }
-end
-
 -- ---------------------------------------------------------------------------------------------------------------------
--- The walk: slots on their way to one generation. There is one forth, and maybe one back.
+-- The walk: slots on their way to one generation. There is one forth, and maybe one back. Who looks at
+-- it sees how far the restart is.
 
 -- @param walk {generation, size (of a batch), back, soak_ms = how long a replacement has to prove itself, nil: as the
 --   plan says}
@@ -253,7 +240,7 @@ local function finish(self, result, done, message)
     local verdict = {
         result = result, generation = self.generation, total = self.total or self.walk.total, done = done,
         duration_ms = self.platform.now() - self.started_at, message = message, slots = #slots,
-        serving = count_serving(slots), failure = self.cause and self.cause.failure, key = self.request.key,
+        serving = snapshot.serving(slots), failure = self.cause and self.cause.failure, key = self.request.key,
     }
     if self.request.on_verdict then
         self.request.on_verdict(verdict)
@@ -289,7 +276,7 @@ local function loaded(self, plan, err)
         ok, message = self.on.loaded(self, plan)
     end
     if not ok then
-        local serving = count_serving(self.slots)
+        local serving = snapshot.serving(self.slots)
         self.log:error({ reason = message, serving = serving < #self.slots and serving or nil },
             words_of({ result = 'aborted', done = 0, serving = serving }))
         return refused(self, 'aborted', message)
@@ -471,7 +458,7 @@ local function canary_proved(self, slot)
             slot.current:compare(old)
         end
     end
-    self.launcher:judge(slot.incoming, slot.current, function(good, why)
+    self.launcher.hooks:judge(slot.incoming, slot.current, function(good, why)
         self.agenda:post(self, 'judged', question, good, why)
     end)
     return 'judging'
@@ -527,6 +514,27 @@ end
 
 local function cut_short_at_once(self)
     return cut_short(self, 'aborted', complete(self, self.obstacle).message)
+end
+
+-- A state in which the slots are on their own again, and the verdict waits for the end of the worker that failed.
+-- @param field what failed, ended what is done then, at_once the same where that cannot be waited for
+local function awaiting(field, ended, at_once)
+    return {
+        gone = function(self, worker)
+            if worker == self[field].worker then
+                complete(self, self[field])
+                return ended(self)
+            end
+        end,
+        proved = proved_alone,
+        dropped = function(self, slot)
+            forget(self, slot)
+        end,
+        superseded = at_once,
+        stopped = at_once,
+        ignores = 'ready filled failed judged',
+        bugs = 'loaded begin',
+    }
 end
 
 definition = machine.define {
@@ -605,22 +613,7 @@ definition = machine.define {
             ignores = 'ready judged',
             bugs = 'loaded begin',
         },
-        aborting = { -- the slots are on their own again; the verdict waits for the end of the worker that failed
-            gone = function(self, worker)
-                if worker == self.cause.worker then
-                    complete(self, self.cause)
-                    return roll_back(self)
-                end
-            end,
-            proved = proved_alone,
-            dropped = function(self, slot)
-                forget(self, slot)
-            end,
-            superseded = aborted_at_once,
-            stopped = aborted_at_once,
-            ignores = 'ready filled failed judged',
-            bugs = 'loaded begin',
-        },
+        aborting = awaiting('cause', roll_back, aborted_at_once),
         rolling_back = {
             proved = proved,
             filled = filled,
@@ -637,21 +630,7 @@ definition = machine.define {
             ignores = 'ready judged',
             bugs = 'loaded begin',
         },
-        giving_up = { -- the old release does not start any more; as in aborting, of the rollback
-            gone = function(self, worker)
-                if worker == self.obstacle.worker then
-                    return cut_short_at_once(self)
-                end
-            end,
-            proved = proved_alone,
-            dropped = function(self, slot)
-                forget(self, slot)
-            end,
-            superseded = cut_short_at_once,
-            stopped = cut_short_at_once,
-            ignores = 'ready filled failed judged',
-            bugs = 'loaded begin',
-        },
+        giving_up = awaiting('obstacle', cut_short_at_once, cut_short_at_once), -- the old release starts no more
         ended = {
             ignores = 'loaded begin ready proved filled failed gone dropped judged superseded stopped',
         },

@@ -27,17 +27,23 @@ local function asked(cluster)
     return longest
 end
 
+--- How many of these slots somebody serves.
+function M.serving(slots)
+    local count = 0
+    for _, slot in ipairs(slots) do
+        count = count + (slot.current and 1 or 0)
+    end
+    return count
+end
+
 --- What the service manager hears at every change, made at no cost: see systemd.lua.
 function M.summary(cluster)
-    local serving = 0
-    for _, slot in ipairs(cluster.slots) do
-        serving = serving + (slot.current and 1 or 0)
-    end
     return {
-        state = cluster.state, generation = cluster.generation, wanted = cluster.wanted, serving = serving,
+        state = cluster.state, generation = cluster.generation, wanted = cluster.wanted,
+        serving = M.serving(cluster.slots),
         failure = cluster.failure, processes = cluster.process_count, last_verdict = cluster.last_verdict,
         restarts = cluster.newest, patience_ms = patience(cluster), asked_ms = asked(cluster),
-        roll = cluster.restarting and cluster.restarting:progress() or nil,
+        roll = cluster.restarting and cluster.restarting.walk,
     }
 end
 
@@ -105,7 +111,7 @@ function M.full(cluster)
     local pid, master_pid = platform.pid(), platform.master_pid and platform.master_pid() or nil
     local now, own = platform.now(), platform.proc_stat(master_pid or pid) or {}
     local queues = cluster.sockets:snapshot()
-    local workers, roll = {}, cluster.restarting and cluster.restarting:progress()
+    local workers, roll = {}, cluster.restarting and cluster.restarting.walk
     for _, worker in pairs(cluster.workers) do
         workers[#workers + 1] = of_worker(cluster, worker, queues[worker.id] or {})
     end

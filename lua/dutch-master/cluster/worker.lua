@@ -461,21 +461,13 @@ function Worker:serves()
     return self.state == 'running' or self.state == 'retiring'
 end
 
---- Sends a message of the script to the app of the worker.
+--- Sends a message of the script, in JSON, to the app of the worker.
 -- @return true, or nil, message
-function Worker:message(value)
+function Worker:message(json)
     if self.finished or not self.channel_open then
         return nil, 'worker ' .. self.id .. ' has no channel'
     end
-    return self.conversation:message(value)
-end
-
---- The same, of a message that is JSON already.
-function Worker:message_text(text)
-    if self.finished or not self.channel_open then
-        return nil, 'worker ' .. self.id .. ' has no channel'
-    end
-    return self.conversation:message_text(text)
+    return self.conversation:message(json)
 end
 
 --- Whether a waiting connection can be handed over to the app of the worker, to its server `name`.
@@ -735,6 +727,7 @@ local function find_daemon(self, status)
 end
 
 local function finish(self, status)
+    self.health:close() -- before its lane is another's
     find_daemon(self, status)
     self:discard()
     self.channel_open = false
@@ -789,13 +782,7 @@ local function failed(self, why)
 end
 
 local function exit_while_serving(self, status)
-    self.health:close() -- before its lane is another's
     self.log:warn({ code = status.code, signal = status.signal }, 'Worker disconnection was unexpected')
-    return finish(self, status)
-end
-
-local function exit_while_starting(self, status)
-    self.health:close()
     return finish(self, status)
 end
 
@@ -929,7 +916,7 @@ definition = machine.define {
             headless = headless,
             deadline = start_deadline,
             extend = extend_start,
-            exit = exit_while_starting,
+            exit = finish,
             ignores = 'request_restart closed_servers alive hung failed',
             bugs = 'prepared unprepared retire keep settled',
         },

@@ -13,21 +13,11 @@ Upgrade.__index = Upgrade
 local PROVING_MS = 2000
 
 local REASONS = {
-    ['not run'] = function(detail)
-        return ('it could not be run: %s'):format(detail)
-    end,
-    refused = function()
-        return 'it does not understand what the keeper hands over'
-    end,
-    died = function(detail)
-        return ('its master died of %s'):format(detail)
-    end,
-    exited = function(detail)
-        return ('its master exited with code %s: see stderr'):format(detail)
-    end,
-    late = function(detail)
-        return ('its master did not take over within %g s'):format(detail / 1000)
-    end,
+    ['not run'] = 'it could not be run: %s',
+    refused = 'it does not understand what the keeper hands over',
+    died = 'its master died of %s',
+    exited = 'its master exited with code %s: see stderr',
+    late = 'its master did not take over within %g s',
 }
 
 --- @param options {platform, version, image = path of this program, log = function() -> the log, write = writes a
@@ -128,8 +118,9 @@ function Upgrade:resume(kept, how)
     elseif not how then
         decide(self, 'the master or its keeper died before it could give place')
     elseif how.failed then
-        local say = REASONS[how.reason]
-        decide(self, say and say(how.detail) or tostring(how.reason))
+        local detail = how.reason == 'late' and how.detail / 1000 or how.detail
+        local text = REASONS[how.reason]
+        decide(self, text and text:format(detail) or tostring(how.reason))
     else
         self.timer = self.platform.timer(function()
             decide(self, nil)

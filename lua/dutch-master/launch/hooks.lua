@@ -236,7 +236,7 @@ function Hooks:message(worker, text)
 end
 
 --- Asks the script's judge whether the canary may go on. Without a judge it may; a judge that fails gives no consent.
--- @param new, old workers as described; old may be nil
+-- @param new, old workers; old may be nil
 -- @param done function(true) or function(false, why), later, once; at once without a judge
 function Hooks:judge(new, old, done)
     if not self.script.newest.plan.hooks.judge then
@@ -245,7 +245,7 @@ function Hooks:judge(new, old, done)
     local function failed(err)
         done(false, err.message)
     end
-    local arguments = { n = 2, new, old }
+    local arguments = { n = 2, new:describe(), old and old:describe() }
     local added = add(self, 'judge', failed, function(session, finish)
         if not session.plan.hooks.judge then
             finish()

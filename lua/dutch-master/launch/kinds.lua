@@ -39,8 +39,7 @@ local function append(list, more)
     return list
 end
 
---- The environment of a fork as {NAME = value}, without what the kind adds. nil, message when a name or a value
---- cannot be one.
+--- The environment of a fork as {NAME = value}, without what the kind adds.
 function M.environment(context)
     local env = {}
     for name, value in pairs(context.environ or {}) do
@@ -54,18 +53,7 @@ function M.environment(context)
         env.HOME, env.USER, env.LOGNAME, env.SHELL = account.dir, account.name, account.name, account.shell
     end
     for name, value in pairs(context.environment or {}) do
-        if type(name) ~= 'string' or name == '' or name:find('[=%z]') then
-            return nil, ('workerEnvironment: %q cannot be the name of a variable'):format(tostring(name))
-        end
-        if value == false then
-            env[name] = nil
-        else
-            local text = tostring(value)
-            if type(value) == 'table' or text:find('%z') then
-                return nil, ('workerEnvironment.%s: expected text, found %s'):format(name, type(value))
-            end
-            env[name] = text
-        end
+        env[name] = value or nil
     end
     if context.cwd then
         env.PWD = context.cwd
@@ -80,7 +68,7 @@ end
 
 -- What the script does not want, whoever has set it.
 local function take_away(env, environment)
-    for name, value in pairs(environment or {}) do
+    for name, value in pairs(environment) do
         if value == false then
             env[name] = nil
         end
@@ -97,13 +85,19 @@ function M.flatten(env)
     return list
 end
 
-local function finish(fields, env, context)
-    take_away(env, context.environment)
-    fields.listen_pid = fields.listen_pid and (context.environment or {}).LISTEN_PID ~= false
-    fields.watchdog_pid = fields.watchdog_pid and (context.environment or {}).WATCHDOG_PID ~= false
-    fields.search_path = env.PATH or DEFAULT_PATH
-    fields.env = M.flatten(env)
-    return fields
+-- function(plan, context) -> what core.spawn takes, for a kind.
+-- @param of_kind function(plan, context, env) -> what the kind says of it; adds to env
+local function spawning(of_kind)
+    return function(plan, context)
+        local env, environment = M.environment(context), context.environment or {}
+        local fields = of_kind(plan, context, env)
+        take_away(env, environment)
+        fields.listen_pid = fields.listen_pid and environment.LISTEN_PID ~= false
+        fields.watchdog_pid = fields.watchdog_pid and environment.WATCHDOG_PID ~= false
+        fields.search_path = env.PATH or DEFAULT_PATH
+        fields.env = M.flatten(env)
+        return fields
+    end
 end
 
 -- The channel comes behind the sockets that are passed on, if any are.
@@ -155,11 +149,7 @@ local function words_of(text)
     return words
 end
 
-local function spawn_node(plan, context)
-    local env, message = M.environment(context)
-    if not env then
-        return nil, message
-    end
+local function of_node(plan, context, env)
     with_channel(env, context)
     local interpreter = plan.interpreter or { 'node' }
     local argv = append({}, interpreter)
@@ -178,15 +168,10 @@ local function spawn_node(plan, context)
     -- Node finds 'server' as server.js or server/index.js: only a name with an ending is certainly a file.
     local must_read = basename(plan.worker):find('%.[%w]+$') and plan.worker or nil
     local passes = context.passed ~= nil and #context.passed > 0
-    return finish({ file = argv[1], argv = argv, channel = true, must_read = must_read, listen_pid = passes }, env,
-        context)
+    return { file = argv[1], argv = argv, channel = true, must_read = must_read, listen_pid = passes }
 end
 
-local function spawn_lua(plan, context)
-    local env, message = M.environment(context)
-    if not env then
-        return nil, message
-    end
+local function of_lua(plan, context, env)
     with_channel(env, context)
     env.DUTCH_MASTER_METRICS = plan.metrics and '1' or nil
     local argv = append({ 'dutch-master', '--lua-worker', plan.worker }, plan.args)
@@ -195,8 +180,7 @@ local function spawn_lua(plan, context)
         argv = append(append(append({}, plan.interpreter), { plan.worker }), plan.args)
         file = argv[1]
     end
-    return finish({ file = file, argv = argv, channel = true, must_read = plan.worker, listen_pid = false }, env,
-        context)
+    return { file = file, argv = argv, channel = true, must_read = plan.worker, listen_pid = false }
 end
 
 -- php-fpm compares with what it makes of its `listen`: a path without a prefix, an address of IPv6 without brackets,
@@ -266,11 +250,7 @@ local function socket_name(name, place)
     return name == '' and 'socket' .. place or name
 end
 
-local function spawn_exec(plan, context)
-    local env, message = M.environment(context)
-    if not env then
-        return nil, message
-    end
+local function of_exec(plan, context, env)
     local argv = append({}, plan.argv or { plan.worker })
     if plan.interpreter then
         argv = append(append({}, plan.interpreter), argv)
@@ -289,7 +269,7 @@ local function spawn_exec(plan, context)
     -- sd_watchdog_enabled(3); one that is asked need not say it. The child itself adds WATCHDOG_PID.
     fields.watchdog_pid = plan.watchdog_ms ~= nil and (plan.ready or {}).type ~= 'http'
     env.WATCHDOG_USEC = fields.watchdog_pid and ('%d'):format(plan.watchdog_ms * 1000) or nil
-    return finish(fields, env, context)
+    return fields
 end
 
 -- legend: has_channel  a socketpair speaking the protocol of conversation.lua
@@ -301,21 +281,21 @@ M.rows = {
         has_channel = true,
         asks = 'disconnect',
         default_ready = { type = 'listening' },
-        spawn = spawn_node,
+        spawn = spawning(of_node),
     },
     lua = {
         name = 'lua',
         has_channel = true,
         asks = 'disconnect',
         default_ready = { type = 'listening' },
-        spawn = spawn_lua,
+        spawn = spawning(of_lua),
     },
     exec = {
         name = 'exec',
         has_channel = false,
         asks = 'signal',
         default_ready = { type = 'auto', alive_ms = 1000 },
-        spawn = spawn_exec,
+        spawn = spawning(of_exec),
     },
 }
 

@@ -123,12 +123,6 @@ function Launcher:preview(done)
     end)
 end
 
---- Asks the script's judge: see hooks.lua.
--- @param new, old workers; old may be nil
-function Launcher:judge(new, old, done)
-    self.hooks:judge(new:describe(), old and old:describe(), done)
-end
-
 --- Lets go of the script.
 function Launcher:close()
     self.lane:close()
@@ -178,10 +172,7 @@ local function fields_of(self, worker, plan, env, cwd)
     elseif plan.listen_fds then
         fds, context.passed = self.sockets:passed_on()
     end
-    local fields, message = kind.spawn(plan, context)
-    if not fields then
-        return nil, message
-    end
+    local fields = kind.spawn(plan, context)
     fields.cwd, fields.fds = cwd, fds
     for name, value in pairs(rights.fields(plan)) do
         fields[name] = value

@@ -523,9 +523,12 @@ end
 
 --- For status: by worker id {queue = connections that wait for it, steered = it gets new ones}; `balance` in force at
 -- the first listener; `listeners`, each with its lanes; `unserved`: connections that wait where nobody serves;
--- `strangers`: sockets of others in groups of ours.
+-- `strangers`: sockets of others in groups of ours; `totals`: numbers that only grow: connections that were rescued,
+-- that were lost, times that a lane was busy.
 function Sockets:snapshot()
-    local snapshot = { listeners = {}, totals = self:count(), unserved = 0, strangers = 0 }
+    local rescued, busy, lost = self.directory:count()
+    local snapshot = { listeners = {}, totals = { rescued = rescued, lost = lost, busy = busy }, unserved = 0,
+        strangers = 0 }
     for i, rotation in ipairs(self.directory.rotations) do
         local listener = rotation:snapshot()
         snapshot.listeners[i] = listener
@@ -540,12 +543,6 @@ function Sockets:snapshot()
         end)
     end
     return snapshot
-end
-
---- Numbers that only grow: connections that were rescued, that were lost, times that a lane was busy.
-function Sockets:count()
-    local rescued, busy, lost = self.directory:count()
-    return { rescued = rescued, lost = lost, busy = busy }
 end
 
 local function keep_worker(worker)

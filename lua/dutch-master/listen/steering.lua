@@ -28,40 +28,34 @@ function Steering.new(options)
     }, Steering)
 end
 
--- What a lane is to those who come: the better word first, see candidates.
-local TESTS = {
-    idle = function(lane)
+local function is(state)
+    return function(lane)
+        return lane.state == state
+    end
+end
+
+-- What a lane is to those who come, the better first. If all are busy, each gets its share. If nobody is live,
+-- connections wait where somebody will be first: at a worker that is stalled, starting, going, or in a lane that the
+-- next worker takes over.
+local CHOICES = {
+    function(lane)
         return lane.state == 'live' and not lane.stalled and not lane.spoilt and not lane.busy_at
     end,
-    moving = function(lane)
+    function(lane)
         return lane.state == 'live' and not lane.stalled and not lane.spoilt
     end,
-    free = function(lane)
+    is 'live', is 'starting', is 'leaving',
+    function(lane)
         return lane.state == 'free' and not lane.spare
     end,
 }
 
-local function lanes_in(lanes, word)
-    local list, test = {}, TESTS[word]
-    for _, lane in ipairs(lanes) do
-        local fits
-        if test then
-            fits = test(lane)
-        else
-            fits = lane.state == word
-        end
-        if lane.weight > 0 and fits then
-            list[#list + 1] = lane
-        end
-    end
-    return list
-end
-
--- If all are busy, each gets its share. If nobody is live, connections wait where somebody will be first: at a worker
--- that is stalled, starting, going, or in a lane that the next worker takes over.
 local function candidates(lanes)
-    for _, state in ipairs { 'idle', 'moving', 'live', 'starting', 'leaving', 'free' } do
-        local list = lanes_in(lanes, state)
+    for _, fits in ipairs(CHOICES) do
+        local list = {}
+        for _, lane in ipairs(lanes) do
+            list[#list + 1] = lane.weight > 0 and fits(lane) and lane or nil
+        end
         if #list > 0 then
             return list
         end

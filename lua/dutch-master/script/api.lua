@@ -36,63 +36,53 @@ function functions.log(master, process, level, fields, message)
     end
 end
 
-local function cluster_of(master)
-    return master.cluster and master.cluster.state and master.cluster
-end
-
-local NOT_STARTED = 'the cluster has not started'
-
-local function check_reason(name, reason)
-    if reason ~= nil and type(reason) ~= 'string' then
-        error(('dutch.%s: expected the reason in words, found a %s'):format(name, type(reason)), 0)
+-- A command of the script's, on a cluster that has started.
+-- @param check function(cluster, what it is called with) -> true; or nil, message, code
+local function command(name, check, run)
+    functions[name] = function(master, process, wish)
+        local cluster = master.cluster and master.cluster.state and master.cluster
+        if not cluster then
+            return nil, 'the cluster has not started'
+        end
+        local ok, message, code = check(cluster, wish)
+        if ok then
+            process:later(name, function()
+                run(cluster, wish)
+            end)
+        end
+        return ok, message, code
     end
 end
 
-function functions.restart(master, process, reason)
-    check_reason('restart', reason)
-    local cluster = cluster_of(master)
-    if not cluster then
-        return nil, NOT_STARTED
+local function in_words(name)
+    return function(_, reason)
+        if reason ~= nil and type(reason) ~= 'string' then
+            error(('dutch.%s: expected the reason in words, found a %s'):format(name, type(reason)), 0)
+        end
+        return true
     end
-    process:later('restart', function()
-        cluster:restart { cause = 'script', reason = reason }
-    end)
-    return true
 end
 
-function functions.scale(master, process, count)
-    local cluster = cluster_of(master)
-    if not cluster then
-        return nil, NOT_STARTED
-    end
-    local ok, message, code = cluster:can_scale(count)
-    if not ok then
-        return nil, message, code
-    end
-    process:later('scale', function()
-        cluster:scale(count, { cause = 'script' })
-    end)
-    return true
-end
+command('restart', in_words 'restart', function(cluster, reason)
+    cluster:restart { cause = 'script', reason = reason }
+end)
 
-function functions.stop(master, process, reason)
-    check_reason('stop', reason)
-    local cluster = cluster_of(master)
-    if not cluster then
-        return nil, NOT_STARTED
-    end
-    process:later('stop', function()
-        cluster:stop { cause = 'script', reason = reason }
-    end)
-    return true
-end
+command('stop', in_words 'stop', function(cluster, reason)
+    cluster:stop { cause = 'script', reason = reason }
+end)
+
+command('scale', function(cluster, count)
+    return cluster:can_scale(count)
+end, function(cluster, count)
+    cluster:scale(count, { cause = 'script' })
+end)
 
 function functions.send(master, _, id, text)
     local worker = master.cluster and master.cluster:find(id)
     if not worker then
         return nil, ('worker %s is gone'):format(tostring(id))
     end
-    return worker:message_text(text)
+    return worker:message(text)
 end
 
 -- ---------------------------------------------------------------------------------------------------------------------

@@ -6,10 +6,10 @@
 
 local addresses = require 'dutch-master.addresses'
 local key_lines = require 'dutch-master.script.key_lines'
-local equal = require('dutch-master.script.plan_diff').equal
 local options = require 'dutch-master.script.options'
 local schema = require 'dutch-master.script.schema'
 local types = require 'dutch-master.script.option_types'
+local equal = require('dutch-master.script.values').equal
 
 local M = {}
 
@@ -131,7 +131,7 @@ local function complete(plan, raw, at)
         for name, value in pairs(plan.environment) do
             environment[name] = value
         end
-        plan.environment = environment
+        plan.environment = types.environment.check(environment, at:key('worker'):key('environment'))
         if raw.ready == nil and worker.ready ~= nil then
             plan.ready = options.by_name.ready.type.check(worker.ready, at:key('worker')) or plan.ready
         end

@@ -1,6 +1,7 @@
 --- compare.lua: what differs between two plans, in the words of the script's options. Pure.
 
 local options = require 'dutch-master.script.options'
+local equal = require('dutch-master.script.values').equal
 
 local M = {}
 
@@ -12,26 +13,6 @@ local AT_ONCE = {
 }
 -- Options that are looked at only when the master starts.
 local AT_START = { pidFile = true, controlSocket = true, balance = true, backlog = true, stallTimeout = true }
-
-local function equal(a, b)
-    if type(a) ~= 'table' or type(b) ~= 'table' then
-        return a == b
-    end
-    for key, value in pairs(a) do
-        if not equal(value, b[key]) then
-            return false
-        end
-    end
-    for key in pairs(b) do
-        if a[key] == nil then
-            return false
-        end
-    end
-    return true
-end
-
---- Whether two plain values are the same, tables by what is in them.
-M.equal = equal
 
 --- @param from, to plans
 -- @return list of {key, from, to, applies = 'now' | 'next fork' | 'start'} in the order of the options

@@ -217,6 +217,7 @@ function M.encode(message)
     return line, why
 end
 
+--- Whether two plain values are the same, tables by what is in them.
 local function equal(a, b)
     if type(a) ~= 'table' or type(b) ~= 'table' then
         return a == b
@@ -233,6 +234,8 @@ local function equal(a, b)
     end
     return true
 end
+
+M.equal = equal
 
 --- Whether a line that encode() made has these results, which pack() made: the order of keys is never the same.
 function M.has_results(line, packed)

@@ -159,7 +159,7 @@ versions.each(function(version, binary)
             assert.equal(cjson.null, w:message())
             assert.same({ 1, 'x', { a = false } }, w:message())
             for _, value in ipairs { 'text', 5, { deep = { 1, { 2 } } }, ('x'):rep(300000) } do
-                assert.is_true(w.conv:message(value))
+                assert.is_true(w.conv:message(cjson.encode(value)))
                 assert.same({ echo = value }, w:message())
             end
             w.conv:disconnect()

@@ -53,9 +53,9 @@ local function new_world(count, plan)
     function launcher.load(_, done)
         world.answer_load = done
     end
-    function launcher.judge(_, new, old, done)
+    launcher.hooks = { judge = function(_, new, old, done)
         table.insert(world.questions, { new = new, old = old, done = done })
-    end
+    end }
     function releases.pin(_, generation)
         launcher.pinned[generation] = true
     end
@@ -331,7 +331,8 @@ describe('restart', function()
         it('rolls them back, one batch after the other', function()
             halfway()
             assert.same({ 'rolling_back', '1 replace 3, 3 cancel 1' }, { world.state(), world.heard() })
-            assert.same({ generation = 3, total = 2, done = 0, back = true, started_at = 1000 }, world.restart:progress())
+            local walk = world.restart.walk
+            assert.same({ 3, 2, 0, true, 1000 }, { walk.generation, walk.total, walk.done, walk.back, walk.started_at })
             world.post('proved', world.slots[1])
             world.fill(world.slots[1])
             assert.same({ '1/2 back', '1 commit, 2 replace 3' }, { world.progress, world.heard() })

@@ -101,7 +101,7 @@ describe('hooks', function()
         world.hooks:run 'onReady'
         world.adopt {}
         world.hooks:run 'onReady'
-        world.hooks:judge({}, nil, function(good) world.good = good end)
+        world.hooks:judge({ describe = function() return {} end }, nil, function(good) world.good = good end)
         assert.is_true(world.good)
         assert.same({}, world.lanes)
     end)
@@ -239,8 +239,9 @@ describe('hooks', function()
         world.adopt({ judge = true, onReady = true }, { restart_concurrency = { canary = { timeout_ms = 30000 } } })
         world.hooks:run 'onReady'
         local verdicts = {}
+        local worker = { describe = function() return { id = 2 } end }
         local function judge()
-            world.hooks:judge({ id = 2 }, nil, function(...) table.insert(verdicts, { ... }) end)
+            world.hooks:judge(worker, nil, function(...) table.insert(verdicts, { ... }) end)
             assert.equal(2, #world.calls)
             return table.remove(world.calls, 2)
         end

@@ -123,7 +123,7 @@ describe('sockets', function()
             platform:advance(1000)
             assert.is_nil(network.live_fds[fd])
             assert.equal(1, logged 'Waiting connections lost, no worker listens there any more')
-            assert.equal(1, sockets:count().lost)
+            assert.equal(1, sockets:snapshot().totals.lost)
             platform:advance(60000) -- at rest
             listener.client()
             platform:advance(10)
