@@ -178,6 +178,27 @@ describe('the death of a master', function()
         m:finish { code = 0 }
     end)
 
+    it('leaves the place taken, and whoever asks waits for the next one', function()
+        local m = kept.start { script = "require('dutch-master').start { worker = 'app.lua', numWorkers = 1 }",
+            files = { ['app.lua'] = apps.idle } }
+        m:await 'Cluster ready'
+        for _ = 1, 4 do -- those that follow have to wait longer and longer
+            kept.kill(m)
+        end
+        assert(uv.kill(kept.pid(m), 'sigkill'))
+        local status = cli.start(m, { 'status' })
+        local second = master.start { script_path = m.script, cwd = m.app,
+            env = { DUTCH_MASTER_RUNTIME_DIR = m.dir .. '/run' } }
+        assert.same({ code = 1 }, second:exit())
+        m:wait_until(function() return second.err_ended end, 'its last words')
+        assert.matches('is running already', second.stderr)
+        assert.equal(0, status:wait().code, status.err)
+        assert.matches('of 1 worker serving', status.out)
+        m:wait_until(function() return cli.run(m, { 'status' }).out:find '1 of 1 worker' end, 'the worker to serve')
+        second:finish { code = 1, files_left = true }
+        m:finish { code = 0 }
+    end)
+
     it('lets those go on who stay connected: logs, events, status', function()
         local m = kept.start { script = "require('dutch-master').start { worker = 'app.lua', ready = 'message' }",
             files = { ['app.lua'] = [[
@@ -189,7 +210,7 @@ describe('the death of a master', function()
         m:await 'Cluster ready'
         local logs = cli.start(m, { 'logs', '--follow', m.script })
         local plain = cli.start(m, { 'logs', '--follow', '--json', m.script })
-        local events = cli.start(m, { 'events', '--follow', '--last', '0', '--json', m.script })
+        local events = cli.start(m, { 'events', '--follow', '--last', '1', '--json', m.script })
         local status = cli.start(m, { 'status', '--watch', '--json', m.script })
         local function talk(times)
             uv.kill(m:workers()[1], 'sigusr1')
@@ -199,6 +220,7 @@ describe('the death of a master', function()
         end
         talk(1)
         status:await_output '\n'
+        events:await_output '\n'
         for round = 1, 3 do
             kept.await_quiet(m)
             if round < 3 then

@@ -99,6 +99,12 @@ while True:
 ]] } }
         m:await 'Cluster ready'
         local before = survive(m, { port = port, clients = 4 })
+        local said -- what comes by its notify socket is read as before
+        m:wait_until(function()
+            local newest = cli.run(m, { 'status', '--json', m.script }).out:match '"status":"(%d+)"'
+            said = said or newest
+            return newest ~= said
+        end, 'a later word of a worker')
         assert.equal('hi', select(2, http.get { socket = dir .. '/web.sock' }))
         go_on(m, before)
     end)

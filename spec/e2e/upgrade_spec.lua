@@ -68,6 +68,10 @@ describe('an upgrade of the program', function()
         m:await 'Cluster ready'
         assert.equal(old, image(m.pid))
         os.remove(old)
+        local half = assert(io.open(old, 'w')) -- what is there by now is nothing that could run
+        half:write '\127ELF'
+        half:close()
+        assert(uv.fs_chmod(old, tonumber('755', 8)))
         local running = load.start { port = port, clients = 4, expect = '.' }
         local restart = cli.start(m, { 'restart', '--wait', m.script })
         m:await 'Restart requested'
@@ -80,6 +84,7 @@ describe('an upgrade of the program', function()
         m:await 'hook: done'
         local status = cli.run(m, { 'status', m.script }).out
         assert.truthy(status:find(new, 1, true), status)
+        assert.truthy(status:find(cli.run(m, { 'version' }).out:match '[%d.]+', 1, true), status)
         local counts = running:stop()
         assert.equal(0, counts.failed, counts.text)
         assert.same({}, m:records { level = 50 }, m:dump())

@@ -5,16 +5,23 @@
  *   r          waits for a signal, prints "MASTER NAME ORDER"
  *   o          supervises
  *   s          has a snapshot that knows what was read; t: dies in the middle of that one
- *   d          dies
+ *   M          is in the middle of a line of a channel that it opens; m: opens it, prints "MASTER
+ *              clear", or "MASTER in use"
+ *   a          prints "MASTER goes on", or "MASTER does without the state"
+ *   c          prints "MASTER MS", by the clock
+ *   1          lives a second more
+ *   d          dies of SIGKILL; f: of a fault of its own
  *   b          gives place to another program, which is this one
- *   x          ends by itself
+ *   x          ends by itself; e: with code 9
  */
 #include "base/fdpass.h"
 #include "base/signals.h"
+#include "base/timer.h"
 #include "keeper/keeper.h"
 #include "keeper/kept.h"
 #include "keeper/memory.h"
 
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -56,7 +63,34 @@ static void write_snapshot(bool whole) {
     }
 }
 
+static bool is_settled(const struct dm_mark *mark) {
+    (void)mark;
+    return true;
+}
+
+static void commit(struct dm_mark *mark) {
+    (void)mark;
+}
+
+static enum dm_keeper_mark open_mark(bool in_use) {
+    static struct dm_kept kept;
+    static struct dm_mark mark;
+    kept = (struct dm_kept){.link = link_, .open = true};
+    dm_list_init(&kept.touched);
+    const enum dm_keeper_mark before = dm_mark_open(&mark, &kept, 5, is_settled, commit);
+    if (in_use) {
+        dm_mark_set(&mark, DM_MARK_TOUCHED);
+    }
+    return before;
+}
+
+static void say_line(const char *format, const char *text) {
+    printf(format, number, text);
+    fflush(stdout);
+}
+
 static void step(char letter) {
+    char text[32];
     switch (letter) {
     case 'H':
         kill(getppid(), SIGHUP);
@@ -85,8 +119,28 @@ static void step(char letter) {
         say(DM_KEEPER_UPGRADE, fileno(image));
         _exit(0);
     }
+    case 'a':
+        say_line("%d %s\n", link_.set_aside ? "does without the state" : "goes on");
+        break;
+    case 'M':
+        open_mark(true);
+        break;
+    case 'm':
+        say_line("%d %s\n", open_mark(false) == DM_MARK_CLEAR ? "clear" : "in use");
+        break;
+    case 'c':
+        snprintf(text, sizeof text, "%llu", (unsigned long long)dm_now_ms());
+        say_line("%d %s\n", text);
+        break;
+    case '1':
+        poll(NULL, 0, 1100);
+        break;
+    case 'f':
+        kill(getpid(), SIGABRT);
+        break;
     case 'x':
-        _exit(0);
+    case 'e':
+        _exit(letter == 'x' ? 0 : 9);
     default:
         kill(getpid(), SIGKILL);
     }

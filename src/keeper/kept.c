@@ -236,9 +236,11 @@ static void on_prepare(uv_prepare_t *prepare) {
         next = l->next;
         struct dm_mark *mark = dm_container(l, struct dm_mark, link);
         mark->commit(mark);
-        if (mark->is_settled(mark)) {
+        volatile uint8_t *byte = &kept->link.memory->marks[mark->index];
+        /* Half a line that a former master has written is never made whole. */
+        if (*byte != DM_MARK_WRITING && mark->is_settled(mark)) {
             dm_list_remove(&mark->link);
-            kept->link.memory->marks[mark->index] = 0;
+            *byte = DM_MARK_CLEAR;
         }
     }
     if (kept->leave_by && (dm_list_empty(&kept->touched) || uv_now(loop) >= kept->leave_by)) {
@@ -273,7 +275,10 @@ enum dm_keeper_mark dm_mark_open(struct dm_mark *mark, struct dm_kept *kept, int
     const enum dm_keeper_mark before = index < 0                 ? DM_MARK_CLEAR
                                        : *byte > DM_MARK_WRITING ? DM_MARK_WRITING
                                                                  : (enum dm_keeper_mark) * byte;
-    *byte = DM_MARK_CLEAR;
+    *byte = (uint8_t)before; /* until a snapshot knows what we make of it */
+    if (before != DM_MARK_CLEAR) {
+        dm_list_append(&kept->touched, &mark->link);
+    }
     return before;
 }
 

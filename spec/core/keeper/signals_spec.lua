@@ -1,23 +1,14 @@
 -- Signals that a keeper passes on: each is heard by a master that has a snapshot of what it asks for, once.
+local masters = require 'spec.support.kept_masters'
 local p = require 'spec.support.process'
-
-local PROGRAM = p.runner:match '^.*/' .. 'kept-masters'
 
 describe('a signal to the keeper', function()
     p.leaves_nothing()
 
-    -- The masters, one after the other, by what each does (spec/support/kept_masters.c); the last ends by itself.
-    -- @return what was heard, a line each
+    -- @return what was heard by these masters, the last of which ends by itself
     local function heard_by(...)
-        local null = assert(io.open('/dev/null', 'w')) -- the keeper says there that a master has died
-        local output, record = p.output_of { PROGRAM, stderr = p.fileno(null), ... }
-        null:close()
-        assert(record.child, record.message)
-        assert.equal(0, record.status.code, output)
-        local lines = {}
-        for line in output:gmatch '[^\n]+' do
-            lines[#lines + 1] = line
-        end
+        local lines, status = masters.run(...)
+        assert.equal(0, status.code)
         return lines
     end
 
