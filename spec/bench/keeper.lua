@@ -3,6 +3,7 @@
 -- DM_KILLS (20) and DM_TAKEOVERS (1000) shorten the long ones; pm2 is measured beside it where spec/.cache/pm2 has it.
 
 local uv = require 'luv'
+local read = require('spec.support.files').or_empty
 io.stdout:setvbuf 'line'
 local apps = require 'spec.support.apps'
 local http = require 'spec.support.http'
@@ -32,15 +33,6 @@ local function pause(ms)
     while not over do
         uv.run 'once'
     end
-end
-
-local function read(path)
-    local file = io.open(path)
-    local text = file and file:read '*a' or ''
-    if file then
-        file:close()
-    end
-    return text
 end
 
 local function pss(pid)

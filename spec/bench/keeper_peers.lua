@@ -5,6 +5,7 @@
 -- DM_TIMES (20): deaths, and upgrades. einhorn is in no package of Debian's, and no gem can be had here.
 
 local uv = require 'luv'
+local texts = require 'spec.support.files'
 io.stdout:setvbuf 'line'
 local http = require 'spec.support.http'
 local kept = require 'spec.support.kept'
@@ -27,15 +28,6 @@ def application(environ, start_response):
 ]]
 local RACK_APP = "run ->(env) { sleep rand * 0.005; [200, { 'Content-Length' => '5' }, ['works']] }"
 
-local function read(path)
-    local file = io.open(path)
-    local text = file and file:read '*a'
-    if file then
-        file:close()
-    end
-    return text
-end
-
 local function write(path, text)
     local file = assert(io.open(path, 'w'))
     file:write(text)
@@ -43,12 +35,12 @@ local function write(path, text)
 end
 
 local function number_in(path)
-    return tonumber((read(path) or ''):match '^%s*(%d+)')
+    return tonumber(texts.or_empty(path):match '^%s*(%d+)')
 end
 
 local function children(pid)
     local list = {}
-    for child in (read(('/proc/%d/task/%d/children'):format(pid, pid)) or ''):gmatch '%d+' do
+    for child in texts.or_empty(('/proc/%d/task/%d/children'):format(pid, pid)):gmatch '%d+' do
         list[#list + 1] = tonumber(child)
     end
     return list
@@ -56,7 +48,7 @@ end
 
 -- Those that we adopted are zombies when they have ended.
 local function is_alive(pid)
-    local state = (read(('/proc/%d/stat'):format(pid)) or ''):match '%) (%a)'
+    local state = texts.or_empty(('/proc/%d/stat'):format(pid)):match '%) (%a)'
     return state ~= nil and state ~= 'Z' and state ~= 'X'
 end
 

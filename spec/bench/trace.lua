@@ -7,6 +7,7 @@
 -- every change of module, and how often each function is called.
 
 local uv = require 'luv'
+local read = require('spec.support.files').text
 local tree = uv.fs_realpath(arg[1] or '.')
 uv.os_setenv('DM_BUILD', arg[2] or tree .. '/build')
 local master = require 'spec.support.master'
@@ -71,13 +72,6 @@ debug.sethook(function()
 end, 'c')
 return real(...)
 ]]
-
-local function read(path)
-    local file = assert(io.open(path))
-    local text = file:read '*a'
-    file:close()
-    return text
-end
 
 local dir = assert(uv.fs_mkdtemp((os.getenv 'TMPDIR' or '/tmp') .. '/dm-trace-XXXXXX'))
 assert(os.execute(("cp -r '%s/lua/.' '%s'"):format(tree, dir)) == 0)

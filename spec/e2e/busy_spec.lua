@@ -125,7 +125,7 @@ describe('workers that are busy for a moment', function()
     end
 
     it('and answer a rescue twice, late or never, cost nobody anything', function()
-        local m, port = start('node', 4, 'stopTimeout = 3,', ODD .. NODE)
+        local m, port = start('node', 4, 'stopTimeout = 3, killTimeout = 1,', ODD .. NODE)
         local before = sockets_of(m:process_pid())
         local held = load.start { port = port, clients = 2, path = '/hold', timeout = 20000 }
         local l = load.start { port = port, clients = 8, rate = 300, timeout = 20000, expect = '^%d+$' }

@@ -8,6 +8,7 @@ local cli = require 'spec.support.cli'
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
+local read = require('spec.support.files').text
 local wait = require 'spec.support.wait'
 
 local EXAMPLE = 'examples/capistrano'
@@ -19,13 +20,6 @@ local function available()
         end
     end
     return pcall(require, 'http.server')
-end
-
-local function read(path)
-    local file = assert(io.open(path))
-    local text = file:read '*a'
-    file:close()
-    return text
 end
 
 local function write(path, text)

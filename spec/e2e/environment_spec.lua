@@ -4,13 +4,7 @@ local uv = require 'luv'
 local apps = require 'spec.support.apps'
 local http = require 'spec.support.http'
 local master = require 'spec.support.master'
-
-local function read(path)
-    local file = io.open(path)
-    local text = file and file:read '*a' or ''
-    if file then file:close() end
-    return text
-end
+local read = require('spec.support.files').or_empty
 
 local function script(options)
     return ([[local dutch = require 'dutch-master'

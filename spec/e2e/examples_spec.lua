@@ -2,13 +2,7 @@
 
 local http = require 'spec.support.http'
 local master = require 'spec.support.master'
-
-local function read(path)
-    local file = assert(io.open(path))
-    local text = file:read '*a'
-    file:close()
-    return text
-end
+local read = require('spec.support.files').text
 
 -- A Dockerfile as instructions with their arguments; lines that go on are joined.
 local function instructions(text)

@@ -3,6 +3,7 @@
 local cli = require 'spec.support.cli'
 local http = require 'spec.support.http'
 local master = require 'spec.support.master'
+local read = require('spec.support.files').text
 local versions = require 'spec.support.node_versions'
 
 local NODE = "require('http').createServer((q, r) => r.end('ok')).listen(process.env.PORT, '127.0.0.1');\n"
@@ -82,13 +83,6 @@ local function write(dir, name, content)
     if type(content) == 'table' then
         os.execute(("chmod %s '%s/%s'"):format(content.mode, dir, name))
     end
-end
-
-local function read(path)
-    local file = assert(io.open(path))
-    local text = file:read '*a'
-    file:close()
-    return text
 end
 
 local node = versions.binary '22'

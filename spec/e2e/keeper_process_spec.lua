@@ -5,19 +5,11 @@ local uv = require 'luv'
 local apps = require 'spec.support.apps'
 local kept = require 'spec.support.kept'
 local master = require 'spec.support.master'
+local read = require('spec.support.files').or_empty
 
 local IDLE = { ['app.lua'] = apps.idle }
 local SCRIPT = [[require('dutch-master').start { worker = 'app.lua', numWorkers = 1, restartSoak = 0,
     stopTimeout = 2, killTimeout = 1 }]]
-
-local function read(path)
-    local file = io.open(path)
-    local text = file and file:read '*a' or ''
-    if file then
-        file:close()
-    end
-    return text
-end
 
 -- Of /proc/PID/stat, after the name: the third field is the state.
 local function stat(pid, field)
@@ -206,7 +198,7 @@ exec sleep 1000]] } }
         kept.let_patience_end(m)
         m:await({ msg = 'The former master died, this one has taken over', signal = 'SIGKILL' })
         assert.matches(('the master %%(process %d%%) gave no sign of life for 65 s, killing it'):format(hung), m.stderr)
-        assert.same(before, m:workers())
+        kept.same_workers(m, before)
         -- A patience that ends while the master is well is only a question.
         local pid = kept.pid(m)
         kept.let_patience_end(m, 1)

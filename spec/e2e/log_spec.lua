@@ -5,13 +5,7 @@ local cjson = require 'cjson'
 local apps = require 'spec.support.apps'
 local http = require 'spec.support.http'
 local master = require 'spec.support.master'
-
-local function read(path)
-    local file = io.open(path)
-    local text = file and file:read '*a' or ''
-    if file then file:close() end
-    return text
-end
+local read = require('spec.support.files').or_empty
 
 -- Every line is a record, whole.
 local function records(text)

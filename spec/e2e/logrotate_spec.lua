@@ -1,13 +1,7 @@
 -- logrotate with the file of examples/logrotate, while two workers write: no line is lost, torn or doubled.
 
 local master = require 'spec.support.master'
-
-local function read(path)
-    local file = assert(io.open(path))
-    local text = file:read '*a'
-    file:close()
-    return text
-end
+local read = require('spec.support.files').text
 
 -- Counts aloud on stdout and stderr, and is asked to leave.
 local COUNTER = [[

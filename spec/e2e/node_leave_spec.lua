@@ -5,18 +5,10 @@ local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
 local app = require 'spec.support.node_app'
+local read = require('spec.support.files').or_empty
 local stock = require 'spec.support.stock'
 local versions = require 'spec.support.node_versions'
 local wait = require 'spec.support.wait'
-
-local function read(path)
-    local file = io.open(path)
-    local text = file and file:read '*a' or ''
-    if file then
-        file:close()
-    end
-    return text
-end
 
 local function ms_between(first, second)
     return (second.arrived - first.arrived) / 1e6

@@ -222,7 +222,7 @@ describe('a Node app that listens and closes at random', function()
                 cjson.encode(steps)), function()
                 local places = places_of(kinds)
                 local m = app.start { binary = binary, app = APP, env = environment(places, kinds, steps),
-                    plan = 'backoff = { first = 0.05 }, stopTimeout = 5,' }
+                    plan = 'backoff = { first = 0.05 }, stopTimeout = 5, killTimeout = 1,' }
                 local clients = load.start { port = places[1].at, clients = 1, mode = 'close', rate = 100, expect = '^port 0$' }
                 local peer_places = places_of(kinds)
                 local dir = master.temp_dir()

@@ -1,18 +1,14 @@
 -- Which connections are inside a process: accepted and not closed. What waits in an accept queue is not.
 -- A worker is frozen first, so that the answer is exact, and what a worker's death may cost is known to the connection.
 
+local files = require 'spec.support.files'
 local uv = require 'luv'
 local wait = require 'spec.support.wait'
 
 local M = {}
 
 local function state(pid)
-    local file = io.open(('/proc/%d/stat'):format(pid))
-    local text = file and file:read '*a' or ''
-    if file then
-        file:close()
-    end
-    return text:match '%) (%u)'
+    return files.or_empty(('/proc/%d/stat'):format(pid)):match '%) (%u)'
 end
 
 --- Freezes a process: SIGSTOP, and it has taken effect. False if the process is gone.

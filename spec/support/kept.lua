@@ -3,6 +3,7 @@ local bit = require 'bit'
 local cjson = require 'cjson'
 local ffi = require 'ffi'
 local assert = require 'luassert'
+local files = require 'spec.support.files'
 local uv = require 'luv'
 local master = require 'spec.support.master'
 local pair = require 'spec.support.pair'
@@ -18,15 +19,6 @@ int timerfd_gettime(int, struct dm_spec_itimerspec *);
 local PIDFD_OPEN, PIDFD_GETFD = 434, 438
 
 local M = {}
-
-local function read(path)
-    local file = io.open(path)
-    local text = file and file:read '*a'
-    if file then
-        file:close()
-    end
-    return text
-end
 
 --- The pid of the master now. nil: there is none at this moment.
 -- @param keeper its pid, where that is not m.pid
@@ -128,12 +120,21 @@ function M.snapshot(m)
     return text
 end
 
+--- Waits until the newest snapshot says so. What is in the log and not in a snapshot yet is logged by the next master too.
+-- @param says function(state)
+function M.await_snapshot(m, says, what)
+    m:wait_until(function()
+        local ok, state = pcall(cjson.decode, M.snapshot(m)) -- not if it was written meanwhile
+        return ok and says(state)
+    end, 'a snapshot: ' .. what)
+end
+
 --- The master dies, and what it has left is this text. @param whole false: its sum is wrong
 function M.leave(m, text, whole)
     local pid = assert(M.pid(m))
     uv.kill(pid, 'sigstop')
     wait.wait_until(function()
-        return (read(('/proc/%d/stat'):format(pid)) or ''):find '%) T '
+        return files.or_empty(('/proc/%d/stat'):format(pid)):find '%) T '
     end, { what = 'the master to stop' })
     local fd = open_memory(m)
     local halves = each_half(fd)

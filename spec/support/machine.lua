@@ -8,6 +8,7 @@
 --     m:write('/srv/app/master.lua', '...')
 --     m:stop()                                            fails unless it ends, cleanly
 
+local files = require 'spec.support.files'
 local uv = require 'luv'
 local master = require 'spec.support.master'
 local wait = require 'spec.support.wait'
@@ -83,17 +84,8 @@ end
 
 --- The pid of its systemd: the child of nspawn that is the first in its own namespace.
 local function find_init(pid)
-    local file = io.open(('/proc/%d/task/%d/children'):format(pid, pid))
-    local child = file and tonumber(file:read '*a':match '%d+')
-    if file then
-        file:close()
-    end
-    local status = child and io.open(('/proc/%d/comm'):format(child))
-    local name = status and status:read '*l'
-    if status then
-        status:close()
-    end
-    return name == 'systemd' and child or nil
+    local child = files.or_empty(('/proc/%d/task/%d/children'):format(pid, pid)):match '%d+'
+    return child and files.read('/proc/' .. child .. '/comm') == 'systemd\n' and tonumber(child) or nil
 end
 
 --- Boots one. nil and why if it does not come up: there are machines on which it cannot.

@@ -13,6 +13,7 @@
 
 local uv = require 'luv'
 local cjson = require 'cjson'
+local files = require 'spec.support.files'
 local load = require 'spec.support.load'
 local pair = require 'spec.support.pair'
 local wait = require 'spec.support.wait'
@@ -62,15 +63,6 @@ local function list(dir)
     return names
 end
 
-local function read_all(path)
-    local file = io.open(path, 'rb')
-    local text = file and file:read '*a'
-    if file then
-        file:close()
-    end
-    return text
-end
-
 --- A new empty directory; removed by M.cleanup().
 local temp_dirs = {}
 function M.temp_dir()
@@ -82,7 +74,7 @@ end
 -- Processes
 
 local function process_state(pid)
-    local stat = read_all(('/proc/%d/stat'):format(pid))
+    local stat = files.read(('/proc/%d/stat'):format(pid))
     if stat then
         return stat:match '%) (%a) (%d+)' -- t is a letter too: stopped by a tracer, such as a leak checker's
     end
@@ -322,7 +314,7 @@ function Master:dump()
         parts[#parts + 1] = '--- stderr\n' .. self.stderr:sub(-8000)
     end
     for _, pid in ipairs(self:tree()) do
-        local words = (read_all(('/proc/%d/cmdline'):format(pid)) or ''):gsub('%z', ' ')
+        local words = files.or_empty(('/proc/%d/cmdline'):format(pid)):gsub('%z', ' ')
         parts[#parts + 1] = ('--- alive: %d %s %s'):format(pid, process_state(pid) or '?', words)
     end
     return table.concat(parts, '\n')
@@ -439,7 +431,7 @@ end
 -- Ours by the variable that all of them inherit, but for those that cleared their environment: these
 -- are found as children of one of ours.
 function Master:is_ours(pid)
-    local environ = read_all(('/proc/%d/environ'):format(pid))
+    local environ = files.read(('/proc/%d/environ'):format(pid))
     return environ ~= nil and ('\0' .. environ):find('\0DM_SPEC_ID=' .. self.id .. '\0', 1, true) ~= nil
 end
 
@@ -497,12 +489,8 @@ end
 function Master:family()
     local pids, own = {}, pair.master_of(self.pid)
     for _, pid in ipairs(self:tree()) do
-        local file = io.open(('/proc/%d/cmdline'):format(pid))
-        local text = file and file:read '*a' or ''
-        if file then
-            file:close()
-        end
-        if pid ~= own and not text:find('--script-process', 1, true) then
+        local words = files.or_empty(('/proc/%d/cmdline'):format(pid))
+        if pid ~= own and not words:find('--script-process', 1, true) then
             pids[#pids + 1] = pid
         end
     end
@@ -524,7 +512,7 @@ function Master:sanitizer_reports()
     local reports = {}
     for _, name in ipairs(list(self.dir)) do
         if name:match '^sanitizer' then
-            reports[#reports + 1] = read_all(self.dir .. '/' .. name)
+            reports[#reports + 1] = files.read(self.dir .. '/' .. name)
         end
     end
     return table.concat(reports, '\n')
@@ -562,8 +550,8 @@ local function problems(self, options)
     end
     local left = self:tree()
     check(options.left or #left == 0, 'processes left: %s', table.concat(left, ' '))
-    local files = list(self.dir .. '/run')
-    check(options.files_left or #files == 0, 'files left in its runtime directory: %s', table.concat(files, ' '))
+    local left_files = list(self.dir .. '/run')
+    check(options.files_left or #left_files == 0, 'files left in its runtime directory: %s', table.concat(left_files, ' '))
     local reports = self:sanitizer_reports()
     check(reports == '', 'sanitizer:\n%s', reports)
     for _, record in ipairs(self.log) do

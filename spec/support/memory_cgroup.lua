@@ -6,6 +6,7 @@
 --     group:remove()                              when its processes have ended
 
 local uv = require 'luv'
+local files = require 'spec.support.files'
 
 local M = {}
 local Group = {}
@@ -18,15 +19,6 @@ local VERSIONS = {
     { own = '%d+:[^:\n]*memory[^:\n]*:(/[^\n]*)', root = '/sys/fs/cgroup/memory', limit = 'memory.limit_in_bytes',
         used = 'memory.usage_in_bytes', kills = 'memory.oom_control' },
 }
-
-local function read(path)
-    local file = io.open(path)
-    local text = file and file:read '*a'
-    if file then
-        file:close()
-    end
-    return text
-end
 
 -- -> true, or nil, message
 local function write(path, text)
@@ -42,18 +34,18 @@ end
 
 --- -> a group, or nil and why there is none
 function M.new()
-    local own, why = assert(read '/proc/self/cgroup'), 'no memory controller below /sys/fs/cgroup'
+    local own, why = assert(files.read '/proc/self/cgroup'), 'no memory controller below /sys/fs/cgroup'
     for _, version in ipairs(VERSIONS) do
         local below = own:match(version.own)
         for _, parent in ipairs { below and version.root .. below or false, version.root } do
             local path = ('%s/dm-spec-%d'):format(tostring(parent), uv.os_getpid())
             local made
-            if parent and read(parent .. '/cgroup.procs') then
+            if parent and files.read(parent .. '/cgroup.procs') then
                 local message
                 made, message = uv.fs_mkdir(path, 493)
                 why = message or why
             end
-            if made and read(path .. '/' .. version.limit) then
+            if made and files.read(path .. '/' .. version.limit) then
                 local self = setmetatable({ path = path, version = version }, Group)
                 self.wrap = { 'sh', '-c', ('echo $$ >%s/cgroup.procs && exec "$0" "$@"'):format(path) }
                 return self
@@ -66,7 +58,7 @@ function M.new()
 end
 
 function Group:used()
-    return tonumber(read(self.path .. '/' .. self.version.used):match '%d+')
+    return tonumber(files.read(self.path .. '/' .. self.version.used):match '%d+')
 end
 
 function Group:limit(bytes)
@@ -75,7 +67,7 @@ end
 
 --- How many processes of it the kernel has killed for want of memory.
 function Group:kills()
-    return tonumber(read(self.path .. '/' .. self.version.kills):match 'oom_kill (%d+)')
+    return tonumber(files.read(self.path .. '/' .. self.version.kills):match 'oom_kill (%d+)')
 end
 
 --- So much is taken in it for a moment. done() when it is given back.

@@ -1,24 +1,16 @@
 -- A keeper and its master, as processes: which is which, and the end of both at one blow. A master without a keeper is
 -- its own pair.
 local uv = require 'luv'
+local files = require 'spec.support.files'
 
 local M = {}
 
-local function read(path)
-    local file = io.open(path)
-    local text = file and file:read '*a'
-    if file then
-        file:close()
-    end
-    return text
-end
-
 local function children_of(pid)
-    return (read(('/proc/%d/task/%d/children'):format(pid, pid)) or ''):gmatch '%d+'
+    return files.or_empty(('/proc/%d/task/%d/children'):format(pid, pid)):gmatch '%d+'
 end
 
 function M.is_keeper(pid)
-    return read(('/proc/%d/comm'):format(pid)) == 'dutch-keeper\n'
+    return files.read(('/proc/%d/comm'):format(pid)) == 'dutch-keeper\n'
 end
 
 --- The master of a keeper. nil: there is none at this moment, or that is no keeper.
@@ -26,8 +18,8 @@ end
 function M.master_of(keeper)
     local found
     for pid in M.is_keeper(keeper) and children_of(keeper) or function() end do
-        local words = read(('/proc/%s/cmdline'):format(pid)) or ''
-        if read(('/proc/%s/comm'):format(pid)) == 'dutch-master\n' and not words:find '%-%-script%-process%z'
+        local words = files.or_empty(('/proc/%s/cmdline'):format(pid))
+        if files.read(('/proc/%s/comm'):format(pid)) == 'dutch-master\n' and not words:find '%-%-script%-process%z'
             and not words:find '%-%-lua%-worker%z' then
             found = tonumber(pid)
         end
@@ -44,7 +36,7 @@ end
 function M.kill(pid)
     uv.kill(pid, 'sigstop')
     while M.is_keeper(pid) do -- until it has stopped: then what it forked is there
-        local state = (read(('/proc/%d/stat'):format(pid)) or ''):match '%) (%a)'
+        local state = files.or_empty(('/proc/%d/stat'):format(pid)):match '%) (%a)'
         if state ~= 'R' and state ~= 'S' and state ~= 'D' then
             break
         end

@@ -6,6 +6,7 @@
 --     p:stop()
 --
 -- with `after_each(peer.cleanup)`.
+local files = require 'spec.support.files'
 local uv = require 'luv'
 local wait = require 'spec.support.wait'
 
@@ -20,12 +21,7 @@ local function processes(pattern, id)
     local list = {}
     local scan = assert(uv.fs_scandir '/proc')
     for name in uv.fs_scandir_next, scan do
-        local file = name:match '^%d+$' and io.open('/proc/' .. name .. '/stat')
-        local text = file and file:read '*a' or ''
-        if file then
-            file:close()
-        end
-        if tonumber(text:match(pattern)) == id then
+        if tonumber(files.or_empty('/proc/' .. name .. '/stat'):match(pattern)) == id then
             list[#list + 1] = tonumber(name)
         end
     end
@@ -43,12 +39,7 @@ local function listens(at)
         return uv.fs_stat(at)
     end
     for _, name in ipairs { 'tcp', 'tcp6' } do
-        local file = io.open('/proc/net/' .. name)
-        local text = file and file:read '*a' or ''
-        if file then
-            file:close()
-        end
-        if text:find((':%04X %%x+:0000 0A'):format(at)) then
+        if files.or_empty('/proc/net/' .. name):find((':%04X %%x+:0000 0A'):format(at)) then
             return true
         end
     end
@@ -78,10 +69,7 @@ end
 
 --- What it wrote.
 function Peer:log()
-    local file = assert(io.open(self.dir .. '/peer.log'))
-    local text = file:read '*a'
-    file:close()
-    return text
+    return files.text(self.dir .. '/peer.log')
 end
 
 function Peer:signal(name)

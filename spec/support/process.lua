@@ -2,6 +2,7 @@
 -- that a spec leaves no descriptor and no process behind.
 local ffi = require 'ffi'
 local core = require 'dutch-master.core'
+local files = require 'spec.support.files'
 local loop = require 'spec.loop'
 local luassert = require 'luassert'
 
@@ -107,9 +108,7 @@ function M.output_of(opts, ms)
     local record = M.spawn(all)
     file:close()
     M.exit_of(record, ms)
-    file = assert(io.open(path))
-    local output = file:read '*a'
-    file:close()
+    local output = files.text(path)
     os.remove(path)
     return output, record
 end
@@ -157,14 +156,6 @@ function M.leaves_nothing()
     end)
 end
 
---- Contents of a file, or nil.
-function M.read(path)
-    local file = io.open(path)
-    local text = file and file:read '*a'
-    if file then
-        file:close()
-    end
-    return text
-end
+M.read = files.read
 
 return M

@@ -154,13 +154,7 @@ function M.write_file(path, text)
     file:close()
 end
 
-function M.read_file(path)
-    local file = io.open(path)
-    if not file then return nil end
-    local text = file:read('*a')
-    file:close()
-    return text
-end
+M.read_file = require('spec.support.files').read
 
 function M.setenv(name, value)
     if value == nil then C.unsetenv(name) else C.setenv(name, value, 1) end

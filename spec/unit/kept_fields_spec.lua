@@ -1,12 +1,7 @@
 -- What of each object outlives its master: that no field is forgotten. Each field that an object of these files has is
 -- kept by it for another master, or is named here with the reason why it is not.
 
-local function read(path)
-    local file = assert(io.open(path))
-    local text = file:read '*a'
-    file:close()
-    return text
-end
+local read = require('spec.support.files').text
 
 -- Names of parts, and of what an object was made with: another master makes it with its own. `part`: what is kept, as
 -- it was written last.

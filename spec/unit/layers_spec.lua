@@ -1,6 +1,8 @@
 -- The borders between the layers, as the top of every file promises them.
 -- Longer than 400 lines: one list of rules, which share how files are read.
 
+local read = require('spec.support.files').text
+
 --- Files below the directories, whose name ends in one of the endings.
 local function files(directories, endings)
     local found = {}
@@ -15,13 +17,6 @@ local function files(directories, endings)
     list:close()
     assert(#found > 0, 'no files in ' .. directories)
     return found
-end
-
-local function read(path)
-    local file = assert(io.open(path))
-    local text = file:read '*a'
-    file:close()
-    return text
 end
 
 --- "path:line: text" of the lines that match, but in files that `allowed` takes.

@@ -3,13 +3,7 @@
 local arguments = require 'dutch-master.cli.arguments'
 local cli = require 'dutch-master.cli'
 local options = require 'dutch-master.script.options'
-
-local function read(path)
-    local file = assert(io.open(path))
-    local text = file:read '*a'
-    file:close()
-    return text
-end
+local read = require('spec.support.files').text
 
 --- The names of the section OPTIONS in their order, and its text.
 local function documented()

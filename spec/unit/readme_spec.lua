@@ -2,13 +2,7 @@
 
 local options = require 'dutch-master.script.options'
 local presets = require 'dutch-master.launch.presets'
-
-local function read(path)
-    local file = assert(io.open(path))
-    local text = file:read '*a'
-    file:close()
-    return text
-end
+local read = require('spec.support.files').text
 
 describe('README', function()
     local text = read 'README.md'

@@ -1,12 +1,6 @@
 local annotations = require 'dutch-master.cli.annotations'
 local options = require 'dutch-master.script.options'
-
-local function read(path)
-    local file = assert(io.open(path))
-    local text = file:read '*a'
-    file:close()
-    return text
-end
+local read = require('spec.support.files').text
 
 describe('the annotations for editors', function()
     local text = annotations.render()

@@ -3,14 +3,8 @@
 local cjson = require 'cjson'
 local measured = require 'dutch-master.channel.measured'
 local openmetrics = require 'dutch-master.cli.openmetrics'
+local read = require('spec.support.files').text
 local Totals = require 'dutch-master.cluster.totals'
-
-local function read(path)
-    local file = assert(io.open(path))
-    local text = file:read '*a'
-    file:close()
-    return text
-end
 
 -- A status with everything in it.
 local function status()
