@@ -9,7 +9,8 @@
 enum { DM_CLAIM_NAME = 96 };
 
 /* 0: it is ours, as long as *fd (a listening socket) is open; *fd is -1 if another user sits on the
- * name. -EAGAIN: *holder has it. */
+ * name. -EAGAIN: *holder has it; 0: a process that has bound it and does not listen yet, whichever
+ * that is, or the kernel does not say whose it is. */
 int dm_claim(const char *name, int *fd, pid_t *holder);
 /* fd was a former master's: from now on we are who holds it. */
 void dm_claim_resume(int fd);

@@ -192,11 +192,13 @@ int core_claim(lua_State *L) {
         return 1;
     }
     const int error = dm_claim(name, fd, &holder);
-    if (error == 0 || (error == -EAGAIN && holder == 0)) {
+    if (error == 0) {
         return 1;
     }
-    return dm_lua_fail_why(L, error, NULL,
-                           lua_pushfstring(L, "held by process %d", (int)dm_identity_of(holder)));
+    return dm_lua_fail_why(
+        L, error, NULL,
+        holder > 0 ? lua_pushfstring(L, "held by process %d", (int)dm_identity_of(holder))
+                   : "held by another process");
 }
 
 static int l_claim_fd(lua_State *L) {

@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -138,8 +139,36 @@ static int bind_alone(struct dm_listener *self, const struct dm_listener_options
     return note_bound(self, &asked, *fd);
 }
 
+/* No connection comes to it. Where filters are for root alone (as hardened kernels have it), those
+ * that have passed no router could: none sends so, and this machine's own say 64. */
+static int refuse_all(int fd) {
+    struct sock_filter nothing = BPF_STMT(BPF_RET | BPF_K, 0);
+    const struct sock_fprog filter = {1, &nothing};
+    const int most = 255;
+    if (setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof filter) == 0) {
+        return 0;
+    }
+    const bool in_six = setsockopt(fd, IPPROTO_IPV6, IPV6_MINHOPCOUNT, &most, sizeof most) == 0;
+    return setsockopt(fd, IPPROTO_IP, IP_MINTTL, &most, sizeof most) == 0 || in_six ? 0 : -errno;
+}
+
 /* Two masters of one user could both bind a port on which nobody listens yet, and both listen then,
- * in one group: between bind() and listen() only one of them may be. */
+ * in one group. Of sockets outside any group the kernel lets one listen: that one is the guard. No
+ * connection may come to it. Lanes can be beside it once it says that it shares the port. */
+static int open_guard(struct dm_listener *self, const struct dm_listener_options *options) {
+    struct dm_listener_options alone = *options;
+    alone.reuse = false;
+    int error = bind_alone(self, &alone, &self->guard);
+    if (!error && !self->shared) {
+        const int fd = self->guard;
+        error = refuse_all(fd);
+        if (!error) {
+            error = listen(fd, 0) == 0 ? set_flag(fd, SOL_SOCKET, SO_REUSEPORT, 1) : -errno;
+        }
+    }
+    return error;
+}
+
 static int claim(struct dm_listener *self, const char *name) {
     pid_t holder;
     const uint64_t deadline = dm_now_ms() + CLAIM_MS;
@@ -149,18 +178,12 @@ static int claim(struct dm_listener *self, const char *name) {
         nanosleep(&pause, NULL);
         error = dm_claim(name, &self->claim, &holder);
     }
-    /* A claim that nobody answers for is another user's doing, or of no use at all. */
-    return error == -EAGAIN && holder > 0 ? -EADDRINUSE : 0;
+    return error == -EAGAIN ? -EADDRINUSE : 0;
 }
 
-static int claim_port(struct dm_listener *self) {
-    char name[DM_CLAIM_NAME];
-    snprintf(name, sizeof name, "port/%d", dm_address_port(&self->address));
-    return claim(self, name);
-}
-
-/* The same of a path: bound and not yet listened on, its socket looks like a dead master's, which
- * is replaced. A path of a worker's is not looked at: its file system may hang. */
+/* Bound and not yet listened on, a path's socket looks like a dead master's, which is replaced:
+ * until it listens, the name of the path is held. A path of a worker's is not looked at: its file
+ * system may hang. */
 static int claim_path(struct dm_listener *self, const struct dm_rights *rights) {
     char directory[DM_PATH_MAX + 1], name[DM_CLAIM_NAME];
     struct stat st;
@@ -183,13 +206,6 @@ static int claim_path(struct dm_listener *self, const struct dm_rights *rights) 
     snprintf(name, sizeof name, "path/%llx/%llx/%llx", (unsigned long long)st.st_dev,
              (unsigned long long)st.st_ino, (unsigned long long)hash);
     return claim(self, name);
-}
-
-static int open_guard(struct dm_listener *self, const struct dm_listener_options *options) {
-    struct dm_listener_options alone = *options;
-    const int error = dm_address_port(&self->address) != 0 ? claim_port(self) : 0;
-    alone.reuse = false;
-    return error ? error : bind_alone(self, &alone, &self->guard);
 }
 
 static void close_guard(struct dm_listener *self) {

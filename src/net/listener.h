@@ -53,7 +53,7 @@ struct dm_listener {
     bool foreign;  /* came from outside: never shut down, bound or unlinked here */
     bool borrowed; /* the same for now: see dm_listener_kept */
     int guard;     /* holds the port until the first lane listens; -1 after */
-    int claim;     /* keeps other masters away from the address until then; -1 after */
+    int claim;     /* of a path: keeps other masters away from it until then; -1 after */
     struct dm_unix_path path;
     struct dm_lane **lanes; /* the group's members in order, then those that could not rejoin it */
     size_t count, members, capacity;
