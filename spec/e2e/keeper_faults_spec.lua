@@ -12,6 +12,7 @@ local load = require 'spec.support.load'
 local master = require 'spec.support.master'
 
 local MANY = 1000000
+local TAKEOVER = 40 -- steps of a takeover, about
 local EVERY = tonumber(os.getenv 'DM_FAULTS_EVERY') or 6
 
 local library -- built once
@@ -24,16 +25,16 @@ local function build()
     return library
 end
 
--- The count that the library counts down.
+-- The counts that the library counts down.
 local function counter(path)
     local file = assert(io.open(path, 'w'))
-    file:write(('\0'):rep(8))
+    file:write(('\0'):rep(16))
     file:close()
     local self = {}
-    function self.set(n)
+    function self.set(n, next)
         local fd = assert(uv.fs_open(path, 'r+', 0))
-        local value = ffi.new('int64_t[1]', n)
-        assert(uv.fs_write(fd, ffi.string(value, 8), 0))
+        local values = ffi.new('int64_t[2]', n, next or 0)
+        assert(uv.fs_write(fd, ffi.string(values, 16), 0))
         uv.fs_close(fd)
     end
     function self.get()
@@ -79,7 +80,8 @@ local function serving(m)
 end
 
 -- Does it once, counting; then again and again, with the master dead at the first step, the fourth, ...
-local function at_each_step(act)
+-- @param takeover whether the next one dies too, while it takes over or soon after that
+local function at_each_step(act, takeover)
     local dir, port = master.temp_dir(), http.free_port()
     local faults = counter(dir .. '/faults')
     local m = launch(dir, port)
@@ -93,7 +95,7 @@ local function at_each_step(act)
     local killed = 0
     for step = 1, steps, EVERY do
         local deaths = #m:records 'The former master died, this one has taken over'
-        faults.set(step)
+        faults.set(step, takeover and step * 7 % TAKEOVER + 1)
         act(m)
         if faults.get() == 0 then
             killed = killed + 1
@@ -161,6 +163,15 @@ describe('a master that dies between any two steps', function()
             local restart = cli.run(m, { 'restart', '--wait', m.script })
             assert.equal(0, restart.code, restart.out .. restart.err .. m:dump())
         end)
+        assert.equal(0, counts.failed, counts.text .. m:dump())
+        m:finish()
+    end)
+
+    it('of a restart, and again of the takeover that follows', function()
+        local m, counts = at_each_step(function(m)
+            local restart = cli.run(m, { 'restart', '--wait', m.script })
+            assert.equal(0, restart.code, restart.out .. restart.err .. m:dump())
+        end, true)
         assert.equal(0, counts.failed, counts.text .. m:dump())
         m:finish()
     end)

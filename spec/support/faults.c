@@ -1,9 +1,9 @@
 /* faults.c: for LD_PRELOAD: the master dies of SIGKILL just before the so-manieth of its system
  * calls that matter: those that fork, that give something to its keeper, that signal, and the one
  * that ends each turn of its loop, before the snapshot; or just after it has read what its keeper
- * says. DM_FAULTS names a file with a number of 8
- * bytes, which each of them counts down: at 0 it happens, once, whichever master it is by then. 0
- * in it: nothing happens. */
+ * says. DM_FAULTS names a file with two numbers of 8 bytes. Each of them counts the first one down:
+ * at 0 it happens, whichever master it is by then, and the second one takes its place. 0: nothing
+ * happens. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -27,7 +27,7 @@ __attribute__((constructor)) static void start(void) {
     keeper = getpid();
     const int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
     if (fd >= 0) {
-        void *memory = mmap(NULL, sizeof *left, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        void *memory = mmap(NULL, 2 * sizeof *left, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         left = memory == MAP_FAILED ? NULL : memory;
         close(fd);
     }
@@ -35,8 +35,10 @@ __attribute__((constructor)) static void start(void) {
 
 static void step(void) {
     char name[16] = "";
-    if (left && *left > 0 && getppid() == keeper && prctl(PR_GET_NAME, name) == 0 &&
+    if (left && left[0] > 0 && getppid() == keeper && prctl(PR_GET_NAME, name) == 0 &&
         strcmp(name, "dutch-master") == 0 && __sync_sub_and_fetch(left, 1) == 0) {
+        left[0] = left[1];
+        left[1] = 0;
         kill(getpid(), SIGKILL);
     }
 }
