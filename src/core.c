@@ -7,6 +7,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* ms. What a worker has for leaving when nobody is left to ask it properly. */
 static const uint64_t LAST_RESORT_MS = 5000;
@@ -78,6 +79,9 @@ int dm_core_init(struct dm_core *core, uv_loop_t *loop, const struct dm_keeper_l
     if (rc == 0) {
         rc = dm_kept_open(&core->kept, loop, link, &kept_events, core);
         core->reaper.kept = core->kept.open ? &core->kept : NULL;
+        if (link->before_us) {
+            memcpy(core->reaper.inherited, link->before_us, sizeof core->reaper.inherited);
+        }
         if (rc != 0) {
             dm_reaper_deinit(&core->reaper);
         }
@@ -113,7 +117,6 @@ void dm_core_deinit(struct dm_core *core) {
 }
 
 static void close_left_over(uv_handle_t *handle, void *ctx) {
-    (void)ctx;
     if (!uv_is_closing(handle)) {
         uv_close(handle, NULL);
     }

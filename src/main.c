@@ -67,7 +67,7 @@ int main(int argc, char **argv) {
         return dm_lua_worker_main(argc, argv);
     } else if (argc > 1 && strcmp(argv[1], "--script-process") == 0) {
         dm_signals_release();
-        return dm_script_main(argc, argv);
+        return dm_script_main();
     }
     if (wants_keeper(argc, argv) && !dm_keeper_run(&link, argv, &code)) {
         return code;

@@ -1,4 +1,5 @@
---- linux.lua: what the kernel tells in files of /proc and /sys, read through the core. A part of the platform.
+--- linux.lua: what the kernel tells in files of /proc and /sys, read through the core, and what a service manager
+-- passes by the environment. A part of the platform.
 
 local core = require 'dutch-master.core'
 
@@ -62,16 +63,81 @@ function M.who(pid, uid)
     return { pid = pid, uid = uid, command = command(pid), parent = parent and parent > 0 and command(parent) or nil }
 end
 
+-- Of /proc/PID/stat, see proc(5): state, utime, stime, starttime, rss. The name, in brackets, may hold anything.
+local STAT = '^.*%) (%a)' .. (' %-?%d+'):rep(10) .. ' (%d+) (%d+)' .. (' %-?%d+'):rep(6) .. ' (%d+) %d+ (%-?%d+)'
+
+--- What the kernel counts of a process: { rss_kb, cpu_ms, starttime = clock ticks since boot, which tell a number that
+-- was used again, runnable = it works, or waits for a processor to work on }; nil if there is none.
+function M.proc_stat(pid)
+    local text = core.read_file(('/proc/%d/stat'):format(pid), 4096)
+    local state, user, system, start, pages = (text or ''):match(STAT)
+    return state and { rss_kb = math.max(0, tonumber(pages)) * core.page_kb,
+        cpu_ms = math.floor((tonumber(user) + tonumber(system)) * core.tick_ms), starttime = tonumber(start),
+        runnable = state == 'R' }
+end
+
+-- Bytes. More than the kernel lets a program have.
+local ENVIRON_MAX = 8388608
+
+--- { command, master, worker }: the last two as the environment that it was started with has them, or nil.
+function M.origin(pid)
+    local environ = '\0' .. (core.read_file(('/proc/%d/environ'):format(pid), ENVIRON_MAX) or '')
+    return { command = command(pid) or '?', master = environ:match '%zDUTCH_MASTER_PID=(%Z*)',
+        worker = environ:match '%zDUTCH_MASTER_WORKER=(%Z*)' }
+end
+
 --- Orphans that the worker has left behind, in groups of their own: known by their environment. @return list of pids
 function M.left_by(worker_id)
     local found, ours = {}, tostring(core.pid())
     for _, pid in ipairs(core.adopted()) do
-        local origin = core.origin(pid)
+        local origin = M.origin(pid)
         if origin.master == ours and origin.worker == tostring(worker_id) then
             found[#found + 1] = pid
         end
     end
     return found
+end
+
+local INT_MAX = 2147483647
+
+-- How many sockets the environment says, as sd_listen_fds_with_names(3) reads it. -> count | nil, code
+local function passed(environ)
+    if not environ.LISTEN_PID then
+        return 0
+    end
+    local pid = tonumber(environ.LISTEN_PID:match '^%s*([1-9]%d*)$')
+    if not pid or pid > INT_MAX then
+        return nil, pid and 'ERANGE' or 'EINVAL'
+    elseif pid ~= core.pid() or not environ.LISTEN_FDS then
+        return 0
+    end
+    local count = tonumber(environ.LISTEN_FDS:match '^%s*([+-]?%d+)$')
+    if count and math.abs(count) > INT_MAX then
+        return nil, 'ERANGE'
+    end
+    local names = environ.LISTEN_FDNAMES
+    local is_right = count and count > 0 and count <= INT_MAX - 3
+        and (not names or names ~= '' and select(2, names:gsub(':', '')) + 1 == count)
+    return is_right and count or nil, 'EINVAL'
+end
+
+--- Sockets that whoever started this process passed on (LISTEN_FDS, as systemd's socket units do): { fd, name,
+-- address } each, none if they are for another. To be asked once. -> list | nil, message, code
+function M.inherited()
+    local environ = core.environ()
+    local count, code = passed(environ)
+    local ok, why, errno = core.inherit(count or 0)
+    if not count then
+        local too_large = code == 'ERANGE' and 'a number is too large'
+        return nil, too_large or 'it does not fit LISTEN_PID or LISTEN_FDNAMES', code
+    elseif not ok then
+        return nil, why, errno
+    end
+    local list, names = {}, ((environ.LISTEN_FDNAMES or ('unknown:'):rep(count)) .. ':'):gmatch '([^:]*):'
+    for fd = 3, 2 + count do
+        list[fd - 2] = { fd = fd, name = names(), address = (core.bound(fd)) }
+    end
+    return list
 end
 
 return M

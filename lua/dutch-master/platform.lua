@@ -5,6 +5,7 @@ local core = require 'dutch-master.core'
 local linux = require 'dutch-master.linux'
 local preload = require 'dutch-master.launch.node_preload'
 local shell = require 'dutch-master.shell'
+local text = require 'dutch-master.log.text'
 
 local M = setmetatable({}, { __index = core })
 
@@ -20,8 +21,19 @@ function M.preload()
     return (preload.find(M, core.environ()))
 end
 
-M.oom_kills, M.who, M.migrates = linux.oom_kills, linux.who, linux.migrates
-M.left_by = linux.left_by
+for name, fn in pairs(linux) do
+    M[name] = fn
+end
+
+--- As core.notify_socket; fn gets the fields of each message that has some.
+function M.notify_socket(options, fn)
+    return core.notify_socket(options, function(message)
+        local fields = text.fields(message)
+        if next(fields) then
+            fn(fields)
+        end
+    end)
+end
 
 --- Names in a directory, in no order. -> list | nil, message, code
 function M.list(path)
@@ -38,16 +50,16 @@ function M.list(path)
 end
 
 --- Writes a file that this user alone may read, instead of any that is there. -> true | nil, message, code
-function M.save(path, text)
+function M.save(path, content)
     local uv = require 'luv' -- when something has gone wrong already
     uv.fs_unlink(path)
     local fd, message, code = uv.fs_open(path, 'wx', tonumber('600', 8))
     if not fd then
         return nil, message, code
     end
-    local written, why, kind = uv.fs_write(fd, text)
+    local written, why, kind = uv.fs_write(fd, content)
     uv.fs_close(fd)
-    if written ~= #text then
+    if written ~= #content then
         return nil, why or 'it could not be written whole', kind
     end
     return true
@@ -62,16 +74,16 @@ end
 function M.check(script)
     local pipe = io.popen(('%s check --json -- %s 2>/dev/null'):format(shell.quote(core.executable()),
         shell.quote(script)))
-    local text = pipe and pipe:read '*a' or ''
+    local answer = pipe and pipe:read '*a' or ''
     if pipe then
         pipe:close()
     end
-    return text
+    return answer
 end
 
 --- Writes to stderr, for a person: what must be said before there is a log.
-function M.write_stderr(text)
-    io.stderr:write(text)
+function M.write_stderr(words)
+    io.stderr:write(words)
 end
 
 return M

@@ -10,7 +10,6 @@
 #include "lua/state.h"
 #include "lua/support.h"
 #include "script/script_main.h"
-#include "service/files.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -123,13 +122,6 @@ static int l_signal_name(lua_State *L) {
     return 1;
 }
 
-static int l_private_dir(lua_State *L) {
-    const char *path = luaL_checkstring(L, 1), *why;
-    const int error = dm_private_dir(path, &why);
-    lua_pushboolean(L, 1);
-    return error ? dm_lua_fail_why(L, error, path, why) : 1;
-}
-
 static int l_dup_fd(lua_State *L) {
     const int fd = fcntl(luaL_checkint(L, 1), F_DUPFD_CLOEXEC, 3);
     lua_pushinteger(L, fd);
@@ -143,7 +135,6 @@ static int luaopen_spec_loop(lua_State *L) {
                                          {"children", l_children},
                                          {"signal_number", l_signal_number},
                                          {"signal_name", l_signal_name},
-                                         {"private_dir", l_private_dir},
                                          {"dup_fd", l_dup_fd},
                                          {NULL, NULL}};
     lua_newtable(L);
@@ -206,7 +197,7 @@ int main(int argc, char **argv) {
         fputs("usage: dm-spec FILE [ARGS...]\n", stderr);
         return 2;
     } else if (strcmp(argv[1], "--script-process") == 0) {
-        return dm_script_main(argc, argv); /* as in main.c: /proc/self/exe is this program */
+        return dm_script_main(); /* as in main.c: /proc/self/exe is this program */
     }
     char *lua = realpath("lua", NULL);
     if (lua) {

@@ -56,7 +56,6 @@ static void ask(struct dm_poll *self) {
 /* A callback may stop, start or close any of them. Those that are parked again come last. */
 static void on_retry(struct dm_timer *timer) {
     struct dm_link round;
-    (void)timer;
     dm_list_init(&round);
     while (!dm_list_empty(&polls.parked)) {
         struct dm_link *link = polls.parked.next;

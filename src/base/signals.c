@@ -15,8 +15,6 @@
 enum { SIGNALS_PER_TICK = 32 };
 
 static void on_readable(uv_poll_t *poll, int status, int events) {
-    (void)status;
-    (void)events;
     struct dm_signals *signals = poll->data;
     struct signalfd_siginfo info[SIGNALS_PER_TICK];
     const ssize_t n = read(signals->fd, info, sizeof info);

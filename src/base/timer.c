@@ -34,7 +34,6 @@ static bool is_late(const struct dm_timers *timers, uint64_t now) {
 }
 
 static void on_idle(uv_idle_t *idle) {
-    (void)idle;
 }
 
 static void on_clock(uv_timer_t *clock) {

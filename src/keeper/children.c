@@ -2,6 +2,7 @@
 #include "keeper/children.h"
 
 #include "base/close.h"
+#include "base/proc.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -17,21 +18,6 @@ enum {
     UNKNOWN_EXIT = 255, /* of a child whose end nobody saw */
     KILL_MS = 2000,     /* what SIGTERM does not end has so long to end by SIGKILL */
 };
-
-static int wait_for(int type, int id, siginfo_t *info, int options, struct rusage *usage) {
-    long rc;
-    info->si_pid = 0;
-    do {
-        rc = syscall(SYS_waitid, type, id, info, options, usage);
-    } while (rc < 0 && errno == EINTR);
-    return rc < 0 ? -errno : 0;
-}
-
-/* A wait without WEXITED passes zombies over. */
-bool dm_children_has_others(pid_t group) {
-    siginfo_t info;
-    return wait_for(P_PGID, group, &info, WSTOPPED | WNOHANG | WNOWAIT | __WALL, NULL) == 0;
-}
 
 static void unwatch(const struct dm_children *c, const struct dm_keeper_held *held) {
     if (held->elsewhere) {
@@ -95,7 +81,7 @@ void dm_children_note_end(struct dm_children *c, struct dm_keeper_held *held) {
         note_end_elsewhere(c, held);
         return;
     }
-    const int rc = wait_for(P_PIDFD, held->fd, &info, WEXITED | WNOHANG | WNOWAIT, &held->usage);
+    const int rc = dm_wait(P_PIDFD, held->fd, &info, WEXITED | WNOHANG | WNOWAIT, &held->usage);
     if (rc == 0 && info.si_pid != 0) {
         held->ended = 1;
         dm_held_note_exit(held, info.si_status, info.si_code != CLD_EXITED,
@@ -110,7 +96,7 @@ static bool reap_stranger(struct dm_children *c, pid_t pid) {
     siginfo_t info;
     const struct dm_keeper_held *held = dm_held_pid(&c->held, pid);
     if (pid == c->master || (held && !held->reaped) ||
-        wait_for(P_PID, pid, &info, WEXITED | WNOHANG, NULL) != 0 || info.si_pid == 0) {
+        dm_wait(P_PID, pid, &info, WEXITED | WNOHANG, NULL) != 0 || info.si_pid == 0) {
         return false;
     }
     for (int i = 0; i < DM_KEEPER_BEFORE; i++) { /* its number may come again, for another */
@@ -145,7 +131,7 @@ static int count(struct dm_children *c, bool (*each)(struct dm_children *c, pid_
  * is kept, the others are looked for by their numbers. */
 void dm_children_sweep(struct dm_children *c) {
     siginfo_t info;
-    while (wait_for(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT, NULL) == 0 && info.si_pid != 0) {
+    while (dm_wait(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT, NULL) == 0 && info.si_pid != 0) {
         if (!reap_stranger(c, info.si_pid)) {
             for (uint32_t i = 0; i < c->held.count; i++) {
                 dm_children_note_end(c, &c->held.items[i]);
@@ -226,7 +212,7 @@ void dm_children_end_all(struct dm_children *c, uint64_t grace_ms) {
         dm_children_signal_elsewhere(c, SIGCONT);
     }
     while (dm_now_ms() < term_until + KILL_MS) {
-        while (wait_for(P_ALL, 0, &info, WEXITED | WNOHANG, NULL) == 0 && info.si_pid != 0) {
+        while (dm_wait(P_ALL, 0, &info, WEXITED | WNOHANG, NULL) == 0 && info.si_pid != 0) {
         }
         const bool late = dm_now_ms() >= term_until;
         if (count(c, late ? make_end : is_ours) +
@@ -245,7 +231,7 @@ void dm_children_find_elsewhere(struct dm_children *c) {
         struct dm_keeper_held *held = &c->held.items[i];
         struct epoll_event event = {.events = EPOLLIN};
         if (held->pid > 0 &&
-            wait_for(P_PIDFD, held->fd, &info, WEXITED | WNOHANG | WNOWAIT, NULL) == -ECHILD) {
+            dm_wait(P_PIDFD, held->fd, &info, WEXITED | WNOHANG | WNOWAIT, NULL) == -ECHILD) {
             held->elsewhere = 1;
             c->elsewhere = c->elsewhere < 0 ? epoll_create1(EPOLL_CLOEXEC) : c->elsewhere;
             epoll_ctl(c->elsewhere, EPOLL_CTL_ADD, held->fd, &event);
@@ -257,24 +243,24 @@ void dm_children_kill(struct dm_children *c, pid_t pid, int number) {
     siginfo_t info;
     /* Ours and unreaped, or the wait says that it is not ours. */
     if (pid > 1 && pid != c->master && !dm_held_pid(&c->held, pid) && is_ours(c, pid) &&
-        wait_for(P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT, NULL) == 0) {
+        dm_wait(P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT, NULL) == 0) {
         signal_group(pid, number);
     }
 }
 
 bool dm_children_master_ended(const struct dm_children *c, siginfo_t *info) {
-    return c->master > 0 && wait_for(P_PID, c->master, info, WEXITED | WNOHANG, NULL) == 0 &&
+    return c->master > 0 && dm_wait(P_PID, c->master, info, WEXITED | WNOHANG, NULL) == 0 &&
            info->si_pid != 0;
 }
 
 bool dm_children_reap(struct dm_keeper_held *held) {
     siginfo_t info;
     if (!held->reaped) {
-        if (held->lingers && dm_children_has_others(held->pid)) {
+        if (held->lingers && dm_group_lives(held->pid)) {
             return false;
         }
         kill(-held->pid, SIGKILL); /* its leader is a zombie: the number is its own */
-        wait_for(P_PIDFD, held->fd, &info, WEXITED | WNOHANG, &held->usage);
+        dm_wait(P_PIDFD, held->fd, &info, WEXITED | WNOHANG, &held->usage);
         held->reaped = 1;
     }
     return true;

@@ -42,8 +42,6 @@ bool dm_children_master_ended(const struct dm_children *c, siginfo_t *info);
 /* Of one that has ended. False: others of its group are waited for, look again. */
 bool dm_children_reap(struct dm_keeper_held *held);
 
-/* Whether a process of ours lives in the group. */
-bool dm_children_has_others(pid_t group);
 /* Signals a child that is ours and no worker; any other pid is passed over. */
 void dm_children_kill(struct dm_children *c, pid_t pid, int number);
 /* -> how many of them live */

@@ -5,6 +5,7 @@
 #include "keeper/keeper.h"
 
 #include "base/fdpass.h"
+#include "base/proc.h"
 #include "keeper/handoff.h"
 #include "keeper/memory.h"
 #include "keeper/state.h"
@@ -79,7 +80,7 @@ static bool report(void) {
             const struct dm_keeper_frame frame = {.op = DM_KEEPER_ENDED,
                                                   .pid = held->pid,
                                                   .code = held->code,
-                                                  .number = dm_children_has_others(held->pid),
+                                                  .number = dm_group_lives(held->pid),
                                                   .signaled = held->signaled,
                                                   .core = held->core};
             held->told = tell(&frame);

@@ -199,7 +199,7 @@ static void give_place(struct dm_kept *kept) {
 }
 
 static void on_again(uv_timer_t *timer) {
-    (void)timer; /* on_prepare looks again */
+    /* on_prepare looks again */
 }
 
 static void write_snapshot(struct dm_kept *kept) {
@@ -322,8 +322,6 @@ static void handle(struct dm_kept *kept, const struct dm_keeper_frame *frame) {
 static void on_readable(uv_poll_t *poll_handle, int status, int events) {
     struct dm_kept *kept = poll_handle->data;
     struct dm_keeper_frame frame;
-    (void)status;
-    (void)events;
     for (int i = 0; i < FRAMES && kept->open; i++) {
         const ssize_t size = recv(kept->link.socket, &frame, sizeof frame, MSG_DONTWAIT);
         if (size < 0 && (errno == EAGAIN || errno == EINTR)) {

@@ -180,8 +180,8 @@ static void parse_limits(lua_State *L, struct dm_spawn *spawn) {
         const int entry = lua_gettop(L);
         lua_getfield(L, entry, "name");
         const char *name = check_string(L, -1, "limits");
-        limits[i].resource = dm_limit_resource(name);
-        if (limits[i].resource < 0) {
+        limits[i].which = dm_limit_find(name);
+        if (limits[i].which < 0) {
             luaL_error(L, "limits: there is no limit named %s", name);
         }
         limits[i].value.rlim_cur = check_limit(L, entry, "soft");

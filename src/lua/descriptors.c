@@ -1,15 +1,16 @@
-/* lua/descriptors.c: core.close_fd, copy_listener, quiet_ms, holders, group_has, inherited, bound:
+/* lua/descriptors.c: core.close_fd, copy_listener, quiet_ms, holders, group_has, inherit, bound:
  * what is known of a bare descriptor. */
 #include "lua/address.h"
 #include "lua/open.h"
 #include "lua/support.h"
 #include "net/holder.h"
-#include "net/inherited.h"
 #include "net/strangers.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <lauxlib.h>
 #include <netinet/tcp.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -107,36 +108,18 @@ int core_bound(lua_State *L) {
     return 2;
 }
 
-static void push_name(lua_State *L, const char **names) {
-    if (!*names) {
-        lua_pushliteral(L, "unknown");
-        return;
+/* inherit(count): so many descriptors from 3 on were passed to this program. They become CLOEXEC,
+ * and the variables that speak of them go in any case, so that no child sees them. */
+int core_inherit(lua_State *L) {
+    static const char *const variables[] = {"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES",
+                                            "LISTEN_PIDFDID"};
+    const int end = 3 + luaL_checkint(L, 1);
+    int error = 0;
+    for (size_t i = 0; i < sizeof variables / sizeof *variables; i++) {
+        unsetenv(variables[i]);
     }
-    const size_t length = strcspn(*names, ":");
-    lua_pushlstring(L, *names, length);
-    *names += length + ((*names)[length] == ':');
-}
-
-int core_inherited(lua_State *L) {
-    struct dm_inherited inherited;
-    const int error = dm_inherited_take(&inherited);
-    if (error) {
-        return dm_lua_fail(L, error, "LISTEN_FDS");
+    for (int fd = 3; fd < end && !error; fd++) {
+        error = fcntl(fd, F_SETFD, FD_CLOEXEC) == 0 ? 0 : -errno;
     }
-    const char *names = inherited.names;
-    lua_createtable(L, inherited.count, 0);
-    for (int i = 0; i < inherited.count; i++) {
-        struct dm_address address;
-        lua_createtable(L, 0, 3);
-        dm_lua_set_number(L, "fd", 3 + i);
-        push_name(L, &names);
-        lua_setfield(L, -2, "name");
-        if (dm_address_of(3 + i, &address) == 0) {
-            dm_lua_push_address(L, &address);
-            lua_setfield(L, -2, "address");
-        }
-        lua_rawseti(L, -2, i + 1);
-    }
-    dm_inherited_free(&inherited);
-    return 1;
+    return dm_lua_result(L, error, NULL);
 }

@@ -134,7 +134,7 @@ int core_read_file(lua_State *L) {
 int core_runtime_dir(lua_State *L) {
     char path[PATH_MAX] = "run-time directory";
     const char *why;
-    int err = dm_runtime_dir(path, sizeof path, &why);
+    int err = dm_runtime_dir(path, sizeof path, false, &why);
     if (err != 0) {
         return dm_lua_fail_why(L, err, path, why);
     }

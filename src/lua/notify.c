@@ -1,6 +1,5 @@
-/* lua/notify.c: core.notify_socket({uid=, on_refused=}, fn(fields, raw, pid)) -> n; n:name()
- * n:close(). core.sd_notify(text), core.sd_notify_set(). An open socket is kept alive
- * by the registry. */
+/* lua/notify.c: core.notify_socket({uid=, fd=, name=}, fn(text)) -> n; n:name() n:fd() n:close().
+ * core.sd_notify(text), core.sd_notify_set(). An open socket is kept alive by the registry. */
 #include "service/notify.h"
 #include "lua/call.h"
 #include "lua/open.h"
@@ -20,47 +19,12 @@ static struct l_notify *check(lua_State *L) {
     return luaL_checkudata(L, 1, TYPE);
 }
 
-static int push_fields(lua_State *L, const char *text, size_t len) {
-    const char *cursor = text;
-    struct dm_notify_field field;
-    lua_newtable(L);
-    while (dm_notify_next_field(&cursor, text + len, &field)) {
-        lua_pushlstring(L, field.key, field.key_len);
-        lua_pushvalue(L, -1);
-        lua_rawget(L, -3);
-        const bool is_first = lua_isnil(L, -1);
-        lua_pop(L, 1);
-        if (is_first) {
-            lua_pushlstring(L, field.value, field.value_len);
-            lua_rawset(L, -3);
-        } else {
-            lua_pop(L, 1);
-        }
-    }
-    return 1;
-}
-
-static void on_message(void *ctx, const char *text, size_t len, pid_t pid) {
+static void on_message(void *ctx, const char *text, size_t len) {
     const struct l_notify *n = ctx;
-    lua_State *L = n->object.L;
     dm_lua_push_callback(&n->object, "on_message");
-    push_fields(L, text, len);
-    lua_pushlstring(L, text, len);
-    lua_pushinteger(L, pid);
-    dm_lua_call(L, 3, 0, "notification");
+    lua_pushlstring(n->object.L, text, len);
+    dm_lua_call(n->object.L, 1, 0, "notification");
 }
-
-static void on_refused(void *ctx, const char *reason, uint64_t count) {
-    const struct l_notify *n = ctx;
-    lua_State *L = n->object.L;
-    if (dm_lua_push_callback(&n->object, "on_refused")) {
-        lua_pushstring(L, reason);
-        lua_pushnumber(L, (lua_Number)count);
-        dm_lua_call(L, 2, 0, "notification refused");
-    }
-}
-
-static const struct dm_notify_events events = {on_message, on_refused};
 
 int core_notify_socket(lua_State *L) {
     luaL_checktype(L, 1, LUA_TTABLE);
@@ -69,21 +33,19 @@ int core_notify_socket(lua_State *L) {
     const int fd = dm_lua_integer_field(L, 1, "fd", -1);
     lua_getfield(L, 1, "uid");
     const uid_t uid = (uid_t)luaL_optnumber(L, 3, geteuid());
-    lua_getfield(L, 1, "on_refused");
     lua_getfield(L, 1, "name");
-    const char *name = luaL_optstring(L, 5, "");
-    /* Stack: 1 options, 2 function, 3 uid, 4 on_refused, 5 name, 6 object */
+    const char *name = luaL_optstring(L, 4, "");
+    /* Stack: 1 options, 2 function, 3 uid, 4 name, 5 object */
     struct l_notify *n = dm_lua_new_object(L, sizeof *n, TYPE);
-    dm_lua_set_callback(L, 6, "on_message", 2);
-    dm_lua_set_callback(L, 6, "on_refused", 4);
+    dm_lua_set_callback(L, 5, "on_message", 2);
     const int err = fd >= 0
-                        ? dm_notify_resume(dm_lua_loop(L), uid, fd, name, &events, n, &n->notify)
-                        : dm_notify_open(dm_lua_loop(L), uid, &events, n, &n->notify);
+                        ? dm_notify_resume(dm_lua_loop(L), uid, fd, name, on_message, n, &n->notify)
+                        : dm_notify_open(dm_lua_loop(L), uid, on_message, n, &n->notify);
     if (err != 0) {
         n->notify = NULL;
         return dm_lua_fail(L, err, "notification socket");
     }
-    dm_lua_hold(L, 6);
+    dm_lua_hold(L, 5);
     return 1;
 }
 

@@ -8,13 +8,13 @@
 
 /* clang-format off */
 #define DM_LUA_FUNCTIONS(F) \
-    /* process.c  */ F(open_process) F(signal_process) F(stop) F(on_error) F(signals) F(no_signals) F(adopted) F(signal_adopted) F(origin) F(kill_adopted) \
+    /* process.c  */ F(open_process) F(signal_process) F(stop) F(on_error) F(signals) F(no_signals) F(adopted) F(signal_adopted) F(kill_adopted) \
     /* child.c    */ F(spawn) F(adopt) F(rehearse) \
     /* keeper.c   */ F(kept) F(on_keep) F(touch) F(keep) F(keep_fd) F(drop_fd) F(checks_state) \
                       F(supervises) F(become) F(renew) F(settled) F(kill_stranger) F(master_pid) F(give_up) \
     /* call.c     */ F(held) \
     /* timer.c    */ F(timer) F(now) F(wall) \
-    /* sysinfo.c  */ F(getuser) F(getgroup) F(pid) F(uid) F(hostname) F(environ) F(cwd) F(cpus) F(executable) F(image) F(proc_stat) F(idle) \
+    /* sysinfo.c  */ F(getuser) F(getgroup) F(pid) F(uid) F(hostname) F(environ) F(cwd) F(cpus) F(executable) F(image) F(idle) \
     /* files.c    */ F(open_append) F(reopen_append) F(trust_owner_of) F(realpath) F(stat) F(access) F(read_file) F(runtime_dir) F(lock) F(claim) F(pid_file) \
     /* sink.c     */ F(sink) \
     /* notify.c   */ F(notify_socket) F(sd_notify) F(sd_notify_set) \
@@ -23,7 +23,7 @@
     /* terminal.c */ F(isatty) F(tty_size) F(write_stdout) F(write_stderr) F(tty_raw) F(read_tty) \
     /* address.c  */ F(address) F(bucket) \
     /* listener.c */ F(listen) \
-    /* descriptors.c */ F(close_fd) F(copy_listener) F(inherited) F(quiet_ms) F(holders) F(group_has) \
+    /* descriptors.c */ F(close_fd) F(copy_listener) F(inherit) F(quiet_ms) F(holders) F(group_has) \
                       F(bound) \
     /* watch.c    */ F(watch)
 

@@ -4,7 +4,6 @@
 
 #include "lua/call.h"
 #include "lua/support.h"
-#include "process/sysinfo.h"
 
 #include <errno.h>
 #include <lauxlib.h>
@@ -106,22 +105,6 @@ int core_signal_adopted(lua_State *L) {
     const pid_t pid = (pid_t)luaL_checkinteger(L, 1);
     const int number = dm_lua_check_signal(L, 2);
     lua_pushboolean(L, dm_reaper_signal_adopted(&dm_lua_core(L)->reaper, pid, number));
-    return 1;
-}
-
-/* origin(pid) -> {command, master, worker}: the last two as its environment has them, or nil. */
-int core_origin(lua_State *L) {
-    const pid_t pid = (pid_t)luaL_checkinteger(L, 1);
-    char text[32];
-    lua_createtable(L, 0, 3);
-    dm_proc_command(pid, text, sizeof text);
-    dm_lua_set_string(L, "command", text);
-    if (dm_proc_environ(pid, "DUTCH_MASTER_PID", text, sizeof text)) {
-        dm_lua_set_string(L, "master", text);
-    }
-    if (dm_proc_environ(pid, "DUTCH_MASTER_WORKER", text, sizeof text)) {
-        dm_lua_set_string(L, "worker", text);
-    }
     return 1;
 }
 

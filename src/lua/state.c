@@ -21,8 +21,6 @@ int luaopen_luv(lua_State *L);
 /* libc's heap rather than LuaJIT's own: it stays mapped from one state to the next, children of the
  * master need not get it (process/spawn_memory.h), and sanitizers see it. */
 static void *allocate(void *ud, void *block, size_t old_size, size_t size) {
-    (void)ud;
-    (void)old_size;
     if (size == 0) {
         free(block);
         return NULL;

@@ -154,16 +154,3 @@ int core_image(lua_State *L) {
     lua_pushstring(L, dm_image());
     return 1;
 }
-
-int core_proc_stat(lua_State *L) {
-    struct dm_proc_stat stat;
-    if (!dm_proc_stat((pid_t)luaL_checkinteger(L, 1), &stat)) {
-        return 0;
-    }
-    lua_createtable(L, 0, 4);
-    dm_lua_set_number(L, "rss_kb", (double)stat.rss_kb);
-    dm_lua_set_number(L, "cpu_ms", (double)stat.cpu_ms);
-    dm_lua_set_number(L, "starttime", (double)stat.starttime);
-    dm_lua_set_boolean(L, "runnable", stat.runnable);
-    return 1;
-}

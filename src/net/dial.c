@@ -138,7 +138,6 @@ static void receive(struct dm_dial *self, int status) {
 
 static void on_poll(uv_poll_t *poll, int status, int events) {
     struct dm_dial *self = (struct dm_dial *)poll;
-    (void)events;
     int error = 0;
     bool fresh = false;
     if (!self->connected) {

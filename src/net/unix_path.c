@@ -240,7 +240,6 @@ static int repair_work(void *ctx, int fds[DM_RIGHTS_FDS]) {
     const struct dm_unix_path *self = ctx;
     struct stat st;
     char fresh[TWIN_MAX];
-    (void)fds;
     if (!self->twin || !leads_to_us(self, self->twin)) {
         return -ENOENT;
     }
@@ -264,7 +263,6 @@ static int repair_work(void *ctx, int fds[DM_RIGHTS_FDS]) {
 
 static int remove_work(void *ctx, int fds[DM_RIGHTS_FDS]) {
     const struct dm_unix_path *self = ctx;
-    (void)fds;
     if (leads_to_us(self, self->name)) {
         unlinkat(self->directory, self->name, 0);
     }
@@ -277,8 +275,6 @@ static int remove_work(void *ctx, int fds[DM_RIGHTS_FDS]) {
 static void on_repaired(void *data, int result, void *ctx, int fds[DM_RIGHTS_FDS]) {
     struct dm_unix_path *self = data;
     void (*settled)(void *) = self->on_settled;
-    (void)ctx;
-    (void)fds;
     self->repair = NULL;
     self->outcome = result == 0 ? DM_PATH_REPAIRED : DM_PATH_LOST;
     self->on_settled = NULL;

@@ -29,8 +29,6 @@ int dm_watch_open(struct dm_watch **watch, uv_loop_t *loop,
 
 static void on_poll(uv_poll_t *poll, int status, int events) {
     struct dm_watch *self = (struct dm_watch *)poll;
-    (void)status;
-    (void)events;
     dm_watch_stop(self);
     self->on_ready(self);
 }

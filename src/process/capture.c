@@ -162,8 +162,6 @@ static bool read_some(struct dm_capture *c) {
 }
 
 static void on_readable(uv_poll_t *poll, int status, int events) {
-    (void)status;
-    (void)events;
     struct dm_capture *c = poll->data;
     read_some(c);
     if (c->fd >= 0 && status < 0) {

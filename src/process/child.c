@@ -100,8 +100,6 @@ static void report_exec(struct dm_child *child) {
 }
 
 static void on_error_pipe(uv_poll_t *poll, int status, int events) {
-    (void)status;
-    (void)events;
     struct dm_child *child = poll->data;
     read_outcome(child);
     report_exec(child);

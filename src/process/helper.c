@@ -74,8 +74,6 @@ static void collect(struct dm_helper *self) {
 }
 
 static void on_answer(uv_poll_t *poll, int status, int events) {
-    (void)status;
-    (void)events;
     collect(poll->data);
 }
 

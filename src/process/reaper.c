@@ -3,6 +3,7 @@
  * 400 lines: one owner of every zombie. */
 #include "process/reaper.h"
 
+#include "base/proc.h"
 #include "base/timer.h"
 
 #include <dirent.h>
@@ -46,27 +47,10 @@ int dm_leader_signal(const struct dm_leader *leader, int number) {
     return leader->pidfd < 0 ? -ESRCH : send_signal(leader->pid, leader->pidfd, number);
 }
 
-/* The system call has a fifth argument that libc's waitid hides: the usage. */
-static int wait_for(int type, int id, siginfo_t *info, int options, struct rusage *usage) {
-    info->si_pid = 0;
-    long rc;
-    do {
-        rc = syscall(SYS_waitid, type, id, info, options, usage);
-    } while (rc < 0 && errno == EINTR);
-    return rc < 0 ? -errno : 0;
-}
-
 static void set_exit(struct dm_exit *result, const siginfo_t *info) {
     result->code = info->si_status;
     result->signaled = info->si_code != CLD_EXITED;
     result->core = info->si_code == CLD_DUMPED;
-}
-
-/* Whether a child of ours lives in the group: when a leader has ended, those that it leaves behind
- * are our children. Zombies do not count: a wait without WEXITED passes them over. */
-static bool has_others(pid_t group) {
-    siginfo_t info;
-    return wait_for(P_PGID, group, &info, WSTOPPED | WNOHANG | WNOWAIT | __WALL, NULL) == 0;
 }
 
 static void note_end(struct dm_leader *leader) {
@@ -91,7 +75,7 @@ static void note_reaped(struct dm_leader *leader) {
 static bool end(struct dm_leader *leader) {
     siginfo_t info;
     if (leader->ended || leader->kept ||
-        wait_for(P_PIDFD, leader->pidfd, &info, WEXITED | WNOHANG | WNOWAIT, NULL) != 0 ||
+        dm_wait(P_PIDFD, leader->pidfd, &info, WEXITED | WNOHANG | WNOWAIT, NULL) != 0 ||
         info.si_pid == 0) {
         return leader->ended;
     }
@@ -129,11 +113,11 @@ static bool reap(struct dm_leader *leader) {
     if (leader->kept) {
         return reap_kept(leader);
     }
-    if (!end(leader) || (leader->lingers && has_others(leader->pid))) {
+    if (!end(leader) || (leader->lingers && dm_group_lives(leader->pid))) {
         return false;
     }
     kill_group(leader->pid);
-    if (wait_for(P_PIDFD, leader->pidfd, &info, WEXITED | WNOHANG, &leader->exit.usage) != 0) {
+    if (dm_wait(P_PIDFD, leader->pidfd, &info, WEXITED | WNOHANG, &leader->exit.usage) != 0) {
         return false;
     }
     note_reaped(leader);
@@ -181,16 +165,10 @@ static struct dm_leader *find(const struct dm_reaper *reaper, pid_t pid) {
 
 /* Whoever becomes this program by exec may have had children, which are none of its business. */
 static bool was_here(const struct dm_reaper *reaper, pid_t pid) {
-    const pid_t *before = reaper->kept ? reaper->kept->link.before_us : NULL;
     if (pid == reaper->attendant || pid == getpid()) {
         return true;
     }
-    for (size_t i = 0; before && i < DM_KEEPER_BEFORE; i++) {
-        if (before[i] == pid) {
-            return true;
-        }
-    }
-    for (size_t i = 0; i < reaper->inherited_count; i++) {
+    for (size_t i = 0; i < DM_KEEPER_BEFORE; i++) {
         if (reaper->inherited[i] == pid) {
             return true;
         }
@@ -239,7 +217,7 @@ static void forget_inherited(struct dm_reaper *reaper, pid_t pid) {
     if (reaper->attendant == pid) {
         reaper->attendant = 0;
     }
-    for (size_t i = 0; i < reaper->inherited_count; i++) {
+    for (size_t i = 0; i < DM_KEEPER_BEFORE; i++) {
         if (reaper->inherited[i] == pid) {
             reaper->inherited[i] = 0;
         }
@@ -253,7 +231,7 @@ static void reap_adopted(const struct dm_reaper *reaper) {
     const size_t count = adopted_here(reaper, pids, SWEEP_MAX);
     size_t reaped = 0;
     for (size_t i = 0; i < count && i < SWEEP_MAX; i++) {
-        reaped += wait_for(P_PID, pids[i], &info, WEXITED | WNOHANG, NULL) == 0 && info.si_pid != 0;
+        reaped += dm_wait(P_PID, pids[i], &info, WEXITED | WNOHANG, NULL) == 0 && info.si_pid != 0;
     }
     if (reaped == SWEEP_MAX) {
         kill(getpid(), SIGCHLD); /* more next time */
@@ -270,12 +248,12 @@ static void sweep(struct dm_reaper *reaper) {
     const bool all = dm_list_empty(&reaper->lingering);
     for (int i = 0; all && i < SWEEP_MAX; i++) {
         siginfo_t info;
-        if (wait_for(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT, NULL) != 0 || info.si_pid == 0) {
+        if (dm_wait(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT, NULL) != 0 || info.si_pid == 0) {
             break;
         }
         struct dm_leader *leader = find(reaper, info.si_pid);
         if (leader ? !reap(leader) /* or it lingers from now on */
-                   : wait_for(P_PID, info.si_pid, &info, WEXITED | WNOHANG, NULL) != 0) {
+                   : dm_wait(P_PID, info.si_pid, &info, WEXITED | WNOHANG, NULL) != 0) {
             break;
         }
         if (!leader) {
@@ -290,10 +268,6 @@ static void sweep(struct dm_reaper *reaper) {
 
 static void on_sigchld(struct dm_signals *signals, int number, pid_t sender, uid_t sender_uid,
                        uint64_t at_ms) {
-    (void)at_ms;
-    (void)number;
-    (void)sender;
-    (void)sender_uid;
     sweep(signals->data);
 }
 
@@ -306,8 +280,6 @@ static void on_look(uv_timer_t *timer) {
 }
 
 static void on_pidfd(uv_poll_t *poll, int status, int events) {
-    (void)status;
-    (void)events;
     struct dm_leader *leader = poll->data;
     if (leader->kept && leader->reaper->kept) {
         dm_poll_stop(&leader->poll); /* the keeper says how it ended */
@@ -376,8 +348,7 @@ int dm_reaper_init(struct dm_reaper *reaper, uv_loop_t *loop) {
     reaper->look.data = reaper;
     dm_signals_init(&reaper->sigchld, reaper, on_sigchld);
 
-    const size_t inherited = adopted_here(reaper, reaper->inherited, DM_INHERITED_MAX);
-    reaper->inherited_count = inherited < DM_INHERITED_MAX ? inherited : DM_INHERITED_MAX;
+    adopted_here(reaper, reaper->inherited, DM_KEEPER_BEFORE);
 
     /* Ignored by whoever started us, exits would go unseen. */
     signal(SIGCHLD, SIG_DFL);
@@ -434,7 +405,7 @@ void dm_reaper_abandon(pid_t pid, int pidfd) {
     send_signal(pid, pidfd, SIGKILL);
     kill_group(pid);
     /* WNOWAIT is not needed: nobody knows of it yet. */
-    wait_for(P_PID, pid, &info, WEXITED, NULL);
+    dm_wait(P_PID, pid, &info, WEXITED, NULL);
     close(pidfd);
 }
 
@@ -442,7 +413,7 @@ void dm_reaper_end_attendant(struct dm_reaper *reaper) {
     siginfo_t info;
     if (reaper->attendant > 1) {
         kill(reaper->attendant, SIGKILL); /* unreaped, so the number is its own */
-        wait_for(P_PID, reaper->attendant, &info, WEXITED, NULL);
+        dm_wait(P_PID, reaper->attendant, &info, WEXITED, NULL);
         reaper->attendant = 0;
     }
 }
@@ -528,7 +499,7 @@ static void end_orphan(pid_t pid, uint64_t deadline_ms) {
         close(gone.fd);
     }
     siginfo_t info;
-    wait_for(P_PID, pid, &info, WEXITED | WNOHANG, NULL);
+    dm_wait(P_PID, pid, &info, WEXITED | WNOHANG, NULL);
 }
 
 size_t dm_reaper_kill_adopted(struct dm_reaper *reaper, uint64_t limit_ms) {
@@ -555,7 +526,7 @@ bool dm_reaper_signal_adopted(const struct dm_reaper *reaper, pid_t pid, int num
     if (pid <= 1 || find(reaper, pid) || was_here(reaper, pid)) {
         return false;
     }
-    const int error = wait_for(P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT, NULL);
+    const int error = dm_wait(P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT, NULL);
     if (error == -ECHILD && reaper->kept) {
         dm_kept_kill(reaper->kept, pid, number); /* who looks whether it is its own */
         return true;

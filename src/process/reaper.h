@@ -42,10 +42,6 @@ struct dm_leader {
     void (*on_closed)(struct dm_leader *leader);   /* the handle is closed: memory may go */
 };
 
-/* Children that were there before this program took the process over by exec: 16 are
- * remembered, any further ones count as orphans. */
-enum { DM_INHERITED_MAX = 16 };
-
 struct dm_reaper {
     uv_loop_t *loop;
     struct dm_signals sigchld;
@@ -57,8 +53,9 @@ struct dm_reaper {
     int count;
     struct dm_kept *kept; /* who reaps those of a former master, or NULL */
     pid_t attendant;      /* a child that is none of anybody's business (deathwatch.c), or 0 */
-    pid_t inherited[DM_INHERITED_MAX];
-    size_t inherited_count;
+    /* Children that were there before this program took its process, or the keeper's, over by exec:
+     * any further ones count as orphans. 0: free. */
+    pid_t inherited[DM_KEEPER_BEFORE];
 };
 
 int dm_reaper_init(struct dm_reaper *reaper, uv_loop_t *loop);

@@ -4,6 +4,7 @@
  * argument. */
 #include "process/spawn.h"
 
+#include "base/proc.h"
 #include "process/reaper.h"
 #include "process/spawn_memory.h"
 
@@ -25,9 +26,6 @@
 
 /* include/linux/sched.h: "forked but didn't exec"; cleared by exec, readable until reaped. */
 static const unsigned long PF_FORKNOEXEC_FLAG = 0x40;
-
-/* Where close_range is missing: descriptors up to here are marked one by one. */
-enum { CLOEXEC_LOOP_MAX = 65536 };
 
 /* glibc's NSIG leaves out its own two; the kernel's size of a signal set, in bytes. */
 enum { SIGNALS = 64, KERNEL_SIGSET = 8 };
@@ -54,7 +52,7 @@ static const char *const step_names[] = {
 
 static const struct {
     const char *name;
-    int resource;
+    __rlimit_resource_t resource;
 } limits[] = {
     {"as", RLIMIT_AS},           {"core", RLIMIT_CORE},         {"cpu", RLIMIT_CPU},
     {"data", RLIMIT_DATA},       {"fsize", RLIMIT_FSIZE},       {"locks", RLIMIT_LOCKS},
@@ -68,22 +66,13 @@ const char *dm_step_name(enum dm_step step) {
     return step_names[step];
 }
 
-int dm_limit_resource(const char *name) {
+int dm_limit_find(const char *name) {
     for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
         if (strcmp(limits[i].name, name) == 0) {
-            return limits[i].resource;
+            return (int)i;
         }
     }
     return -1;
-}
-
-static const char *limit_name(int resource) {
-    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
-        if (limits[i].resource == resource) {
-            return limits[i].name;
-        }
-    }
-    return NULL;
 }
 
 /* -- in the child -------------------------------------------------------------------------------
@@ -133,19 +122,6 @@ static int place_descriptors(const struct dm_spawn *s, int *error_fd) {
     return 0;
 }
 
-static int set_cloexec_from(int first) {
-    if (syscall(SYS_close_range, first, ~0U, CLOSE_RANGE_CLOEXEC) == 0) {
-        return 0;
-    }
-    if (errno != ENOSYS && errno != EINVAL) {
-        return -1;
-    }
-    for (int fd = first; fd < CLOEXEC_LOOP_MAX; fd++) {
-        fcntl(fd, F_SETFD, FD_CLOEXEC);
-    }
-    return 0;
-}
-
 /* What the master was started with, for its children; see dm_spawn_raise_descriptors(). */
 static struct rlimit descriptors_before;
 static bool descriptors_raised;
@@ -160,8 +136,8 @@ static int set_limits(const struct dm_spawn *s, const char **name) {
         return -1;
     }
     for (size_t i = 0; i < s->limit_count; i++) {
-        *name = limit_name(s->limits[i].resource);
-        if (setrlimit((__rlimit_resource_t)s->limits[i].resource, &s->limits[i].value) != 0) {
+        *name = limits[s->limits[i].which].name;
+        if (setrlimit(limits[s->limits[i].which].resource, &s->limits[i].value) != 0) {
             return -1;
         }
     }
@@ -310,7 +286,7 @@ static _Noreturn void child(const struct dm_spawn *s, int error_fd, pid_t master
     if (place_descriptors(s, &error_fd) != 0) {
         fail(error_fd < 0 ? original : error_fd, DM_STEP_DESCRIPTORS, errno, NULL);
     }
-    STEP(DM_STEP_DESCRIPTORS, set_cloexec_from(s->fd_count), NULL)
+    STEP(DM_STEP_DESCRIPTORS, syscall(SYS_close_range, s->fd_count, ~0U, CLOSE_RANGE_CLOEXEC), NULL)
     if (s->has_umask) {
         umask(s->umask);
     }
@@ -432,17 +408,10 @@ int dm_spawn_rehearse(const struct dm_spawn *spawn, struct dm_spawn_error *failu
 }
 
 bool dm_spawn_has_execed(pid_t pid) {
-    char path[32], text[512];
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
-    const ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-    if (fd >= 0) {
-        close(fd);
-    }
-    if (n <= 0) {
+    char text[512];
+    if (dm_proc_read(pid, "stat", text, sizeof text) <= 0) {
         return true; /* no /proc: the pipe's word is all there is */
     }
-    text[n] = '\0';
     /* pid (comm) state ppid pgrp session tty tpgid flags; comm may hold anything, also ")". */
     const char *after = strrchr(text, ')');
     unsigned long flags = 0;

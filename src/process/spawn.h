@@ -26,7 +26,7 @@ enum dm_step {
 };
 
 struct dm_limit {
-    int resource;
+    int which; /* as dm_limit_find says */
     struct rlimit value;
 };
 
@@ -76,4 +76,4 @@ int dm_spawn_rehearse(const struct dm_spawn *spawn, struct dm_spawn_error *failu
 bool dm_spawn_has_execed(pid_t pid);
 
 const char *dm_step_name(enum dm_step step);
-int dm_limit_resource(const char *name); /* "nofile"; -1 if there is none */
+int dm_limit_find(const char *name); /* "nofile"; -1 if there is none */

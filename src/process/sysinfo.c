@@ -7,6 +7,8 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <sched.h>
+#include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -151,29 +153,6 @@ const char *dm_image(void) {
 
 /* ---- other processes ---- */
 
-bool dm_proc_stat(pid_t pid, struct dm_proc_stat *result) {
-    char text[1024];
-    dm_proc_read(pid, "stat", text, sizeof text);
-    uint64_t user, system, start;
-    int64_t pages;
-    char state;
-    /* From the third field on (the second, in brackets, may hold anything): see proc(5). */
-    const char *after = strrchr(text, ')');
-    if (!after || sscanf(after,
-                         ") %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %" SCNu64 " %" SCNu64
-                         " %*d %*d %*d %*d %*d %*d %" SCNu64 " %*u %" SCNd64,
-                         &state, &user, &system, &start, &pages) != 5) {
-        return false;
-    }
-    const uint64_t page_kb = (uint64_t)sysconf(_SC_PAGESIZE) / 1024;
-    const uint64_t ticks = (uint64_t)sysconf(_SC_CLK_TCK);
-    result->rss_kb = pages > 0 ? (uint64_t)pages * page_kb : 0;
-    result->cpu_ms = (user + system) * 1000 / ticks;
-    result->starttime = start;
-    result->runnable = state == 'R';
-    return true;
-}
-
 /* wchan is the function in which it sleeps: "0" while it runs, and also to who may not know. */
 int dm_proc_idle(pid_t pid) {
     char text[64];
@@ -184,32 +163,4 @@ int dm_proc_idle(pid_t pid) {
         return strstr(text, "epoll_wait") || strstr(text, "ep_poll");
     }
     return dm_proc_state(pid) == 'R' ? 0 : -1;
-}
-
-/* Bytes. What of an environment is looked at: workers get theirs from us, ours near its end. */
-enum { ENVIRON_MAX = 256 << 10 };
-
-bool dm_proc_environ(pid_t pid, const char *name, char *value, size_t size) {
-    char *text = malloc(ENVIRON_MAX + 1);
-    if (!text) {
-        return false;
-    }
-    const ssize_t n = dm_proc_read(pid, "environ", text, ENVIRON_MAX + 1);
-    const size_t length = strlen(name);
-    bool found = false;
-    for (const char *entry = text; !found && entry < text + n; entry += strlen(entry) + 1) {
-        if (strncmp(entry, name, length) == 0 && entry[length] == '=') {
-            snprintf(value, size, "%s", entry + length + 1);
-            found = true;
-        }
-    }
-    free(text);
-    return found;
-}
-
-void dm_proc_command(pid_t pid, char *name, size_t size) {
-    if (dm_proc_read(pid, "comm", name, size) <= 0) {
-        snprintf(name, size, "?");
-    }
-    name[strcspn(name, "\n")] = '\0';
 }

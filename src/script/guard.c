@@ -68,7 +68,6 @@ static void on_instruction(lua_State *L, lua_Debug *ar) {
 
 /* lua_sethook is made to be called from a signal's handler, as Lua's own shell does. */
 static void on_alarm(int number) {
-    (void)number;
     if (guard.L) {
         guard.expired = 1;
         lua_sethook(guard.L, on_instruction, LUA_MASKCOUNT, 1);

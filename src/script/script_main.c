@@ -416,9 +416,7 @@ static void set_up(void) {
     limit_memory();
 }
 
-int dm_script_main(int argc, char **argv) {
-    (void)argc;
-    (void)argv;
+int dm_script_main(void) {
     set_up();
     open_spare();
     for (;;) {

@@ -2,5 +2,5 @@
  * script and runs its hooks. Its only partner is the master, on descriptor 3. */
 #pragma once
 
-/* Takes main's own argc and argv: argv[1] is "--script-process". Ends with the socket. */
-int dm_script_main(int argc, char **argv);
+/* Ends with the socket. */
+int dm_script_main(void);

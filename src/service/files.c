@@ -63,10 +63,6 @@ static int own_dir(const char *path, mode_t mode, mode_t closed, const char **wh
     return 0;
 }
 
-int dm_private_dir(const char *path, const char **why) {
-    return own_dir(path, 0700, 077, why);
-}
-
 static int runtime_path(char *path, size_t size, const char *suffix) {
     const char *own = getenv("DUTCH_MASTER_RUNTIME_DIR");
     const char *xdg = getenv("XDG_RUNTIME_DIR");
@@ -83,16 +79,13 @@ static int runtime_path(char *path, size_t size, const char *suffix) {
     return n < 0 || (size_t)n >= size ? -ENAMETOOLONG : 0;
 }
 
-int dm_runtime_dir(char *path, size_t size, const char **why) {
+int dm_runtime_dir(char *path, size_t size, bool for_workers, const char **why) {
     *why = NULL;
-    const int err = runtime_path(path, size, "");
-    return err != 0 ? err : dm_private_dir(path, why);
-}
-
-int dm_workers_dir(char *path, size_t size, const char **why) {
-    *why = NULL;
-    const int err = runtime_path(path, size, "-workers");
-    return err != 0 ? err : own_dir(path, 0711, 022, why);
+    const int err = runtime_path(path, size, for_workers ? "-workers" : "");
+    if (err != 0) {
+        return err;
+    }
+    return for_workers ? own_dir(path, 0711, 022, why) : own_dir(path, 0700, 077, why);
 }
 
 /* Opens the directory that holds path and points *base at the last part of it. */

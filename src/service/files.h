@@ -5,6 +5,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/stat.h>
 #include <sys/types.h>
@@ -14,13 +15,10 @@ struct dm_pid_file;
 /* The pid a file of ours holds, 0 if the text is none. */
 pid_t dm_parse_pid(const char *text);
 
-/* Makes the directory if it is missing; it must be ours alone: 0700, not a symbolic link. */
-int dm_private_dir(const char *path, const char **why);
-
-/* The private directory for locks and control sockets, made if it is missing. */
-int dm_runtime_dir(char *path, size_t size, const char **why);
-/* The same for what workers of other users must reach: they can neither list nor change it. */
-int dm_workers_dir(char *path, size_t size, const char **why);
+/* The private directory for locks and control sockets, made if it is missing; it must be ours
+ * alone: 0700, not a symbolic link. for_workers: that for what workers of other users must reach,
+ * who can neither list nor change it. */
+int dm_runtime_dir(char *path, size_t size, bool for_workers, const char **why);
 
 /* Writes our pid to the file, replacing at most a regular file of our own. */
 int dm_pid_file_open(const char *path, struct dm_pid_file **file, const char **why);

@@ -29,20 +29,6 @@ struct dm_lock {
     char path[];
 };
 
-static int make_parent(const char *path) {
-    const char *slash = strrchr(path, '/');
-    if (slash == NULL || slash == path) {
-        return 0;
-    }
-    char *dir = strndup(path, (size_t)(slash - path));
-    if (dir == NULL) {
-        return -ENOMEM;
-    }
-    int err = mkdir(dir, 0700) < 0 && errno != EEXIST ? -errno : 0;
-    free(dir);
-    return err;
-}
-
 static pid_t read_holder(int fd) {
     char text[16] = "";
     if (pread(fd, text, sizeof text - 1, 0) <= 0) {
@@ -108,10 +94,6 @@ static struct dm_lock *new_lock(const char *path, int fd, const struct stat *st)
 int dm_lock_open(const char *path, struct dm_lock **lock, pid_t *holder, const char **why) {
     *holder = 0;
     *why = NULL;
-    int err = make_parent(path);
-    if (err != 0) {
-        return err;
-    }
     struct stat st;
     int fd = -ESTALE;
     for (int i = 0; i < TRIES && fd == -ESTALE; i++) {

@@ -6,8 +6,7 @@
 struct dm_lock;
 
 /* 0, -EAGAIN if another process holds the lock (*holder is its pid, 0 if not readable), or another
- * negative errno, with *why set where the errno does not say enough. Makes the parent directory,
- * mode 0700, if it is missing. */
+ * negative errno, with *why set where the errno does not say enough. */
 int dm_lock_open(const char *path, struct dm_lock **lock, pid_t *holder, const char **why);
 /* The same lock, held by a copy of the descriptor of a master that has died. */
 int dm_lock_resume(const char *path, int fd, struct dm_lock **lock);

@@ -3,8 +3,7 @@
  * Whoever can reach the socket is untrusted. Credentials come
  * from the kernel; every descriptor sent along is closed, on every path (a sender of BARRIER=1
  * waits for just that); whatever is wrong with a datagram, the next one is read (CVE-2016-7796 was
- * a watcher that stopped at an empty one). Longer than 400 lines: one socket, from its name to its
- * end.
+ * a watcher that stopped at an empty one).
  */
 #include "service/notify.h"
 
@@ -13,7 +12,6 @@
 #include "base/close.h"
 #include "base/fdpass.h"
 #include "base/poll.h"
-#include "base/timer.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -30,19 +28,14 @@
 #define MESSAGE_MAX 4096
 /* Datagrams read before others get their turn; more than the kernel queues by default. */
 #define BUDGET 16
-/* At most one report of ignored datagrams in this time, ms. */
-#define REPORT_MS 10000
 
 struct dm_notify {
     struct dm_poll poll;
     int fd;
     uid_t uid;
-    struct dm_notify_events events;
+    dm_notify_message_cb on_message;
     void *ctx;
     bool closed;
-    uint64_t refused;
-    uint64_t reported;
-    uint64_t reported_at;
     char name[sizeof((struct sockaddr_un *)0)->sun_path];
 };
 
@@ -51,80 +44,6 @@ static const char PREFIX[] = "/notify-";
 /* Entries looked at for sockets of masters that were killed. */
 #define SWEEP_MAX 4096
 static bool swept;
-
-/* ---- text ---- */
-
-/* Length of the UTF-8 sequence at p, 0 if it is none. */
-static size_t sequence_length(const unsigned char *p, const unsigned char *end) {
-    static const struct {
-        unsigned char first, last, from, to; /* range of the first and of the second byte */
-        size_t len;
-    } forms[] = {
-        {0xC2, 0xDF, 0x80, 0xBF, 2}, {0xE0, 0xE0, 0xA0, 0xBF, 3}, {0xE1, 0xEC, 0x80, 0xBF, 3},
-        {0xED, 0xED, 0x80, 0x9F, 3}, {0xEE, 0xEF, 0x80, 0xBF, 3}, {0xF0, 0xF0, 0x90, 0xBF, 4},
-        {0xF1, 0xF3, 0x80, 0xBF, 4}, {0xF4, 0xF4, 0x80, 0x8F, 4},
-    };
-    if (*p < 0x80) {
-        return 1;
-    }
-    for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
-        if (*p < forms[i].first || *p > forms[i].last) {
-            continue;
-        }
-        if ((size_t)(end - p) < forms[i].len || p[1] < forms[i].from || p[1] > forms[i].to) {
-            return 0;
-        }
-        for (size_t k = 2; k < forms[i].len; k++) {
-            if ((p[k] & 0xC0) != 0x80) {
-                return 0;
-            }
-        }
-        return forms[i].len;
-    }
-    return 0;
-}
-
-static bool is_utf8(const char *text, size_t len) {
-    const unsigned char *p = (const unsigned char *)text, *end = p + len;
-    while (p < end) {
-        size_t n = sequence_length(p, end);
-        if (n == 0) {
-            return false;
-        }
-        p += n;
-    }
-    return true;
-}
-
-static bool is_key(const char *key, size_t len) {
-    for (size_t i = 0; i < len; i++) {
-        char c = key[i];
-        if (!(c >= 'A' && c <= 'Z') && !(c >= '0' && c <= '9') && c != '_') {
-            return false;
-        }
-    }
-    return len > 0;
-}
-
-bool dm_notify_next_field(const char **text, const char *end, struct dm_notify_field *field) {
-    while (*text < end) {
-        const char *line = *text;
-        const char *newline = memchr(line, '\n', (size_t)(end - line));
-        const char *stop = newline == NULL ? end : newline;
-        *text = newline == NULL ? end : newline + 1;
-        const char *equals = memchr(line, '=', (size_t)(stop - line));
-        if (equals == NULL || !is_key(line, (size_t)(equals - line)) ||
-            !is_utf8(equals + 1, (size_t)(stop - equals - 1))) {
-            continue;
-        }
-        field->key = line;
-        field->key_len = (size_t)(equals - line);
-        field->value = equals + 1;
-        field->value_len = (size_t)(stop - equals - 1);
-        return true;
-    }
-    return false;
-}
 
 /* ---- one datagram ---- */
 
@@ -140,45 +59,18 @@ static struct ucred sender_of(struct msghdr *msg) {
     return sender;
 }
 
-/* Why the datagram must be ignored, or NULL. A NUL at its end is allowed, and taken off. */
-static const char *find_fault(const struct dm_notify *n, const struct msghdr *msg, char *text,
-                              size_t *len, const struct ucred *sender) {
-    if (sender->pid <= 0) {
-        return "sent without credentials";
-    }
-    if (sender->uid != 0 && sender->uid != geteuid() && sender->uid != n->uid) {
-        return "sent by another user";
-    }
-    if ((msg->msg_flags & MSG_TRUNC) != 0 || *len >= MESSAGE_MAX) {
-        return "longer than 4095 bytes";
+/* Whether the datagram counts. A NUL at its end is allowed, and taken off. */
+static bool is_acceptable(const struct dm_notify *n, const struct msghdr *msg, const char *text,
+                          size_t *len, const struct ucred *sender) {
+    if (sender->pid <= 0 ||
+        (sender->uid != 0 && sender->uid != geteuid() && sender->uid != n->uid) ||
+        (msg->msg_flags & MSG_TRUNC) != 0 || *len >= MESSAGE_MAX) {
+        return false;
     }
     if (*len > 0 && text[*len - 1] == '\0') {
         --*len;
     }
-    if (*len == 0) {
-        return "empty";
-    }
-    if (memchr(text, '\0', *len) != NULL) {
-        return "with a NUL byte in it";
-    }
-    const char *cursor = text;
-    struct dm_notify_field field;
-    if (!dm_notify_next_field(&cursor, text + *len, &field)) {
-        return "without a field of the form KEY=VALUE";
-    }
-    return NULL;
-}
-
-static void refuse(struct dm_notify *n, const char *reason) {
-    n->refused++;
-    uint64_t now = dm_now_ms();
-    if (n->reported > 0 && now - n->reported_at < REPORT_MS) {
-        return;
-    }
-    uint64_t count = n->refused - n->reported;
-    n->reported = n->refused;
-    n->reported_at = now;
-    n->events.on_refused(n->ctx, reason, count);
+    return *len > 0 && memchr(text, '\0', *len) == NULL;
 }
 
 /* False if there was nothing to read. */
@@ -201,11 +93,8 @@ static bool receive(struct dm_notify *n) {
     const size_t fd_count = dm_fdpass_take(&msg, fds);
     const struct ucred sender = sender_of(&msg);
     size_t len = (size_t)got;
-    const char *fault = find_fault(n, &msg, text, &len, &sender);
-    if (fault != NULL) {
-        refuse(n, fault);
-    } else {
-        n->events.on_message(n->ctx, text, len, sender.pid);
+    if (is_acceptable(n, &msg, text, &len, &sender)) {
+        n->on_message(n->ctx, text, len);
     }
     /* Only now: a barrier is passed when everything sent before it was dealt with. */
     dm_fdpass_close(fds, fd_count);
@@ -214,8 +103,6 @@ static bool receive(struct dm_notify *n) {
 
 static void on_readable(uv_poll_t *poll, int status, int events) {
     struct dm_notify *n = poll->data;
-    (void)status;
-    (void)events;
     for (int i = 0; i < BUDGET && !n->closed && receive(n); i++) {
     }
 }
@@ -254,8 +141,7 @@ static int make_path(struct dm_notify *n) {
         return -EIO;
     }
     /* Workers of our own user reach what is ours alone. */
-    const int err = n->uid == geteuid() ? dm_runtime_dir(n->name, sizeof n->name, &why)
-                                        : dm_workers_dir(n->name, sizeof n->name, &why);
+    const int err = dm_runtime_dir(n->name, sizeof n->name, n->uid != geteuid(), &why);
     if (err != 0) {
         return err;
     }
@@ -364,26 +250,26 @@ static int start(struct dm_notify *n, uv_loop_t *loop, int err, struct dm_notify
     return 0;
 }
 
-static struct dm_notify *make(uid_t uid, const struct dm_notify_events *events, void *ctx) {
+static struct dm_notify *make(uid_t uid, dm_notify_message_cb on_message, void *ctx) {
     struct dm_notify *n = calloc(1, sizeof *n);
     if (n != NULL) {
         n->uid = uid;
         n->fd = -1;
-        n->events = *events;
+        n->on_message = on_message;
         n->ctx = ctx;
     }
     return n;
 }
 
-int dm_notify_open(uv_loop_t *loop, uid_t uid, const struct dm_notify_events *events, void *ctx,
+int dm_notify_open(uv_loop_t *loop, uid_t uid, dm_notify_message_cb on_message, void *ctx,
                    struct dm_notify **notify) {
-    struct dm_notify *n = make(uid, events, ctx);
+    struct dm_notify *n = make(uid, on_message, ctx);
     return n == NULL ? -ENOMEM : start(n, loop, open_socket(n), notify);
 }
 
 int dm_notify_resume(uv_loop_t *loop, uid_t uid, int fd, const char *name,
-                     const struct dm_notify_events *events, void *ctx, struct dm_notify **notify) {
-    struct dm_notify *n = make(uid, events, ctx);
+                     dm_notify_message_cb on_message, void *ctx, struct dm_notify **notify) {
+    struct dm_notify *n = make(uid, on_message, ctx);
     if (n == NULL) {
         return -ENOMEM;
     }

@@ -137,8 +137,6 @@ static void free_descriptor(struct dm_server *server) {
 
 static void on_readable(uv_poll_t *poll, int status, int events) {
     struct dm_server *server = poll->data;
-    (void)status;
-    (void)events;
     for (int i = 0; i < ACCEPTS && !server->closed; i++) {
         int fd = accept4(server->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {

@@ -133,8 +133,6 @@ static void tell_drained(struct dm_sink *s);
 
 static void on_writable(uv_poll_t *poll, int status, int events) {
     struct dm_sink *s = poll->data;
-    (void)status;
-    (void)events;
     flush_pending(s);
     if (!is_pending(s)) {
         tell_drained(s);

@@ -84,7 +84,6 @@ int dm_terminal_raw(bool raw) {
 static void on_readable(uv_poll_t *poll, int status, int events) {
     struct dm_terminal *t = poll->data;
     char data[256];
-    (void)events;
     ssize_t n = status < 0 ? 0 : read(t->fd, data, sizeof data);
     if (n > 0) {
         t->on_read(t->ctx, data, (size_t)n);

@@ -65,7 +65,6 @@ static int call(lua_State *L, int nargs, int nresults) {
 
 /* What luv calls every callback through; the contract is in luv.h. */
 static int on_callback(lua_State *L, int nargs, int nresults, int flags) {
-    (void)flags;
     int below = lua_gettop(L) - nargs - 1;
     if (call(L, nargs, nresults) != 0) {
         report(L);

@@ -47,6 +47,17 @@ function M.utf8(s)
     return table.concat(out)
 end
 
+--- The lines KEY=VALUE of a text, by their keys: the first of each, as sd_notify(3) has them. Others count for nothing.
+function M.fields(s)
+    local found = {}
+    for key, value in ('\n' .. s):gmatch '\n([A-Z0-9_]+)=([^\n]*)' do
+        if not found[key] and M.utf8(value) == value then
+            found[key] = value
+        end
+    end
+    return found
+end
+
 --- At most max bytes, without cutting a character in two, and with a mark.
 function M.shorten(s, max)
     if #s <= max then return s end

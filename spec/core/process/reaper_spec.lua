@@ -1,4 +1,5 @@
 local core = require 'dutch-master.core'
+local linux = require 'dutch-master.linux'
 local loop = require 'spec.loop'
 local unistd = require 'posix.unistd'
 local p = require 'spec.support.process'
@@ -9,7 +10,7 @@ local function block(ms)
 end
 
 local function is_gone(pid)
-    return core.proc_stat(pid) == nil
+    return linux.proc_stat(pid) == nil
 end
 
 -- The first call opens a descriptor that stays.
@@ -180,8 +181,8 @@ describe('reaper', function()
         leave 'sleep 1000 & echo here > $0; export GONE=1; wait'
         local pid = core.adopted()[1]
         assert.are.same({ pid }, core.adopted())
-        assert.are.equal('sh', core.origin(pid).command)
-        assert.is_nil(core.origin(pid).worker)
+        assert.are.equal('sh', linux.origin(pid).command)
+        assert.is_nil(linux.origin(pid).worker)
         local mine = p.sh('echo $$ >&3; sleep 1000', { channel = true })
         p.await(function() return #mine.lines == 1 end)
         for _, other in ipairs { tonumber(mine.lines[1]), 1, 0, -1, core.pid() } do

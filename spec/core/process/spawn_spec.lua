@@ -1,4 +1,5 @@
 local core = require 'dutch-master.core'
+local linux = require 'dutch-master.linux'
 local loop = require 'spec.loop'
 local stat = require 'posix.sys.stat'
 local unistd = require 'posix.unistd'
@@ -374,9 +375,9 @@ describe('spawn', function()
         local pids = { output:match '^(%d+) (%d+) (%d+) (%d+)\n$' }
         assert(#pids == 4, output)
         for i = 1, 3 do
-            p.await(function() return not core.proc_stat(tonumber(pids[i])) end, 5000, 'the death of number ' .. i)
+            p.await(function() return not linux.proc_stat(tonumber(pids[i])) end, 5000, 'the death of number ' .. i)
         end
-        assert.is_table(core.proc_stat(tonumber(pids[4])))
+        assert.is_table(linux.proc_stat(tonumber(pids[4])))
         -- The watcher goes as well.
         p.await(function() return #core.adopted() == 1 end)
         assert.are.same({ tonumber(pids[4]) }, core.adopted())

@@ -1,4 +1,5 @@
 local core = require 'dutch-master.core'
+local linux = require 'dutch-master.linux'
 local stdlib = require 'posix.stdlib'
 local unistd = require 'posix.unistd'
 local p = require 'spec.support.process'
@@ -46,10 +47,10 @@ describe('system information', function()
         assert.are.equal(stdlib.getenv 'PATH', core.environ().PATH)
         local executable = core.executable()
         assert.is_true(executable == '/proc/self/exe' or executable == unistd.readlink '/proc/self/exe')
-        local own = core.proc_stat(core.pid())
+        local own = linux.proc_stat(core.pid())
         assert.is_true(own.rss_kb > 1000 and own.starttime > 0 and own.cpu_ms >= 0 and own.runnable)
-        assert.is_nil(core.proc_stat(0))
-        assert.is_nil(core.proc_stat(2 ^ 22 + 1))
+        assert.is_nil(linux.proc_stat(0))
+        assert.is_nil(linux.proc_stat(2 ^ 22 + 1))
     end)
 
     it('sees whether a process sleeps in its event loop', function()
@@ -62,7 +63,7 @@ describe('system information', function()
             'local uv = require "luv" uv.new_timer():start(20000, 0, function() end) uv.run()' }
         local other = p.spawn { '/bin/sleep', '20' }
         p.await(function()
-            return core.idle(loop.child:pid()) and not core.proc_stat(other.child:pid()).runnable
+            return core.idle(loop.child:pid()) and not linux.proc_stat(other.child:pid()).runnable
         end, 5000, 'both to sleep')
         assert.is_false(core.idle(other.child:pid()))
         loop.child:signal 'SIGKILL'

@@ -1,5 +1,4 @@
 local core = require 'dutch-master.core'
-local loop = require 'spec.loop'
 local sys = require 'spec.support.sys'
 
 local function octal(text)
@@ -88,38 +87,39 @@ describe('files', function()
         end)
     end)
 
-    describe('private_dir', function()
-        it('makes the directory 0700 whatever the umask, and takes it again', function()
-            local path = dir .. '/run'
-            assert.is_true(loop.private_dir(path))
-            assert.equal(octal '700', core.stat(path).mode)
-            assert.is_true(loop.private_dir(path))
-        end)
-
-        it('refuses links, files, open modes and other owners, and says what to do', function()
-            local path = dir .. '/run'
-            sys.C.symlink(dir, path)
-            assert.truthy(fails('ENOTDIR', loop.private_dir(path)):find('symbolic link', 1, true))
-            os.remove(path)
-            sys.write_file(path, '')
-            assert.truthy(fails('ENOTDIR', loop.private_dir(path)):find('remove it', 1, true))
-            os.remove(path)
-            sys.C.mkdir(path, octal '700')
-            sys.C.chmod(path, octal '750')
-            assert.truthy(fails('EPERM', loop.private_dir(path)):find('0700', 1, true))
-            sys.C.chmod(path, octal '700')
-            if sys.C.geteuid() ~= 0 then return end
-            sys.C.chown(path, 65534, 65534)
-            assert.truthy(fails('EPERM', loop.private_dir(path)):find('another user', 1, true))
-        end)
-    end)
-
     describe('runtime_dir', function()
-        it('is a private directory', function()
-            local path = assert(core.runtime_dir())
+        local path, before
+
+        before_each(function()
+            path, before = dir .. '/run', os.getenv 'DUTCH_MASTER_RUNTIME_DIR'
+            sys.setenv('DUTCH_MASTER_RUNTIME_DIR', path)
+        end)
+
+        after_each(function()
+            sys.setenv('DUTCH_MASTER_RUNTIME_DIR', before)
+        end)
+
+        it('is made 0700 whatever the umask, and taken again', function()
+            assert.equal(path, core.runtime_dir())
             assert.equal('directory', core.stat(path).type)
             assert.equal(octal '700', core.stat(path).mode)
             assert.equal(path, core.runtime_dir())
+        end)
+
+        it('is no link, file, open directory or one of others, and says what to do', function()
+            sys.C.symlink(dir, path)
+            assert.truthy(fails('ENOTDIR', core.runtime_dir()):find('symbolic link', 1, true))
+            os.remove(path)
+            sys.write_file(path, '')
+            assert.truthy(fails('ENOTDIR', core.runtime_dir()):find('remove it', 1, true))
+            os.remove(path)
+            sys.C.mkdir(path, octal '700')
+            sys.C.chmod(path, octal '750')
+            assert.truthy(fails('EPERM', core.runtime_dir()):find('0700', 1, true))
+            sys.C.chmod(path, octal '700')
+            if sys.C.geteuid() ~= 0 then return end
+            sys.C.chown(path, 65534, 65534)
+            assert.truthy(fails('EPERM', core.runtime_dir()):find('another user', 1, true))
         end)
 
         it('follows XDG_RUNTIME_DIR for a user, else is in /tmp under the uid', function()

@@ -1,15 +1,15 @@
-local core = require 'dutch-master.core'
+local linux = require 'dutch-master.linux'
 local ffi = require 'ffi'
 local net = require 'spec.support.net'
 
 -- What libsystemd 252 does, row by row.
-describe('core.inherited', function()
+describe('linux.inherited', function()
     local function inherited(pid, fds, names)
         for name, value in pairs { LISTEN_PID = pid, LISTEN_FDS = fds, LISTEN_FDNAMES = names } do
             net.C.setenv(name, value, 1)
         end
         net.C.setenv('LISTEN_PIDFDID', '1', 1)
-        local list, message, code = core.inherited()
+        local list, message, code = linux.inherited()
         for _, name in ipairs { 'LISTEN_PID', 'LISTEN_FDS', 'LISTEN_FDNAMES', 'LISTEN_PIDFDID' } do
             assert.is_nil(os.getenv(name), name)
         end
