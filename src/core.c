@@ -108,6 +108,7 @@ void dm_children_stop_all(struct dm_core *core) {
 
 void dm_core_deinit(struct dm_core *core) {
     core->silent = true;
+    uv_tty_reset_mode(); /* whoever read keys and could not put it back */
     dm_deathwatch_stop(&core->deathwatch, &core->reaper);
     dm_reaper_deinit(&core->reaper);
     dm_kept_close(&core->kept);

@@ -35,6 +35,26 @@ function M.notify_socket(options, fn)
     end)
 end
 
+--- The keys of the terminal, whatever standard input is: fn(bytes), fn(nil) at its end. For verbs.
+-- -> luv's handle: set_mode(1) gives them one by one and without echo, 0 as before; close() | nil, message, code
+function M.keys(fn)
+    local uv = require 'luv'
+    local fd, message, code = uv.fs_open('/dev/tty', 'r+', 0)
+    if not fd then
+        return nil, message, code
+    end
+    local keys = assert(uv.new_tty(fd, true))
+    keys:read_start(function(_, bytes)
+        fn(bytes)
+    end)
+    return keys
+end
+
+--- As ^Z does: until the shell lets this program go on.
+function M.suspend()
+    require('luv').kill(0, 'sigtstp')
+end
+
 --- Names in a directory, in no order. -> list | nil, message, code
 function M.list(path)
     local uv = require 'luv' -- not at the top: a master needs it only when something has gone wrong

@@ -20,7 +20,7 @@
     /* notify.c   */ F(notify_socket) F(sd_notify) F(sd_notify_set) \
     /* stream.c   */ F(serve) F(connect) \
     /* dial.c     */ F(dial) \
-    /* terminal.c */ F(isatty) F(tty_size) F(write_stdout) F(write_stderr) F(tty_raw) F(read_tty) \
+    /* terminal.c */ F(isatty) F(tty_size) F(write_stdout) F(write_stderr) \
     /* address.c  */ F(address) F(bucket) \
     /* listener.c */ F(listen) \
     /* descriptors.c */ F(close_fd) F(copy_listener) F(inherit) F(quiet_ms) F(holders) F(group_has) \
@@ -28,7 +28,7 @@
     /* watch.c    */ F(watch)
 
 #define DM_LUA_TYPES(T) \
-    T(child) T(timer) T(files) T(sink) T(notify) T(stream) T(dial) T(terminal) T(listener) T(lane) T(watch)
+    T(child) T(timer) T(files) T(sink) T(notify) T(stream) T(dial) T(listener) T(lane) T(watch)
 /* clang-format on */
 
 #define DM_LUA_DECLARE(name) int core_##name(lua_State *L);

@@ -18,6 +18,10 @@ int luaopen_cjson(lua_State *L);
 int luaopen_cjson_safe(lua_State *L);
 int luaopen_luv(lua_State *L);
 
+/* From luv.h, which would bring the headers of another Lua along. */
+void luv_set_loop(lua_State *L, uv_loop_t *loop);
+void luv_set_callback(lua_State *L, int (*pcall)(lua_State *L, int nargs, int nresults, int flags));
+
 /* libc's heap rather than LuaJIT's own: it stays mapped from one state to the next, children of the
  * master need not get it (process/spawn_memory.h), and sanitizers see it. */
 static void *allocate(void *ud, void *block, size_t old_size, size_t size) {
@@ -55,6 +59,15 @@ struct lua_State *dm_lua_state_new(bool environment) {
     return L;
 }
 
+/* What luv calls every callback through; the contract is in luv.h. */
+static int on_luv(lua_State *L, int nargs, int nresults, int flags) {
+    const int below = lua_gettop(L) - nargs - 1;
+    if (dm_lua_call(L, nargs, nresults, "luv") != 0) {
+        return -LUA_ERRRUN;
+    }
+    return nresults == LUA_MULTRET ? lua_gettop(L) - below : nresults;
+}
+
 static int on_panic(lua_State *L) {
     const char *message = lua_tostring(L, -1);
     fprintf(stderr, "dutch-master: panic: %s\n", message ? message : "error without message");
@@ -77,6 +90,8 @@ struct lua_State *dm_lua_state_open(struct dm_core *core) {
      * collection begins when a quarter has come, not when all is there twice. */
     lua_gc(L, LUA_GCSETPAUSE, 125);
     dm_lua_set_core(L, core);
+    luv_set_loop(L, core->loop);
+    luv_set_callback(L, on_luv);
     lua_getglobal(L, "package");
     /* Policy comes from the binary alone, never from where the master was started. */
     lua_pushliteral(L, "");

@@ -252,9 +252,29 @@ local function each_key(bytes, fn)
     end
 end
 
+local function set_keys(view, raw)
+    if view.keys then
+        view.keys:set_mode(raw and 1 or 0)
+    end
+end
+
+local function enter_screen(ctx, view)
+    set_keys(view, true)
+    ctx.out '\27[?1049h\27[?25l\27[2J'
+end
+
+local function leave_screen(ctx, view)
+    ctx.out '\27[?25h\27[?1049l'
+    set_keys(view, false)
+end
+
 local function on_key(ctx, view, key, quit)
-    if key == 'q' or key == 'Q' or key == '\3' or key == '\4' then
+    if key:find '^[qQ\3\4\28]$' then -- and ^C, ^D, ^\
         return quit(0)
+    elseif key == '\26' then -- ^Z
+        leave_screen(ctx, view)
+        ctx.platform.suspend()
+        enter_screen(ctx, view)
     elseif key == ' ' then
         view.paused = not view.paused
     elseif key == 'r' then
@@ -267,16 +287,6 @@ local function on_key(ctx, view, key, quit)
         return
     end
     draw(ctx, view)
-end
-
-local function enter_screen(ctx)
-    ctx.platform.tty_raw(true)
-    ctx.out '\27[?1049h\27[?25l\27[2J'
-end
-
-local function leave_screen(ctx)
-    ctx.out '\27[?25h\27[?1049l'
-    ctx.platform.tty_raw(false)
 end
 
 --- One connection to ask for status again and again, one to follow the log; draws after each answer. What comes on the
@@ -315,7 +325,7 @@ local function connect(ctx, view, away)
             end
             if not view.entered then
                 view.entered = true
-                enter_screen(ctx)
+                enter_screen(ctx, view)
             end
             if not view.paused or not view.snapshot then
                 view.history = M.observe(view.history, answer.status, ctx.platform.now())
@@ -379,7 +389,10 @@ function M.run(ctx)
     local function quit(code, message)
         if view.entered then
             view.entered = false
-            leave_screen(ctx)
+            leave_screen(ctx, view)
+        end
+        if view.keys then
+            view.keys = view.keys:close()
         end
         if message then
             client.fail(ctx, message)
@@ -400,7 +413,7 @@ function M.run(ctx)
         end
         quit(name == 'SIGINT' and 0 or 1)
     end)
-    ctx.platform.read_tty(function(bytes)
+    view.keys = ctx.platform.keys(function(bytes)
         if bytes == nil or bytes == '' then
             return quit(1)
         end
