@@ -280,20 +280,6 @@ function M.decode(line)
     return command(value)
 end
 
---- A message without its nulls, which nothing in Lua stands for: a script finds nil there. Never changes the value.
-function M.plain(value)
-    if value == cjson.null then
-        return nil
-    elseif type(value) ~= 'table' then
-        return value
-    end
-    local copy = {}
-    for key, inner in pairs(value) do
-        copy[key] = M.plain(inner)
-    end
-    return copy
-end
-
 local ERRNO = {
     EPERM = 1, ENOENT = 2, EIO = 5, EBADF = 9, ENOMEM = 12, EACCES = 13, EEXIST = 17, ENOTDIR = 20, EISDIR = 21,
     EINVAL = 22, ENFILE = 23, EMFILE = 24, ENOSPC = 28, EROFS = 30, ENAMETOOLONG = 36, ELOOP = 40, ENOTSOCK = 88,

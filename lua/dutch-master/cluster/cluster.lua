@@ -152,11 +152,8 @@ end
 
 --- The slot that holds the worker, or nil.
 function Cluster:slot_of(worker)
-    for _, slot in ipairs(self.slots) do
-        if slot.number == worker.slot and (slot.current == worker or slot.incoming == worker) then
-            return slot
-        end
-    end
+    local slot = self.slots[worker.slot]
+    return slot and (slot.current == worker or slot.incoming == worker) and slot or nil
 end
 
 --- What `status` shows.
@@ -390,7 +387,7 @@ local function of_workers(self)
         must_listen_at = function(worker)
             return must_listen_at(self, worker)
         end,
-        message = function(worker, _, text)
+        message = function(worker, text)
             self.launcher.hooks:message(worker, text)
         end,
     }

@@ -23,7 +23,6 @@ local Health = require 'dutch-master.cluster.health'
 local Leaving = require 'dutch-master.cluster.leaving'
 local listening = require 'dutch-master.cluster.listening'
 local machine = require 'dutch-master.machine'
-local protocol = require 'dutch-master.channel.protocol'
 
 local Worker = {}
 Worker.__index = Worker
@@ -89,7 +88,7 @@ local function on_message(self, message, text)
         return self.agenda:post(self, 'request_restart')
     end
     self.health:message(message)
-    self.on.message(self, protocol.plain(message), text)
+    self.on.message(self, text)
 end
 
 -- What it may do, where that is not what the master may: nothing is bound for it with more than its own rights.

@@ -269,10 +269,9 @@ end
 -- if it knows that already.
 local function is_half_made(self, pid, fresh)
     local platform = self.platform
-    local environ = platform.read_file(('/proc/%d/environ'):format(pid), 1048576) or ''
-    local id = tonumber(('\0' .. environ):match '%zDUTCH_MASTER_WORKER=(%d+)')
-    local master = tonumber(('\0' .. environ):match '%zDUTCH_MASTER_PID=(%d+)')
-    if id and master == platform.pid() then
+    local origin = platform.origin(pid)
+    local id = tonumber(origin.worker)
+    if id and origin.master == tostring(platform.pid()) then
         return fresh(id), id
     end
     -- Not yet what it is to be, or a process of the script: nobody talks to it any more. The one that kills workers

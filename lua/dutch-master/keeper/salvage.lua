@@ -134,11 +134,10 @@ local function of_directory(listeners, plan, platform, count)
     return state
 end
 
-local function environment_of(platform, pid)
+-- Where it was told to say that it is ready.
+local function notify_name(platform, pid)
     local text = platform.read_file(('/proc/%d/environ'):format(pid), 1048576) or ''
-    return function(name)
-        return ('\0' .. text .. '\0'):match('%z' .. name .. '=([^%z]*)%z')
-    end
+    return ('\0' .. text .. '\0'):match '%zNOTIFY_SOCKET=([^%z]*)%z' or ''
 end
 
 -- Its name says the channel's mark too: see Worker:keep.
@@ -157,7 +156,6 @@ local function of_worker(found, slot, kept, platform, plan, kind)
         local name = what .. '/' .. id
         return kept.store[name] and name
     end
-    local environment = environment_of(platform, found.pid)
     local channel = channel_of(kept, id)
     local has_channel = channel ~= nil
     return {
@@ -167,7 +165,7 @@ local function of_worker(found, slot, kept, platform, plan, kind)
         listening = true, leaving = {}, health = { alive_at = now, said = {} },
         process = { pidfd = stored 'pid', channel = channel, out = stored 'out', err = stored 'err', reports = 1,
             mark = tonumber((channel or ''):match '%.(%-?%d+)$') },
-        notify = stored 'notify' and { fd = stored 'notify', name = environment 'NOTIFY_SOCKET' or '' } or nil,
+        notify = stored 'notify' and { fd = stored 'notify', name = notify_name(platform, found.pid) } or nil,
         conversation = has_channel and { state = 'open', sockets = {}, next_key = FIRST_KEY, next_newconn = FIRST_KEY,
             handed_tickets = {}, booted = true, asked = 0 } or nil,
     }

@@ -17,7 +17,8 @@ function Turns.new(options)
     return self
 end
 
-local function push(self, worker_id, event)
+--- Adds what happened to a worker. It is never refused: a worker begins and ends once.
+function Turns:add(worker_id, event)
     local queue = self.queues[worker_id]
     if queue then
         queue.last = queue.last + 1
@@ -26,11 +27,6 @@ local function push(self, worker_id, event)
     end
     self.queues[worker_id] = { first = 1, last = 0, messages = 0, bytes = 0, skipped = 0 }
     self.enter(event)
-end
-
---- Adds what happened to a worker. It is never refused: a worker begins and ends once.
-function Turns:add(worker_id, event)
-    push(self, worker_id, event)
 end
 
 --- Whether one more message of this worker, of so many bytes, may wait. If not it is counted.
@@ -49,17 +45,11 @@ end
 
 --- Adds a message that was admitted. event.bytes is kept here.
 function Turns:add_message(worker_id, bytes, event)
-    push(self, worker_id, event)
+    self:add(worker_id, event)
     local queue = self.queues[worker_id]
     if queue and queue[queue.last] == event then
         event.bytes = bytes
         queue.messages, queue.bytes = queue.messages + 1, queue.bytes + bytes
-    end
-end
-
-local function left(queue, event)
-    if event.bytes then
-        queue.messages, queue.bytes = queue.messages - 1, queue.bytes - event.bytes
     end
 end
 
@@ -70,7 +60,9 @@ function Turns:ended(worker_id)
     if event then
         queue[queue.first] = nil
         queue.first = queue.first + 1
-        left(queue, event)
+        if event.bytes then
+            queue.messages, queue.bytes = queue.messages - 1, queue.bytes - event.bytes
+        end
         return self.enter(event)
     end
     self.queues[worker_id] = nil

@@ -150,14 +150,19 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- The plan's
 
-local function new_rotation(self, fields)
+-- What every listener is made with.
+local function add_fields(self, fields)
     for key, value in pairs(self.fields) do
-        if key ~= 'backlog' then
-            fields[key] = value
-        end
+        fields[key] = value
     end
     fields.want = self.wanted
-    fields.backlog = math.max(self.fields.backlog, fields.backlog or 0)
+    return fields
+end
+
+local function new_rotation(self, given)
+    local asked = given.backlog or 0
+    local fields = add_fields(self, given)
+    fields.backlog = math.max(fields.backlog, asked)
     fields.fd = take_inherited(self, fields.address, fields.fd)
     fields.borrowed = not fields.fd and take_borrowed(self, fields.address) or nil
     self.opened = self.opened + 1
@@ -620,16 +625,10 @@ end
 
 local function resume_list(self, list, former, add)
     for _, former_one in ipairs(list) do
-        local fields = { want = self.wanted }
-        for key, value in pairs(self.fields) do
-            if key ~= 'backlog' then
-                fields[key] = value
-            end
-        end
         if former_one.fd then
             take_inherited(self, former_one.address, former_one.fd)
         end
-        local rotation, message = Rotation.resume(fields, former_one, former)
+        local rotation, message = Rotation.resume(add_fields(self, {}), former_one, former)
         if not rotation then
             return nil, message
         end

@@ -330,7 +330,6 @@ function Sockets:shut_out()
     end
 end
 
-
 --- A worker reports how many connections it holds, and how busy it is (thousandths of the time).
 function Sockets:load(id, held, busy)
     local worker = self.workers[id]
@@ -461,11 +460,6 @@ function Sockets:restarted()
     end, is_settled(self))
 end
 
---- Closes listeners that nobody has any more.
-function Sockets:close_unused()
-    self.directory:close_unused(is_settled(self))
-end
-
 --- Looks after all lanes: stalled workers, repairs, connections that nobody serves, lanes too many.
 -- @return as Pace.new's tick
 function Sockets:tick()
@@ -477,7 +471,7 @@ function Sockets:tick()
         unsettled = unsettled or state ~= nil
     end
     self.directory:turn_away(now)
-    self:close_unused()
+    self.directory:close_unused(is_settled(self))
     if not busy and (next(self.workers) == nil or not self.directory.rotations[1]) then
         return nil
     end

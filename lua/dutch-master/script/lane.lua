@@ -20,13 +20,9 @@ local WAITING_MAX = 4 * 4096
 -- The pause before a process is started again: nothing after the first death, then doubling to the most.
 local PAUSE_MS, PAUSE_MOST_MS = 50, 5000
 
-local function waiting(self)
-    return self.last - self.first + 1
-end
-
 --- How many jobs wait.
 function Lane:waiting()
-    return waiting(self)
+    return self.last - self.first + 1
 end
 
 local function take_job(self)
@@ -44,7 +40,7 @@ local function lost(self, process)
         local pause = math.min(PAUSE_MS * 2 ^ (self.deaths - 2), PAUSE_MOST_MS)
         self.may_start_at = self.platform.now() + pause
     end
-    if waiting(self) > 0 then
+    if self:waiting() > 0 then
         self:wake(self.platform.now()) -- not now: the job that it had hears of it first
     end
 end
@@ -93,7 +89,7 @@ end
 
 -- No process can be had: what waits hears it, rather than wait for ever.
 local function refuse_all(self, message)
-    while waiting(self) > 0 do
+    while self:waiting() > 0 do
         take_job(self).failed({ kind = 'system', message = 'its process could not be started: ' .. tostring(message) })
     end
 end
@@ -175,7 +171,7 @@ end
 --- instead of it}. Neither is called before this returns.
 -- @return true, or nil when too many wait already
 function Lane:add(job)
-    if self.closed or waiting(self) >= WAITING_MAX then
+    if self.closed or self:waiting() >= WAITING_MAX then
         return nil
     end
     job.queued_at = self.platform.now()
@@ -206,7 +202,7 @@ function Lane:give_back(process)
     self.quick_at = now - job.began_at <= QUICK_MS and now or self.quick_at
     self.processes[process] = false
     self.deaths = 0
-    if waiting(self) > 0 then
+    if self:waiting() > 0 then
         return self:turn()
     end
     shrink(self, process)
@@ -231,7 +227,7 @@ function Lane:is_quiet()
             return false
         end
     end
-    return waiting(self) == 0
+    return self:waiting() == 0
 end
 
 --- Ends all of it at once. What waits is forgotten.

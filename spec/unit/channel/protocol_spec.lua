@@ -163,18 +163,6 @@ describe('protocol.decode', function()
     end)
 end)
 
-describe('protocol.plain', function()
-    it('leaves nulls out', function()
-        local null = protocol.null
-        local value = { a = null, b = { 1, null, 3 }, c = false }
-        assert.same({ b = { [1] = 1, [3] = 3 }, c = false }, protocol.plain(value))
-        assert.equal(null, value.a)
-        assert.is_nil(protocol.plain(null))
-        assert.is_false(protocol.plain(false))
-        assert.equal('x', protocol.plain 'x')
-    end)
-end)
-
 describe('protocol.encode', function()
     local function parsed(line)
         assert.is_nil(line:find('\n'))

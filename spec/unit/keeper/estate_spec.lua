@@ -184,18 +184,20 @@ describe('the state of a master', function()
     it('leaves alone who is known, and ends what was half made', function()
         local files = {
             ['/proc/7/task/7/children'] = '8 20 21 22 23 24 25 ',
-            ['/proc/20/environ'] = 'DUTCH_MASTER_WORKER=1\0DUTCH_MASTER_PID=7\0', -- known
-            ['/proc/21/environ'] = 'A=b\0DUTCH_MASTER_PID=7\0DUTCH_MASTER_WORKER=9\0',
-            ['/proc/22/environ'] = 'DUTCH_MASTER_PID=7\0DUTCH_MASTER_WORKER=2\0', -- what a worker left behind
-            ['/proc/23/environ'] = '', ['/proc/23/comm'] = 'dutch-master\n', -- forked, not yet anything
-            ['/proc/24/environ'] = '', ['/proc/24/comm'] = 'dutch-watcher\n',
-            ['/proc/25/environ'] = 'DUTCH_MASTER_PID=1\0DUTCH_MASTER_WORKER=9\0', ['/proc/25/comm'] = 'other\n',
+            ['/proc/23/comm'] = 'dutch-master\n', -- forked, not yet anything
+            ['/proc/24/comm'] = 'dutch-watcher\n', ['/proc/25/comm'] = 'other\n',
+        }
+        local origins = {
+            [20] = { worker = '1', master = '7' }, -- known
+            [21] = { worker = '9', master = '7' }, [22] = { worker = '2', master = '7' }, -- what a worker left behind
+            [23] = {}, [24] = {}, [25] = { worker = '9', master = '1' },
         }
         local killed = {}
         local platform = {
             pid = function() return 7 end,
             master_pid = function() return 8 end,
             read_file = function(path) return files[path] end,
+            origin = function(pid) return origins[pid] end,
             realpath = function(path) return path == '/proc/25/exe' and '/bin/other' or '/bin/dutch-master' end,
             kill_stranger = function(pid) killed[#killed + 1] = pid end,
         }
