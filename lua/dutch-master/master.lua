@@ -64,8 +64,9 @@ end
 function Master:evaluate()
     local ask = Host.new(self)
     self.script = Script.new { platform = self.platform, path = self.path }
+    self.output = Output.new { platform = self.platform }
     self.launcher = Launcher.new {
-        platform = self.platform, script = self.script, agenda = self.agenda, log = self.log,
+        platform = self.platform, script = self.script, output = self.output, agenda = self.agenda, log = self.log,
         next_id = self.predecessor and salvage.next_id(self.predecessor),
         tickets = conversation.tickets(), environ = self.platform.environ(), cwd = self.platform.cwd(),
         executable = self.platform.image(), preload = self.platform.preload and self.platform.preload(),
@@ -129,8 +130,6 @@ function Master:open_log()
     end
     self.log = logger
     self.launcher:use_log(self.log)
-    self.output = Output.new { platform = self.platform }
-    self.launcher:use_output(self.output)
     local written, why = self.output:adopt(plan)
     if not written then
         return self:refuse(EXIT_SYSTEM, 'workerOutput: ' .. why)

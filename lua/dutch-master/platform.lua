@@ -18,7 +18,7 @@ end
 
 --- The path of drain.cjs, nil when it was not installed.
 function M.preload()
-    return (preload.find(M, core.environ()))
+    return preload.find(M, core.environ())
 end
 
 for name, fn in pairs(linux) do

@@ -6,6 +6,16 @@ local fake_network = require 'spec.support.fake_network'
 
 local M = { A = '127.0.0.1:80' }
 
+--- What sockets are made with, as a master would: `given`, and of the rest what is usual.
+function M.options(given)
+    local options = { want = 2, balance = 'steered', backlog = 511, stall_timeout_ms = 1000, lost_after_ms = 30000,
+        inherited = {}, stalled = function() end, spoilt = function() end, awaits_workers = function() return true end }
+    for key, value in pairs(given or {}) do
+        options[key] = value
+    end
+    return options
+end
+
 --- @return {platform, network, log, records = what was logged, rescued = connections that workers were given, rescue =
 -- what takes them, idle = worker id -> whether it sleeps; functions: new(options) -> sockets, and those below}
 function M.new()
@@ -24,9 +34,8 @@ function M.new()
         return true
     end
     function world.new(options)
-        options = options or {}
+        options = M.options(options)
         options.platform, options.log = world.platform, world.log
-        options.want = options.want or 2
         options.rescue = function(...)
             return world.rescue(...)
         end

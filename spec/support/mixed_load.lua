@@ -5,6 +5,7 @@
 local Platform = require 'spec.support.fake_platform'
 local Sockets = require 'dutch-master.listen.sockets'
 local fake_network = require 'spec.support.fake_network'
+local fake_sockets = require 'spec.support.fake_sockets'
 
 local M = {}
 
@@ -98,7 +99,7 @@ local function start(count, kind, balance)
     local platform = Platform.new()
     local run = { platform = platform, network = fake_network.add(platform), waited = {}, came = {}, workers = {},
         accept = ACCEPTS[kind], programs = 0 }
-    run.sockets = Sockets.new { platform = platform, log = quiet_log, want = count, balance = balance,
+    run.sockets = Sockets.new(fake_sockets.options { platform = platform, log = quiet_log, want = count, balance = balance,
         idle = function(id)
             return not run.workers[id].at_work
         end,
@@ -109,7 +110,7 @@ local function start(count, kind, balance)
                 worker:turn()
             end)
             return true
-        end }
+        end })
     assert(run.sockets:open { ':80' })
     local listener = run.network.open[':80']
     local steer = listener.steer

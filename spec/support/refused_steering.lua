@@ -21,7 +21,7 @@ local log = setmetatable({}, {
         end
     end,
 })
-local sockets = Sockets.new { platform = core, log = log, want = 2 }
+local sockets = Sockets.new(require('spec.support.fake_sockets').options { platform = core, log = log })
 assert(sockets:open { '127.0.0.1:0' })
 local a, b = sockets:take(1)[1], sockets:take(2)[1]
 assert(a == b, 'two workers have two sockets, and one may be dead')

@@ -89,7 +89,7 @@ local function kept_of(text)
     for body in text:gmatch '\n[%a ]*function [%w_:.]*keep[%w_]*%(.-\nend' do
         parts[#parts + 1] = body
     end
-    if text:find(':keep%(%)%s+return self:snapshot%(%)') then
+    if not parts[1] then -- what it shows is what it keeps
         parts[#parts + 1] = text:match ':snapshot%(%)(.-)\nend'
     end
     for name in table.concat(parts, '\n'):gmatch '[%a_]+' do

@@ -473,7 +473,7 @@ end
 --- For another master: see keeper/estate.lua.
 function Cluster:keep(book)
     local reports, workers = self.reports, {}
-    local kept = { totals = self.totals:keep(), restart = keep_restart(self),
+    local kept = { totals = self.totals:snapshot(), restart = keep_restart(self),
         failure = self.failure or self.unsaid and self.unsaid.message }
     for _, field in ipairs(KEPT) do
         kept[field] = self[field]

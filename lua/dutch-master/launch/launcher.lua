@@ -27,7 +27,7 @@ function Launcher.new(options)
     local self = setmetatable(options, Launcher)
     self.next_id = options.next_id or 1
     self.lane = self.new_lane(FORKS_AT_ONCE, options.started)
-    self.releases = Releases.new { platform = self.platform, log = self.log }
+    self.releases = Releases.new { platform = self.platform }
     self.hooks = Hooks.new { platform = self.platform, log = self.log, script = self.script,
         new_lane = self.new_lane }
     return self
@@ -36,13 +36,7 @@ end
 --- The log, as soon as there is one.
 function Launcher:use_log(log)
     self.log = log
-    self.releases:use_log(log)
     self.hooks:use_log(log)
-end
-
---- The book of what workers write (see log/output.lua).
-function Launcher:use_output(output)
-    self.output = output
 end
 
 function Launcher:use_sockets(sockets)
@@ -192,7 +186,7 @@ end
 -- The fork itself, when all is known that it needs. An action of the worker: it may have been told to stop.
 local function make(self, worker, session, env)
     local plan = session.plan
-    local cwd, release = self.releases:place(worker.generation, session.cwd or self.cwd, plan.pin_release)
+    local cwd, release = self.releases:place(worker.generation, session.cwd or self.cwd, plan.pin_release, self.log)
     local forked, why, fault = fork(self, worker, plan, env, cwd, release)
     if not forked then
         worker:discard()

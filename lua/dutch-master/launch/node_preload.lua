@@ -9,24 +9,23 @@ local M = {}
 
 --- @param platform needs executable, realpath, access
 --- @param environ {NAME = value}
---- @return an absolute path, or nil and the places that were tried
+--- @return an absolute path, or nil
 function M.find(platform, environ)
-    local tried = {}
+    local places = {}
     if environ.DUTCH_MASTER_LUA then
-        tried[1] = environ.DUTCH_MASTER_LUA .. '/node/drain.cjs'
+        places[1] = environ.DUTCH_MASTER_LUA .. '/node/drain.cjs'
     end
     local executable = platform.realpath(platform.executable()) or platform.executable()
     local bin = executable:match('^(.*)/[^/]*$')
     if bin then
-        tried[#tried + 1] = bin .. '/drain.cjs'
-        tried[#tried + 1] = bin .. '/../share/dutch-master/drain.cjs'
+        places[#places + 1] = bin .. '/drain.cjs'
+        places[#places + 1] = bin .. '/../share/dutch-master/drain.cjs'
     end
-    for _, path in ipairs(tried) do
+    for _, path in ipairs(places) do
         if platform.access(path, 'r') then
             return platform.realpath(path) or path
         end
     end
-    return nil, tried
 end
 
 -- Whether the mode of a file grants it: 4 read, 1 search.

@@ -6,15 +6,11 @@
 local Releases = {}
 Releases.__index = Releases
 
---- @param options {platform, log}
+--- @param options {platform}
 function Releases.new(options)
     local self = setmetatable(options, Releases)
     self.known = {} -- generation -> {release = where its first fork ran, pinned, back_to = generation}
     return self
-end
-
-function Releases:use_log(log)
-    self.log = log
 end
 
 --- Later forks of this generation run where its first one did, wherever the script would have them by now.
@@ -70,14 +66,15 @@ end
 --- Where a fork of this generation runs.
 -- @param cwd where the script would have it, or nil: where the master was started
 -- @param pinned whether the plan says so
+-- @param log where it is said that a release is gone
 -- @return the directory, its release (without links)
-function Releases:place(generation, cwd, pinned)
+function Releases:place(generation, cwd, pinned, log)
     local known = self.known[generation]
     if known and (known.pinned or pinned) then
         if known.release and self.platform.realpath(known.release) then
             return known.release, known.release
         end
-        self.log:warn({ generation = generation, release = known.release, directory = cwd },
+        log:warn({ generation = generation, release = known.release, directory = cwd },
             'The release of this generation is gone, its worker runs where the script says')
     end
     local release = cwd and self.platform.realpath(cwd) or cwd

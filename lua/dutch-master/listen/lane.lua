@@ -35,10 +35,7 @@ local FULL_MS = 100
 --- @param options {platform, log, socket = the core's lane, address = text, may_block (users choose how they accept),
 --   group (of queue: the generation whose it is first), stall_timeout_ms}
 function Lane.new(options)
-    local self = setmetatable({}, Lane)
-    for key, value in pairs(options) do
-        self[key] = value
-    end
+    local self = setmetatable(options, Lane)
     self.users = {} -- worker id -> { state, weight, request = what it asked for }
     self.state, self.weight, self.depth = 'free', 1, 0
     self.accepted, self.accepted_before = 0, 0 -- connections that were taken out by us, ever and at the last tick

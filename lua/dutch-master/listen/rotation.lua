@@ -1,7 +1,7 @@
 --- rotation.lua: one listener of the cluster: its lanes, and which worker has which. A worker has one of them from fork
 -- to exit (balance = 'queue': all workers of its generation the same); it is in rotation while a worker can take
--- connections. Where there are no lanes (unix, UDP, balance =
--- 'shared', steering refused) the one socket is everybody's, and rotation means nothing.
+-- connections. Where there are no lanes (unix, UDP, balance = 'shared', steering refused) the one socket is
+-- everybody's, and rotation means nothing.
 -- Longer than 400 lines: one listener; what has a life of its own (lane, rescue, steering, census) is beside it.
 
 local Census = require 'dutch-master.listen.census'
@@ -27,10 +27,7 @@ Rotation.MAX_WORKERS = 512
 --   lost_after_ms (what waits where nobody serves is reset then),
 --   give = sockets.lua's rescue, takes, idle, worker_of, holds, or nil, deserted, stalled, spoilt, awaits_workers}
 function Rotation.new(options)
-    local self = setmetatable({}, Rotation)
-    for key, value in pairs(options) do
-        self[key] = value
-    end
+    local self = setmetatable(options, Rotation)
     self.glances, self.times_busy, self.lost = 0, 0, 0
     self.lanes = {}
     self.users = {} -- worker id -> its lane
@@ -38,10 +35,11 @@ function Rotation.new(options)
     return self
 end
 
-local function try_listen(self, address, reuseport, done)
-    return self.platform.listen(address, {
+-- @param kept what a former master had, nil: it is bound now
+local function try_listen(self, reuseport, kept, done)
+    return self.platform.listen(self.address, {
         backlog = self.backlog, reuseport = reuseport, reuse = self.reuse, mode = self.mode, fd = self.fd,
-        as = self.as, owner = self.owner,
+        as = self.as, owner = self.owner, kept = kept,
     }, done)
 end
 
@@ -82,7 +80,7 @@ local function share(self, why)
     self.log:warn({ address = self.address.text, reason = why }, 'Steering refused, one socket is shared')
     self.lanes = {}
     self.listener:close()
-    local listener, message, code = try_listen(self, self.address, false)
+    local listener, message, code = try_listen(self, false)
     self.listener = listener
     return listener, message, code
 end
@@ -156,9 +154,8 @@ local function borrow(self)
         fds[i] = socket.fd
     end
     local file = path and self.platform.stat(path)
-    local listener, message, code = self.platform.listen(self.address, { backlog = self.backlog, mode = self.mode,
-        as = self.as, owner = self.owner, kept = { borrowed = true, lanes = fds, device = file and file.dev,
-            inode = file and file.ino, shared = path ~= nil or not first.reuseport or self.balance == 'shared' } })
+    local listener, message, code = try_listen(self, false, { borrowed = true, lanes = fds, device = file and file.dev,
+        inode = file and file.ino, shared = path ~= nil or not first.reuseport or self.balance == 'shared' })
     if not listener then
         return nil, message, code
     end
@@ -200,7 +197,7 @@ function Rotation:open(later)
     if self.borrowed then
         return borrow(self)
     end
-    local listener, message, code = try_listen(self, self.address, self.balance ~= 'shared', later and function(...)
+    local listener, message, code = try_listen(self, self.balance ~= 'shared', nil, later and function(...)
         if ... then
             return later(set_up(self, ...))
         end
@@ -285,8 +282,7 @@ function Rotation.resume(options, kept, former)
     end
     kept.listener.lanes = fds
     local message
-    self.listener, message = self.platform.listen(self.address, { backlog = self.backlog, mode = self.mode,
-        fd = self.fd, as = self.as, owner = self.owner, kept = kept.listener })
+    self.listener, message = try_listen(self, false, kept.listener)
     if not self.listener then
         return nil, message
     end

@@ -19,11 +19,6 @@ local REST_PATH_MS, REST_MS = 1000, 5000
 -- While connections wait somewhere. A queue that moves is hardly ever seen not to, this often.
 local BUSY_TICK_MS = 50
 
--- What waits where nobody serves is reset after this, where nothing else is said.
-local LOST_AFTER_MS = 30000
-
-local BALANCES = { steered = true, queue = true, sticky = true, shared = true }
-
 --- @param options {platform, log, balance, backlog, stall_timeout_ms, want, inherited = platform.inherited()'s list,
 --   borrowed = listening sockets of a former master's workers, who serve on: see platform.copy_listener,
 --   takes = function(worker_id, request) -> whether that worker can be given connections (nil: who made a request can),
@@ -35,37 +30,31 @@ local BALANCES = { steered = true, queue = true, sticky = true, shared = true }
 --   deserted = function(worker_id): it has let go of a socket, and gets nothing there any more,
 --   spoilt = function(worker_id): it has made its socket one that cannot be repaired,
 --   stalled = function(worker_id, port): somebody has waited for it there for stallTimeout,
---   awaits_workers = function() -> whether another worker is to come, nil: always}
+--   awaits_workers = function() -> whether another worker is to come}
 -- rescue's descriptor stays ours; done(accepted) is called later, once, if it returned true. request is what that
 -- worker gave to `query` for the listener in question, nil after `take`.
 function Sockets.new(options)
-    local balance = options.balance or 'steered'
-    assert(BALANCES[balance], 'balance: expected "steered", "queue", "sticky" or "shared", found ' .. tostring(balance))
-    local stall_timeout_ms = options.stall_timeout_ms or 1000
     local self = setmetatable({
         platform = options.platform, log = options.log,
-        inherited = { unpack(options.inherited or {}) },
+        inherited = { unpack(options.inherited) },
         workers = {}, -- id -> {state, leaving = timer, target = the rotation where it is asked}
     }, Sockets)
     self.directory = Directory.new {
-        platform = options.platform, want = options.want or 1, balance = balance, inherited = options.inherited or {},
+        platform = options.platform, want = options.want, balance = options.balance, inherited = options.inherited,
         borrowed = options.borrowed,
         fields = {
-            platform = options.platform, log = options.log, balance = balance, stall_timeout_ms = stall_timeout_ms,
+            platform = options.platform, log = options.log, balance = options.balance, backlog = options.backlog,
+            stall_timeout_ms = options.stall_timeout_ms, lost_after_ms = options.lost_after_ms,
             give = options.rescue, takes = options.takes, idle = options.idle,
             worker_of = options.worker_of, holds = options.holds, deserted = options.deserted,
-            stalled = options.stalled or function() end, spoilt = options.spoilt or function() end,
-            awaits_workers = options.awaits_workers or function()
-                return true
-            end,
-            lost_after_ms = options.lost_after_ms or LOST_AFTER_MS, backlog = options.backlog or 511,
+            stalled = options.stalled, spoilt = options.spoilt, awaits_workers = options.awaits_workers,
         },
     }
     self.asking = Asking.new(function(...)
         return self.directory:open(...)
     end)
     self.pace = Pace.new {
-        platform = options.platform, busy_ms = math.min(stall_timeout_ms / 5, BUSY_TICK_MS), lanes = self,
+        platform = options.platform, busy_ms = math.min(options.stall_timeout_ms / 5, BUSY_TICK_MS), lanes = self,
     }
     return self
 end

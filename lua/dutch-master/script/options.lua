@@ -4,7 +4,7 @@
 -- name: as the user writes it; inside: its name in the plan (snake_case, milliseconds); type: see schema.lua,
 -- option_types.lua; default: the value inside; default_text: how the documents show it; doc: one line;
 -- unit; since: first version; hook: the option is (or may be) a function of the script, which stays in the
--- script's process.
+-- script's process; answer: what it has to return, where that is what the option is otherwise.
 
 local schema = require 'dutch-master.script.schema'
 local types = require 'dutch-master.script.option_types'
@@ -44,7 +44,7 @@ M.list = {
         doc = 'program that runs `worker`, with its own arguments' },
     { name = 'numWorkers', inside = 'num_workers', hook = true, default = 2, default_text = '2',
         type = schema.by_type(types.worker_count.expects .. ', or a function that returns one', {
-            number = types.worker_count, ['function'] = types.hook }),
+            number = types.worker_count, ['function'] = types.hook }), answer = types.worker_count,
         doc = 'number of workers, or a function; counts at boot, at the start of a restart and on reload' },
     { name = 'beforeFork', inside = 'before_fork', hook = true, type = types.hook, default_text = 'none',
         doc = 'called before each fork; may `dutch.chdir`, or `return false, reason` to veto' },
@@ -53,7 +53,7 @@ M.list = {
         doc = 'how long a function of the script may take; then an error is raised in it, or its process killed' },
     { name = 'workerEnvironment', inside = 'environment', hook = true, default = {}, default_text = '{}',
         type = schema.by_type('a table of strings, or a function that returns one', {
-            table = types.environment, ['function'] = types.hook }),
+            table = types.environment, ['function'] = types.hook }), answer = types.environment,
         doc = 'variables for the workers: a table or a function(worker); false takes one away' },
     { name = 'logger', type = types.logger, default = types.LOGGER_DEFAULT,
         default_text = 'JSON on stdout, readable lines on a terminal and in the journal',

@@ -229,20 +229,13 @@ local function sorted_messages(errors, where)
     return messages
 end
 
---- Checks one value, such as what a function of the script returned, as the option `name`.
+--- Checks what a function of the script returned, which is the option `name`.
 -- Returns the inside value, or nil and a list of messages.
 function M.check(name, value, where)
-    local option = options.by_name[name]
     local at = schema.place(name)
-    local kind = option.type
-    if name == 'numWorkers' then
-        kind = types.worker_count
-    elseif name == 'workerEnvironment' then
-        kind = types.environment
-    end
-    local inside = kind.check(value, at)
+    local inside = options.by_name[name].answer.check(value, at)
     if #at.errors > 0 then
-        return nil, sorted_messages(at.errors, where or {})
+        return nil, sorted_messages(at.errors, where)
     end
     return inside
 end

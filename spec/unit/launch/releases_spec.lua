@@ -10,8 +10,8 @@ local function new()
             end
             return real or nil
         end },
-        log = { warn = function(_, fields, message) table.insert(world.warnings, { fields, message }) end },
     }
+    world.log = { warn = function(_, fields, message) table.insert(world.warnings, { fields, message }) end }
     return world, world.releases
 end
 
@@ -36,7 +36,7 @@ describe('releases', function()
         releases:pin(7) -- unknown: nothing to pin
         assert.same({ '/a', '/a' }, { releases:place(1, '/b') })
         world.links['/a'] = false
-        assert.same({ '/b', '/b' }, { releases:place(1, '/b') })
+        assert.same({ '/b', '/b' }, { releases:place(1, '/b', false, world.log) })
         assert.equal('/a', world.warnings[1][1].release)
         assert.is_nil(releases:of(1))
     end)

@@ -8,6 +8,7 @@
 local Platform = require 'spec.support.fake_platform'
 local Sockets = require 'dutch-master.listen.sockets'
 local fake_network = require 'spec.support.fake_network'
+local fake_sockets = require 'spec.support.fake_sockets'
 
 local SEED = tonumber(os.getenv 'DM_SEED') or 11
 local WALKS = tonumber(os.getenv 'DM_WALKS') or 30
@@ -19,7 +20,7 @@ local function new_world(seed, balance)
     local platform = Platform.new()
     local world = { platform = platform, network = fake_network.add(platform), workers = {}, next_id = 1, clients = {},
         answered = 0, seed = seed }
-    world.sockets = Sockets.new {
+    world.sockets = Sockets.new(fake_sockets.options {
         platform = platform, log = setmetatable({}, { __index = function() return function() end end }),
         want = 3, balance = balance, stall_timeout_ms = ({ 50, 1000, 5000 })[math.random(3)], lost_after_ms = 1e9,
         idle = function(id)
@@ -40,7 +41,7 @@ local function new_world(seed, balance)
             table.insert(worker.handed, { fd = fd, done = done })
             return true
         end,
-    }
+    })
     return world
 end
 

@@ -75,7 +75,7 @@ describe('sockets', function()
             network.helpers[1]()
             assert.same({ '1 ' .. A .. ' bound' }, answers)
             sockets:join(1)
-            sockets:close_unused()
+            sockets:tick()
             assert.is_nil(network.open['unix:/a'])
         end)
 
