@@ -27,6 +27,7 @@ describe('a master that bundle exec started', function()
         assert.equal(1, count)
         script, count = script:gsub('/srv/my%-app/current', releases .. '/current')
         assert.equal(2, count) -- one is in a comment
+        script = script:gsub('numWorkers = 2', 'numWorkers = 1'):gsub('restartAttempts = 3', 'restartAttempts = 1')
         assert.truthy(script:find(CLEARED))
 
         local function write(path, text)

@@ -97,14 +97,16 @@ describe('the sockets of a Node app:', function()
             process.nextTick(again)
             setTimeout(() => console.log('looked'), 300)
         ]] }
-        m:wait_until(function()
-            return table.concat(m.output, '\n'):find 'looked.*looked'
+        local said
+        m:wait_until(function() -- where a refusal is to come, it may come after that
+            said = table.concat(m.output, '\n')
+            return said:find 'looked.*looked' and (tonumber(version) >= 20 or said:find 'EADDRINUSE')
         end, 'both of them')
         for _ = 1, 10 do
             local _, body = http.get { port = second }
             assert.equal(tonumber(version) >= 20 and 'last' or 'closed', body)
         end
-        assert.equal(tonumber(version) < 20, table.concat(m.output, '\n'):find 'EADDRINUSE' ~= nil)
+        assert.equal(tonumber(version) < 20, said:find 'EADDRINUSE' ~= nil)
         m:finish { code = 0 }
     end)
 
@@ -289,7 +291,7 @@ describe('the sockets of a Node app:', function()
             assert.equal(0, counted.count)
         end
         app.roll(m)
-        assert.equal(0, m:await('Worker exited', { timeout = 5000 }).code)
+        assert.equal(0, m:await('Worker exited').code)
         m:finish { code = 0 }
     end)
 end)

@@ -1,5 +1,6 @@
 -- When a Node worker counts as ready, what a refused listen() does to it and to its master, and how long an address stays.
 local uv = require 'luv'
+local files = require 'spec.support.files'
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
@@ -45,10 +46,11 @@ describe('a Node worker', function()
 
     versions.it('that does not is named, with what to write if that is meant', function(_, binary)
         local helper = http.free_port()
-        local m, port = app.start { binary = binary, app = HELPER_FIRST, env = { HELPER = tostring(helper) }, plan = [[
-            readyTimeout = 2, restartAttempts = 1,
-        ]] }
+        local m, port = app.start { binary = binary, app = HELPER_FIRST, env = { HELPER = tostring(helper) },
+            plan = 'readyTimeout = 30, restartAttempts = 1,' }
         await_answer(m, port)
+        local script = files.text(m.script)
+        m:rewrite('master.lua', (script:gsub('readyTimeout = 30', 'readyTimeout = ' .. app.time_to_start(m, 2))))
         m:rewrite('app.js', app.http)
         m:signal 'SIGUSR2'
         local aborted = m:await 'Restart aborted, the old workers stay'
@@ -56,7 +58,7 @@ describe('a Node worker', function()
             .. 'ready = { port = %d }'):format(helper, port)
         assert(aborted.reason:find(words, 1, true), aborted.reason)
         assert.equal(200, (http.get { port = helper }))
-        m:rewrite('master.lua', (io.open(m.script):read '*a':gsub('readyTimeout = 2', 'ready = { port = ' .. port .. ' }')))
+        m:rewrite('master.lua', (script:gsub('readyTimeout = 30', 'ready = { port = ' .. port .. ' }')))
         app.roll(m)
         m:wait_until(function() return http.get { port = helper } == nil end, 'the address that was given up to close')
         m:finish { code = 0 }
@@ -119,14 +121,14 @@ describe('a Node worker', function()
         m:rewrite('app.ts', "const late: number = 1500; setTimeout(() => { throw new Error('not today') }, late)")
         m:signal 'SIGUSR2'
         m:await 'Restart aborted, the old workers stay'
-        local counts = clients:stop()
+        local counts, patience = clients:stop(), app.time_to_start(m, 3)
         assert.equal(0, counts.failed, counts.text)
         m:finish { code = 0 }
 
         -- The command is a launcher: Node starts Node.
         m = app.start { binary = tsx .. '/.bin/tsx', worker = 'app.ts', workers = 1, ready = false,
             master_env = { PATH = binary:match '^(.*)/' .. ':' .. os.getenv 'PATH' },
-            plan = 'readyTimeout = 3, stopTimeout = 2, killTimeout = 1,',
+            plan = ('readyTimeout = %s, stopTimeout = 2, killTimeout = 1,'):format(patience),
             files = { ['app.ts'] = "import http from 'node:http'\nhttp.createServer().listen(0)" } }
         m:await(function(record)
             return record.msg:find "^Worker was not ready in time: .*interpreter = { 'node', '%-%-import', 'tsx' }$"
@@ -145,7 +147,8 @@ describe('a Node worker', function()
         app.roll(m)
         m:finish { code = 0 }
         m = app.start { binary = binary, workers = 1, app = source, ready = false,
-            plan = "ready = { http = '/', interval = 0.1 }, readyTimeout = 4, stopTimeout = 2, killTimeout = 1," }
+            plan = ("ready = { http = '/', interval = 0.1 }, readyTimeout = %s, stopTimeout = 2, killTimeout = 1,"):format(
+                app.time_to_start(m, 4)) }
         m:await(function(record)
             return record.msg:find 'It looks like a server of HTTPS: write ready = { tls = true }$'
         end)

@@ -63,6 +63,20 @@ function M.start(options)
     return m, port
 end
 
+--- How many seconds a Node has to be given here: five times what the slowest start of a worker of this master took, from
+-- its fork to its readiness; at least so many.
+function M.time_to_start(m, seconds)
+    local forked = {}
+    for _, record in ipairs(m.log) do
+        if record.msg == 'Creating new worker' then
+            forked[record.workerId] = record.arrived
+        elseif record.msg == 'Worker listening' then
+            seconds = math.max(seconds, 5 * (record.arrived - forked[record.workerId]) / 1e9)
+        end
+    end
+    return ('%.1f'):format(seconds)
+end
+
 --- One roll, by signal, awaited.
 function M.roll(m)
     local mark = m:mark()
