@@ -18,12 +18,13 @@ enum {
     PATIENCE_MS = 1000, /* a keeper that does not take what it is given for so long is no use */
     FRAMES = 64,        /* read in one turn */
 
-    /* Of many workers a snapshot takes long, and in a boot each turn asks for one: a dear one is
-     * followed by a rest of four times what it took, so that no more than a fifth of the time goes
-     * into them. What waits for the next one (commit, on_write) waits as long. */
-    CHEAP_US = 300,
-    REST_TIMES = 4,
-    REST_MAX_MS = 20,
+    /* A snapshot takes longer the more workers there are, and in a boot each turn asks for one.
+     * What is past a credit for a rush of events may take one part of so many of the time:
+     * snapshots are followed by rests then. What waits for the next one (commit, on_write) waits as
+     * long. */
+    CREDIT_US = 1000,
+    SHARE = 25,
+    DEBT_MAX_US = CREDIT_US + 800, /* a rest of 20 ms */
 };
 
 /* ---- to the keeper ---- */
@@ -204,11 +205,15 @@ static void on_again(uv_timer_t *timer) {
 
 static void write_snapshot(struct dm_kept *kept) {
     const uint64_t start = uv_hrtime();
+    const uint64_t paid_us = (start - kept->written_at) / 1000 / SHARE;
     kept->dirty = false;
     kept->events->on_write(kept->ctx);
-    const uint64_t end = uv_hrtime(), spent_us = (end - start) / 1000;
-    const uint64_t rest_ms = spent_us > CHEAP_US ? (spent_us - CHEAP_US) * REST_TIMES / 1000 : 0;
-    kept->rest_until = end + (rest_ms < REST_MAX_MS ? rest_ms : REST_MAX_MS) * 1000000;
+    kept->written_at = uv_hrtime();
+    kept->spent_us -= paid_us < kept->spent_us ? paid_us : kept->spent_us;
+    kept->spent_us += (kept->written_at - start) / 1000;
+    kept->spent_us = kept->spent_us < DEBT_MAX_US ? kept->spent_us : DEBT_MAX_US;
+    const uint64_t past_us = kept->spent_us > CREDIT_US ? kept->spent_us - CREDIT_US : 0;
+    kept->rest_until = kept->written_at + past_us * SHARE * 1000;
 }
 
 /* Whether what is dirty has to stay so for a moment. */

@@ -44,6 +44,8 @@ struct dm_kept {
     uint8_t used[DM_KEEPER_MARKS];
     uint64_t snapshots;
     uint64_t heard;      /* the order of the newest signal */
+    uint64_t written_at; /* ns: the last one */
+    uint64_t spent_us;   /* in snapshots, but for what the time since has paid */
     uint64_t rest_until; /* ns: no snapshot before */
     uint64_t leave_by;   /* 0: not leaving */
     bool open, dirty, lost;
@@ -70,7 +72,7 @@ void dm_kept_settled(struct dm_kept *kept);
 /* The same after on_lost: this process becomes the keeper of another master. */
 void dm_kept_renew(struct dm_kept *kept);
 
-/* on_write comes before the loop waits again, or 20 ms later where snapshots take long. */
+/* on_write comes before the loop waits again, or at most 20 ms later in a rush. */
 void dm_kept_touch(struct dm_kept *kept);
 int dm_kept_write(struct dm_kept *kept, const struct iovec *parts, size_t count);
 
