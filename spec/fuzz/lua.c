@@ -30,7 +30,7 @@ static void load(const char *name) {
     }
     memcpy(module, name, (size_t)(colon - name));
     module[colon - name] = '\0';
-    L = dm_lua_state_new(false);
+    L = dm_lua_state_new(false, NULL);
     dm_lua_open_embedded(L, "");
     lua_getglobal(L, "require");
     lua_pushstring(L, module);

@@ -205,7 +205,7 @@ int main(int argc, char **argv) {
         free(lua);
     }
     signal(SIGPIPE, SIG_IGN);
-    lua_State *L = dm_lua_state_new(false);
+    lua_State *L = dm_lua_state_new(false, NULL);
     if (!L || uv_loop_init(&loop) != 0 ||
         dm_core_init(&core, &loop, &(struct dm_keeper_link){.socket = -1}) != 0) {
         return 2;

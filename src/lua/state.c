@@ -1,6 +1,7 @@
 /* lua/state.c: see lua/state.h. */
 #include "lua/state.h"
 
+#include "lua/arena.h"
 #include "lua/call.h"
 #include "lua/embedded.h"
 #include "lua/open.h"
@@ -39,9 +40,10 @@ static const luaL_Reg preloaded[] = {
     {NULL, NULL},
 };
 
-struct lua_State *dm_lua_state_new(bool environment) {
+struct lua_State *dm_lua_state_new(bool environment, struct dm_arena *arena) {
     static bool own_heap; /* older builds of LuaJIT (x86-64 without GC64) take no other allocator */
-    lua_State *L = own_heap ? NULL : lua_newstate(allocate, NULL);
+    const lua_Alloc from = arena ? dm_arena_allocate : allocate;
+    lua_State *L = own_heap ? NULL : lua_newstate(from, arena);
     if (!L) {
         L = luaL_newstate();
         own_heap = L != NULL;
@@ -79,7 +81,7 @@ static int on_panic(lua_State *L) {
 }
 
 struct lua_State *dm_lua_state_open(struct dm_core *core) {
-    lua_State *L = dm_lua_state_new(false);
+    lua_State *L = dm_lua_state_new(false, NULL);
     if (!L) {
         return NULL;
     }

@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 
+struct dm_arena;
 struct lua_State;
 
 enum {
@@ -20,6 +21,6 @@ void dm_lua_state_close(struct lua_State *L);
 int dm_lua_state_enter(struct lua_State *L, int argc, char **argv);
 
 /* A new state with the standard libraries, cjson and luv (loaded when required). LUA_PATH and the
- * like count only with `environment`. Also what Lua workers and scripts start from. NULL without
- * memory. */
-struct lua_State *dm_lua_state_new(bool environment);
+ * like count only with `environment`. Also what Lua workers and scripts start from. Its memory is
+ * of the arena (lua/arena.h), which is freed after it, or libc's for NULL. NULL without memory. */
+struct lua_State *dm_lua_state_new(bool environment, struct dm_arena *arena);

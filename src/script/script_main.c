@@ -14,6 +14,7 @@
  * to that. Longer than 400 lines: one program. */
 #include "script/script_main.h"
 
+#include "lua/arena.h"
 #include "lua/embedded.h"
 #include "lua/open.h"
 #include "lua/state.h"
@@ -38,10 +39,10 @@
 #include <unistd.h>
 
 #if defined(__SANITIZE_ADDRESS__)
-#define DM_NO_MEMORY_LIMIT 1
+#define DM_SANITIZED 1
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer)
-#define DM_NO_MEMORY_LIMIT 1
+#define DM_SANITIZED 1
 #endif
 #endif
 
@@ -54,7 +55,8 @@ enum {
 };
 
 struct state {
-    lua_State *L; /* NULL: none */
+    lua_State *L;           /* NULL: none */
+    struct dm_arena *arena; /* its memory */
     long number;
     int entries;  /* reference to the table of entry points */
     char *answer; /* the line that answered its evaluation, NULL: none that was good */
@@ -227,6 +229,8 @@ static void close_state(struct state *state) {
         lua_close(state->L);
         state->L = NULL;
     }
+    dm_arena_free(state->arena);
+    state->arena = NULL;
     free(state->answer);
     state->answer = NULL;
 }
@@ -265,8 +269,11 @@ static int open_state(lua_State *L) {
 
 /* NULL, or why there is none. */
 static const char *make_state(struct state *state) {
+#ifndef DM_SANITIZED /* which knows libc's blocks alone */
+    state->arena = dm_arena_new();
+#endif
     /* Root, or a set-uid binary, takes no path from whoever called it. */
-    state->L = dm_lua_state_new(geteuid() != 0 && getauxval(AT_SECURE) == 0);
+    state->L = dm_lua_state_new(geteuid() != 0 && getauxval(AT_SECURE) == 0, state->arena);
     if (!state->L) {
         return "not enough memory";
     }
@@ -383,7 +390,7 @@ static void keep(long number) {
 /* -- the process --------------------------------------------------------------------------------
  */
 
-#ifdef DM_NO_MEMORY_LIMIT /* a sanitizer's shadow is larger */
+#ifdef DM_SANITIZED /* a sanitizer's shadow is larger */
 static void limit_memory(void) {
 }
 #else

@@ -174,7 +174,7 @@ int dm_lua_worker_main(int argc, char **argv) {
 #ifdef DM_LEAK_CHECK
     is_worker = 1;
 #endif
-    lua_State *L = dm_lua_state_new(false);
+    lua_State *L = dm_lua_state_new(false, NULL);
     if (!L) {
         fputs("dutch-master: worker: not enough memory\n", stderr);
         return EXIT_ERROR;
