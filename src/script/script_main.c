@@ -263,7 +263,7 @@ static int open_state(lua_State *L) {
     run_embedded(L, "dutch-master/script/values", 0);
     run_embedded(L, "script/dutch-master", 2);
     state->entries = luaL_ref(L, LUA_REGISTRYINDEX);
-    lua_gc(L, LUA_GCRESTART, 0);
+    lua_gc(L, LUA_GCRESTART, -1); /* LuaJIT: after a pause, which few evaluations see the end of */
     return 0;
 }
 
