@@ -35,27 +35,26 @@ static void on_kept_reaped(void *ctx, pid_t pid, const struct rusage *usage) {
     dm_reaper_kept_reaped(&core->reaper, pid, usage);
 }
 
+static void tell_owner(struct dm_core *core, const char *event, int error) {
+    if (core->on_keeper && !core->silent) {
+        core->on_keeper(core, event, error);
+    }
+}
+
 static void on_keeper_lost(void *ctx) {
     struct dm_core *core = ctx;
-    if (core->on_keeper_lost && !core->silent) {
-        core->on_keeper_lost(core);
-    }
+    tell_owner(core, "lost", 0);
     dm_reaper_keeper_lost(&core->reaper);
 }
 
 static void on_alone(void *ctx, int error) {
     struct dm_core *core = ctx;
     dm_reaper_alone(&core->reaper);
-    if (core->on_alone && !core->silent) {
-        core->on_alone(core, error);
-    }
+    tell_owner(core, "alone", error);
 }
 
 static void on_kept_write(void *ctx) {
-    struct dm_core *core = ctx;
-    if (core->on_write && !core->silent) {
-        core->on_write(core);
-    }
+    tell_owner(ctx, "write", 0);
 }
 
 static const struct dm_kept_events kept_events = {

@@ -22,9 +22,8 @@ struct dm_core {
     struct dm_signals signals; /* those that policy listens to; its owner sets the callback */
     int exit_code;
     bool stopped;
-    void (*on_keeper_lost)(struct dm_core *core); /* its owner sets them, or NULL */
-    void (*on_alone)(struct dm_core *core, int error);
-    void (*on_write)(struct dm_core *core);
+    /* "write": a snapshot is wanted; "lost", "alone": see kept.h. Its owner sets it, or NULL. */
+    void (*on_keeper)(struct dm_core *core, const char *event, int error);
     void *kept_data;
     bool silent; /* no callback any more: whoever would hear it is gone */
 };

@@ -620,12 +620,14 @@ local function be_kept(self, kept)
         end,
     }
     local ends_with_it = false
-    self.platform.on_keep(function()
+    local on = {}
+    function on.write()
         self.writer:write()
         if self.control then
             self.control:kept_all()
         end
-    end, function()
+    end
+    function on.lost()
         self.upgrade:keeper_lost()
         if self.cluster and self.platform.environ().NOTIFY_SOCKET then
             -- To it the service has ended, and is started again: nothing of this one may be in the way.
@@ -641,7 +643,8 @@ local function be_kept(self, kept)
             end
             self.platform.renew()
         end
-    end, function(why)
+    end
+    function on.alone(why)
         if self.control then
             self.control:alone()
         end
@@ -649,7 +652,8 @@ local function be_kept(self, kept)
             self.log:error({ keeper = kept.keeper, reason = why }, 'The keeper has died: the master serves on, and'
                 .. ' nobody will take over from it')
         end
-    end)
+    end
+    self.platform.on_keep(on)
     if kept.state then
         local former, message = State.read(kept, self.platform)
         if former and kept.set_aside then

@@ -42,21 +42,29 @@ void dm_manager_find(struct dm_manager *manager) {
     dm_manager_address(getenv("NOTIFY_SOCKET"), &manager->address, &manager->size);
 }
 
+int dm_manager_post(const struct sockaddr_un *address, socklen_t length, const char *text,
+                    size_t size) {
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    const ssize_t sent = fd < 0 ? -1
+                                : sendto(fd, text, size, MSG_NOSIGNAL | MSG_DONTWAIT,
+                                         (const struct sockaddr *)address, length);
+    const int error = sent < 0 ? -errno : 0;
+    dm_close(&fd);
+    return error;
+}
+
 void dm_manager_send(struct dm_manager *manager) {
     static bool complained;
-    int fd = manager->size ? socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0) : -1;
-    const bool is_sent =
-        fd >= 0 && sendto(fd, manager->notice, manager->notice_size, MSG_NOSIGNAL | MSG_DONTWAIT,
-                          (struct sockaddr *)&manager->address, manager->size) >= 0;
-    const bool is_full = fd >= 0 && !is_sent && (errno == EAGAIN || errno == ENOBUFS);
-    if (!is_full || ++manager->tries >= TRIES) {
+    const int error = manager->size ? dm_manager_post(&manager->address, manager->size,
+                                                      manager->notice, manager->notice_size)
+                                    : -EINVAL;
+    if ((error != -EAGAIN && error != -ENOBUFS) || ++manager->tries >= TRIES) {
         manager->notice_size = 0;
     }
-    if (!is_sent && manager->notice_size == 0 && !complained) {
+    if (error && manager->notice_size == 0 && !complained) {
         complained = true;
-        dm_say("dutch-master: the service manager could not be notified: errno %d\n", errno, 0);
+        dm_say("dutch-master: the service manager could not be notified: errno %d\n", -error, 0);
     }
-    dm_close(&fd);
 }
 
 void dm_manager_tell(struct dm_manager *manager, const char *text, size_t size) {

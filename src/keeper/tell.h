@@ -19,6 +19,9 @@ struct dm_manager {
 
 /* Of the name in NOTIFY_SOCKET, a path or "@abstract". 0, -EINVAL or -ENAMETOOLONG. */
 int dm_manager_address(const char *name, struct sockaddr_un *address, socklen_t *length);
+/* One notification, without waiting. 0 or a negative errno. */
+int dm_manager_post(const struct sockaddr_un *address, socklen_t length, const char *text,
+                    size_t size);
 void dm_manager_find(struct dm_manager *manager);
 /* What it does not take now is kept, and tried again by dm_manager_send. Nothing may overtake it:
  * its owner does not listen to the master so long. */

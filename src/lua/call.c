@@ -40,11 +40,10 @@ static void note_held(uint64_t began) {
 }
 
 static int l_traceback(lua_State *L) {
-    if (lua_isstring(L, 1)) {
-        luaL_traceback(L, L, lua_tostring(L, 1), 1);
-    } else if (!luaL_callmeta(L, 1, "__tostring")) {
+    if (!lua_isstring(L, 1) && !luaL_callmeta(L, 1, "__tostring")) {
         lua_pushfstring(L, "(error object is a %s value)", luaL_typename(L, 1));
     }
+    luaL_traceback(L, L, lua_tostring(L, -1), 1);
     return 1;
 }
 
@@ -60,6 +59,7 @@ static void report(lua_State *L, const char *what) {
         rc = lua_pcall(L, 2, 0, 0);
     }
     if (rc != 0) {
+        fflush(stdout);
         fprintf(stderr, "dutch-master: %s: %s\n", what,
                 message ? message : "error without message");
     }
@@ -88,6 +88,14 @@ int dm_lua_call(lua_State *L, int nargs, int nresults, const char *what) {
     lua_gc(L, LUA_GCCOLLECT, 0);
 #endif
     return rc == 0 ? 0 : -1;
+}
+
+int dm_lua_call_luv(lua_State *L, int nargs, int nresults, int flags) {
+    const int below = lua_gettop(L) - nargs - 1;
+    if (dm_lua_call(L, nargs, nresults, "callback") != 0) {
+        return -LUA_ERRRUN;
+    }
+    return nresults == LUA_MULTRET ? lua_gettop(L) - below : nresults;
 }
 
 /* core.held() -> callbacks so far, seconds they took, seconds of the longest of the last minute or

@@ -8,5 +8,10 @@
  */
 int dm_lua_call(lua_State *L, int nargs, int nresults, const char *what);
 
+/* The same for luv, which is told of it by luv_set_callback: how many results there are, or a
+ * negative number. luv.h would bring the headers of another Lua along. */
+int dm_lua_call_luv(lua_State *L, int nargs, int nresults, int flags);
+void luv_set_callback(lua_State *L, int (*call)(lua_State *L, int nargs, int nresults, int flags));
+
 /* Sets the function at `index` (or nil) as the sink: fn(what, message_with_traceback). */
 void dm_lua_set_error_sink(lua_State *L, int index);

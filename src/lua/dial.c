@@ -61,7 +61,7 @@ static struct core_dial *check(lua_State *L) {
 
 static int l_port(lua_State *L) {
     const struct core_dial *d = check(L);
-    return dm_lua_result_integer(L, d->dial ? dm_dial_port(d->dial) : -EBADF, NULL);
+    return dm_lua_result_integer(L, d->dial ? d->dial->port : -EBADF, NULL);
 }
 
 static int l_start(lua_State *L) {

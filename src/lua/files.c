@@ -146,7 +146,7 @@ int core_runtime_dir(lua_State *L) {
 int core_lock(lua_State *L) {
     const char *path = luaL_checkstring(L, 1);
     const int fd = luaL_optint(L, 2, -1);
-    void **object = dm_lua_new(L, sizeof *object, LOCK);
+    struct dm_lock **object = dm_lua_new(L, sizeof *object, LOCK);
     struct dm_lock *lock;
     pid_t holder = 0;
     const char *why = NULL;
@@ -167,12 +167,12 @@ int core_lock(lua_State *L) {
 }
 
 static int l_lock_fd(lua_State *L) {
-    void **object = luaL_checkudata(L, 1, LOCK);
-    return dm_lua_result_integer(L, *object ? dm_lock_fd(*object) : -EBADF, NULL);
+    struct dm_lock **object = luaL_checkudata(L, 1, LOCK);
+    return dm_lua_result_integer(L, *object ? (*object)->fd : -EBADF, NULL);
 }
 
 static int l_lock_close(lua_State *L) {
-    void **object = luaL_checkudata(L, 1, LOCK);
+    struct dm_lock **object = luaL_checkudata(L, 1, LOCK);
     if (*object != NULL) {
         dm_lock_close(*object);
     }

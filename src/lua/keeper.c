@@ -14,10 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* In the registry. */
-#define ON_WRITE "dutch-master.on_write"
-#define ON_LOST "dutch-master.on_lost"
-#define ON_ALONE "dutch-master.on_alone"
+#define ON_KEEPER "dutch-master.on_keeper" /* in the registry */
 
 static struct dm_kept *kept_of(lua_State *L) {
     return &dm_lua_core(L)->kept;
@@ -96,41 +93,25 @@ int core_kept(lua_State *L) {
     return 1;
 }
 
-static void on_write(struct dm_core *core) {
+static void on_keeper(struct dm_core *core, const char *event, int error) {
     lua_State *L = core->kept_data;
-    lua_getfield(L, LUA_REGISTRYINDEX, ON_WRITE);
-    dm_lua_call(L, 0, 0, "snapshot");
-}
-
-static void on_lost(struct dm_core *core) {
-    lua_State *L = core->kept_data;
-    lua_getfield(L, LUA_REGISTRYINDEX, ON_LOST);
-    dm_lua_call(L, 0, 0, "keeper");
-}
-
-static void on_alone(struct dm_core *core, int error) {
-    lua_State *L = core->kept_data;
-    lua_getfield(L, LUA_REGISTRYINDEX, ON_ALONE);
+    lua_getfield(L, LUA_REGISTRYINDEX, ON_KEEPER);
+    lua_getfield(L, -1, event);
+    lua_replace(L, -2);
     lua_pushstring(L, error ? strerror(-error) : NULL); /* nil for NULL */
     dm_lua_call(L, 1, 0, "keeper");
 }
 
-/* on_keep(write, lost, alone): write() is called before the loop waits, if touch() was; lost() when
- * the keeper has died, to keep all again and call renew(); alone(why or nil) if it has not, or it
- * cannot be done. */
+/* on_keep{write =, lost =, alone =}: write() is called before the loop waits, if touch() was;
+ * lost() when the keeper has died, to keep all again and call renew(); alone(why or nil) if it has
+ * not, or it cannot be done. */
 int core_on_keep(lua_State *L) {
     struct dm_core *core = dm_lua_core(L);
-    luaL_checktype(L, 1, LUA_TFUNCTION);
-    luaL_checktype(L, 2, LUA_TFUNCTION);
-    luaL_checktype(L, 3, LUA_TFUNCTION);
-    lua_settop(L, 3);
-    lua_setfield(L, LUA_REGISTRYINDEX, ON_ALONE);
-    lua_setfield(L, LUA_REGISTRYINDEX, ON_LOST);
-    lua_setfield(L, LUA_REGISTRYINDEX, ON_WRITE);
+    luaL_checktype(L, 1, LUA_TTABLE);
+    lua_settop(L, 1);
+    lua_setfield(L, LUA_REGISTRYINDEX, ON_KEEPER);
     core->kept_data = dm_lua_main(L);
-    core->on_write = on_write;
-    core->on_keeper_lost = on_lost;
-    core->on_alone = on_alone;
+    core->on_keeper = on_keeper;
     return 0;
 }
 

@@ -19,7 +19,7 @@
 #define LISTENER "dutch-master.listener"
 
 /* Weights are ratios to the largest: 16 bits of resolution, and 1024 of them sum up to 26 bits. */
-enum { WEIGHT_SCALE = 65536, DEFAULT_BACKLOG = 511, DEFAULT_BUCKETS = 256 };
+enum { WEIGHT_SCALE = 65536, DEFAULT_BACKLOG = 511 };
 
 struct proxy {
     struct dm_lua_object object; /* held while it is opened, or its path is put back */
@@ -393,8 +393,7 @@ static void check_lanes(lua_State *L, const struct dm_listener *listener,
     }
 }
 
-/* opts.sticky: true (an even share of 256 buckets for each) or the position in the list, from 1,
- * for each bucket. */
+/* opts.sticky: the position in the list, from 1, for each bucket. */
 static void check_sticky(lua_State *L, struct dm_steer *steer, uint16_t *buckets) {
     lua_getfield(L, 3, "sticky");
     if (lua_istable(L, -1)) {
@@ -407,12 +406,6 @@ static void check_sticky(lua_State *L, struct dm_steer *steer, uint16_t *buckets
                           "a bucket names no entry of the list");
             buckets[i] = (uint16_t)(position - 1);
             lua_pop(L, 1);
-        }
-        steer->bucket_count = count;
-    } else if (lua_toboolean(L, -1) && steer->count > 0) {
-        const size_t count = steer->count > DEFAULT_BUCKETS ? DM_STEERING_BUCKETS : DEFAULT_BUCKETS;
-        for (size_t i = 0; i < count; i++) {
-            buckets[i] = (uint16_t)(i * steer->count / count);
         }
         steer->bucket_count = count;
     }

@@ -54,13 +54,13 @@ static int l_name(lua_State *L) {
     if (n->notify == NULL) {
         return dm_lua_fail(L, -EBADF, NULL);
     }
-    lua_pushstring(L, dm_notify_name(n->notify));
+    lua_pushstring(L, n->notify->name);
     return 1;
 }
 
 static int l_fd(lua_State *L) {
     const struct l_notify *n = check(L);
-    return dm_lua_result_integer(L, n->notify ? dm_notify_fd(n->notify) : -EBADF, NULL);
+    return dm_lua_result_integer(L, n->notify ? n->notify->fd : -EBADF, NULL);
 }
 
 static int l_close(lua_State *L) {

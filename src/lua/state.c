@@ -18,10 +18,7 @@
 int luaopen_cjson(lua_State *L);
 int luaopen_cjson_safe(lua_State *L);
 int luaopen_luv(lua_State *L);
-
-/* From luv.h, which would bring the headers of another Lua along. */
 void luv_set_loop(lua_State *L, uv_loop_t *loop);
-void luv_set_callback(lua_State *L, int (*pcall)(lua_State *L, int nargs, int nresults, int flags));
 
 /* libc's heap rather than LuaJIT's own: it stays mapped from one state to the next, children of the
  * master need not get it (process/spawn_memory.h), and sanitizers see it. */
@@ -61,15 +58,6 @@ struct lua_State *dm_lua_state_new(bool environment, struct dm_arena *arena) {
     return L;
 }
 
-/* What luv calls every callback through; the contract is in luv.h. */
-static int on_luv(lua_State *L, int nargs, int nresults, int flags) {
-    const int below = lua_gettop(L) - nargs - 1;
-    if (dm_lua_call(L, nargs, nresults, "luv") != 0) {
-        return -LUA_ERRRUN;
-    }
-    return nresults == LUA_MULTRET ? lua_gettop(L) - below : nresults;
-}
-
 static int on_panic(lua_State *L) {
     const char *message = lua_tostring(L, -1);
     fprintf(stderr, "dutch-master: panic: %s\n", message ? message : "error without message");
@@ -93,7 +81,7 @@ struct lua_State *dm_lua_state_open(struct dm_core *core) {
     lua_gc(L, LUA_GCSETPAUSE, 125);
     dm_lua_set_core(L, core);
     luv_set_loop(L, core->loop);
-    luv_set_callback(L, on_luv);
+    luv_set_callback(L, dm_lua_call_luv);
     lua_getglobal(L, "package");
     /* Policy comes from the binary alone, never from where the master was started. */
     lua_pushliteral(L, "");

@@ -85,25 +85,25 @@ static int l_conn_uid(lua_State *L) {
     if (c->stream == NULL) {
         return dm_lua_fail(L, -EBADF, NULL);
     }
-    lua_pushnumber(L, dm_stream_uid(c->stream));
+    lua_pushnumber(L, c->stream->peer.uid);
     return 1;
 }
 
 static int l_conn_pid(lua_State *L) {
     const struct l_conn *c = check_conn(L);
-    return dm_lua_result_integer(L, c->stream ? dm_stream_pid(c->stream) : -EBADF, NULL);
+    return dm_lua_result_integer(L, c->stream ? c->stream->peer.pid : -EBADF, NULL);
 }
 
 static int l_conn_fd(lua_State *L) {
     const struct l_conn *c = check_conn(L);
-    return dm_lua_result_integer(L, c->stream ? dm_stream_fd(c->stream) : -EBADF, NULL);
+    return dm_lua_result_integer(L, c->stream ? c->stream->fd : -EBADF, NULL);
 }
 
 /* hold(1) before, hold(-1) after what the client must not be sent away from. */
 static int l_conn_hold(lua_State *L) {
     const struct l_conn *c = check_conn(L);
     if (c->stream) {
-        dm_stream_hold(c->stream, luaL_checkint(L, 2) > 0 ? 1 : -1);
+        c->stream->held += luaL_checkint(L, 2) > 0 ? 1 : -1;
     }
     return dm_lua_result(L, c->stream ? 0 : -EBADF, NULL);
 }

@@ -4,7 +4,6 @@
 #include "net/dial.h"
 
 #include "base/close.h"
-#include "base/poll.h"
 #include "net/diag.h"
 
 #include <errno.h>
@@ -13,18 +12,6 @@
 #include <unistd.h>
 
 enum { READ_SIZE = 16384 }; /* bytes in one turn of the loop */
-
-struct dm_dial {
-    struct dm_poll poll;
-    int fd;
-    int port;
-    struct dm_address to;
-    char *text; /* [sent, size) is still to be sent */
-    size_t sent, size;
-    bool connected, finish;
-    struct dm_dial_events events;
-    void *ctx;
-};
 
 static void on_poll(uv_poll_t *poll, int status, int events);
 
@@ -69,10 +56,6 @@ int dm_dial_open(uv_loop_t *loop, const struct dm_address *to, const struct dm_d
     }
     *dial = self;
     return 0;
-}
-
-int dm_dial_port(const struct dm_dial *self) {
-    return self->port;
 }
 
 int dm_dial_start(struct dm_dial *self, const char *text, size_t size, bool finish) {

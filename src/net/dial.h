@@ -5,13 +5,9 @@
  */
 #pragma once
 
+#include "base/poll.h"
 #include "net/address.h"
 #include "net/diag.h"
-
-#include <stddef.h>
-#include <uv.h>
-
-struct dm_dial;
 
 struct dm_dial_events {
     /* May close the connection. */
@@ -21,13 +17,24 @@ struct dm_dial_events {
     void (*on_end)(void *ctx, int error);
 };
 
+struct dm_dial {
+    struct dm_poll poll;
+    int fd;
+    int port; /* from which it comes */
+    struct dm_address to;
+    char *text; /* [sent, size) is still to be sent */
+    size_t sent, size;
+    bool connected, finish;
+    struct dm_dial_events events;
+    void *ctx;
+};
+
 /* A socket that is to be connected to `to`, bound to the same host, and its port; or a negative
  * errno. */
 int dm_dial_socket(const struct dm_address *to, int *port);
 /* Binds. */
 int dm_dial_open(uv_loop_t *loop, const struct dm_address *to, const struct dm_dial_events *events,
                  void *ctx, struct dm_dial **dial);
-int dm_dial_port(const struct dm_dial *dial);
 /* Connects and says `text`; once. If it fails at once, there are no events. With `finish` it says
  * that nothing more will come: whoever accepts it finds its end and closes, and a listener that
  * waits for data (TCP_DEFER_ACCEPT) lets it in. */

@@ -1,10 +1,6 @@
 /* capture.c: see capture.h. */
 #include "process/capture.h"
 
-#include "base/outqueue.h"
-#include "base/poll.h"
-#include "service/target.h"
-
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -17,21 +13,6 @@ enum {
     TICK_BYTES = 64 << 10,   /* read of one child before the others have their turn */
     FINISH_BYTES = 1 << 20,  /* read after the child's death: a pipe's maximum size */
     RETRY_MS = 100,          /* until a full target is asked again */
-};
-
-struct dm_capture {
-    struct dm_poll poll;
-    struct dm_timer retry;
-    void (*on_freed)(void *ctx);
-    void (*on_data)(void *ctx, const struct dm_capture *c, const char *data, size_t size);
-    void *ctx;
-    struct dm_outqueue tail; /* the last bytes */
-    struct dm_outqueue pending;
-    uint64_t lost;
-    int fd;                  /* -1 at its end */
-    int ended;               /* the same from then on, until the handle is closed */
-    struct dm_target target; /* its fd is -1 once it failed */
-    bool in_lost_line;
 };
 
 static char scratch[TICK_BYTES];
@@ -52,14 +33,6 @@ const char *dm_capture_tail(const struct dm_capture *c, size_t *length) {
     return dm_outqueue_data(&c->tail);
 }
 
-int dm_capture_fd(const struct dm_capture *c) {
-    return c->fd >= 0 ? c->fd : c->ended;
-}
-
-uint64_t dm_capture_lost(const struct dm_capture *c) {
-    return c->lost;
-}
-
 /* ---- the copy ---- */
 
 /* How much of the data to write now: whole lines up to PIPE_BUF, which a pipe that polls writable
@@ -76,7 +49,7 @@ static size_t next_piece(const char *data, size_t size, bool last) {
 static void flush(struct dm_capture *c, bool last) {
     while (dm_outqueue_size(&c->pending) > 0 && c->target.fd >= 0) {
         const char *data = dm_outqueue_data(&c->pending);
-        const size_t piece = next_piece(data, dm_outqueue_size(&c->pending), last || c->fd < 0);
+        const size_t piece = next_piece(data, dm_outqueue_size(&c->pending), last || c->ended);
         if (piece == 0) {
             break;
         }
@@ -145,8 +118,7 @@ static void on_retry(struct dm_timer *timer) {
 
 static void end(struct dm_capture *c) {
     dm_poll_stop(&c->poll);
-    c->ended = c->fd; /* closed with the handle */
-    c->fd = -1;
+    c->ended = true;
 }
 
 /* False when nothing more is there. */
@@ -164,20 +136,18 @@ static bool read_some(struct dm_capture *c) {
 static void on_readable(uv_poll_t *poll, int status, int events) {
     struct dm_capture *c = poll->data;
     read_some(c);
-    if (c->fd >= 0 && status < 0) {
+    if (!c->ended && status < 0) {
         dm_poll_start(&c->poll, UV_READABLE, on_readable);
     }
 }
 
 void dm_capture_finish(struct dm_capture *c) {
-    for (size_t total = 0; c->fd >= 0 && total < FINISH_BYTES; total += TICK_BYTES) {
+    for (size_t total = 0; !c->ended && total < FINISH_BYTES; total += TICK_BYTES) {
         if (!read_some(c)) {
             break;
         }
     }
-    if (c->fd >= 0) {
-        end(c);
-    }
+    end(c);
     dm_timer_stop(&c->retry);
     flush(c, true);
 }
@@ -194,17 +164,10 @@ static void on_handle_closed(uv_handle_t *handle) {
 
 void dm_capture_close(struct dm_capture *c) {
     dm_timer_stop(&c->retry);
-    if (c->fd >= 0) {
-        end(c);
-    }
+    end(c);
     dm_target_close(&c->target);
-    close(c->ended);
+    close(c->fd);
     dm_poll_close(&c->poll, on_handle_closed);
-}
-
-void dm_capture_listen(struct dm_capture *c,
-                       void (*on_data)(void *, const struct dm_capture *, const char *, size_t)) {
-    c->on_data = on_data;
 }
 
 struct dm_capture *dm_capture_open(uv_loop_t *loop, struct dm_timers *timers, int fd, int target,

@@ -173,7 +173,7 @@ static struct dm_status status_of(const struct dm_child *child) {
         status.path = child->failure->path[0] ? child->failure->path : NULL;
     }
     if (child->captures[1]) {
-        status.stderr_lost = dm_capture_lost(child->captures[1]);
+        status.stderr_lost = child->captures[1]->lost;
     }
     return status;
 }
@@ -293,7 +293,7 @@ static int open_parts(struct dm_child *child, const struct dm_child_options *o, 
             return UV_ENOMEM;
         }
         if (o->report_output) {
-            dm_capture_listen(child->captures[i], on_output);
+            child->captures[i]->on_data = on_output;
         }
         ends->captures[i][0] = -1;
         child->handles++;
@@ -437,7 +437,7 @@ void dm_child_keep(const struct dm_child *child, struct dm_kept_child *kept) {
         .mark = child->channel ? dm_channel_mark(child->channel) : -1,
     };
     for (int i = 0; i < 2; i++) {
-        kept->output[i] = child->captures[i] ? dm_capture_fd(child->captures[i]) : -1;
+        kept->output[i] = child->captures[i] ? child->captures[i]->fd : -1;
     }
 }
 

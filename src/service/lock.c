@@ -22,13 +22,6 @@
 /* Lost races against an unlinking holder before giving up; each needs a master to end just then. */
 #define TRIES 100
 
-struct dm_lock {
-    int fd;
-    dev_t dev;
-    ino_t ino;
-    char path[];
-};
-
 static pid_t read_holder(int fd) {
     char text[16] = "";
     if (pread(fd, text, sizeof text - 1, 0) <= 0) {
@@ -121,10 +114,6 @@ int dm_lock_resume(const char *path, int fd, struct dm_lock **lock) {
     }
     *lock = new_lock(path, fd, &st);
     return *lock == NULL ? -ENOMEM : 0;
-}
-
-int dm_lock_fd(const struct dm_lock *lock) {
-    return lock->fd;
 }
 
 void dm_lock_close(struct dm_lock *lock) {

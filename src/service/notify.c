@@ -11,7 +11,6 @@
 
 #include "base/close.h"
 #include "base/fdpass.h"
-#include "base/poll.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -21,23 +20,12 @@
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 /* systemd's bound on a message, NOTIFY_BUFFER_MAX: bytes. */
 #define MESSAGE_MAX 4096
 /* Datagrams read before others get their turn; more than the kernel queues by default. */
 #define BUDGET 16
-
-struct dm_notify {
-    struct dm_poll poll;
-    int fd;
-    uid_t uid;
-    dm_notify_message_cb on_message;
-    void *ctx;
-    bool closed;
-    char name[sizeof((struct sockaddr_un *)0)->sun_path];
-};
 
 static const char PREFIX[] = "/notify-";
 
@@ -133,32 +121,36 @@ static void sweep(const char *directory) {
     }
 }
 
-/* A path, as systemd's own: some clients know nothing else. */
-static int make_path(struct dm_notify *n) {
+/* Its name, and behind it what nobody can guess. */
+static int set_name(struct dm_notify *n, const char *prefix) {
     unsigned char random[12];
-    const char *why;
+    size_t at = strlen(n->name), left = sizeof n->name - at;
+    if (strlen(prefix) + 2 * sizeof random >= left) {
+        return -ENAMETOOLONG;
+    }
     if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random) {
         return -EIO;
     }
+    at += (size_t)snprintf(n->name + at, left, "%s", prefix);
+    for (size_t i = 0; i < sizeof random; i++) {
+        at += (size_t)snprintf(n->name + at, 3, "%02x", random[i]);
+    }
+    return 0;
+}
+
+/* A path, as systemd's own: some clients know nothing else. */
+static int make_path(struct dm_notify *n) {
+    const char *why;
     /* Workers of our own user reach what is ours alone. */
     const int err = dm_runtime_dir(n->name, sizeof n->name, n->uid != geteuid(), &why);
     if (err != 0) {
         return err;
     }
-    size_t at = strlen(n->name);
-    if (at + sizeof PREFIX + 2 * sizeof random > sizeof n->name) {
-        return -ENAMETOOLONG;
-    }
     if (!swept) {
         swept = true;
         sweep(n->name);
     }
-    memcpy(n->name + at, PREFIX, sizeof PREFIX);
-    at += sizeof PREFIX - 1;
-    for (size_t i = 0; i < sizeof random; i++) {
-        at += (size_t)snprintf(n->name + at, sizeof n->name - at, "%02x", random[i]);
-    }
-    return 0;
+    return set_name(n, PREFIX);
 }
 
 /* Nobody but us can write to the directory: what is there now is what we have bound. */
@@ -178,18 +170,16 @@ static int bind_path(struct dm_notify *n) {
 /* Where no directory can be had: an abstract name, which has no permissions, but nobody can guess.
  */
 static int bind_abstract(struct dm_notify *n) {
-    unsigned char random[16];
-    if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random) {
-        return -EIO;
-    }
-    int at = snprintf(n->name, sizeof n->name, "@dutch-master/");
-    for (size_t i = 0; i < sizeof random; i++) {
-        at += snprintf(n->name + at, sizeof n->name - (size_t)at, "%02x", random[i]);
+    n->name[0] = '\0';
+    const int err = set_name(n, "@dutch-master/");
+    if (err != 0) {
+        return err;
     }
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
-    memcpy(addr.sun_path, n->name, (size_t)at);
+    const size_t size = strlen(n->name);
+    memcpy(addr.sun_path, n->name, size);
     addr.sun_path[0] = '\0';
-    const socklen_t len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + (size_t)at);
+    const socklen_t len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + size);
     return bind(n->fd, (struct sockaddr *)&addr, len) < 0 ? -errno : 0;
 }
 
@@ -276,14 +266,6 @@ int dm_notify_resume(uv_loop_t *loop, uid_t uid, int fd, const char *name,
     n->fd = fd;
     snprintf(n->name, sizeof n->name, "%s", name);
     return start(n, loop, 0, notify);
-}
-
-int dm_notify_fd(const struct dm_notify *n) {
-    return n->fd;
-}
-
-const char *dm_notify_name(const struct dm_notify *n) {
-    return n->name;
 }
 
 void dm_notify_close(struct dm_notify *n) {

@@ -5,15 +5,24 @@
  */
 #pragma once
 
-#include <stddef.h>
-#include <sys/types.h>
-#include <uv.h>
+#include "base/poll.h"
 
-struct dm_notify;
+#include <sys/un.h>
 
 /* A datagram from whoever may, KEY=VALUE lines if its sender knows how: no NUL is in it. May close
  * the socket. */
 typedef void (*dm_notify_message_cb)(void *ctx, const char *text, size_t len);
+
+struct dm_notify {
+    struct dm_poll poll;
+    int fd;
+    uid_t uid;
+    dm_notify_message_cb on_message;
+    void *ctx;
+    bool closed;
+    /* What to put into NOTIFY_SOCKET. */
+    char name[sizeof((struct sockaddr_un *)0)->sun_path];
+};
 
 /* Accepts from root, our own user and `uid`. */
 int dm_notify_open(uv_loop_t *loop, uid_t uid, dm_notify_message_cb on_message, void *ctx,
@@ -21,7 +30,4 @@ int dm_notify_open(uv_loop_t *loop, uid_t uid, dm_notify_message_cb on_message, 
 /* The same socket again, after the master that opened it has died. */
 int dm_notify_resume(uv_loop_t *loop, uid_t uid, int fd, const char *name,
                      dm_notify_message_cb on_message, void *ctx, struct dm_notify **notify);
-int dm_notify_fd(const struct dm_notify *notify);
-/* What to put into NOTIFY_SOCKET. */
-const char *dm_notify_name(const struct dm_notify *notify);
 void dm_notify_close(struct dm_notify *notify);

@@ -6,13 +6,8 @@
 
 #include "keeper/tell.h"
 
-#include <errno.h>
-#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <unistd.h>
 
 static char *name;
 static struct dm_kept *through;
@@ -37,18 +32,6 @@ int dm_sd_notify(const char *text) {
     }
     struct sockaddr_un addr;
     socklen_t len;
-    int err = dm_manager_address(name, &addr, &len);
-    if (err != 0) {
-        return err;
-    }
-    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (fd < 0) {
-        return -errno;
-    }
-    if (sendto(fd, text, strlen(text), MSG_NOSIGNAL | MSG_DONTWAIT, (struct sockaddr *)&addr, len) <
-        0) {
-        err = -errno;
-    }
-    close(fd);
-    return err;
+    const int err = dm_manager_address(name, &addr, &len);
+    return err != 0 ? err : dm_manager_post(&addr, len, text, strlen(text));
 }

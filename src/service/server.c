@@ -8,7 +8,6 @@
 #include "service/server.h"
 
 #include "base/close.h"
-#include "base/poll.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -61,12 +60,11 @@ static struct dm_stream *choose_victim(const struct dm_server *server) {
     struct dm_stream *victim = NULL;
     for (size_t i = 0; i < server->count; i++) {
         struct dm_stream *client = server->clients[i];
-        if (dm_stream_is_held(client)) {
+        if (client->held > 0) {
             continue;
         }
-        if (victim == NULL || dm_stream_has_asked(client) < dm_stream_has_asked(victim) ||
-            (dm_stream_has_asked(client) == dm_stream_has_asked(victim) &&
-             dm_stream_last_active(client) < dm_stream_last_active(victim))) {
+        if (victim == NULL || client->asked < victim->asked ||
+            (client->asked == victim->asked && client->last_active < victim->last_active)) {
             victim = client;
         }
     }
@@ -79,7 +77,7 @@ static bool make_room(struct dm_server *server) {
     }
     struct dm_stream *victim = choose_victim(server);
     const bool is_full = server->count == CLIENTS + RESERVED;
-    if (victim != NULL && (is_full || !dm_stream_has_asked(victim))) {
+    if (victim != NULL && (is_full || !victim->asked)) {
         dm_stream_drop(victim, "too many clients");
     }
     return victim != NULL || !is_full;
@@ -122,7 +120,7 @@ static void admit(struct dm_server *server, int fd) {
  * closed. */
 static void free_descriptor(struct dm_server *server) {
     struct dm_stream *victim = choose_victim(server);
-    if (victim != NULL && !dm_stream_has_asked(victim)) {
+    if (victim != NULL && !victim->asked) {
         dm_stream_drop(victim, "no descriptors left");
         return;
     }

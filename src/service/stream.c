@@ -5,10 +5,6 @@
  * callback. Longer than 400 lines: one connection, and its two ends. */
 #include "service/stream.h"
 
-#include "base/lines.h"
-#include "base/outqueue.h"
-#include "base/poll.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -29,27 +25,6 @@ enum {
     CONNECT_MS = 5000,           /* patience with a server whose backlog is full */
     HALF_CLOSED_CHECK_MS = 1000, /* a peer that only listens cannot be watched, so it is asked */
     HALF_CLOSED_MS = 60000,      /* and forgotten when nothing was said for this long */
-};
-
-struct dm_stream {
-    uv_loop_t *loop;
-    struct dm_poll poll;
-    uv_timer_t timer; /* first line, half-closed peer, or pending failure */
-    int open_handles;
-    int fd;
-    struct ucred peer;
-    bool dead;
-    bool half_closed;    /* the peer will say no more, but may listen */
-    bool asked;          /* a line has come */
-    int held;            /* answers that it waits for */
-    const char *failure; /* to be reported from the loop */
-    struct dm_lines lines;
-    char reason[64];
-    uint64_t last_active;
-    struct dm_outqueue out;
-    struct dm_stream_options options;
-    struct dm_stream_events events;
-    void *ctx;
 };
 
 static void on_poll(uv_poll_t *poll, int status, int events);
@@ -401,34 +376,4 @@ int dm_stream_connect(uv_loop_t *loop, const char *path, unsigned patience_ms,
 void dm_stream_listen(struct dm_stream *s, const struct dm_stream_events *events, void *ctx) {
     s->events = *events;
     s->ctx = ctx;
-}
-
-/* ---- questions ---- */
-
-uid_t dm_stream_uid(const struct dm_stream *s) {
-    return s->peer.uid;
-}
-
-pid_t dm_stream_pid(const struct dm_stream *s) {
-    return s->peer.pid;
-}
-
-int dm_stream_fd(const struct dm_stream *s) {
-    return s->fd;
-}
-
-bool dm_stream_has_asked(const struct dm_stream *s) {
-    return s->asked;
-}
-
-bool dm_stream_is_held(const struct dm_stream *s) {
-    return s->held > 0;
-}
-
-void dm_stream_hold(struct dm_stream *s, int by) {
-    s->held += by;
-}
-
-uint64_t dm_stream_last_active(const struct dm_stream *s) {
-    return s->last_active;
 }

@@ -5,11 +5,11 @@
  */
 #pragma once
 
-#include <stdbool.h>
-#include <stddef.h>
+#include "base/lines.h"
+#include "base/poll.h"
+
 #include <stdint.h>
-#include <sys/types.h>
-#include <uv.h>
+#include <sys/socket.h>
 
 struct dm_stream;
 
@@ -30,6 +30,27 @@ struct dm_stream_options {
     void *owner;
 };
 
+struct dm_stream {
+    uv_loop_t *loop;
+    struct dm_poll poll;
+    uv_timer_t timer; /* first line, half-closed peer, or pending failure */
+    int open_handles;
+    int fd;
+    struct ucred peer; /* of the other end */
+    bool dead;
+    bool half_closed;    /* the peer will say no more, but may listen */
+    bool asked;          /* a line has come */
+    int held;            /* answers that it waits for, which must not be lost: its owner's */
+    const char *failure; /* to be reported from the loop */
+    struct dm_lines lines;
+    char reason[64];
+    uint64_t last_active; /* ms of the loop: when something was received or sent */
+    struct dm_outqueue out;
+    struct dm_stream_options options;
+    struct dm_stream_events events;
+    void *ctx;
+};
+
 /* Takes over the descriptor, which is O_NONBLOCK, if it succeeds. */
 int dm_stream_open(uv_loop_t *loop, int fd, const struct dm_stream_options *options,
                    struct dm_stream **stream);
@@ -46,16 +67,6 @@ void dm_stream_close(struct dm_stream *stream);
 void dm_stream_drop(struct dm_stream *stream, const char *reason);
 /* Closes and calls on_close, soon. Nobody is told through on_gone. */
 void dm_stream_disown(struct dm_stream *stream, const char *reason);
-
-uid_t dm_stream_uid(const struct dm_stream *stream);
-pid_t dm_stream_pid(const struct dm_stream *stream);
-int dm_stream_fd(const struct dm_stream *stream);
-/* Whether a line has come; when something was last received or sent (ms of the loop). */
-bool dm_stream_has_asked(const struct dm_stream *stream);
-/* Whether its owner waits for an answer that must not be lost: see dm_stream_hold. */
-bool dm_stream_is_held(const struct dm_stream *stream);
-void dm_stream_hold(struct dm_stream *stream, int by); /* +1, -1 */
-uint64_t dm_stream_last_active(const struct dm_stream *stream);
 
 /* Tells a peer on a bare descriptor why it is dropped. code and message: plain ASCII. */
 void dm_stream_complain(int fd, const char *code, const char *message);

@@ -3,6 +3,7 @@
  * process: exit code 1 with a traceback, and the master replaces the worker. */
 #include "worker/worker_main.h"
 
+#include "lua/call.h"
 #include "lua/embedded.h"
 #include "lua/state.h"
 #include "worker/wire_binding.h"
@@ -10,7 +11,6 @@
 #include <lauxlib.h>
 #include <libgen.h>
 #include <limits.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,42 +35,19 @@ int __lsan_is_turned_off(void) {
 
 enum { EXIT_ERROR = 1, EXIT_USAGE = 2 };
 
-/* From luv.h, which would bring the headers of another Lua along. */
-typedef int (*luv_CFpcall)(lua_State *L, int nargs, int nresults, int flags);
-void luv_set_callback(lua_State *L, luv_CFpcall pcall);
-
-static int l_traceback(lua_State *L) {
-    if (!lua_isstring(L, 1) && !luaL_callmeta(L, 1, "__tostring")) {
-        lua_pushfstring(L, "(error object is a %s value)", luaL_typename(L, 1));
-    }
-    luaL_traceback(L, L, lua_tostring(L, -1), 1);
-    return 1;
+/* Of a message on the stack top. */
+static int fail(lua_State *L) {
+    fprintf(stderr, "dutch-master: worker: %s\n", lua_tostring(L, -1));
+    return -1;
 }
 
-static void report(lua_State *L) {
-    const char *message = lua_tostring(L, -1);
-    fflush(stdout);
-    fprintf(stderr, "dutch-master: worker: %s\n", message ? message : "error without a message");
-}
-
-/* lua_pcall with a traceback; on an error only the message is left. */
-static int call(lua_State *L, int nargs, int nresults) {
-    int base = lua_gettop(L) - nargs;
-    lua_pushcfunction(L, l_traceback);
-    lua_insert(L, base);
-    int rc = lua_pcall(L, nargs, nresults, base);
-    lua_remove(L, base);
-    return rc;
-}
-
-/* What luv calls every callback through; the contract is in luv.h. */
+/* What luv calls every callback through. */
 static int on_callback(lua_State *L, int nargs, int nresults, int flags) {
-    int below = lua_gettop(L) - nargs - 1;
-    if (call(L, nargs, nresults) != 0) {
-        report(L);
+    const int results = dm_lua_call_luv(L, nargs, nresults, flags);
+    if (results < 0) {
         exit(EXIT_ERROR);
     }
-    return nresults == LUA_MULTRET ? lua_gettop(L) - below : nresults;
+    return results;
 }
 
 /* Appends the absolute entries of `path` to the string on the stack top. A relative entry would
@@ -107,11 +84,11 @@ static void set_path(lua_State *L, const char *field, const char *variable, cons
 
 /* The real directory, as in Node: a worker stays in the release it was started from, even when a
  * `current` link is moved meanwhile. */
-static bool set_paths(lua_State *L, const char *script) {
+static int set_paths(lua_State *L, const char *script) {
     char path[PATH_MAX];
     if (!realpath(script, path)) {
         lua_pushfstring(L, "cannot open %s", script);
-        return false;
+        return fail(L);
     }
     const char *dir = dirname(path);
     const char *lua = lua_pushfstring(L, "%s/?.lua;%s/?/init.lua", dir, dir);
@@ -119,7 +96,7 @@ static bool set_paths(lua_State *L, const char *script) {
     const char *native = lua_pushfstring(L, "%s/?.so", dir);
     set_path(L, "cpath", "LUA_CPATH", native);
     lua_pop(L, 2);
-    return true;
+    return 0;
 }
 
 /* `arg` as the plain lua program sets it: the script is 0. */
@@ -140,27 +117,26 @@ static int listen_to_master(lua_State *L) {
     }
     lua_getglobal(L, "require");
     lua_pushliteral(L, "dutch-master.worker");
-    return call(L, 1, 0);
+    return dm_lua_call(L, 1, 0, "worker");
 }
 
 static int run_script(lua_State *L, int argc, char **argv) {
-    int rc = luaL_loadfile(L, argv[2]);
-    if (rc != 0) {
-        return rc;
+    if (luaL_loadfile(L, argv[2]) != 0) {
+        return fail(L);
     }
     luaL_checkstack(L, argc, "too many arguments");
     for (int i = 3; i < argc; i++) {
         lua_pushstring(L, argv[i]);
     }
-    return call(L, argc - 3, 0);
+    return dm_lua_call(L, argc - 3, 0, "worker");
 }
 
 /* Not if the script has run the loop itself and left in it. */
 static int run_loop(lua_State *L) {
     static const char code[] = "local worker = package.loaded['dutch-master.worker']\n"
                                "if not (worker and worker.left) then require('luv').run() end";
-    int rc = luaL_loadbuffer(L, code, sizeof code - 1, "=worker");
-    return rc != 0 ? rc : call(L, 0, 0);
+    luaL_loadbuffer(L, code, sizeof code - 1, "=worker");
+    return dm_lua_call(L, 0, 0, "worker");
 }
 
 int dm_lua_worker_main(int argc, char **argv) {
@@ -185,7 +161,7 @@ int dm_lua_worker_main(int argc, char **argv) {
     lua_pushcfunction(L, dm_lua_open_wire);
     lua_setfield(L, -2, "dutch-master.wire");
     if (dm_lua_load_embedded(L, "dutch-master/addresses") != 0) { /* the master's own, as it is */
-        report(L);
+        fail(L);
         return EXIT_ERROR;
     }
     lua_setfield(L, -2, "dutch-master.addresses");
@@ -193,9 +169,8 @@ int dm_lua_worker_main(int argc, char **argv) {
     dm_lua_open_embedded(L, "worker/");
     set_arg(L, argc, argv);
 
-    if (!set_paths(L, argv[2]) || listen_to_master(L) != 0 || run_script(L, argc, argv) != 0 ||
+    if (set_paths(L, argv[2]) != 0 || listen_to_master(L) != 0 || run_script(L, argc, argv) != 0 ||
         run_loop(L) != 0) {
-        report(L);
         return EXIT_ERROR;
     }
     /* Not lua_close: with handles left open luv 1.44 then calls into what is already freed. */

@@ -298,9 +298,9 @@ describe('steering (seed ' .. seed .. ')', function()
             local a, b, c = listener:lane(), listener:lane(), listener:lane()
             local probe = { source = host, source_port = 31000 }
             local other = { source = '127.0.0.2', source_port = 31000 }
-            for _, sticky in ipairs { false, true } do
+            for _, sticky in ipairs { {}, { 1, 2 } } do
                 listener:steer({ { lane = a }, { lane = b } }, {
-                    probes = { { port = 31001, lane = a }, { port = 31000, lane = c } }, sticky = sticky })
+                    probes = { { port = 31001, lane = a }, { port = 31000, lane = c } }, sticky = sticky[1] and sticky })
                 for _ = 1, 5 do
                     assert.same({ 0, 0, 1 }, spread({ a, b, c }, host, port, 1, probe))
                     if host == '127.0.0.1' then -- there is one address of IPv6 on a loopback device
@@ -335,11 +335,12 @@ describe('steering (seed ' .. seed .. ')', function()
     it('takes hundreds of lanes of different weight', function()
         open '127.0.0.1:0'
         local list = {}
+        local map = {}
         for i = 1, 300 do
-            list[i] = { lane = listener:lane(), weight = i }
+            list[i], map[i] = { lane = listener:lane(), weight = i }, i
         end
         assert.equal('steered', listener:steer(list))
-        assert.equal('sticky', listener:steer(list, { sticky = true }))
+        assert.equal('sticky', listener:steer(list, { sticky = map }))
     end)
 
     it('falls back to hashing when there is nothing to steer to', function()
