@@ -12,9 +12,7 @@ local M = setmetatable({}, { __index = core })
 math.randomseed(core.pid() * 65536 + core.now() % 65536)
 
 --- A random number in [0, 1), for jitter.
-function M.random()
-    return math.random()
-end
+M.random = math.random
 
 --- The path of drain.cjs, nil when it was not installed.
 function M.preload()

@@ -726,7 +726,6 @@ local function find_daemon(self, status)
 end
 
 local function finish(self, status)
-    self.health:close() -- before its lane is another's
     find_daemon(self, status)
     self:discard()
     self.channel_open = false
@@ -738,6 +737,7 @@ local function finish(self, status)
     else
         self.log:info({ code = status.code, signal = status.signal, reason = exit_report.cause(self) }, 'Worker exited')
     end
+    self.health:close() -- before its lane is another's
     self.sockets:drop(self.id)
     if self.conversation then
         self.conversation:closed()
