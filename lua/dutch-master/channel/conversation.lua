@@ -162,34 +162,25 @@ end
 
 local HANDLERS = {}
 
+-- What is policy's business alone: its callback gets these parts of the event.
+for kind, told in pairs {
+    metrics = { 'on_metrics', 'measured' }, ready = { 'on_ready' }, message = { 'on_message', 'value', 'text' },
+    own = { 'on_listening', 'socket' }, load = { 'on_load', 'held', 'busy' },
+} do
+    local callback, first, second = unpack(told)
+    HANDLERS[kind] = function(self, event)
+        self[callback](event[first], event[second])
+    end
+end
+
 function HANDLERS.online(self)
     self.booted = true
     self.on_online()
 end
 
-function HANDLERS.metrics(self, event)
-    self.on_metrics(event.measured)
-end
-
-function HANDLERS.ready(self)
-    self.on_ready()
-end
-
 -- Its Node sets modes as older ones do: what its sockets ask for comes on top of what the umask leaves.
 function HANDLERS.adds_modes(self)
     self.adds_modes = true
-end
-
-function HANDLERS.message(self, event)
-    self.on_message(event.value, event.text)
-end
-
-function HANDLERS.own(self, event)
-    self.on_listening(event.socket)
-end
-
-function HANDLERS.load(self, event)
-    self.on_load(event.held, event.busy)
 end
 
 function HANDLERS.unknown() end

@@ -12,9 +12,6 @@ local M = {}
 
 local FAILED, USAGE, NOT_RUNNING, NOT_PERMITTED, TIMED_OUT = 1, 2, 3, 77, 124
 
---- A master answers in milliseconds; one that does not within this is stuck: the verb says so.
-local ANSWER_MS = 5000
-
 --- Masters in a row that may die before they have said a word.
 M.MOST_LOST = 20
 
@@ -108,11 +105,6 @@ local function connect_to(ctx, path)
         ctx.place = path
     end
     return conn, why, kind
-end
-
--- The master that was connected has gone, and perhaps another one follows it.
-local function connect_again(ctx)
-    return (connect_to(ctx, ctx.place))
 end
 
 local function connect(ctx)
@@ -232,119 +224,11 @@ local function no_master(ctx, request, message, code)
     return M.fail(ctx, told, NOT_RUNNING)
 end
 
---- What on.lost gives to have the next master asked.
-M.AGAIN = {}
-
 --- By this the next master knows that it is the same request. Clients of several pid namespaces may ask one master, so
 -- it is random.
 function M.key(ctx)
     local random = ctx.platform.read_file('/proc/sys/kernel/random/uuid', 64)
     return random and random:match '%S+' or ('%d-%.0f'):format(ctx.platform.pid(), ctx.platform.now())
-end
-
---- Asks `request`. on.event(message), on.done(message) -> exit code, or nil to go on; on.failed(error) -> exit code.
--- A master that is kept may die meanwhile: another one follows, and is asked the same; what must not be done twice has
--- a `key`. on.lost(reason) -> exit code, or nil to go on without, or AGAIN, as without it. on.gone(reason) -> exit
--- code, where no other master follows.
--- The first word must come within ANSWER_MS, of the next master within on.again_ms: on.silent() -> exit code, or a
--- message. The rest may take its time, unless
--- on.timeout_ms is given, for the whole, with on.timed_out() -> exit code.
--- Returns an exit code; or nil, a function that asks once more on the same connection and one that hangs up, and the
--- loop must run.
-function M.ask(ctx, request, on)
-    local conn, message, code = connect(ctx)
-    if not conn then
-        return no_master(ctx, request, message, code), function() end, function() end
-    end
-    local function leave(exit_code)
-        if exit_code then
-            M.finish(ctx, exit_code)
-        end
-    end
-    local heard, lost = false, 0
-    local function silent()
-        if on.silent then
-            return leave(on.silent())
-        end
-        M.say_silent(ctx, request.verb)
-        M.finish(ctx, TIMED_OUT)
-    end
-    local first = ctx.platform.timer(silent)
-    local whole = on.timeout_ms and ctx.platform.timer(function()
-        if not heard then
-            return silent()
-        end
-        leave(on.timed_out())
-    end)
-    local function rest()
-        first:stop()
-        if whole then
-            whole:stop()
-        end
-    end
-    if whole then
-        whole:start(on.timeout_ms)
-    end
-    request.v, request.id = wire.VERSION, 1
-    local function say_it()
-        first:start(lost > 0 and on.again_ms or ANSWER_MS)
-        conn:write(wire.encode(request) .. '\n')
-    end
-    local function on_line(line)
-        local answer = cjson.decode(line)
-        if type(answer) == 'table' and type(answer.error) == 'table' and answer.error.code == 'EPERM' then
-            return M.finish(ctx, M.fail(ctx, ('%s: not permitted: %s'):format(ctx.script_name,
-                format.visible(answer.error.message)), NOT_PERMITTED))
-        elseif type(answer) ~= 'table' or answer.id ~= request.id then
-            return
-        end
-        heard, lost = true, 0
-        first:stop()
-        if answer.event then
-            return on.event and on.event(answer)
-        elseif not answer.ok then
-            local error = type(answer.error) == 'table' and answer.error or {}
-            if on.failed then
-                return M.finish(ctx, on.failed(error))
-            end
-            return M.finish(ctx, M.fail(ctx, ('%s: %s'):format(request.verb, format.block(error.message))))
-        end
-        leave(on.done(answer))
-    end
-    local listen
-    local function on_close(reason)
-        first:stop()
-        if ctx.finished then
-            return
-        end
-        local told = M.AGAIN
-        if on.lost then
-            told = on.lost(reason)
-        end
-        if told ~= M.AGAIN then
-            rest()
-            return leave(told)
-        end
-        lost = lost + 1
-        conn = lost <= M.MOST_LOST and connect_again(ctx) or nil
-        if conn then
-            listen()
-            return say_it()
-        end
-        rest()
-        M.finish(ctx, on.gone and on.gone(reason) or M.say_gone(ctx, request.verb, reason))
-    end
-    function listen()
-        ctx.master_pid = conn:pid()
-        conn:on_line(on_line)
-        conn:on_close(on_close)
-    end
-    listen()
-    say_it()
-    return nil, say_it, function()
-        rest()
-        conn:close()
-    end
 end
 
 --- One connection for many questions: see peer.lua. on_lost(reason) when the master hangs up.
@@ -360,11 +244,89 @@ end
 
 --- The same, with the master that follows one that died. -> peer, or nil: none does
 function M.next_peer(ctx, on_lost)
-    local conn = connect_again(ctx)
+    local conn = connect_to(ctx, ctx.place)
     if conn then
         ctx.master_pid = conn:pid()
         return Peer.new(ctx.platform, conn, on_lost)
     end
+end
+
+--- A question was refused. -> exit code
+function M.refused(ctx, verb, error)
+    if error.code == 'EPERM' then
+        return M.fail(ctx, ('%s: not permitted: %s'):format(ctx.script_name, format.visible(error.message)),
+            NOT_PERMITTED)
+    end
+    return M.fail(ctx, ('%s: %s'):format(verb, format.block(error.message)))
+end
+
+--- Asks `request`. on.event(message), on.done(message) -> exit code, or nil to go on; on.failed(error) -> exit code, or
+-- nil: it is said as it is.
+-- A master that is kept may die meanwhile: another one follows, and is asked the same; what must not be done twice has
+-- a `key`. on.lost(reason) -> exit code, or nil: so it is. on.gone(reason) -> exit code, where no other master follows.
+-- The first word must come within the time of a Peer, of the next master within on.again_ms. The rest may take its
+-- time, unless on.timeout_ms is given, for the whole, with on.timed_out() -> exit code.
+-- Returns an exit code; or nil and a function that asks once more, and the loop must run.
+function M.ask(ctx, request, on)
+    local heard, lost = false, 0
+    local peer, code, whole, lose
+    local function leave(exit_code)
+        if exit_code then
+            M.finish(ctx, exit_code)
+        end
+    end
+    local function silent()
+        M.say_silent(ctx, request.verb)
+        M.finish(ctx, TIMED_OUT)
+    end
+    local function ask()
+        peer:ask(request, {
+            timeout_ms = lost > 0 and on.again_ms or nil,
+            silent = silent,
+            event = function(answer)
+                heard, lost = true, 0
+                return on.event and on.event(answer)
+            end,
+            done = function(answer, error)
+                heard, lost = true, 0
+                if answer then
+                    return leave(on.done(answer))
+                end
+                local told = error.code ~= 'EPERM' and on.failed and on.failed(error)
+                M.finish(ctx, told or M.refused(ctx, request.verb, error))
+            end,
+        })
+    end
+    function lose(reason)
+        if ctx.finished then
+            return
+        end
+        local told = on.lost and on.lost(reason)
+        if not told then
+            lost = lost + 1
+            peer = lost <= M.MOST_LOST and M.next_peer(ctx, lose)
+            if peer then
+                return ask()
+            end
+            told = on.gone and on.gone(reason) or M.say_gone(ctx, request.verb, reason)
+        end
+        M.finish(ctx, told)
+    end
+    peer, code = M.peer(ctx, request.verb, lose)
+    if not peer then
+        return code
+    end
+    if on.timeout_ms then
+        whole = ctx.platform.timer(function()
+            if not heard then
+                return silent()
+            end
+            leave(on.timed_out())
+        end)
+        whole:start(on.timeout_ms)
+    end
+    ask()
+    return nil, ask
 end
 
 return M

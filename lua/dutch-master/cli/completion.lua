@@ -20,13 +20,14 @@ local M = {
     codes = '0, 2 a shell that is not known',
 }
 
+-- -> their descriptions, and their names with blanks between
 local function verbs()
     local cli = require 'dutch-master.cli'
     local list = {}
     for i, name in ipairs(cli.verbs) do
         list[i] = cli.verb(name)
     end
-    return list
+    return list, table.concat(cli.verbs, ' ')
 end
 
 local function option_words(verb)
@@ -40,9 +41,9 @@ end
 local shells = {}
 
 function shells.bash()
-    local names, cases = {}, {}
-    for i, verb in ipairs(verbs()) do
-        names[i] = verb.name
+    local all, names = verbs()
+    local cases = {}
+    for i, verb in ipairs(all) do
         cases[i] = ("        %s) words='%s' ;;"):format(verb.name,
             verb.name == 'completion' and 'bash zsh fish luals --help' or option_words(verb))
     end
@@ -74,7 +75,7 @@ _dutch_master() {
     return 0
 }
 complete -F _dutch_master dutch-master
-]]):gsub('@(%u+)@', { VERBS = table.concat(names, ' '), CASES = table.concat(cases, '\n') })
+]]):gsub('@(%u+)@', { VERBS = names, CASES = table.concat(cases, '\n') })
 end
 
 local function zsh_text(text)
@@ -127,20 +128,17 @@ fi
 end
 
 function shells.fish()
-    local names = {}
-    for i, verb in ipairs(verbs()) do
-        names[i] = verb.name
-    end
+    local all, names = verbs()
     local lines = {
         '# fish completion for dutch-master',
-        ("set -l verbs %s"):format(table.concat(names, ' ')),
+        'set -l verbs ' .. names,
         "complete -c dutch-master -n \"not __fish_seen_subcommand_from $verbs\" -l help -d 'the verbs'",
         "complete -c dutch-master -n \"not __fish_seen_subcommand_from $verbs\" -l version -d 'the version'",
         -- Where verbs are offered, fish would offer no files.
         "complete -c dutch-master -k -n \"not __fish_seen_subcommand_from $verbs\" "
             .. "-a '(__fish_complete_suffix .lua)'",
     }
-    for _, verb in ipairs(verbs()) do
+    for _, verb in ipairs(all) do
         local none = 'complete -c dutch-master -f -n "not __fish_seen_subcommand_from $verbs" -a %s -d %s'
         lines[#lines + 1] = none:format(verb.name, shell.quote(verb.summary))
         for _, option in ipairs(arguments.options(verb)) do

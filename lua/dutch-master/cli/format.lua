@@ -225,4 +225,20 @@ function M.table(all_columns, all_rows, width, utf8)
     return lines
 end
 
+--- The same in the width of the terminal, its titles dim.
+function M.sheet(ctx, columns, rows)
+    local lines = M.table(columns, rows, ctx.columns(), ctx.utf8)
+    lines[1] = ctx.paint('dim', lines[1])
+    return lines
+end
+
+--- Lines as a text that fits the terminal.
+function M.page(ctx, lines)
+    local columns = ctx.columns()
+    for i, line in ipairs(columns and lines or {}) do
+        lines[i] = M.cut(line, columns)
+    end
+    return table.concat(lines, '\n') .. '\n'
+end
+
 return M

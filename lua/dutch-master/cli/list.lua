@@ -101,12 +101,7 @@ function M.render(ctx, found)
     end
     local text = ''
     if rows[1] then
-        local lines = format.table(COLUMNS, rows, ctx.columns(), ctx.utf8)
-        lines[1] = ctx.paint('dim', lines[1])
-        for i, line in ipairs(ctx.columns() and lines or {}) do
-            lines[i] = format.cut(line, ctx.columns())
-        end
-        text = table.concat(lines, '\n') .. '\n'
+        text = format.page(ctx, format.sheet(ctx, COLUMNS, rows))
     elseif not notes[1] then
         text = ctx.platform.uid() == ROOT and 'No master runs here.\n'
             or 'No master of this user runs here. Root sees those of all users: sudo dutch-master list\n'
@@ -139,19 +134,13 @@ function M.run(ctx)
             for _, master in ipairs(found) do
                 well = well and (master.status ~= nil or master.problem == 'foreign')
             end
-            if ctx.options.watch and ctx.tty and not ctx.options.json then
-                text = '\27[H' .. text:gsub('\n', '\27[K\n') .. '\27[J'
-            end
-            ctx.out(text)
+            status.show(ctx, text)
             if not ctx.options.watch then
                 return ctx.platform.stop(well and 0 or 1)
             end
             timer = timer or ctx.platform.timer(look)
             timer:start(WATCH_MS)
         end)
-    end
-    if ctx.options.watch and ctx.tty and not ctx.options.json then
-        ctx.out '\27[2J'
     end
     look()
 end

@@ -152,8 +152,11 @@ local NO_LINE = 2 ^ 52
 local function begin(ctx, peer, state, silent, done)
     peer:ask({ verb = 'logs', after = NO_LINE }, {
         silent = silent,
-        done = function(answer)
-            local file = answer and answer.file
+        done = function(answer, error)
+            if error then
+                return client.finish(ctx, client.refused(ctx, 'logs', error))
+            end
+            local file = answer.file
             if file then
                 file.kept = answer.limit > 0
                 local enough = not file.stamped and answer.kept >= (ctx.options.lines or 0) and file.kept
@@ -199,7 +202,7 @@ local function follow(ctx, peer, state)
             done = function(answer, error)
                 heard(ctx, state)
                 if error then
-                    return client.finish(ctx, client.fail(ctx, 'logs: ' .. tostring(error.message)))
+                    return client.finish(ctx, client.refused(ctx, 'logs', error))
                 elseif answer.limit == 0 then
                     return nothing_kept(ctx, answer.file)
                 end

@@ -27,7 +27,12 @@ end
 
 function Peer:line(line)
     local answer = cjson.decode(line)
-    local question = type(answer) == 'table' and self.open[answer.id]
+    if type(answer) ~= 'table' then
+        return
+    end
+    -- Who may not ask at all is told so without a question's number.
+    local id = answer.id or type(answer.error) == 'table' and next(self.open)
+    local question = self.open[id]
     if not question then
         return
     end
@@ -35,9 +40,12 @@ function Peer:line(line)
     if answer.event then
         return question.event and question.event(answer)
     end
-    self.open[answer.id] = nil
+    self.open[id] = nil
     question.timer:close()
-    question.done(answer.ok and answer or nil, not answer.ok and answer.error or nil)
+    if answer.ok then
+        return question.done(answer)
+    end
+    question.done(nil, type(answer.error) == 'table' and answer.error or {})
 end
 
 --- Asks. on = { done(answer) or done(nil, error) once; event(answer) before that; silent(): nothing came in time,

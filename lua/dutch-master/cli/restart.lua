@@ -183,14 +183,8 @@ local function wait(ctx)
             return client.fail(ctx, ('not decided within %gs; the restart goes on (dutch-master status)'):format(
                 ctx.options.timeout), 124)
         end,
-        failed = function(error)
-            end_bar()
-            return client.fail(ctx, 'restart: ' .. format.visible(error.message))
-        end,
-        lost = function()
-            end_bar()
-            return client.AGAIN
-        end,
+        failed = end_bar,
+        lost = end_bar,
         gone = function()
             return client.fail(ctx, ctx.script_name .. ': the master went away before the restart was decided\n'
                 .. '  `dutch-master list` shows what runs now.')

@@ -36,10 +36,7 @@ function M.run(ctx)
     end
     return (client.ask(ctx, request, {
         failed = function(error)
-            if error.code == 'EINVAL' then
-                return ctx.usage(format.visible(error.message))
-            end
-            return client.fail(ctx, 'scale: ' .. format.visible(error.message))
+            return error.code == 'EINVAL' and ctx.usage(format.visible(error.message)) or nil
         end,
         done = function(answer)
             return client.tell(ctx, { ok = true, from = answer.from, to = answer.to },

@@ -145,32 +145,30 @@ function M.render(ctx, status)
             format.plural(status.strangers, 'socket') .. ' of others'))
     end
     lines[#lines + 1] = ''
-    local rows = format.table(COLUMNS, M.rows(ctx, status), ctx.columns(), ctx.utf8)
-    rows[1] = ctx.paint('dim', rows[1])
-    for _, row in ipairs(rows) do
+    for _, row in ipairs(format.sheet(ctx, COLUMNS, M.rows(ctx, status))) do
         lines[#lines + 1] = row
     end
     for _, worker in ipairs(status.workers) do
         lines[#lines + 1] = words_of(worker)
     end
-    for i, line in ipairs(ctx.columns() and lines or {}) do
-        lines[i] = format.cut(line, ctx.columns())
+    return format.page(ctx, lines)
+end
+
+--- Shows a text, in place of the one before if it is watched on a terminal.
+function M.show(ctx, text)
+    if ctx.options.watch and ctx.tty and not ctx.options.json then
+        -- Home, then each line to its end, then what is left of the screen: without the flicker of clearing first.
+        text = (ctx.watched and '' or '\27[2J') .. '\27[H' .. text:gsub('\n', '\27[K\n') .. '\27[J'
+        ctx.watched = true
     end
-    return table.concat(lines, '\n') .. '\n'
+    ctx.out(text)
 end
 
 function M.run(ctx)
     local timer, again, code
     local function on_done(answer)
-        if ctx.options.json then
-            answer.status.running = true
-            ctx.out(wire.encode(answer.status) .. '\n')
-        elseif ctx.options.watch and ctx.tty then
-            -- Home, then each line to its end, then what is left of the screen: without the flicker of clearing first.
-            ctx.out('\27[H' .. M.render(ctx, answer.status):gsub('\n', '\27[K\n') .. '\27[J')
-        else
-            ctx.out(M.render(ctx, answer.status))
-        end
+        answer.status.running = true
+        M.show(ctx, ctx.options.json and wire.encode(answer.status) .. '\n' or M.render(ctx, answer.status))
         if not ctx.options.watch then
             return 0
         end
@@ -178,9 +176,6 @@ function M.run(ctx)
             again()
         end)
         timer:start(WATCH_MS)
-    end
-    if ctx.options.watch and ctx.tty and not ctx.options.json then
-        ctx.out '\27[2J'
     end
     code, again = client.ask(ctx, { verb = 'status' }, { done = on_done })
     return code

@@ -48,7 +48,7 @@ function M.run(ctx)
             return client.tell(ctx, { ok = true }, 'Stop requested\n')
         end,
         lost = function()
-            return exit_code and verdict() or client.AGAIN
+            return exit_code and verdict()
         end,
         gone = function(reason)
             return accepted and verdict() or client.say_gone(ctx, 'stop', reason)

@@ -289,63 +289,50 @@ local function on_key(ctx, view, key, quit)
     draw(ctx, view)
 end
 
---- One connection to ask for status again and again, one to follow the log; draws after each answer. What comes on the
--- connections of before does not count any more. -> nil, or an exit code if there is no master
-local function connect(ctx, view, away)
-    local epoch, hang_up_status, hang_up_events = {}, nil, nil
-    local function lost(what, is_silent)
-        if view.epoch ~= epoch then
-            return
-        end
-        view.epoch = nil
-        hang_up_status()
-        if hang_up_events then
-            hang_up_events()
-        end
-        return away(what, is_silent)
+--- Asks for status again and again, and follows the log; draws after each status.
+-- -> nil, or an exit code if there is no master
+local function connect(ctx, view, quit, away)
+    local peer, code
+    local function refused(error)
+        quit(client.refused(ctx, 'top', error))
     end
-    local on = {
-        silent = function()
-            return lost('the master stopped answering', true)
-        end,
-        lost = function()
-            return lost 'the master went away'
-        end,
-    }
-    view.epoch = epoch
-    local code
-    code, view.again, hang_up_status = client.ask(ctx, { verb = 'status' }, {
-        silent = on.silent,
-        lost = on.lost,
-        done = function(answer)
-            if view.epoch ~= epoch then
-                return
-            elseif view.away or not view.entered then
-                view.away, view.history, view.snapshot = nil, {}, nil
-            end
-            if not view.entered then
-                view.entered = true
-                enter_screen(ctx, view)
-            end
-            if not view.paused or not view.snapshot then
-                view.history = M.observe(view.history, answer.status, ctx.platform.now())
-                view.snapshot = answer.status
-                draw(ctx, view)
-            end
-            view.timer:start((ctx.options.interval or 1) * 1000)
-        end,
-    })
-    if code then
-        view.epoch = nil
+    local function silent()
+        peer:close()
+        away('the master stopped answering', true)
+    end
+    peer, code = client.peer(ctx, 'top', function()
+        away 'the master went away'
+    end)
+    if not peer then
         return code
     end
+    function view.again()
+        peer:ask({ verb = 'status' }, {
+            silent = silent,
+            done = function(answer, error)
+                if error then
+                    return refused(error)
+                elseif view.away or not view.entered then
+                    view.away, view.history, view.snapshot = nil, {}, nil
+                end
+                if not view.entered then
+                    view.entered = true
+                    enter_screen(ctx, view)
+                end
+                if not view.paused or not view.snapshot then
+                    view.history = M.observe(view.history, answer.status, ctx.platform.now())
+                    view.snapshot = answer.status
+                    draw(ctx, view)
+                end
+                view.timer:start((ctx.options.interval or 1) * 1000)
+            end,
+        })
+    end
     local records = {}
-    local _
-    code, _, hang_up_events = client.ask(ctx, { verb = 'events', last = MAX_RECORDS, follow = true }, {
-        silent = on.silent,
-        lost = on.lost,
+    peer:ask({ verb = 'events', last = MAX_RECORDS, follow = true }, {
+        silent = silent,
         event = function(answer)
-            if answer.event ~= 'record' or view.epoch ~= epoch then
+            if answer.event ~= 'record' then
                 return
             end
             view.records = records
@@ -354,9 +341,11 @@ local function connect(ctx, view, away)
                 table.remove(records, 1)
             end
         end,
-        done = function() end,
+        done = function(_, error)
+            return error and refused(error)
+        end,
     })
-    return code and lost 'the master went away'
+    view.again()
 end
 
 --- Goes on until somebody quits, whatever becomes of the master: it is on somebody's second screen.
@@ -377,11 +366,11 @@ local function start(ctx, view, quit)
     view.timer = ctx.platform.timer(function()
         if view.again then
             return view.again()
-        elseif connect(quiet, view, away) then
+        elseif connect(quiet, view, quit, away) then
             away()
         end
     end)
-    return connect(ctx, view, away)
+    return connect(ctx, view, quit, away)
 end
 
 function M.run(ctx)

@@ -21,10 +21,11 @@ local function answering(...)
     local messages = { ... }
     local world = { files = { [SCRIPT] = true, [SOCKET] = true }, sockets = {}, requests = {} }
     world.sockets[SOCKET] = function(line, conn)
-        world.requests[#world.requests + 1] = cjson.decode(line)
+        local request = cjson.decode(line)
+        world.requests[#world.requests + 1] = request
         world.conn = conn
         for _, message in ipairs(messages) do
-            message.v, message.id = 1, 1
+            message.v, message.id = 1, request.id
             conn.receive(cjson.encode(message))
         end
     end
