@@ -175,10 +175,6 @@ local function set_directory(path)
     end
 end
 
-local function script_directory(path)
-    rawset(dutch, 'directory', path)
-end
-
 --- cpus() -> how many CPUs there are for us, by affinity and cgroup.
 function dutch.cpus()
     return core.cpus()
@@ -186,10 +182,6 @@ end
 
 function dutch.hostname()
     return core.hostname()
-end
-
-function dutch.workers()
-    return (host 'workers')
 end
 
 --- environ() -> all variables of the master; environ(name) -> one of them.
@@ -293,10 +285,9 @@ function Worker:send(message)
     return host('send', self.id, text)
 end
 
-local snapshot = dutch.workers
 --- workers() -> the workers as they are now; each can be sent to.
 function dutch.workers()
-    local list = snapshot()
+    local list = host 'workers'
     for _, worker in ipairs(list) do
         setmetatable(worker, Worker)
     end
@@ -432,7 +423,7 @@ local entries = {}
 function entries.evaluate(json)
     local request = decode(json)
     local own = request.directory and request.directory:gsub('/$', '') .. '/'
-    script_directory(request.directory)
+    rawset(dutch, 'directory', request.directory)
     package.path = absolute(package.path, own and own .. '?.lua;' .. own .. '?/init.lua')
     package.cpath = absolute(package.cpath)
     repeated = request.repeated

@@ -183,12 +183,8 @@ function HANDLERS.adds_modes(self)
     self.adds_modes = true
 end
 
-function HANDLERS.unknown() end
-
--- We never wait for these: lines with descriptors are sent without regard to earlier ones.
-function HANDLERS.handle_ack() end
-
-function HANDLERS.handle_nack() end
+-- We never wait for the two acks: lines with descriptors are sent without regard to earlier ones.
+HANDLERS.unknown, HANDLERS.handle_ack, HANDLERS.handle_nack = nothing, nothing, nothing
 
 -- A worker that sent a descriptor holds back everything else until this ack, even though we threw it away.
 function HANDLERS.handle(self, event)
@@ -559,21 +555,25 @@ local function keep_queries(self)
     return list
 end
 
+local KEPT = { 'state', 'next_key', 'next_newconn', 'handed_tickets', 'booted', 'asked', 'draining', 'leaving_seq',
+    'adds_modes' }
+
 --- For another master: see keeper/estate.lua.
 function M:keep()
     local sockets = {}
     for key, socket in pairs(self.sockets) do
         sockets[#sockets + 1] = { key = key, socket = socket }
     end
-    return { state = self.state, sockets = sockets, next_key = self.next_key, next_newconn = self.next_newconn,
-        handed_tickets = self.handed_tickets, booted = self.booted, asked = self.asked, draining = self.draining,
-        leaving_seq = self.leaving_seq, adds_modes = self.adds_modes, queries = keep_queries(self) }
+    local kept = { sockets = sockets, queries = keep_queries(self) }
+    for _, field in ipairs(KEPT) do
+        kept[field] = self[field]
+    end
+    return kept
 end
 
 --- The talk goes on where a former master died. What a worker was asked and has not answered is nobody's question now.
 function M:resume(kept)
-    for _, field in ipairs { 'state', 'next_key', 'next_newconn', 'handed_tickets', 'booted', 'asked', 'draining',
-        'leaving_seq', 'adds_modes' } do
+    for _, field in ipairs(KEPT) do
         self[field] = kept[field]
     end
     -- What it was given last may still be on its way: its answer is for no later one.

@@ -18,7 +18,6 @@ local function is_ignored(name)
     return name:find '^%.' or name == 'node_modules' or name == '__pycache__' or name:find '~$' or name == '4913'
         or name:find '%.swp$' or name:find '%.log$' or name:find '%.pid$' or name:find '%.sock$' or name:find '%.pyc$'
 end
-M.is_ignored = is_ignored
 
 local Watch = {}
 Watch.__index = Watch

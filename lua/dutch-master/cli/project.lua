@@ -56,6 +56,11 @@ local function split(command)
 end
 M.split = split
 
+-- The arguments of PM2, which are a list or a command line.
+local function list_of(given)
+    return type(given) == 'table' and given or split(given or '')
+end
+
 local function list_text(words)
     local quoted = {}
     for i, word in ipairs(words) do
@@ -384,18 +389,17 @@ local function of_pm2_app(app)
         facts.worker, facts.node = quote(script), true
         local before = app.node_args or app.interpreter_args
         if before then
-            before = type(before) == 'table' and before or split(before)
-            add('interpreter', list_text { 'node', unpack(before) }, 'node_args')
+            add('interpreter', list_text { 'node', unpack(list_of(before)) }, 'node_args')
         end
         if app.args then
-            add('args', list_text(type(app.args) == 'table' and app.args or split(app.args)), 'args')
+            add('args', list_text(list_of(app.args)), 'args')
         end
     else
         local words = split(script)
         if app.interpreter and app.interpreter ~= 'none' then
             table.insert(words, 1, app.interpreter)
         end
-        for _, word in ipairs(app.args and (type(app.args) == 'table' and app.args or split(app.args)) or {}) do
+        for _, word in ipairs(list_of(app.args)) do
             words[#words + 1] = word
         end
         facts.worker, facts.listen = list_text(words), LISTEN

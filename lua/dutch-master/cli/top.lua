@@ -77,41 +77,17 @@ function M.observe(history, snapshot, now)
     return seen
 end
 
---- Columns of a terminal from which on there is room for histories. Below, what is known of a worker must fit into 80
---- with enough of the release to know it by.
-local WIDE = 120
-
+--- Without room for them the histories go first: what is known of a worker must fit into 80 columns, with enough of the
+--- release to know it by.
 local COLUMNS = {
     { title = 'SLOT', right = true, drop = 5 }, { title = 'WORKER', narrow = 'ID', right = true },
     { title = 'PID', right = true, drop = 7 }, { title = 'STATE' }, { title = 'GEN', right = true, drop = 4 },
-    { title = 'UP', right = true, drop = 6 }, { title = 'CPU%', right = true, drop = 8 }, { title = '', wide = true },
-    { title = 'RSS', right = true, drop = 3 }, { title = '', wide = true },
+    { title = 'UP', right = true, drop = 6 }, { title = 'CPU%', right = true, drop = 8 }, { title = '', drop = 0 },
+    { title = 'RSS', right = true, drop = 3 }, { title = '', drop = 0 },
     { title = 'QUEUE', narrow = 'Q', right = true, drop = 2 },
-    { title = 'RESTARTS', narrow = 'RST', right = true, drop = 1 }, { title = 'RELEASE', flexible = true, drop = 9 },
+    { title = 'RESTARTS', narrow = 'RST', right = true, drop = 1 },
+    { title = 'RELEASE', flexible = true, least = 20, drop = 9 },
 }
-
---- The columns and cells that a terminal of this width shows.
-local function fitting(cells, is_wide)
-    if is_wide then
-        return COLUMNS, cells
-    end
-    local columns, kept = {}, {}
-    for i = 1, #cells do
-        kept[i] = {}
-    end
-    for i, column in ipairs(COLUMNS) do
-        if not column.wide then
-            columns[#columns + 1] = {
-                title = column.narrow or column.title, right = column.right, flexible = column.flexible,
-                drop = column.drop,
-            }
-            for row, all in ipairs(cells) do
-                kept[row][#columns] = all[i]
-            end
-        end
-    end
-    return columns, kept
-end
 
 local function rows(ctx, view, columns)
     local workers = {}
@@ -130,7 +106,6 @@ local function rows(ctx, view, columns)
         end
         return a.id < b.id
     end)
-    local wide = columns >= WIDE
     local cells = {}
     for i, worker in ipairs(workers) do
         local past = view.history[worker.id]
@@ -138,9 +113,9 @@ local function rows(ctx, view, columns)
             tostring(worker.slot), tostring(worker.id), tostring(worker.pid or '-'),
             status.paint_state(ctx, worker.state), tostring(worker.generation),
             worker.uptime_ms and format.duration(worker.uptime_ms) or '-', ('%.0f'):format(worker.cpu),
-            wide and ctx.paint('green', M.sparkline(past.cpu, 100, HISTORY, ctx.utf8)) or '',
+            ctx.paint('green', M.sparkline(past.cpu, 100, HISTORY, ctx.utf8)),
             worker.rss_kb and format.kilobytes(worker.rss_kb) or '-',
-            wide and ctx.paint('blue', M.sparkline(past.rss, top_rss, HISTORY, ctx.utf8)) or '',
+            ctx.paint('blue', M.sparkline(past.rss, top_rss, HISTORY, ctx.utf8)),
             tostring(worker.queue or '-'), tostring(worker.restarts or 0),
             worker.release and format.visible(worker.release) or '-',
         }
@@ -153,8 +128,7 @@ local function rows(ctx, view, columns)
             }
         end
     end
-    local titles, kept = fitting(cells, wide)
-    return format.table(titles, kept, columns, ctx.utf8)
+    return format.table(COLUMNS, cells, columns, ctx.utf8)
 end
 
 --- What is known of the master, in two lines; of one that is away, what was last known.

@@ -156,11 +156,12 @@ function verbs.scale(control, request, answer)
     answer:done { from = before, to = wanted }
 end
 
+local function natural(value)
+    return type(value) == 'number' and value >= 0 and value == math.floor(value) and value or nil
+end
+
 function verbs.events(control, request, answer)
-    local number = request.last
-    if type(number) ~= 'number' or number < 0 or number ~= math.floor(number) then
-        number = 20
-    end
+    local number = natural(request.last) or 20
     if request.follow == true then
         answer:event('accepted', {})
     end
@@ -174,10 +175,6 @@ function verbs.events(control, request, answer)
         answer:event('record', { record = record })
     end)
     answer.client.unsubscribe[answer] = unsubscribe
-end
-
-local function natural(value)
-    return type(value) == 'number' and value >= 0 and value == math.floor(value) and value or nil
 end
 
 local function answer_lines(control, wish, answer)

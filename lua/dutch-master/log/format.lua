@@ -34,9 +34,6 @@ for i, entry in ipairs(FIRST) do
     SHORT[entry[1]] = entry[2]
 end
 
-local LEVEL_TEXT = {
-    trace = 'TRACE', debug = 'DEBUG', info = 'INFO ', warn = 'WARN ', error = 'ERROR', fatal = 'FATAL',
-}
 local LEVEL_COLOR = {
     trace = '\27[90m', debug = '\27[36m', info = '\27[32m', warn = '\27[33m', error = '\27[31m',
     fatal = '\27[1;31m',
@@ -217,7 +214,7 @@ end
 function M.readable(core, level, fields, msg)
     local facts, blocks = facts_of(fields)
     local time = M.time(core.wall(), '%H:%M:%S')
-    local name, text = LEVEL_TEXT[level], printable(shorten(msg, SHORT_MESSAGE))
+    local name, text = ('%-5s'):format(level:upper()), printable(shorten(msg, SHORT_MESSAGE))
     if core.color then
         time, name = DIM .. time .. RESET, LEVEL_COLOR[level] .. name .. RESET
         facts = facts ~= '' and DIM .. facts .. RESET or ''

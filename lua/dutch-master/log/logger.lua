@@ -166,11 +166,6 @@ function Logger:child(fields)
     return setmetatable({ core = self.core, fields = merged(NONE, self.fields, fields) }, Logger)
 end
 
---- Whether records of the level are written.
-function Logger:enabled(level)
-    return M.levels[level] >= self.core.level
-end
-
 --- The last n records (of those remembered: see recent.lua), the oldest first, in bunyan's form; long ones are cut.
 function Logger:recent(n)
     local records = self.core.recent:list(n)

@@ -386,9 +386,8 @@ for (const plot of PLOTS) {
   axis.append(plot.since, plot.most);
   figure.append(caption, svg, axis);
   plot.figure = figure;
+  $('plots').append(figure);
 }
-document.addEventListener('DOMContentLoaded', () => $('plots').append(...PLOTS.map((p) => p.figure)));
-if (document.readyState !== 'loading') $('plots').append(...PLOTS.map((p) => p.figure));
 
 function drawPlots(entry) {
   for (const plot of PLOTS) {

@@ -138,13 +138,6 @@ local function digest(self, status)
     return d, sample
 end
 
-local function plain_lists(d)
-    for _, name in ipairs { 'workers', 'slots', 'releases' } do
-        d[name] = wire.list(d[name])
-    end
-    return d
-end
-
 local function note_exits(self, link, status)
     local count = 0
     for _, number in pairs(status.totals and status.totals.exits or {}) do
@@ -166,12 +159,8 @@ local function note_exits(self, link, status)
             self.exits[#self.exits + 1] = { text = table.concat(lines, '\n'),
                 at = report.at, unexpected = report.unexpected or report.killed or false }
         end
-        self.tell('exits', self:say_exits())
+        self.tell('exits', { id = self.id, exits = wire.list(self.exits) })
     end
-end
-
-function Watcher:say_exits()
-    return { id = self.id, exits = wire.list(self.exits) }
 end
 
 local function away(self, what)
@@ -197,7 +186,9 @@ local function look(self)
             local sample
             self.problem, self.status = nil, answer.status
             self.now, sample = digest(self, answer.status)
-            plain_lists(self.now)
+            for _, name in ipairs { 'workers', 'slots', 'releases' } do
+                self.now[name] = wire.list(self.now[name])
+            end
             keep(self.samples, sample, SAMPLES)
             self.tell('status', { master = self.now, sample = sample })
             note_exits(self, link, answer.status)

@@ -150,9 +150,15 @@ function Channel:write()
         end
     end
     self:watch()
-    if #self.out == 0 and self.on_flushed then
-        local on_flushed = self.on_flushed
-        self.on_flushed = nil
+    if #self.out == 0 then
+        self:flushed()
+    end
+end
+
+function Channel:flushed()
+    local on_flushed = self.on_flushed
+    self.on_flushed = nil
+    if on_flushed then
         on_flushed()
     end
 end
@@ -182,11 +188,7 @@ function Channel:close()
     self.poll:close(function()
         wire.close(fd)
     end)
-    local on_flushed = self.on_flushed
-    if on_flushed then
-        self.on_flushed = nil
-        on_flushed()
-    end
+    self:flushed()
     self.on_close()
 end
 

@@ -337,16 +337,6 @@ end
 
 -- Listening
 
-local function note_closed(server)
-    if server.key then
-        servers[server.key] = nil
-        indexes[server.address.text] = indexes[server.address.text] - 1
-        if channel and channel:is_open() then
-            tell('close', { key = server.key })
-        end
-    end
-end
-
 local link = {
     announce = function(server)
         if channel and channel:is_open() then
@@ -357,7 +347,15 @@ local link = {
             tell('listening', fields)
         end
     end,
-    closed = note_closed,
+    closed = function(server)
+        if server.key then
+            servers[server.key] = nil
+            indexes[server.address.text] = indexes[server.address.text] - 1
+            if channel and channel:is_open() then
+                tell('close', { key = server.key })
+            end
+        end
+    end,
     track = function(handle)
         tracked[handle] = true
         came = came + 1
