@@ -18,7 +18,7 @@ local MOMENT = 'of a moment: the next look says it anew'
 local OBJECTS = {
     ['cluster/worker'] = {
         ['made of the plan'] = 'kind', ['opened again'] = 'output_fd', ['of its end: the cluster keeps that'] = 'report',
-        ['figures that come again'] = 'compared measured', ['of the taking over'] = 'unsent',
+        ['figures that come again'] = 'compared measured', ['of the taking over'] = 'unsent taken_over',
     },
     ['cluster/health'] = { [AGAIN] = 'acceptance asking elsewhere lacks was_given', ['the worker has one'] = 'state' },
     ['cluster/leaving'] = {},

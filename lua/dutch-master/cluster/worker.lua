@@ -410,6 +410,7 @@ function Worker.resume(options, made, kept, former)
     local self = setmetatable(options, Worker)
     self.id, self.slot, self.generation = kept.id, kept.slot, kept.generation
     self.log = options.log:child { workerId = self.id, generation = self.generation }
+    self.taken_over = true
     self.leaving = Leaving.new(self.platform)
     take_made(self, { plan = made.plan, kind = made.kind, release = kept.release })
     local ok, clear = resume(self, kept, former)
@@ -576,13 +577,6 @@ local function ask(self)
     return 'stopping'
 end
 
--- Nobody talks to a worker that is not ready: it is asked at once.
-local function stop_starting(self, why)
-    self.health:close()
-    self.leaving:order(why, self.plan.stop_timeout_ms)
-    return ask(self)
-end
-
 -- Out of rotation: told to, or `sick`: known to take no connection that waits for it.
 local function walk_out(self, why, sick)
     self.health:close()
@@ -599,6 +593,17 @@ local function walk_out(self, why, sick)
         self.conversation:drain()
     end
     return 'settling'
+end
+
+-- Nobody talks to a worker that is not ready: it is asked at once. Of one that was starting when its master died nobody
+-- knows: that may have let it serve, and its snapshot did not say so yet.
+local function stop_starting(self, why)
+    if self.taken_over then
+        return walk_out(self, why)
+    end
+    self.health:close()
+    self.leaving:order(why, self.plan.stop_timeout_ms)
+    return ask(self)
 end
 
 --- Its channel cannot be trusted: it serves until another one does. One that is starting begins anew: it may serve
