@@ -38,6 +38,7 @@ local function ours(kind, balance, binary)
     return function(port, count)
         local m = master.start {
             binary = binary,
+            env = { DUTCH_MASTER_LUA = false }, -- each its own
             script = ([[require('dutch-master').start { worker = 'app.%s', numWorkers = %d, balance = '%s', %s
                 workerEnvironment = { PORT = '%d' } }]]):format(kind, count, balance,
                 kind == 'cjs' and ("interpreter = { '%s' },"):format(NODE) or '', port),
