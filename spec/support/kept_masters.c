@@ -12,7 +12,7 @@
  *   1          lives a second more
  *   d          dies of SIGKILL; f: of a fault of its own
  *   b          gives place to another program, which is this one
- *   x          ends by itself; e: with code 9
+ *   x          ends by itself; e: with code 9; n: as a library that finds no memory, exit(-1)
  */
 #include "base/fdpass.h"
 #include "base/signals.h"
@@ -140,7 +140,8 @@ static void step(char letter) {
         break;
     case 'x':
     case 'e':
-        _exit(letter == 'x' ? 0 : 9);
+    case 'n':
+        _exit(letter == 'x' ? 0 : letter == 'n' ? -1 : 9);
     default:
         kill(getpid(), SIGKILL);
     }

@@ -17,6 +17,8 @@ enum {
      * the next one does without the state. */
     VAIN_MAX = 3,
     POISON_MAX = 3,
+    /* exit(-1): a library that finds no memory (lua-cjson). No master ends so. */
+    GAVE_UP = 255,
 };
 
 static void set_patience(const struct dm_keeper *k, int ms, int again_ms) {
@@ -129,8 +131,8 @@ bool dm_master_ended(struct dm_keeper *k, const siginfo_t *info, int *code) {
     k->exited_with = info->si_code == CLD_EXITED ? info->si_status : 0;
     const bool has_state = dm_keeper_has_written(k->memory);
     /* A successor that gives up before it supervises has failed, whatever it says. */
-    const bool by_itself =
-        info->si_code == CLD_EXITED && (k->supervises || k->starts == 1) && k->next < 0;
+    const bool by_itself = info->si_code == CLD_EXITED && info->si_status != GAVE_UP &&
+                           (k->supervises || k->starts == 1) && k->next < 0;
     k->vain = k->supervises || k->starts == 1 ? 0 : k->vain + 1;
     k->poisoned = k->supervises && died_early(k) ? k->poisoned + 1
                   : k->supervises                ? 0

@@ -13,6 +13,12 @@ describe('the masters of a keeper', function()
         end
     end)
 
+    it('are followed by another one where a library has ended one for want of memory', function()
+        local lines, status = masters.run('ason', 'aox')
+        assert.same({ { '1 goes on', '2 goes on' }, 0 }, { lines, status.code })
+        assert.equal(255, select(2, masters.run 'aon').code)
+    end)
+
     it('are followed after longer and longer pauses, unless they have lived a second', function()
         local lines = masters.run('csocd', 'cocd', 'cocd', 'coc1cd', 'cox')
         local times = {}
