@@ -79,6 +79,11 @@ function Leaving:extend(ms)
     self.until_ms = Leaving.extended(self.platform.now(), ms, self.until_ms, self.since_ms, self.allowed_ms)
 end
 
+--- It has at least until then, if it is under way.
+function Leaving:go_on_until(ms)
+    self.until_ms = self.until_ms and not self.killed and math.max(self.until_ms, ms) or self.until_ms
+end
+
 function Leaving:kill()
     self:begin(0)
     self.killed = true

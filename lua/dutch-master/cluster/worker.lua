@@ -34,6 +34,8 @@ local KILL_AGAIN_MS = 1000
 local DISCONNECTED_MS = 1000
 -- One that was never ready is about to say why, which Node takes a while for on a busy machine.
 local STARTED_IN_VAIN_MS = 5000
+-- What a worker has at least when another master takes it over: what waits in its channel is read long before.
+local HEARD_MS = 2000
 -- Bytes of a line of the channel: see process/channel.c.
 local MESSAGE_MAX = 8 * 1024 * 1024
 -- How much of stopTimeout may pass before a worker is asked to leave, because connections wait for it: the rest is for
@@ -378,12 +380,20 @@ local function resume_health(self, kept)
     end
 end
 
+-- Its master may have hung for longer than the worker had: what it has said meanwhile counts before it is late.
+local function be_heard(self)
+    local soonest = self.platform.now() + HEARD_MS
+    self.ready_by = self.ready_by and math.max(self.ready_by, soonest)
+    self.leaving:go_on_until(soonest)
+end
+
 -- Its process, which a former master has forked, at the point where that left it.
 local function resume(self, kept, former)
     for _, field in ipairs(KEPT) do
         self[field] = kept[field]
     end
     self.leaving:resume(kept.leaving)
+    be_heard(self)
     local child, clear, writable, unsent = adopt_process(self, kept, former)
     if not child then
         self.log:error({ workerPid = self.pid, reason = clear }, 'Worker could not be taken over')

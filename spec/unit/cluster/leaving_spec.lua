@@ -64,6 +64,10 @@ describe('leaving', function()
         local resumed = Leaving.new { now = function() return now end }
         resumed:resume(leaving:keep())
         assert.same({ true, 'scaled down', 300 }, { resumed.told, resumed.why, resumed.until_ms - now })
+        resumed:go_on_until(now + 200)
+        assert.equal(300, resumed.until_ms - now)
+        resumed:go_on_until(now + 400) -- its master hung for so long that nothing was left
+        assert.equal(400, resumed.until_ms - now)
         resumed:extend(500)
         assert.equal(500, resumed.until_ms - now)
     end)
