@@ -1,142 +1,176 @@
---- The master dies in every way, under Node of each version, Lua, gunicorn and puma, beside kept connections and a
--- connection for each request: by SIGKILL, SIGSEGV, SIGABRT (an assertion), for want of memory (no allocation succeeds any
--- more), and by its keeper after SIGSTOP for a minute. Requests that failed: 0. The same workers: yes.
--- usage: build/dm-spec spec/bench/takeover.lua [sigkill|sigsegv|sigabrt|memory|sigstop]...   (all without a name)
--- All masters at once; DM_KINDS=node22,lua chooses. Takes three minutes.
+--- The master dies in every way at random moments of a life, under Node of each version, Lua, gunicorn and puma, beside kept
+-- connections and a connection for each request. The ways by turns: SIGKILL, SIGSEGV, SIGSTOP (its keeper ends it),
+-- SIGABRT (an assertion), no memory (no allocation succeeds any more); and once in each moment SIGSTOP for a minute, until its
+-- keeper loses its patience. What must be true after each death: see spec/support/deaths.lua.
+-- usage: build/dm-spec spec/bench/takeover.lua [idle|booting|rolling|failing|canary|scaling|stopping|minute]...
+-- DM_KINDS=node22,lua chooses; DM_KILLS deaths of each kind in each moment (20), DM_AT_ONCE masters at a time (3).
+-- Without a name it does all: about half an hour. Each that went wrong leaves its log in DM_DUMPS (/tmp).
 
 local uv = require 'luv'
 io.stdout:setvbuf 'line'
-local apps = require 'spec.support.apps'
-local cli = require 'spec.support.cli'
-local http = require 'spec.support.http'
-local kept = require 'spec.support.kept'
-local load = require 'spec.support.load'
+math.randomseed(uv.hrtime() % 2 ^ 31)
+local deaths = require 'spec.support.deaths'
 local master = require 'spec.support.master'
-local servers = require 'spec.support.servers'
-local versions = require 'spec.support.node_versions'
 local wait = require 'spec.support.wait'
 
-local RATE = 40 -- requests a second of each load
-local SETTLE_MS = 1500 -- a master that has lived this long is followed by the next one at once
-local TOOK_OVER = 'The former master died, this one has taken over'
+local KILLS = tonumber(os.getenv 'DM_KILLS') or 20
+local AT_ONCE = tonumber(os.getenv 'DM_AT_ONCE') or 3
+local RATE, SLOW_RATE = 60, 15 -- of each load; the second where many masters are there at once
+local MINUTES_AT_ONCE = 12 -- masters: they are there longer than they do anything
+local DUMPS = os.getenv 'DM_DUMPS' or '/tmp'
 
-local kinds = {}
-
-local function add(name, worker, files, more)
-    local chosen = os.getenv 'DM_KINDS'
-    if not chosen or (',' .. chosen .. ','):find(',' .. name .. ',', 1, true) then
-        kinds[#kinds + 1] = { name = name, worker = worker, files = files, more = more or '', failed = {} }
-    end
+local chosen = {}
+for _, name in ipairs(#arg > 0 and arg or { 'minute', unpack(deaths.moments) }) do
+    chosen[name] = true
 end
 
-for _, version in ipairs(versions.since(18)) do
-    local binary = versions.binary(version)
-    if binary then
-        add('node' .. version, "'app.js'", { ['app.js'] = [[require('http').createServer((request, response) => {
-            setTimeout(() => response.end('works'), Math.random() * 20) }).listen(Number(process.env.PORT))]] },
-            ('interpreter = { %q },'):format(binary))
-    end
-end
-add('lua', "'app.lua'", { ['app.lua'] = apps.http })
-for _, server in ipairs((servers.installed())) do
-    if server[1] == 'gunicorn' or server[1] == 'puma' then
-        add(server[1], server.worker, servers.files(server, 'good'), 'listen = LISTEN,')
-    end
+local sums = {} -- "kind moment" -> { deaths, requests, failed, wrong, worst (ms) }
+local minutes = 0
+
+local function sum_of(kind, moment)
+    local key = kind.name .. ' ' .. moment
+    sums[key] = sums[key] or { deaths = 0, requests = 0, failed = 0, wrong = 0, worst = 0 }
+    return sums[key]
 end
 
-local function start(kind)
-    kind.port = http.free_port()
-    kind.m = kept.start { files = kind.files, env = { DUTCH_MASTER_LUA = false }, script = ([[local dutch = require 'dutch-master'
-        local LISTEN = '127.0.0.1:%d'
-        dutch.start { worker = %s, numWorkers = 2, restartSoak = 0, %s workerEnvironment = { LISTEN = LISTEN, PORT = '%d' } }]])
-        :format(kind.port, kind.worker, kind.more, kind.port) }
-    kind.m:await('Cluster ready', { timeout = 120000 })
-    kind.before = table.concat(kind.m:workers(), ' ')
-    kind.loads = {}
-    for _, mode in ipairs { 'keepalive', 'close' } do
-        kind.loads[#kind.loads + 1] = load.start { port = kind.port, clients = 4, mode = mode, rate = RATE, expect = '.' }
+local function dump(life, name)
+    local path = ('%s/takeover-%s-%d.log'):format(DUMPS, name, uv.hrtime() / 1e6)
+    local file = io.open(path, 'w')
+    if file then
+        file:write(life.m:dump())
+        file:close()
     end
+    return path
 end
 
-local function counts(kind)
-    local failed, total = 0, 0
-    for _, running in ipairs(kind.loads) do
-        failed, total = failed + running.counts.total - running.counts.ok, total + running.counts.total
+local function note(life, moment, way, result)
+    local sum = sum_of(life.kind, moment)
+    sum.deaths = sum.deaths + (result.died and 1 or 0)
+    sum.requests, sum.failed = sum.requests + result.requests, sum.failed + result.failed
+    sum.wrong = sum.wrong + (#result.wrong > (result.failed > 0 and 1 or 0) and 1 or 0)
+    if result.died and way == 'minute' then
+        minutes = minutes + 1
+    elseif result.took then
+        sum.worst = math.max(sum.worst, result.took)
     end
-    return failed, total
+    if #result.wrong > 0 then
+        print(('%s %s, %s after %d ms: %s'):format(life.kind.name, moment, way, result.ms,
+            table.concat(result.wrong, '; '):sub(1, 1000)))
+        print('    ' .. dump(life, life.kind.name .. '-' .. moment))
+    end
+    return result.died
 end
 
--- Way -> function(kind, pid of its master): what makes it die.
-local ways = {}
-for _, signal in ipairs { 'sigkill', 'sigsegv', 'sigabrt', 'sigstop' } do
-    ways[signal] = function(_, pid)
-        uv.kill(pid, signal)
-    end
-end
-
--- No more memory than it has. It is asked for things until it needs some.
-function ways.memory(kind, pid)
-    assert(os.execute(('prlimit --pid %d --as=4096:4096'):format(pid)) == 0)
-    kind.asking = cli.start(kind.m, { 'status', kind.m.script })
-end
-
-local function still_awaited(kind, count)
-    if kind.asking and kind.asking.ended == 3 and #kind.m:records(TOOK_OVER) < count then
-        kind.asking = cli.start(kind.m, { 'status', kind.m.script })
-    end
-    return #kind.m:records(TOOK_OVER) < count
-end
-
-local function measure(way)
-    local before, awaited = {}, {}
-    for i, kind in ipairs(kinds) do
-        before[i] = counts(kind)
-        awaited[i] = #kind.m:records(TOOK_OVER) + 1
-        ways[way](kind, assert(kept.pid(kind.m)))
-    end
-    local began = uv.hrtime()
-    local all = wait.try(function()
-        local left = 0
-        for i, kind in ipairs(kinds) do
-            left = left + (still_awaited(kind, awaited[i]) and 1 or 0)
+-- One task: some moments of one life, and of the next one if it does not go on.
+local function live(kind, list, options, way_of, times)
+    local life
+    for i = 1, times do
+        for j, moment in ipairs(list) do
+            life = life or deaths.begin(kind, options)
+            local way = way_of(i + j - 1) -- no three in a row that it dies of by itself: see deaths.in_turns
+            note(life, moment, way, life:die(moment, way))
+            if life.broken then
+                life:finish()
+                life = nil
+            end
         end
-        return left == 0
-    end, { timeout = 100000 })
-    wait.let_run(SETTLE_MS)
-    for i, kind in ipairs(kinds) do
-        local record = kind.m:records(TOOK_OVER)[awaited[i]]
-        local failed = counts(kind) - before[i]
-        kind.failed[#kind.failed + 1] = failed
-        kind.asking = kind.asking and kind.asking:wait() and nil
-        print(('%-8s %-9s ended by %-10s taken over after %5.1f s, %d failed'):format(way, kind.name,
-            record and (record.signal or 'code ' .. record.code) or '-', record and (record.arrived - began) / 1e9 or -1,
-            failed))
     end
-    return all
+    if life then
+        life:finish()
+    end
 end
 
-local names = #arg > 0 and arg or { 'sigkill', 'sigsegv', 'sigabrt', 'memory', 'sigstop' }
-for _, kind in ipairs(kinds) do
-    start(kind)
-end
-local wrong = 0
-for _, way in ipairs(names) do
-    wrong = wrong + (measure(way) and 0 or 1)
-end
-print(('\n%-9s %9s  %s  same workers'):format('', 'requests', table.concat(names, '  ')))
-for _, kind in ipairs(kinds) do
-    local _, total = counts(kind)
-    local line = {}
-    for i, name in ipairs(names) do
-        line[i] = ('%' .. #name .. 'd'):format(kind.failed[i])
-        wrong = wrong + kind.failed[i]
+-- Another one: it boots and stops again and again.
+local function begin_and_end(kind, which, options, way_of, times)
+    local done, tries = { booting = 0, stopping = 0 }, 0
+    while tries < 3 * times and (which.booting and done.booting < times or which.stopping and done.stopping < times) do
+        tries = tries + 1
+        local boots = which.booting and done.booting < times
+        local life, result = deaths.begin(kind, options, boots and way_of(tries) or nil)
+        if boots and note(life, 'booting', way_of(tries), result) then
+            done.booting = done.booting + 1
+        end
+        if life.broken then
+            life:finish()
+        elseif which.stopping and done.stopping < times then
+            if note(life, 'stopping', way_of(tries + 1), life:stop(way_of(tries + 1))) then
+                done.stopping = done.stopping + 1
+            end
+        else
+            life:finish()
+        end
     end
-    for _, running in ipairs(kind.loads) do
-        running:stop()
+end
+
+local function tasks(kinds, which, rate, way_of, times)
+    local list = {}
+    for _, kind in ipairs(kinds) do
+        local steady = {}
+        for _, moment in ipairs { 'idle', 'rolling', 'failing', 'scaling' } do
+            steady[#steady + 1] = which[moment] and moment or nil
+        end
+        if #steady > 0 then
+            list[#list + 1] = { kind.name, function() live(kind, steady, { rate = rate }, way_of, times) end }
+        end
+        if which.canary then
+            list[#list + 1] = { kind.name .. ' canary', function()
+                live(kind, { 'canary' }, { rate = rate, canary = true }, way_of, times)
+            end }
+        end
+        if which.booting or which.stopping then
+            list[#list + 1] = { kind.name .. ' boots', function()
+                begin_and_end(kind, which, { rate = rate }, way_of, times)
+            end }
+        end
     end
-    local same = kind.before == table.concat(kind.m:workers(), ' ')
-    print(('%-9s %9d  %s  %s'):format(kind.name, total, table.concat(line, '  '), same and 'yes' or 'no'))
-    kind.m:finish()
+    return list
+end
+
+local kinds, missing = deaths.kinds()
+local names = os.getenv 'DM_KINDS'
+for i = #kinds, 1, -1 do
+    if names and not (',' .. names .. ','):find(',' .. kinds[i].name .. ',', 1, true) then
+        table.remove(kinds, i)
+    end
+end
+for _, name in ipairs(missing) do
+    print(name .. ' is not installed')
+end
+
+local crashed = 0
+local function run(...)
+    local ok, message = pcall(wait.together, ...)
+    if not ok then
+        crashed = crashed + 1
+        print(message)
+    end
+end
+
+local began = uv.hrtime()
+run(tasks(kinds, chosen, RATE, function(i)
+    return deaths.in_turns[(i - 1) % #deaths.in_turns + 1]
+end, KILLS), AT_ONCE)
+if chosen.minute then
+    local all = {}
+    for _, moment in ipairs(deaths.moments) do
+        all[moment] = true
+    end
+    run(tasks(kinds, all, SLOW_RATE, function() return 'minute' end, 1), MINUTES_AT_ONCE)
+end
+
+print(('\n%-9s %-9s %6s %9s %7s %6s  worst takeover'):format('', '', 'deaths', 'requests', 'failed', 'wrong'))
+local deaths_of_all, failed, wrong = 0, 0, crashed
+for _, kind in ipairs(kinds) do
+    for _, moment in ipairs(deaths.moments) do
+        local sum = sums[kind.name .. ' ' .. moment]
+        if sum then
+            print(('%-9s %-9s %6d %9d %7d %6d  %.0f ms'):format(kind.name, moment, sum.deaths, sum.requests, sum.failed,
+                sum.wrong, sum.worst))
+            deaths_of_all, failed, wrong = deaths_of_all + sum.deaths, failed + sum.failed, wrong + sum.wrong
+        end
+    end
 end
 master.cleanup()
-os.exit(wrong == 0 and 0 or 1)
+print(('%d of them hung for a minute; %d s'):format(minutes, (uv.hrtime() - began) / 1e9))
+print(('%d deaths, %d requests failed, %d wrong'):format(deaths_of_all, failed, wrong))
+os.exit(failed + wrong == 0 and 0 or 1)

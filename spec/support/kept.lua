@@ -129,12 +129,17 @@ function M.await_snapshot(m, says, what)
     end, 'a snapshot: ' .. what)
 end
 
+--- Whether a process stands still.
+function M.is_stopped(pid)
+    return files.or_empty(('/proc/%d/stat'):format(pid)):find '%) [Tt] ' ~= nil
+end
+
 --- The master dies, and what it has left is this text. @param whole false: its sum is wrong
 function M.leave(m, text, whole)
     local pid = assert(M.pid(m))
     uv.kill(pid, 'sigstop')
     wait.wait_until(function()
-        return files.or_empty(('/proc/%d/stat'):format(pid)):find '%) T '
+        return M.is_stopped(pid)
     end, { what = 'the master to stop' })
     local fd = open_memory(m)
     local halves = each_half(fd)
@@ -176,17 +181,20 @@ function M.fill_in(former, live)
     return filled
 end
 
---- How many descriptors a process has.
-function M.descriptors(pid)
-    local count, scan = 0, uv.fs_scandir(('/proc/%d/fd'):format(pid))
-    while scan and uv.fs_scandir_next(scan) do
-        count = count + 1
+--- How many descriptors a process has. @param but a set of what does not count, as readlink says it
+function M.descriptors(pid, but)
+    local count, dir = 0, ('/proc/%d/fd/'):format(pid)
+    local scan = uv.fs_scandir(dir)
+    local name = scan and uv.fs_scandir_next(scan)
+    while name do
+        count = count + (but and but[uv.fs_readlink(dir .. name) or ''] and 0 or 1)
+        name = uv.fs_scandir_next(scan)
     end
     return count
 end
 
---- The keeper's patience with its master ends now, and not in a minute, as often as it is said: twice, unless given.
-function M.let_patience_end(m, times)
+-- The timer of the keeper's patience, as a descriptor of ours.
+local function patience_of(m)
     local pidfd = ffi.C.syscall(PIDFD_OPEN, ffi.new('long', m.pid), ffi.new('long', 0))
     assert(pidfd >= 0, 'pidfd_open')
     local timer
@@ -198,16 +206,33 @@ function M.let_patience_end(m, times)
     end
     ffi.C.close(pidfd)
     assert(timer and timer >= 0, 'pidfd_getfd')
-    local time = ffi.new('struct dm_spec_itimerspec')
-    for i = 1, times or 2 do
-        wait.wait_until(function() -- the second is the keeper's, which has an interval
-            ffi.C.timerfd_gettime(timer, time)
-            return i == 1 or time.interval_s > 0
-        end, { what = 'the keeper to grow impatient' })
-        time.value_s, time.value_ns = 0, 1
-        assert(ffi.C.timerfd_settime(timer, 0, time, nil) == 0)
+    return timer
+end
+
+--- The keeper's patience with its master ends now, and not in a minute, as often as it is said: twice, unless given.
+-- @return a function to call until it says true
+function M.impatience(m, times)
+    local timer, time, said = patience_of(m), ffi.new('struct dm_spec_itimerspec'), 0
+    return function()
+        if said == (times or 2) then
+            return true
+        end
+        ffi.C.timerfd_gettime(timer, time)
+        if said == 0 or time.interval_s > 0 then -- the second is the keeper's, which has an interval
+            said = said + 1
+            time.value_s, time.value_ns = 0, 1
+            assert(ffi.C.timerfd_settime(timer, 0, time, nil) == 0)
+        end
+        if said == (times or 2) then
+            ffi.C.close(timer)
+            return true
+        end
     end
-    ffi.C.close(timer)
+end
+
+--- The same, until it is said.
+function M.let_patience_end(m, times)
+    wait.wait_until(M.impatience(m, times), { what = 'the keeper to grow impatient' })
 end
 
 --- Workers that were in the middle of a line with a master that died, as a set of pids.
