@@ -546,7 +546,7 @@ function Life:finish(code)
         running:stop()
     end
     if self.broken then
-        self.m:kill()
+        pcall(self.m.kill, self.m) -- it may have ended
         return pcall(self.m.finish, self.m, { signal = 'SIGKILL', left = true, files_left = true })
     end
     self.m:finish { code = code or 0 }
