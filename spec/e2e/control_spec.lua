@@ -249,7 +249,7 @@ describe('the control socket', function()
         m:await 'Cluster ready'
         local worker = m:workers()[1]
         m:kill()
-        m:exit()
+        m:wait_until(function() return #m:tree() == 1 end, 'the end of the master, not of the keeper alone')
         local c = cli.run(m, { 'master.lua' })
         assert.equal(71, c.code)
         local message = 'address already in use: 127.0.0.1:%d (held by process %d, sleep)'
