@@ -67,6 +67,12 @@ static int l_is_listening(lua_State *L) {
     return 1;
 }
 
+/* accept(fd) -> descriptor, non-blocking */
+static int l_accept(lua_State *L) {
+    const int fd = accept4(luaL_checkint(L, 1), NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    return dm_lua_result_integer(L, fd < 0 ? -errno : fd, NULL);
+}
+
 static int l_duplicate(lua_State *L) {
     const int copy = fcntl(luaL_checkint(L, 1), F_DUPFD_CLOEXEC, 3);
     return dm_lua_result_integer(L, copy < 0 ? -errno : copy, NULL);
@@ -100,6 +106,7 @@ int dm_lua_open_wire(lua_State *L) {
         {"receive", l_receive},
         {"listen", l_listen},
         {"is_listening", l_is_listening},
+        {"accept", l_accept},
         {"duplicate", l_duplicate},
         {"close", l_close},
         {"name", l_name},

@@ -10,6 +10,10 @@ Server.__index = Server
 
 -- What Node uses as well. The master may say otherwise in its answer.
 local BACKLOG = 511
+-- Of what accept() says: nobody waits, or not any more. Else there is no room for a connection: the
+-- others may have it meanwhile.
+local FLEETING = { EAGAIN = true, ECONNABORTED = true, EINTR = true, EPROTO = true }
+local PAUSE_MS = 100
 
 --- Used by worker.listen. `fields`: address, fd or handle, key, backlog; `link`: announce(server),
 --- closed(server), track(handle).
@@ -76,37 +80,51 @@ function Server:raw_handle()
     return handle
 end
 
--- Takes the connection that the loop has brought.
+local function rest(self)
+    self.poll:stop()
+    self.pause:start(PAUSE_MS, 0, self.watch)
+end
+
+-- Takes one connection, if others have left one.
 local function take(self)
-    local connection = self:new_handle()
-    self.brought = false
     self.check:stop()
-    if self.handle:accept(connection) then
+    local fd, _, code = wire.accept(self.fd)
+    local connection = fd and self:new_handle()
+    if fd and connection:open(fd) then
         self.link.track(connection)
         self.on_connection(connection)
-    else
+    elseif fd then
+        wire.close(fd)
         connection:close()
+    elseif not FLEETING[code] then
+        rest(self)
     end
 end
 
 --- Accepts connections: fn(connection) gets each as a luv handle, also those which the master
 --- hands over from a worker that could not serve them. The worker does not leave before they are
 --- closed.
--- One in each turn of the loop, and not before the rest of the turn is done (the loop brings no
--- other until then): what is accepted waits for this worker alone, however long a request takes;
--- what is not, the master can give to others.
+-- One in each turn of the loop, and not before the rest of the turn is done: what is accepted waits
+-- for this worker alone, however long a request takes; what is not, the master can give to others.
+-- So libuv does not accept here: it would have the next one before it reads the requests.
 function Server:accept(fn)
     self.on_connection = fn
-    self.handle, self.check = self:raw_handle(), uv.new_check()
-    self.handles[#self.handles + 1] = self.check
-    assert(self.handle:listen(self.backlog, function(err)
-        if not err and not self.closed then
-            self.brought = true
-            self.check:start(function()
-                take(self)
-            end)
-        end
-    end))
+    self.check, self.pause, self.poll = uv.new_check(), uv.new_timer(), uv.new_poll(self.fd)
+    for _, handle in ipairs { self.check, self.pause, self.poll } do
+        self.handles[#self.handles + 1] = handle
+    end
+    local function due()
+        take(self)
+    end
+    function self.watch()
+        self.poll:start('r', function(err)
+            if err then -- libuv watches no more
+                return rest(self)
+            end
+            self.check:start(due)
+        end)
+    end
+    self.watch()
     return self:listening()
 end
 
@@ -154,9 +172,6 @@ end
 function Server:close()
     if self.closed then
         return
-    end
-    if self.brought then
-        take(self)
     end
     self.closed = true
     for _, handle in ipairs(self.handles) do

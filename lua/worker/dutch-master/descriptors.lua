@@ -1,5 +1,5 @@
 -- What luv cannot do with descriptors: the binary's own module, or, when a worker is run by plain
--- luajit to try it out without a master, the three calls that are needed then.
+-- luajit to try it out without a master, the calls that are needed then.
 
 local wired, wire = pcall(require, 'dutch-master.wire')
 if wired then
@@ -7,9 +7,9 @@ if wired then
 end
 
 local ffi = require 'ffi'
-ffi.cdef 'int listen(int, int); int fcntl(int, int, ...); int close(int);'
+ffi.cdef 'int listen(int, int); int fcntl(int, int, ...); int close(int); int accept4(int, void *, void *, int);'
 
-local F_DUPFD_CLOEXEC = 1030 -- Linux
+local F_DUPFD_CLOEXEC, SOCK_NONBLOCK, SOCK_CLOEXEC, EAGAIN = 1030, 0x800, 0x80000, 11 -- Linux
 
 return {
     alone = true,
@@ -18,6 +18,13 @@ return {
     end,
     is_listening = function()
         return false
+    end,
+    accept = function(fd)
+        local connection = ffi.C.accept4(fd, nil, nil, SOCK_NONBLOCK + SOCK_CLOEXEC)
+        if connection < 0 then
+            return nil, 'cannot accept', ffi.errno() == EAGAIN and 'EAGAIN' or 'EMFILE'
+        end
+        return connection
     end,
     duplicate = function(fd)
         local copy = ffi.C.fcntl(fd, F_DUPFD_CLOEXEC, ffi.cast('int', 3))

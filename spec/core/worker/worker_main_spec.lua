@@ -34,6 +34,14 @@ local function connect(port)
     return client
 end
 
+-- Time that a process has worked.
+local function cpu_ms(pid)
+    local file = assert(io.open(('/proc/%d/stat'):format(pid)))
+    local user, system = file:read('*a'):match '%) %S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ (%d+) (%d+)'
+    file:close()
+    return (user + system) * 10
+end
+
 describe('a Lua worker', function()
     local p
 
@@ -148,6 +156,80 @@ describe('a Lua worker', function()
             client.handle:close()
         end
         assert.is_true(fewest <= 2, fewest .. ' were taken before the first was read')
+    end)
+
+    it('leaves what it has not begun in the queue: the next one is served by another while a request takes long', function()
+        start [[
+            local uv, worker = require 'luv', require 'dutch-master.worker'
+            assert(worker.listen(0)):accept(function(connection)
+                connection:read_start(function(_, data)
+                    if not data then
+                        return connection:close()
+                    end
+                    connection:try_write 'begun'
+                    local stop = uv.hrtime() + 5e8
+                    while data == 'slow' and uv.hrtime() < stop do end
+                    connection:write ', worker'
+                end)
+            end)]]
+        local _, port = p:lend()
+        p:expect { act = 'listening' }
+        local slow = connect(port)
+        ask(slow, 'quick', 'begun, worker')
+        p.process:kill 'sigstop' -- that both are seen in one turn
+        local waiting = connect(port)
+        waiting.handle:write 'x'
+        slow.data = ''
+        slow.handle:write 'slow'
+        p.process:kill 'sigcont'
+        primary.wait_until(function() return slow.data == 'begun' end, 'its beginning')
+        local taken = uv.new_tcp()
+        assert(p.handles[1]:listen(10, function()
+            assert(p.handles[1]:accept(taken))
+            taken:write 'another'
+        end))
+        primary.wait_until(function() return waiting.data ~= '' end, 'an answer')
+        assert.equal('another', waiting.data)
+        assert.equal('begun', slow.data)
+        taken:close()
+        waiting.handle:close()
+        primary.wait_until(function() return slow.data == 'begun, worker' end, 'its end')
+        slow.handle:close()
+    end)
+
+    it('goes on accepting once it has descriptors again', function()
+        start [[
+            local uv, worker = require 'luv', require 'dutch-master.worker'
+            local server = assert(worker.listen(0))
+            server:accept(function(connection)
+                connection:write 'served'
+                connection:read_start(function(_, data)
+                    if not data then connection:close() end
+                end)
+            end)
+            local spare = {}
+            repeat
+                spare[#spare + 1] = uv.fs_open('/dev/null', 'r', 0)
+            until not uv.fs_open('/dev/null', 'r', 0)
+            worker.send { full = true }
+            worker.on_message(function()
+                for _, fd in ipairs(spare) do uv.fs_close(fd) end
+            end)]]
+        local _, port = p:lend()
+        p:expect { full = true }
+        local client = connect(port)
+        client.handle:write 'x'
+        local before = cpu_ms(p.pid)
+        local turn = uv.new_timer()
+        local over = false
+        turn:start(300, 0, function() over = true end)
+        primary.wait_until(function() return over end, 'a while')
+        turn:close()
+        assert.is_true(cpu_ms(p.pid) - before < 150, 'it tries all the time')
+        assert.equal('', client.data)
+        p:send { free = true }
+        primary.wait_until(function() return client.data == 'served' end, 'service')
+        client.handle:close()
     end)
 
     it('finishes its connections when asked to leave, then leaves by itself', function()
