@@ -179,6 +179,13 @@ function checks.readiness(plan, _, say)
     end
 end
 
+function checks.watchdog(plan, _, say)
+    if plan.watchdog_ms and plan.ready.type == 'http' and plan.balance == 'queue' then
+        say('watchdog', 'with balance = "queue" any worker of a release answers for all of them: one that hangs alone '
+            .. 'is not found; with "steered" each is asked')
+    end
+end
+
 function checks.hooks(plan, _, say)
     local names = {}
     for name, hooked in pairs(plan.hooks) do
@@ -192,7 +199,7 @@ function checks.hooks(plan, _, say)
     end
 end
 
-local ORDER = { 'program', 'preset', 'php_fpm', 'times', 'cpus', 'output', 'readiness', 'hooks' }
+local ORDER = { 'program', 'preset', 'php_fpm', 'times', 'cpus', 'output', 'readiness', 'watchdog', 'hooks' }
 
 --- @param world { cwd, environ, stat(path), access(path, mode), read(path) -> text or nil, status = text of
 --   /proc/self/status }

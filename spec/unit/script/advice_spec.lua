@@ -72,6 +72,10 @@ describe('advice on a plan', function()
         assert.equal('workerOutput: /nonexist: permission denied; no worker can start',
             said { worker = 'app.js', workerOutput = '/nonexist/x.log' })
         assert.matches('ready: a worker is taken for ready when it has lived', said { worker = { 'sleep', '1' } })
+        local asked = { worker = { 'sleep', '1' }, listen = ':8000', ready = { http = '/' }, watchdog = 5 }
+        assert.matches('^watchdog: with balance = "queue" any worker of a release answers', said(asked))
+        asked.balance = 'steered'
+        assert.equal('', said(asked))
         assert.equal('-: the hooks were not run: beforeFork, onReady',
             said { worker = 'app.js', beforeFork = function() end, onReady = function() end })
     end)
