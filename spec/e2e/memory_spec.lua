@@ -114,4 +114,30 @@ describe('when memory runs out', function()
         assert.equal(0, counts.failed, counts.text .. m:dump())
         m:finish { code = 0 }
     end)
+
+    it('a master that gets none ends at the first thing that fails, before anybody hears of it', function()
+        if os.getenv 'DM_SANITIZE' then
+            return pending 'a sanitizer takes address space as it likes'
+        end
+        local port = http.free_port()
+        local m = kept.start { script = ([[require('dutch-master').start { worker = 'app.lua', numWorkers = 2,
+            workerEnvironment = { LISTEN = '127.0.0.1:%d' } }]]):format(port), files = { ['app.lua'] = apps.http } }
+        m:await 'Cluster ready'
+        local with_pauses, before = kept.without_pauses(m), m:workers()
+        for i = 1, 2 do -- a third one that dies early would be the end of the state
+            kept.await_quiet(m)
+            assert(os.execute(('prlimit --pid %d --as=4096:4096'):format(kept.pid(m))) == 0)
+            m:wait_until(function()
+                cli.run(m, { 'why', '--json', m.script })
+                return #m:records(TOOK_OVER) == i
+            end, 'another master')
+            settle(m, 2)
+            local failed = select(2, m.stderr:gsub('not enough memory', ''))
+            assert.is_true(failed <= i, m:dump())
+        end
+        assert.same({}, m:records 'Internal error')
+        with_pauses()
+        kept.same_workers(m, before)
+        m:finish { code = 0 }
+    end)
 end)

@@ -3,10 +3,13 @@
  * alone shows as a crash in the specs. */
 #include "lua/call.h"
 
+#include "core.h"
 #include "lua/open.h"
+#include "lua/support.h"
 
 #include <lauxlib.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <uv.h>
 
 #define ERROR_SINK "dutch-master.error_sink" /* in the registry */
@@ -66,6 +69,15 @@ static void report(lua_State *L, const char *what) {
     lua_settop(L, top - 1);
 }
 
+/* What was begun without memory is half done, and no snapshot would know what it was. With a keeper
+ * another master goes on from the last one, before anybody hears of this turn. */
+static void end_without_memory(lua_State *L) {
+    const struct dm_core *core = dm_lua_core(L);
+    if (core && core->kept.open) {
+        abort();
+    }
+}
+
 int dm_lua_call(lua_State *L, int nargs, int nresults, const char *what) {
     const int function = lua_gettop(L) - nargs;
     if (!lua_checkstack(L, 8)) {
@@ -83,6 +95,9 @@ int dm_lua_call(lua_State *L, int nargs, int nresults, const char *what) {
     lua_remove(L, function);
     if (rc != 0) {
         report(L, what);
+    }
+    if (rc == LUA_ERRMEM) {
+        end_without_memory(L);
     }
 #ifdef DM_GC_STRESS
     lua_gc(L, LUA_GCCOLLECT, 0);
