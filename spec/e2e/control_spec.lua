@@ -201,10 +201,15 @@ describe('the control socket', function()
         for _, path in ipairs { m.dir .. '/run', find(m, '.sock') } do
             assert(uv.fs_chmod(path, tonumber('777', 8)))
         end
-        c = cli.run(m, { 'status', m.script, '--socket', find(m, '.sock') }, nobody)
-        assert.equal(77, c.code, c.out)
-        assert.equal('', c.out)
-        assert.matches('not permitted: only the user of the master and root may ask', c.err)
+        for _, words in ipairs { { 'status' }, { 'logs' }, { 'logs', '--follow' }, { 'events', '--follow' },
+            { 'restart', '--wait' } } do
+            words[#words + 1] = m.script
+            words[#words + 1] = '--socket=' .. find(m, '.sock')
+            c = cli.run(m, words, nobody)
+            assert.equal(77, c.code, words[1] .. c.out)
+            assert.equal('', c.out)
+            assert.matches('^[^\n]* not permitted: only the user of the master and root may ask\n$', c.err)
+        end
         assert(uv.fs_chmod(m.dir .. '/run', tonumber('700', 8)))
         m:finish()
     end)

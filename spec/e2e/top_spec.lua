@@ -141,6 +141,25 @@ describe('top', function()
         m:finish { files_left = false }
     end)
 
+    it('says once that the master is of another user', function()
+        if uv.getuid() ~= 0 then
+            return pending 'only root can be two users'
+        end
+        local run = m.dir .. '/run'
+        local sock = run .. '/' .. output(("ls '%s' | grep 'sock$'"):format(run)):match '[^\n]+'
+        assert(uv.fs_chmod(run, tonumber('755', 8)) and uv.fs_chmod(sock, tonumber('666', 8)))
+        tmux(([[new-session -d -s other -x 250 -y 24 "setpriv --reuid=65534 --regid=65534 --clear-groups ]]
+            .. [[%s top --socket=%s %s; echo \"exit \$?\"; cat"]]):format(master.binary(), sock, m.script))
+        local seen
+        assert.is_true(wait.try(function()
+            seen = tmux 'capture-pane -p -t other'
+            return seen:find 'exit 77' ~= nil
+        end), seen)
+        assert.matches('^dutch%-master: [^\n]* not permitted: only the user of the master and root may ask\nexit 77\n', seen)
+        assert(uv.fs_chmod(run, tonumber('700', 8)))
+        m:finish()
+    end)
+
     it('leaves the terminal as it was when it is interrupted or terminated', function()
         await 'steady'
         tmux 'send-keys -t top C-c'

@@ -350,6 +350,10 @@ end
 function M.run(ctx)
     local view = { history = {}, records = {}, order = 's', reverse = false, paused = false }
     local function quit(code, message)
+        if view.over then
+            return code
+        end
+        view.over = true
         if view.entered then
             view.entered = false
             leave_screen(ctx, view)
