@@ -49,7 +49,7 @@ describe('a Node worker', function()
 
     versions.it('whose wrapper keeps the channel from it is told so', function(_, binary)
         local m = app.start { binary = '/bin/sh', ready = false, workers = 1, app = app.http,
-            flags = { '-c', 'exec "' .. binary .. '" "$0" 3>&-' }, plan = 'backoff = { first = 0.1, max = 0.1 },' }
+            flags = { '-c', 'exec "' .. binary .. '" "$0" 3>&-' }, plan = 'restartAttempts = 100, backoff = { first = 0.1, max = 0.1 },' }
         m:await(function(record) -- where Node does not get so far in the time it has, a later one does
             return record.msg == 'Worker exited' and (record.reason or ''):find '^it lost its channel before its program'
         end)
