@@ -105,7 +105,7 @@ local function at_each_step(act, takeover)
         serving(m)
     end
     with_pauses()
-    assert.is_true(killed >= steps / EVERY / 2, killed)
+    assert.is_true(killed >= math.floor(steps / EVERY / 2), killed)
     return m, running:stop()
 end
 

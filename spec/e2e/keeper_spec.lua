@@ -28,7 +28,7 @@ local function survive(m, options)
     end
     assert.is_true(not same or count == kept.descriptors(m.pid))
     local counts = running:stop()
-    assert.equal(0, counts.failed, counts.text)
+    assert.equal(0, counts.failed, counts.text .. m:dump())
     assert.same({}, m:records { level = 50 }, m:dump())
     for pid in pairs(kept.distrusted(m)) do
         m:await { msg = 'Worker exited', workerPid = pid }

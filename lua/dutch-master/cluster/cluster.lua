@@ -546,7 +546,8 @@ function Cluster:resume(kept, former)
             end
         end
         for worker in pairs(unsure) do
-            worker:distrust()
+            local slot = self:slot_of(worker)
+            worker:distrust(slot ~= nil and not slot.current)
         end
         if state ~= 'stopping' then
             resume_restart(self, kept.restart)

@@ -618,10 +618,15 @@ end
 
 --- Its channel cannot be trusted: it serves until another one does. One that is starting begins anew: it may serve
 -- already, so it is asked to leave as any other.
-function Worker:distrust()
+-- @param is_alone whether nobody else serves in its slot. If it has a socket then, its master may have died before a
+--   snapshot said that it is ready: it is taken for that, and replaced
+function Worker:distrust(is_alone)
     local why = 'its master died while they talked'
     self.log:warn('Its channel was in use when the former master died: the worker is replaced')
-    if self.state == 'starting' then
+    if self.state == 'starting' and is_alone and self.sockets:holds(self.id) then
+        self.agenda:post(self, 'ready', {})
+        self.agenda:post(self, 'request_restart', why)
+    elseif self.state == 'starting' then
         lose(self, why)
         self.agenda:post(self, 'stop', why)
     elseif self:serves() then

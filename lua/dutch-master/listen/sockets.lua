@@ -367,6 +367,16 @@ function Sockets:drop(id)
     self.directory:drop(id, settled)
 end
 
+--- Whether the worker has a socket from which it may accept.
+function Sockets:holds(id)
+    for _, rotation in ipairs(self.directory.rotations) do
+        if rotation:has(id) then
+            return true
+        end
+    end
+    return false
+end
+
 -- Of a socket that the worker has: whether it is meant, whether it can be asked there, whether it alone has its lane.
 local function is_target(rotation, id, port)
     local address = rotation.address

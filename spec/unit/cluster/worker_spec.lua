@@ -62,6 +62,24 @@ describe('worker', function()
         end
     end)
 
+    it('that its master talked to when it died serves on until another one does, if it may serve and nobody else does', function()
+        for _, alone in ipairs { true, false } do
+            local worker, world = one { ready_ms = 1000 }
+            function world.sockets.holds(_, id) return id == worker.id end
+            worker.taken_over = true
+            world.cluster.agenda:hold(function()
+                worker:distrust(alone)
+            end)
+            world.platform:advance(500)
+            assert.equal(alone and 'starting running retiring' or nil, states(world, worker):match '^starting running retiring$')
+            assert.equal(alone, worker:serves())
+            world.platform:advance(60000)
+            assert.equal(alone and 2 or 1, world.count 'Worker listening')
+            assert.equal('exited', worker.state)
+            assert.equal(2, world.platform.spawned)
+        end
+    end)
+
     it('has all of stopTimeout after that SIGTERM', function()
         local worker, world = one { ready_ms = 10, ignores_disconnect = true, ignores_term = true }
         world.platform:advance(20)
