@@ -367,6 +367,13 @@ describe('layers:', function()
         assert.are.same({}, found)
     end)
 
+    it('nobody runs the loop of the master but main()', function()
+        assert.are.same({}, matches(files('lua/dutch-master', { '.lua' }), 'uv%.run'))
+        assert.are.same({}, matches(files('src', { '.c' }), 'uv_run%(', function(path)
+            return path == 'src/main.c' or path == 'src/core.c' or path:find '^src/worker/' or path:find '^src/script/'
+        end))
+    end)
+
     it('exactly one function of C enters Lua', function()
         assert.are.same({}, matches(files('src', { '.c' }), 'lua_pcall%(', function(path)
             return path == 'src/lua/call.c' or path == 'src/script/guard.c' or path == 'src/worker/worker_main.c'

@@ -7,7 +7,7 @@ local restart = require 'dutch-master.cli.restart'
 
 local M = {}
 
---- libuv's watches are on a loop of luv's own, which is looked at this often.
+--- How often it is looked whether all is quiet.
 local LOOK_MS = 100
 --- An editor or a compiler writes several files: what is quiet this long is done.
 local QUIET_MS = 300
@@ -111,7 +111,6 @@ function M.start(ctx, paths)
         Watch)
     watch_all(self)
     self.timer = ctx.platform.timer(function()
-        uv.run 'nowait'
         if self.changed and not self.asking and ctx.platform.now() - self.changed >= QUIET_MS then
             ask(self)
         end
