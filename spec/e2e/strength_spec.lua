@@ -6,10 +6,7 @@ local apps = require 'spec.support.apps'
 local cjson = require 'cjson'
 local cli = require 'spec.support.cli'
 local master = require 'spec.support.master'
-local sys = require 'spec.support.sys'
 local wait = require 'spec.support.wait'
-
-sys.C.signal(13, sys.ffi.cast('void (*)(int)', 1)) -- SIGPIPE: a client that was sent away may write still
 
 local SCRIPT = [[require('dutch-master').start { worker = 'app.lua', numWorkers = 1, %s }]]
 

@@ -14,7 +14,10 @@
 
 local uv = require 'luv'
 local http = require 'spec.support.http'
+local sys = require 'spec.support.sys'
 local wait = require 'spec.support.wait'
+
+sys.ignore(13) -- SIGPIPE: a client that was sent away may write still
 
 local M = {}
 M.__index = M
