@@ -79,13 +79,13 @@ describe('boot', function()
                     worker = 'app.lua',
                     numWorkers = function() return math.max(dutch.cpus(), 3) end,
                     beforeFork = function(worker)
-                        dutch.store.forks = (dutch.store.forks or 0) + 1
-                        dutch.log:info({ id = worker.id, slot = worker.slot, forks = dutch.store.forks,
+                        dutch.store['fork ' .. worker.slot] = worker.id
+                        dutch.log:info({ id = worker.id, slot = worker.slot, stored = dutch.store['fork ' .. worker.slot],
                             host = dutch.hostname(), extra = dutch.environ 'EXTRA' }, 'about to fork')
                     end,
                     workerEnvironment = function(worker) return { MINE = 'slot ' .. worker.slot } end,
                     logger = dutch.logger { name = 'my-app', fields = { release = 'r7' } },
-                    onReady = function() dutch.log:info 'hook: ready' end,
+                    onReady = function() dutch.log:info(dutch.store(), 'hook: ready') end,
                     onWorkerReady = function(worker) dutch.log:info({ id = worker.id }, 'hook: worker ready') end,
                 }]],
             env = { EXTRA = 'from outside' },
@@ -94,13 +94,14 @@ describe('boot', function()
         }
         local ready = m:await 'Cluster ready'
         assert.same({ 'my-app', 'r7', 3 }, { ready.name, ready.release, ready.workers })
-        local third = m:await('about to fork', { count = 3 })
+        local third = m:await { msg = 'about to fork', slot = 3 }
         assert.same({ 3, 3, 3, uv.os_gethostname(), 'from outside' },
-            { third.id, third.slot, third.forks, third.host, third.extra })
+            { third.id, third.slot, third.stored, third.host, third.extra })
         for slot = 1, 3 do
             m:await_output('^slot ' .. slot .. '$')
         end
-        m:await 'hook: ready'
+        local stored = m:await 'hook: ready' -- forks may run side by side, in processes of their own
+        assert.same({ 1, 2, 3 }, { stored['fork 1'], stored['fork 2'], stored['fork 3'] })
         m:await('hook: worker ready', { count = 3 })
         m:finish()
     end)
