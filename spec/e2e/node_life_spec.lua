@@ -2,6 +2,7 @@
 -- own wish, failing to start.
 local cjson = require 'cjson'
 local uv = require 'luv'
+local cli = require 'spec.support.cli'
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
@@ -188,6 +189,23 @@ describe('a cluster of a Node app', function()
             m:finish()
         end
     end)
+
+    versions.it('says once that the preload is not beside the program', function(_, binary)
+        local dir, build = master.temp_dir(), master.binary():match '^(.*)/'
+        assert(uv.fs_copyfile(build .. '/dutch-master', dir .. '/dutch-master'))
+        local m, port = app.start { binary = binary, workers = 2, app = app.http, plan = 'metrics = true,',
+            wrap = { 'sh', '-c', 'shift; exec "$0" "$@"', dir .. '/dutch-master' } }
+        local beside = 'The Node preload is not beside the program (drain.cjs, metrics.cjs; or in ../share/dutch-master): '
+        assert.equal(1, generation(port))
+        m:signal 'SIGUSR2'
+        m:await 'Restart complete'
+        for _, lost in ipairs { 'keep-alive draining is off', 'metrics are off' } do
+            assert.equal(1, #m:records(beside .. lost), m:dump())
+        end
+        local check = cli.run(m, { 'check', m.script }, { program = dir .. '/dutch-master' })
+        assert(check.err:find(beside .. 'keep-alive draining is off', 1, true), check.err)
+        m:finish { code = 0 }
+    end, { '22' })
 
     local node = versions.newest()
     if uv.getuid() ~= 0 or os.execute(('setpriv --reuid=65534 --clear-groups test -x %s'):format(node)) ~= 0 then

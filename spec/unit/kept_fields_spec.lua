@@ -51,7 +51,7 @@ local OBJECTS = {
         ['what was asked is asked again'] = 'unanswered held owed',
     },
     ['launch/launcher'] = {
-        [AGAIN] = 'hooks lane', ['of a load'] = 'loads',
+        [AGAIN] = 'hooks lane', ['of a load'] = 'loads', ['another master says it again'] = 'missed',
     },
     ['launch/releases'] = {},
     ['control/claim'] = {},

@@ -2,6 +2,7 @@
 
 local addresses = require 'dutch-master.addresses'
 local advice = require 'dutch-master.script.advice'
+local preload = require 'dutch-master.launch.node_preload'
 local client = require 'dutch-master.cli.client'
 local wire = require 'dutch-master.control.wire'
 local format = require 'dutch-master.cli.format'
@@ -105,6 +106,7 @@ local function warnings_of(ctx, plan)
             return platform.read_file(path, 65536)
         end,
         status = platform.read_file('/proc/self/status', 65536),
+        no_preload = not platform.preload() and preload.MISSING or nil,
     })
     local texts = {}
     for i, warning in ipairs(found) do

@@ -26,6 +26,7 @@ local FORKS_AT_ONCE = 8
 function Launcher.new(options)
     local self = setmetatable(options, Launcher)
     self.next_id = options.next_id or 1
+    self.missed = {} -- what goes without its preload, as was logged
     self.lane = self.new_lane(FORKS_AT_ONCE, options.started)
     self.releases = Releases.new { platform = self.platform }
     self.hooks = Hooks.new { platform = self.platform, log = self.log, script = self.script,
@@ -129,9 +130,16 @@ end
 -- Looked at for each fork: an upgrade may have taken it away, or the user may be another one now, and Node does not
 -- start without a file it is to load.
 local function preload_for(self, plan, path, lost)
-    if plan.kind ~= 'node' or not path or not self.platform.access(path, 'r') then
+    if plan.kind ~= 'node' then
+        return nil
+    elseif not path or not self.platform.access(path, 'r') then
+        if not self.missed[lost] then
+            self.log:warn({ path = path }, preload.MISSING .. lost)
+        end
+        self.missed[lost] = true
         return nil
     end
+    self.missed[lost] = nil
     local other = plan.uid or plan.gid
     local account = { uid = plan.uid or self.platform.uid(), gid = plan.gid, groups = plan.groups }
     if other and not preload.readable_by(self.platform, path, account) then
@@ -148,8 +156,8 @@ local function fields_of(self, worker, plan, env, cwd)
         id = worker.id, slot = worker.slot, generation = worker.generation, cwd = cwd, environ = self.environ,
         environment = env, executable = self.executable, preload = plan.drain ~= false
             and preload_for(self, plan, self.preload, 'keep-alive draining is off') or nil,
-        metrics_preload = plan.metrics and self.preload and preload_for(self, plan,
-            self.preload:match '^(.*/)' .. 'metrics.cjs', 'metrics are off') or nil,
+        metrics_preload = plan.metrics and preload_for(self, plan,
+            self.preload and self.preload:match '^(.*/)' .. 'metrics.cjs', 'metrics are off') or nil,
         master_pid = self.platform.pid(), account = plan.account,
     }
     local kind, fds = kinds.of(plan), nil

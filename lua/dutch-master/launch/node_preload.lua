@@ -1,4 +1,4 @@
---- preload.lua: where drain.cjs lies, the file a Node worker loads before its app.
+--- node_preload.lua: where drain.cjs lies, the file a Node worker loads before its app.
 --
 -- It goes with the binary: beside it in a build tree, in share/dutch-master of the same prefix when installed, in the
 -- source tree when Lua is taken from there.
@@ -6,6 +6,9 @@
 local bit = require 'bit'
 
 local M = {}
+
+--- What the log and `check` say where it is not there; what is lost by that follows.
+M.MISSING = 'The Node preload is not beside the program (drain.cjs, metrics.cjs; or in ../share/dutch-master): '
 
 --- @param platform needs executable, realpath, access
 --- @param environ {NAME = value}

@@ -122,6 +122,13 @@ function checks.php_fpm(plan, world, say)
     end
 end
 
+function checks.preload(plan, world, say)
+    local lost = plan.drain ~= false and 'keep-alive draining is off' or plan.metrics and 'metrics are off'
+    if plan.kind == 'node' and lost and world.no_preload then
+        say('worker', world.no_preload .. lost)
+    end
+end
+
 function checks.times(plan, _, say)
     if plan.stop_timeout_ms > 0 and plan.kill_timeout_ms >= plan.stop_timeout_ms then
         say('killTimeout', ('%s is not less than stopTimeout (%s): a worker gets SIGTERM as soon as it is asked to '
@@ -199,10 +206,10 @@ function checks.hooks(plan, _, say)
     end
 end
 
-local ORDER = { 'program', 'preset', 'php_fpm', 'times', 'cpus', 'output', 'readiness', 'watchdog', 'hooks' }
+local ORDER = { 'program', 'preset', 'php_fpm', 'preload', 'times', 'cpus', 'output', 'readiness', 'watchdog', 'hooks' }
 
 --- @param world { cwd, environ, stat(path), access(path, mode), read(path) -> text or nil, status = text of
---   /proc/self/status }
+--   /proc/self/status, no_preload = why Node workers go without, or nil }
 -- @return a list of { option = name or nil, text = }
 function M.of(plan, world)
     local found = {}

@@ -4,13 +4,14 @@ local plan = require 'dutch-master.script.plan'
 local STATUS = 'Name:\tx\nCpus_allowed_list:\t0-1\n'
 
 -- What check says of these options, where these files are: 'option: text' each.
-local function said(options, files)
+local function said(options, files, alone)
     files = files or { ['/srv/app.js'] = true, ['/usr/bin/node'] = true, ['/usr/bin/sleep'] = true }
     local built, messages = plan.build(options)
     assert(built, messages and messages[1])
     local list = {}
     for i, warning in ipairs(advice.of(built, {
         cwd = '/srv', environ = { PATH = '/bin:/usr/bin' }, status = STATUS,
+        no_preload = alone and 'it is not there: ' or nil,
         stat = function(path) return files[path] and {} or nil end,
         read = function(path) return type(files[path]) == 'string' and files[path] or nil end,
         access = function(path) return files[path] or nil, path .. ': permission denied' end,
@@ -44,6 +45,14 @@ describe('advice on a plan', function()
         assert.matches('listen: gunicorn binds its address itself', said { worker = preset })
         assert.equal('killTimeout: 60 s is not less than stopTimeout (30 s): a worker gets SIGTERM as soon as it is '
             .. 'asked to leave', said { worker = 'app.js', killTimeout = 60 })
+    end)
+
+    it('says that the file which lets keep-alive connections leave was not installed with the program', function()
+        local files = { ['/srv/app.js'] = true, ['/srv/app.lua'] = true, ['/usr/bin/node'] = true }
+        assert.equal('worker: it is not there: keep-alive draining is off', said({ worker = 'app.js' }, files, true))
+        assert.matches(': metrics are off$', said({ worker = 'app.js', drain = false, metrics = true }, files, true))
+        assert.equal('', said({ worker = 'app.js', drain = false }, files, true))
+        assert.equal('', said({ worker = 'app.lua', metrics = true }, files, true))
     end)
 
     it('compares the pools of php-fpm with listen', function()
