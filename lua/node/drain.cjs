@@ -209,11 +209,27 @@ function awaitTerm() {
   if (draining || wanted) due = setTimeout(() => {}, TERM_DUE_MS); // a worker that left by itself may end without
 }
 
+// The cluster closes the servers before SIGTERM comes. The app's handler closes them as it does without a cluster, and
+// takes an error for a failed shutdown: terminus and http-terminator would clean nothing up.
+function closeOnceMore(server) {
+  const close = server.close;
+  let times = 0;
+  Object.defineProperty(server, 'close', {
+    value(done) {
+      if (++times !== 2 || this._handle || typeof done !== 'function') return close.apply(this, arguments);
+      return close.call(this, function () { done.call(this); });
+    },
+    configurable: true,
+    writable: true,
+  });
+}
+
 let guarded = false;
 
 function guard() {
   if (guarded) return;
   guarded = true;
+  servers.forEach(closeOnceMore);
   process.prependListener('SIGTERM', onTerm);
   process.prependOnceListener('disconnect', awaitTerm);
 }

@@ -49,6 +49,65 @@ describe('a Node worker that leaves', function()
         m:finish { code = 0 }
     end, { at_once = 3 })
 
+    -- As without a cluster: its server is closed once, by its handler.
+    versions.it('closes its servers in its SIGTERM handler, and is not told that the master was first', function(_, binary)
+        local m, port = app.start { binary = binary, workers = 1, app = app.http .. [[
+            const other = require('net').createServer().listen(0)
+            process.on('SIGTERM', () => server.close((first) => other.close((second) => {
+                console.log(`closed ${first ? first.code : 'well'} ${second ? second.code : 'well'}`)
+                server.close((third) => process.exit(third && third.code === 'ERR_SERVER_NOT_RUNNING' ? 7 : 8))
+            })))
+        ]] }
+        local clients = load.start { port = port, mode = 'keepalive', clients = 3 }
+        clients:await(3)
+        app.roll(m)
+        m:await_output '^closed well well$'
+        assert.equal(7, m:await('Worker exited').code) -- who closes twice hears of it
+        local counts = clients:stop()
+        assert.equal(0, counts.failed, counts.text)
+        m:finish { code = 0 }
+    end, TWO)
+
+    local CLOSERS = {
+        terminus = [[
+            require('@godaddy/terminus').createTerminus(server, {
+                signal: 'SIGTERM', useExit0: true, onSignal: async () => console.log('cleaned up'),
+            })
+        ]],
+        ['http-terminator'] = [[
+            const terminator = require('http-terminator').createHttpTerminator({ server })
+            process.on('SIGTERM', async () => { await terminator.terminate(); console.log('cleaned up'); process.exit() })
+        ]],
+        stoppable = [[
+            require('stoppable')(server, 5000)
+            process.on('SIGTERM', () => server.stop((error) => {
+                if (!error) console.log('cleaned up')
+                process.exit(error ? 1 : 0)
+            }))
+        ]],
+        ['http-graceful-shutdown'] = [[
+            require('http-graceful-shutdown')(server, { onShutdown: async () => console.log('cleaned up') })
+        ]],
+    }
+    local closers = versions.modules 'closers'
+    if not closers then
+        pending 'cleans up by what people use for that: they are not installed, see spec/support/install-node'
+    end
+    for name, code in pairs(closers and CLOSERS or {}) do
+        versions.it('cleans up by ' .. name, function(_, binary)
+            local m, port = app.start { binary = binary, workers = 1, app = app.http .. code, modules = closers }
+            local clients = load.start { port = port, mode = 'keepalive', clients = 3 }
+            clients:await(3)
+            app.roll(m)
+            m:await_output '^cleaned up$'
+            local exited = m:await 'Worker exited'
+            assert.equal(0, exited.code, m:dump())
+            local counts = clients:stop()
+            assert.equal(0, counts.failed, counts.text)
+            m:finish { code = 0 }
+        end, { versions = { '22' } })
+    end
+
     versions.it('ends by itself, and at once, where it has no such handler and nothing to do', function(_, binary)
         local m = app.start { binary = binary, app = app.http .. [[
             process.on('exit', () => require('fs').appendFileSync('exits', 'x'))

@@ -205,7 +205,7 @@ describe('a cluster of a Node app', function()
         local check = cli.run(m, { 'check', m.script }, { program = dir .. '/dutch-master' })
         assert(check.err:find(beside .. 'keep-alive draining is off', 1, true), check.err)
         m:finish { code = 0 }
-    end, { '22' })
+    end, { versions = { '22' } })
 
     local node = versions.newest()
     if uv.getuid() ~= 0 or os.execute(('setpriv --reuid=65534 --clear-groups test -x %s'):format(node)) ~= 0 then
