@@ -54,13 +54,24 @@ local function lost_its_channel(worker)
     return tail:find('initializeClusterIPC', 1, true) or tail:find('setupChildProcessIpcChannel', 1, true)
 end
 
+local IN_USE = { 'address already in use', 'address in use', 'eaddrinuse', 'errno 98' }
+
+local function is_in_use(line)
+    local lower = line:lower()
+    for _, sign in ipairs(IN_USE) do
+        if lower:find(sign, 1, true) then
+            return true
+        end
+    end
+    return false
+end
+
 -- The line of its last words in which it was refused a port that the master holds for it: 0.0.0.0:80 beside :80.
 -- @return the address as the worker has it, and as `listen` has it; or nil
 local function refused_by_us(worker)
     local tail = worker.child and worker.child:tail() or ''
     for line in tail:gmatch '[^\n]+' do
-        local lower = line:lower()
-        if lower:find('address already in use', 1, true) or lower:find('eaddrinuse', 1, true) then
+        if is_in_use(line) then
             for _, entry in ipairs(worker.plan and worker.plan.listen or {}) do
                 local port = addresses.tcp_port(entry)
                 local place = port and (line:match('([%w_.:%[%]*-]*:' .. port .. ')%f[%D]') or
@@ -73,10 +84,33 @@ local function refused_by_us(worker)
     end
 end
 
---- What is known to be behind the end of a worker that was never ready; nil if nothing is.
+local OPENS_ITSELF = {
+    exec = 'it opens its address itself, and that is taken: of several workers one gets it. If the program can take an'
+        .. ' open socket, write the address in listen; if not, only numWorkers = 1 works, with a gap in each restart',
+    node = 'it opens its address without the master, and that is taken: by listen({ exclusive: true }), or since a'
+        .. ' launcher in front of the app (npx, nodemon, tsx) keeps the channel to itself; for tsx,'
+        .. " interpreter = { 'node', '--import', 'tsx' }",
+}
+
+-- Whether it is ready without having shown that it serves.
+local function only_lived(worker)
+    local plan = worker.plan
+    local rule = plan and plan.kind == 'exec' and plan.ready and plan.ready.type
+    return (rule == 'auto' or rule == 'alive') and not addresses.has_tcp(plan.listen)
+end
+
+-- A worker that could not open an address, which it did not ask the master for.
+local function opens_itself(worker)
+    local kind = worker.plan and worker.plan.kind
+    if not (kind == 'node' and worker.listening) and is_in_use(worker.child and worker.child:tail() or '') then
+        return OPENS_ITSELF[kind]
+    end
+end
+
+--- What is known to be behind the end of a worker that has not served; nil if nothing is.
 function M.cause(worker)
     if worker.ready_at then
-        return nil
+        return only_lived(worker) and opens_itself(worker) or nil
     elseif lost_its_channel(worker) then
         return 'it lost its channel before its program could use it. Something in front of Node passes on descriptors 0'
             .. ' to 2 alone: start Node without it, or let it pass on descriptor 3'
@@ -87,7 +121,7 @@ function M.cause(worker)
     local theirs, ours = refused_by_us(worker)
     return theirs and ('it tried to open %s itself, but the master holds %s for it. The server takes the open socket'
         .. ' only when its own configuration names the same address: write one of the two in both places'):format(
-        theirs, ours)
+        theirs, ours) or opens_itself(worker)
 end
 
 local function words(worker, status, oom)

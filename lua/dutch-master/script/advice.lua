@@ -78,6 +78,26 @@ function checks.preset(plan, _, say)
     end
 end
 
+-- They run the app in a process of its own, to which they pass neither the sockets nor the channel.
+local LAUNCHERS = {}
+for name in ('npm npx yarn pnpm nodemon ts-node-dev tsx'):gmatch '%S+' do
+    LAUNCHERS[name] = true
+end
+
+function checks.launcher(plan, _, say)
+    local list = plan.argv or plan.interpreter
+    local name = list and list[1] and list[1]:match '[^/]*$'
+    if not LAUNCHERS[name] then
+        return
+    end
+    local text = name .. ' runs the app in a process of its own, which gets neither the sockets nor the channel: write '
+    if plan.kind == 'node' then
+        say('interpreter', text .. (name == 'tsx' and "interpreter = { 'node', '--import', 'tsx' }" or 'node alone'))
+    else
+        say('worker', text .. "the file that it runs, such as worker = 'server.js'")
+    end
+end
+
 local PHP_FPM_TIME = 'without process_control_timeout in [global] php-fpm cuts its requests off when it is asked to'
     .. ' leave: write process_control_timeout = 30s'
 
@@ -206,7 +226,8 @@ function checks.hooks(plan, _, say)
     end
 end
 
-local ORDER = { 'program', 'preset', 'php_fpm', 'preload', 'times', 'cpus', 'output', 'readiness', 'watchdog', 'hooks' }
+local ORDER = { 'program', 'launcher', 'preset', 'php_fpm', 'preload', 'times', 'cpus', 'output', 'readiness',
+    'watchdog', 'hooks' }
 
 --- @param world { cwd, environ, stat(path), access(path, mode), read(path) -> text or nil, status = text of
 --   /proc/self/status, no_preload = why Node workers go without, or nil }

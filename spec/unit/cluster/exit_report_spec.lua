@@ -85,6 +85,32 @@ describe('exit report', function()
         assert.is_nil(exit_report.new(worker { oom_kills_before = false }, { signal = 'SIGKILL' }).oom)
     end)
 
+    it('says that a program which opens its address itself cannot have several workers, and what to write', function()
+        local function cause(words, changes)
+            changes.child = { tail = function() return words end }
+            return exit_report.cause(worker(changes)) or 'nothing'
+        end
+        local function exec(rule, listen, ready_at)
+            return { plan = { kind = 'exec', ready = { type = rule }, listen = listen }, ready_at = ready_at or false }
+        end
+        local php = 'Failed to listen on 127.0.0.1:8000 (reason: Address already in use)'
+        local flask = 'Address already in use\nPort 5000 is in use by another program.'
+        local tcp = { { text = '127.0.0.1:80', host = '127.0.0.1', port = 80 } }
+        assert.matches('^it opens its address itself, and that is taken', cause(php, exec('auto', {})))
+        assert.matches('^it opens its address itself', cause(flask, exec('alive', {}, 4000)))
+        assert.matches('^it opens its address itself', cause('OSError: [Errno 98] x', exec('auto', tcp)))
+        assert.equal('nothing', cause(php, exec('auto', tcp, 4000))) -- it has served
+        assert.equal('nothing', cause(php, exec('notify', {}, 4000)))
+        assert.equal('nothing', cause('database is gone', exec('auto', {})))
+        local function node(listening)
+            return { plan = { kind = 'node', ready = { type = 'auto' }, listen = {} }, ready_at = false, listening = listening }
+        end
+        local tsx = 'Error: listen EADDRINUSE: address already in use :::8000'
+        assert.matches("interpreter = { 'node', '%-%-import', 'tsx' }$", cause(tsx, node()))
+        assert.equal('nothing', cause(tsx, node(':8000')))
+        assert.equal('nothing', cause(tsx, { plan = { kind = 'lua', listen = {} }, ready_at = false }))
+    end)
+
     it('names both addresses when a server opens another form of the one that it was given', function()
         local function cause(words, listen)
             return exit_report.cause(worker { ready_at = false, child = { tail = function() return words end },

@@ -55,6 +55,16 @@ describe('advice on a plan', function()
         assert.equal('', said({ worker = 'app.lua', metrics = true }, files, true))
     end)
 
+    it('names launchers, which keep the sockets and the channel to themselves', function()
+        local files = { ['/srv/app.ts'] = true, ['/usr/bin/npm'] = true, ['/usr/bin/tsx'] = true, ['/bin/node'] = true }
+        assert.equal('worker: npm runs the app in a process of its own, which gets neither the sockets nor the channel: '
+            .. "write the file that it runs, such as worker = 'server.js'",
+            said({ worker = { 'npm', 'start' }, ready = 'notify' }, files))
+        assert.matches("^interpreter: tsx runs .*: write interpreter = { 'node', '%-%-import', 'tsx' }$",
+            said({ worker = 'app.ts', interpreter = '/usr/bin/tsx' }, files))
+        assert.equal('', said({ worker = 'app.ts', interpreter = { 'node', '--import', 'tsx' } }, files))
+    end)
+
     it('compares the pools of php-fpm with listen', function()
         local presets = require 'dutch-master.launch.presets'
         local function fpm(text, listen, slash)
