@@ -54,7 +54,9 @@ local function lost_its_channel(worker)
     return tail:find('initializeClusterIPC', 1, true) or tail:find('setupChildProcessIpcChannel', 1, true)
 end
 
-local IN_USE = { 'address already in use', 'address in use', 'eaddrinuse', 'errno 98' }
+-- In the words of the C library, Node, Python, Django, Flask, thin.
+local IN_USE = { 'address already in use', 'address in use', 'eaddrinuse', 'errno 98', 'port is already in use',
+    'port is in use', 'is in use by another program' }
 
 local function is_in_use(line)
     local lower = line:lower()
