@@ -72,6 +72,7 @@ describe('an address', function()
         assert.matches('^nginx %(pid %d+%)$', found.processes[1])
         assert.is_true(found.workerId == 1 or found.workerId == 2)
         assert.matches('For nginx: no "reuseport"', found.hint)
+        assert.matches('For haproxy: bind fd@${DUTCH_FD_1}', found.hint, 1, true)
         local l = load.start { port = port, clients = 6, rate = 400, expect = '^ok$' }
         for i = 1, 3 do
             m:signal 'SIGUSR2'

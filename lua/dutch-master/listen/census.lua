@@ -11,7 +11,7 @@ local STRANGERS_MS, STRANGERS_SOON_MS = 1000, 45
 local HOLDS_MS, HOLDS_SOON_MS = 4500, 1000
 
 local HINT = 'They get no connections. A server accepts from the socket that it was given, and opens none of its own.'
-    .. ' For nginx: no "reuseport" in a "listen" line'
+    .. ' For nginx: no "reuseport" in a "listen" line. For haproxy: bind fd@${DUTCH_FD_1}, not an address'
 
 --- @param options {platform, log, listener, address = text, lanes = the rotation's list,
 --   worker_of(group) -> id of the worker with this process group, or nil,
