@@ -122,6 +122,9 @@ function Cluster:reload(who, done)
                 'Script is bad, the last good one stays in force: ' .. err.message)
             return done(nil, err)
         end
+        if self.state == 'stopping' or self.state == 'stopped' then -- since it was asked for: nothing may be forked now
+            return done(nil, { message = 'the cluster is stopping' })
+        end
         local ok, message = self:adopt(loaded)
         if not ok then
             return done(nil, { message = message })

@@ -181,6 +181,9 @@ local function run(self, worker_id, hook, arguments)
     end
     note_room(self)
     self.waiting = self.waiting + 1
+    if hook == 'every' then
+        self.due[arguments[1]] = true
+    end
     local event = { hook = hook, arguments = arguments, worker_id = worker_id }
     function event.enter()
         enter(self, event, function()
@@ -204,11 +207,8 @@ function Hooks:run(hook, ...)
     if not has(self, hook) then
         return
     end
-    if hook == 'every' then
-        if self.due[...] then
-            return
-        end
-        self.due[...] = true
+    if hook == 'every' and self.due[...] then
+        return
     end
     run(self, nil, hook, { n = select('#', ...), ... })
 end

@@ -567,7 +567,7 @@ function Directory:close_unused(settled)
     local fewer = #spare > MAX_KEPT
     for i = MAX_KEPT + 1, #spare do -- of an app that takes a new port each time
         self.by_key[spare[i].key] = nil
-        spare[i].rotation:close()
+        self:retire(spare[i].rotation)
     end
     for i = #self.retired, 1, -1 do
         if not self.retired[i]:is_used() then

@@ -327,6 +327,27 @@ describe('cluster', function()
         assert.is_nil((world.cluster:scale(3)))
     end)
 
+    it('forks nothing for a reload that is answered when it stops already', function()
+        local slow_ms = 0
+        local world = booted { behaviour = function()
+            return { ready_ms = 5, exit_ms = 2000 }
+        end, script_ms = function()
+            return slow_ms
+        end }
+        slow_ms, world.plan = 500, fake.plan { num_workers = 5 }
+        local answers = {}
+        world.cluster:reload(nil, function(changes, err)
+            answers[#answers + 1] = changes or err.message
+        end)
+        world.cluster:stop { signal = 'SIGTERM' }
+        world.platform:advance(1500)
+        assert.same({ 'the cluster is stopping' }, answers)
+        assert.same({ 2, 0 }, { world.platform.spawned, #world.cluster.slots })
+        assert.is_true(world.await('stopped'))
+        assert.equal(0, world.code)
+        assert.equal(0, world.platform:armed())
+    end)
+
     it('survives a bad script: the last good one serves on, a roll is refused', function()
         local bad
         local world = booted { evaluate = function()

@@ -220,6 +220,20 @@ describe('hooks', function()
         assert.equal(0, world.hooks.waiting)
     end)
 
+    it('every goes on after a time when too many events waited for it to be taken', function()
+        local world = new()
+        world.adopt { onRestart = true, every = { { interval_ms = 1000 } } }
+        for i = 1, 4096 do
+            world.hooks:run('onRestart', i)
+        end
+        world.hooks:run('every', 1)
+        for _ = 1, 4096 do
+            world.answer(true)
+        end
+        world.hooks:run('every', 1)
+        assert.same({ 'every' }, world.names())
+    end)
+
     it('every has its own function and time', function()
         local world = new()
         world.adopt { every = { { interval_ms = 1000 }, { interval_ms = 1000, timeout_ms = 20000 } } }

@@ -239,6 +239,7 @@ describe('sockets', function()
             for port = 1000, 1099 do
                 local address = '127.0.0.1:' .. port
                 query(1, address)
+                sockets.directory.by_key[address].times_busy = 1
                 sockets:forsake(1, { text = address, name = address, stream = true, port = port })
             end
             platform:advance(2000)
@@ -247,6 +248,7 @@ describe('sockets', function()
                 count = count + 1
             end
             assert.equal(33, count)
+            assert.equal(100, sockets:snapshot().totals.busy) -- it only grows
         end)
 
         it('use the plan\'s listener of that address', function()
