@@ -5,6 +5,7 @@
 
 local new_headers = require('http.headers').new
 
+local mend = require 'worker.dutch-master.http_stream'
 local openmetrics = require 'dutch-master.cli.openmetrics'
 
 local M = {}
@@ -149,6 +150,7 @@ end
 function M.new(options)
     --- Answers one request on a stream of lua-http.
     return function(_, stream)
+        mend(stream)
         local headers = stream:get_headers(HEADER_S)
         if not headers then
             return

@@ -22,6 +22,7 @@ local http_server = installed 'http.server'
 local new_headers = installed('http.headers').new
 
 local descriptors = require 'dutch-master.descriptors'
+local mend = require 'dutch-master.http_stream'
 local metrics = require 'dutch-master.metrics'
 local worker = require 'dutch-master.worker'
 
@@ -45,7 +46,7 @@ end
 
 --- The whole body as a string; nil, message if the client does not send it.
 function Request:body(timeout_s)
-    if self.headers:get 'expect' == '100-continue' then
+    if (self.headers:get 'expect' or ''):lower() == '100-continue' then
         self.stream:write_continue()
     end
     return self.stream:get_body_as_string(timeout_s)
@@ -137,6 +138,7 @@ local function warn(...)
 end
 
 local function answer(stream, handler)
+    mend(stream)
     local headers = stream:get_headers(HEADER_S)
     if not headers then
         return -- the client has gone, or is no client of HTTP
@@ -147,7 +149,9 @@ local function answer(stream, handler)
     local ok, message = xpcall(function()
         handler(request, response)
         response:finish()
-    end, debug.traceback)
+    end, function(err)
+        return debug.traceback(tostring(err))
+    end)
     if not ok then
         warn(message)
         if not response.started then
