@@ -57,9 +57,9 @@ local function watched(m)
 end
 
 local function check_held(watch, what, may_have_ended)
-    local longest, count = watch.stop(may_have_ended)
+    local longest, count, seen = watch.stop(may_have_ended)
     assert.is_true(count > 0, what)
-    assert.is_true(longest <= HELD_MAX, ('%s: the loop was held for %.0f ms'):format(what, longest))
+    assert.is_true(longest <= HELD_MAX, ('%s: the loop was held for %.0f ms, in the states %s'):format(what, longest, seen))
 end
 
 -- Requests meanwhile, on kept connections; none may fail. -> function() at the end

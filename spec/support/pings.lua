@@ -17,7 +17,8 @@ function M.cleanup()
 end
 
 --- Pings the control socket of a master.
--- @return {stop(may_have_ended) -> the longest that an answer took, in ms, how many there were}
+-- @return {stop(may_have_ended) -> the longest that an answer took, in ms, how many there were, what the master was seen
+--   doing meanwhile}
 function M.start(path, pid)
     local stdin, stdout = uv.new_pipe(false), uv.new_pipe(false)
     local text, ended = '', false
@@ -35,13 +36,10 @@ function M.start(path, pid)
         stdin:close()
         wait.wait_until(function() return ended end, { what = 'the figures of the pinger' })
         stdout:close()
-        local longest, count, pending, failure = text:match '^(%S+) (%d+) (%S+) (.*)\n$'
+        local longest, count, seen, failure = text:match '^(%S+) (%d+) (%S+) (.*)\n$'
         assert(longest, 'the pinger died')
-        if not may_have_ended then
-            assert(failure == '', failure)
-            longest = math.max(longest, pending)
-        end
-        return tonumber(longest), tonumber(count)
+        assert(may_have_ended or failure == '', failure)
+        return tonumber(longest), tonumber(count), seen
     end }
 end
 

@@ -1,6 +1,6 @@
 -- Mends a stream of lua-http 0.4, on the server's side. There a length below zero is thrown where nobody catches it,
 -- and one that is none is answered with 503. A request whose client leaves in the middle of its body passes for a whole
--- one, and the end of a stream whose body nobody has read looks for the rest of it for ever, in a loop that never waits.
+-- one, and the end of a stream whose body nobody has read looks for the rest for ever, in a loop that never waits.
 -- Here all of that is an error of the connection: the former are answered with 400, and so is a request that has no end
 -- or two.
 
