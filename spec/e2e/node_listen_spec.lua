@@ -161,6 +161,7 @@ describe('the sockets of a Node app:', function()
                 app.roll(m)
             end
         end
+        assert.equal(0, #m:records 'Worker closed its servers', 'who only looks for a port is not replaced' .. m:dump())
         m:finish { code = 0 }
     end)
 

@@ -20,7 +20,7 @@ local OBJECTS = {
         ['made of the plan'] = 'kind', ['opened again'] = 'output_fd', ['of its end: the cluster keeps that'] = 'report',
         ['figures that come again'] = 'compared measured', ['of the taking over'] = 'unsent taken_over',
     },
-    ['cluster/health'] = { [AGAIN] = 'acceptance asking elsewhere lacks was_given', ['the worker has one'] = 'state' },
+    ['cluster/health'] = { [AGAIN] = 'acceptance asking elsewhere lacks nowhere was_given', ['the worker has one'] = 'state' },
     ['cluster/leaving'] = {},
     ['cluster/slot'] = { ['kept by its id'] = 'current incoming weary', ['of the plan'] = 'proof' },
     ['cluster/totals'] = {},

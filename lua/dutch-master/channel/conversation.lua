@@ -492,6 +492,21 @@ function M:listens()
     return false
 end
 
+--- Whether it has asked for a socket for connections, and does not listen there yet.
+function M:is_asking()
+    for event in pairs(self.unanswered) do
+        if event.socket.stream then
+            return true
+        end
+    end
+    for _, socket in pairs(self.sockets) do
+        if socket.stream and socket.announced == nil then
+            return true
+        end
+    end
+    return self.held[1] ~= nil
+end
+
 --- Open sockets, those that were answered and not closed since.
 function M:open_sockets()
     local count = 0

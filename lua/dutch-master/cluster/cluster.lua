@@ -373,9 +373,11 @@ local function of_workers(self)
                 self.agenda:post(self, 'fatal', reason, fault == 'script' and EXIT_SCRIPT or EXIT_SYSTEM)
             end
         end,
-        replace = function(worker)
+        replace = function(worker, why, sick)
             local place = self:slot_of(worker)
-            if place then
+            if place and sick and place:is_proving(worker) then
+                self.agenda:post(worker, 'failed', why .. ' while it had to prove itself (restartSoak)')
+            elseif place then
                 self.agenda:post(place, 'replace', nil, worker)
             end
         end,
@@ -415,7 +417,7 @@ local function of_slots(self)
                 self.agenda:post(self, 'served')
             end,
             doubtful = function(worker)
-                return self.sockets:doubtful(worker.id, port_that_counts(worker))
+                return worker:is_closed() and math.huge or self.sockets:doubtful(worker.id, port_that_counts(worker))
             end,
             proved = function(slot)
                 if self.restarting then

@@ -3,6 +3,7 @@
 --   ready, facts   its rule (see kinds.lua) is met; facts.address where that is known
 --   alive          a sign of life
 --   hung, why      it says itself that it must be replaced
+--   closed_servers it listens nowhere any more
 --   extend, ms     it asks for more time, from now
 --   request_restart, why   it says that it is going
 --
@@ -157,8 +158,28 @@ local function listens_where_it_must(self, info)
     end
 end
 
+local function close_timer(self, name)
+    if self[name] then
+        self[name]:close()
+        self[name] = nil
+    end
+end
+
+--- It listens nowhere any more. Unless it does again within so many ms that is told.
+function Health:listens_nowhere(ms)
+    close_timer(self, 'elsewhere')
+    if ms == 0 then
+        return self.tell 'closed_servers'
+    end
+    self.nowhere = self.nowhere or self.platform.timer(function()
+        self.tell 'closed_servers'
+    end)
+    self.nowhere:start(ms)
+end
+
 --- It listens somewhere: {stream, port, path, name, text}, see conversation.lua.
 function Health:listens(info)
+    close_timer(self, 'nowhere')
     self:ask()
     if not is_awaited(self) then
         return
@@ -297,10 +318,8 @@ function Health:close()
     if self.acceptance then
         self.acceptance:close()
     end
-    if self.elsewhere then
-        self.elsewhere:close()
-        self.elsewhere = nil
-    end
+    close_timer(self, 'elsewhere')
+    close_timer(self, 'nowhere')
 end
 
 return Health

@@ -6,7 +6,8 @@
 -- What its owner hears, by the callbacks it gave:
 --   fork(slot) -> worker                make a worker of slot.generation; that it could not be made comes as its loss
 --   filled(slot)                        the current worker is a new one and serves
---   doubtful(worker) -> ms              how long it has not been seen to take what waits for it
+--   doubtful(worker) -> ms              how long it has not been seen to take what waits for it; math.huge: it listens
+--                                       nowhere at this moment
 --   proved(slot)                        the replacement has served for soak_ms: answer with the event commit
 --   failed(slot, worker, why)           a fork failed, or a worker was lost; worker is nil when there was no process
 
@@ -265,7 +266,8 @@ proving = { -- both serve
     deadline = function(self)
         local proof = self.proof
         local may_go_on = (self.soak_ms or proof.soak_ms) > 0 and self.prolonged_ms < 2 * proof.stall_ms
-        if may_go_on and self.on.doubtful(self.incoming) >= DOUBT_MS then
+        local doubt_ms = self.on.doubtful(self.incoming)
+        if doubt_ms == math.huge or may_go_on and doubt_ms >= DOUBT_MS then
             self.prolonged_ms = self.prolonged_ms + LOOK_MS
             return 'proving'
         end

@@ -12,7 +12,7 @@
 --   ready(worker)          it serves
 --   lost(worker, why, fault)  it was not told to leave, and no longer serves or never will; without a pid it never
 --                          had a process. fault: 'script' or 'system', if it would be the same at the next try
---   replace(worker, why)   it asked to be replaced, or shall be
+--   replace(worker, why, sick)  it asked to be replaced, or shall be; sick: it serves nobody as it is
 --   gone(worker)           its process is reaped; worker.report says how it ended
 --   must_listen_at(worker) -> where it has to listen to be ready: see listening.lua
 -- Longer than 400 lines: one object, its table, and the actions that the table names.
@@ -41,6 +41,11 @@ local MESSAGE_MAX = 8 * 1024 * 1024
 -- How much of stopTimeout may pass before a worker is asked to leave, because connections wait for it: the rest is for
 -- what it is doing then.
 local EMPTYING_SHARE = 2 / 3
+
+-- Servers that are closed so soon after they made their worker ready may have been a try: get-port, portfinder and
+-- others look for a free port so. Such a worker, and one that asked for another socket before it closed the last one,
+-- has as long to listen again.
+local TRIED_MS = 1000
 
 local IN_THE_FOREGROUND = 'Let it run in the foreground (no -D, --daemon, --daemonize; nginx: "daemon off;"), and let'
     .. ' dutch-master restart it, not its own upgrade'
@@ -100,6 +105,14 @@ local function rights_of(plan, platform)
     end
 end
 
+-- It listens nowhere now, and may listen again.
+local function listens_nowhere(self)
+    local now = self.platform.now()
+    local may_again = self.ready_at and now - self.ready_at < TRIED_MS or self.conversation:is_asking()
+    self.closed_at = now
+    self.health:listens_nowhere(may_again and TRIED_MS or 0)
+end
+
 local function start_conversation(self)
     self.conversation = conversation.new {
         worker_id = self.id,
@@ -120,7 +133,7 @@ local function start_conversation(self)
                 self.log:info({ address = info.text }, 'Worker listens with a socket of its own: it is not steered')
             end
             if not listening.is_private(info, self.pid) then
-                self.listening = true
+                self.listening, self.closed_at = true, nil
                 self.health:listens(info)
             end
         end,
@@ -136,7 +149,7 @@ local function start_conversation(self)
         on_close_server = function(info, socket)
             self.sockets:forsake(self.id, socket)
             if info.stream and not self.conversation:listens() then
-                self.agenda:post(self, 'closed_servers')
+                listens_nowhere(self)
             end
         end,
         on_load = function(held, busy)
@@ -319,7 +332,8 @@ end
 -- Over the death of a master
 
 local KEPT = { 'id', 'slot', 'generation', 'state', 'pid', 'release', 'asks', 'stop_signal', 'channel_open',
-    'search_path', 'forked_at', 'exec_at', 'ready_at', 'ready_by', 'oom_kills_before', 'listening', 'refused' }
+    'search_path', 'forked_at', 'exec_at', 'ready_at', 'ready_by', 'closed_at', 'oom_kills_before', 'listening',
+    'refused' }
 
 --- For another master: see keeper/estate.lua. Of one that has no process there is nothing to keep but its number.
 function Worker:keep(book)
@@ -377,6 +391,9 @@ local function resume_health(self, kept)
         end
     elseif self:serves() then
         self.health:serves_on()
+        if self.closed_at then
+            listens_nowhere(self)
+        end
     end
 end
 
@@ -466,6 +483,11 @@ function Worker:listens_at()
     return list
 end
 
+--- Whether it listens nowhere at this moment.
+function Worker:is_closed()
+    return self.closed_at ~= nil
+end
+
 --- Whether it takes connections.
 function Worker:serves()
     return self.state == 'running' or self.state == 'retiring'
@@ -497,10 +519,11 @@ function Worker:rescue(fd, done, name)
 end
 
 --- It is to be replaced: because it asked for it, hangs, or is too large or too old. Who has no place any more goes on.
-function Worker:replace(why)
+-- @param sick whether it serves nobody as it is
+function Worker:replace(why, sick)
     self.leaving:blame(why)
     changed(self)
-    self.on.replace(self, why)
+    self.on.replace(self, why, sick)
 end
 
 --- The kernel has killed another process of ours for want of memory: that death says nothing about this one's.
@@ -569,7 +592,7 @@ end
 local function hung(self, why)
     self.log:warn({ reason = why }, 'Worker hangs')
     self.health:forgive()
-    self:replace(why)
+    self:replace(why, true)
     return 'running'
 end
 
@@ -812,7 +835,7 @@ end
 -- All its servers are closed, but the process lives: it serves nobody, and finishes what it has.
 local function closed_servers(self)
     self.log:info('Worker closed its servers')
-    self:replace 'closed its servers'
+    self:replace('closed its servers', true)
 end
 
 -- It asks for more time, from now.

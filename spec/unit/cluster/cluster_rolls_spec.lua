@@ -58,6 +58,29 @@ describe('a roll of the cluster', function()
         assert.equal(old, world.cluster.slots[1].current)
     end)
 
+    it('has failed by a replacement that closes its servers, or hangs, while it has to prove itself', function()
+        for _, what in ipairs { 'closed', 'tried', 'hung' } do
+            local world = booted { plan = fake.plan { num_workers = 1, restart_soak_ms = 3000, restart_attempts = 1,
+                watchdog_ms = 1000, ready_timeout_ms = 20000 } }
+            local _, old = next(world.cluster.workers)
+            local verdicts = {}
+            restart(world, verdicts)
+            world.platform:advance(what == 'tried' and 100 or 2000)
+            local new = world.cluster.slots[1].incoming
+            if what == 'hung' then
+                world.agenda:post(new, 'hung', 'it says so')
+            else
+                new.conversation.on_close_server({ stream = true }, {})
+                world.platform:advance(what == 'tried' and 900 or 0)
+                assert.equal(what == 'tried', old.state == 'retiring')
+            end
+            world.platform:advance(8000)
+            assert.equal('aborted', verdicts[1] and verdicts[1].result, what)
+            assert.matches('while it had to prove itself', verdicts[1].message)
+            assert.same({ old, 'running' }, { world.cluster.slots[1].current, old.state })
+        end
+    end)
+
     it('lets a canary serve alone with its share, and asks the judge before the others are replaced', function()
         local answer, seen = false
         local world = booted {
