@@ -44,6 +44,10 @@ local PROJECTS = {
             ['package.json'] = '{"name":"shop","main":"app.js","scripts":{"start":"serve start -l info"}}',
             ['node_modules/.bin/serve'] = { text = '#!/usr/bin/env node\n' .. NODE, mode = '755' },
             ['app.js'] = 'throw new Error("a part of it, and no program")' } },
+    { 'an app with something before it', program = 'node', worker = "'src/server.js'",
+        says = "interpreter = { 'node', '%-%-import', './first.mjs', '%-r', './then.cjs' }", files = {
+            ['package.json'] = '{"name":"shop","scripts":{"start":"node --import ./first.mjs -r ./then.cjs src/server.js"}}',
+            ['first.mjs'] = 'globalThis.order = 1', ['then.cjs'] = '', ['src/server.js'] = NODE } },
     { 'an app of Nest, built', program = 'node', worker = "'dist/main.js'", files = {
         ['package.json'] = '{"name":"shop","scripts":{"start":"nest start","start:prod":"node dist/main"}}',
         ['dist/main.js'] = NODE } },
@@ -127,6 +131,21 @@ describe('init', function()
             m:finish()
         end)
     end
+
+    it('has Node run what tsx would run in a process of its own', function()
+        for _, start in ipairs { 'tsx src/server.ts --quick', 'cross-env A=1 npx tsx src/server.ts --quick' } do
+            local dir = master.temp_dir()
+            write(dir, 'package.json', ('{"name":"shop","scripts":{"start":"%s"}}'):format(start))
+            write(dir, 'src/server.ts', '')
+            local c = cli.run(nil, { 'init', dir })
+            assert.equal(0, c.code, c.err)
+            local text = read(dir .. '/master.lua')
+            for _, line in ipairs { "worker = 'src/server.ts'", "interpreter = { 'node', '--import', 'tsx' }",
+                "args = { '--quick' }" } do
+                assert.truthy(text:find(line, 1, true), text)
+            end
+        end
+    end)
 
     it('says what it looked for where it knows nothing', function()
         local dir = master.temp_dir()

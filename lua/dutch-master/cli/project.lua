@@ -121,6 +121,15 @@ local BY_PROGRAM = {
 -- What stands before a command, and changes nothing that counts here.
 local SKIPPED = { exec = true, bundle = true, npx = true, ['cross-env'] = true }
 
+-- What runs a file of the app: Node, and what is Node with something before that file.
+local BEFORE_FILE = { node = { 'node' }, nodejs = { 'node' }, tsx = { 'node', '--import', 'tsx' } }
+
+-- Node's options whose value is the next word (node --help); of others it follows a "=".
+local TAKES_WORD = {}
+for name in ('-r --require --import --loader --experimental-loader -C --conditions'):gmatch '%S+' do
+    TAKES_WORD[name] = true
+end
+
 --- Facts of a command line.
 function M.of_command(command)
     local words = split(command)
@@ -141,10 +150,14 @@ function M.of_command(command)
     local facts
     if BY_PROGRAM[program] then
         facts = BY_PROGRAM[program](words, first)
-    elseif (program == 'node' or program == 'nodejs') then
-        local i, before = first + 1, { 'node' }
+    elseif BEFORE_FILE[program] then
+        local i, before = first + 1, { unpack(BEFORE_FILE[program]) }
         while words[i] and words[i]:find '^%-' do
             before[#before + 1] = words[i]
+            if TAKES_WORD[words[i]] then
+                i = i + 1
+                before[#before + 1] = words[i]
+            end
             i = i + 1
         end
         if words[i] then
@@ -209,8 +222,10 @@ local function of_package_program(command)
 end
 
 local function of_start_script(command, world)
-    local before = command:gsub('cross%-env%s+', ''):gsub('^%s*[%w_]+=%S*%s+', '')
-    if not before:find '^%s*node ' then
+    local before = command:gsub('cross%-env%s+', ''):gsub('^%s*[%w_]+=%S*%s+', ''):gsub('^%s*npx%s+', '')
+    if before:find '^%s*tsx %S*%.[cm]?[jt]sx?%f[%s%z]' or before:find '^%s*node %-' then -- not `tsx watch`
+        return M.of_command(command)
+    elseif not before:find '^%s*node ' then
         return of_package_program(command)
     end
     -- `node dist/main` is dist/main.js, which may not be built yet.
