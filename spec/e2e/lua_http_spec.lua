@@ -155,6 +155,7 @@ describe('a cluster of Lua workers on lua-http', function()
                 assert.matches('^HTTP/1.1 400 ', said, lines)
                 assert.equal(200, (http.get { port = port, path = '/' }))
             end
+            assert.truthy(m.stderr:find('a request that cannot be read', 1, true), m.stderr)
             m:finish { code = 0 }
         end)
     end)

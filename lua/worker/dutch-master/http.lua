@@ -17,6 +17,7 @@ local function installed(name)
 end
 
 local cqueues = installed 'cqueues'
+local errno = installed 'cqueues.errno'
 local socket = installed 'cqueues.socket'
 local http_server = installed 'http.server'
 local new_headers = installed('http.headers').new
@@ -207,8 +208,8 @@ local function new_server(listening, handler)
             state.busy = state.busy - 1
             state.since = cqueues.monotime()
         end,
-        onerror = function(_, _, op, err)
-            warn(op, err and ': ' .. tostring(err) or '')
+        onerror = function(_, _, op, err, code)
+            warn(op, code == errno.EILSEQ and ': a request that cannot be read' or err and ': ' .. tostring(err) or '')
         end,
     }
     connections = follow_connections(server)
