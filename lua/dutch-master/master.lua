@@ -8,6 +8,7 @@
 
 local Cluster = require 'dutch-master.cluster.cluster'
 local claims = require 'dutch-master.control.claim'
+local Commit = require 'dutch-master.keeper.commit'
 local control = require 'dutch-master.control.server'
 local conversation = require 'dutch-master.channel.conversation'
 local hints = require 'dutch-master.script.hints'
@@ -50,7 +51,7 @@ local function logger_options(self, plan)
     local wish = plan.logger
     local fields = {
         platform = self.platform, name = wish.name, level = wish.level, target = wish.path, fields = wish.fields,
-        format = wish.format,
+        format = wish.format, commit = self.writer and self.commit,
     }
     if wish.custom then
         function fields.target(level, of_record, message, failed)
@@ -67,7 +68,7 @@ function Master:evaluate()
     self.output = Output.new { platform = self.platform }
     self.launcher = Launcher.new {
         platform = self.platform, script = self.script, output = self.output, agenda = self.agenda, log = self.log,
-        next_id = self.predecessor and salvage.next_id(self.predecessor),
+        commit = self.commit, next_id = self.predecessor and salvage.next_id(self.predecessor),
         tickets = conversation.tickets(), environ = self.platform.environ(), cwd = self.platform.cwd(),
         executable = self.platform.image(), preload = self.platform.preload and self.platform.preload(),
         started = self.script_process,
@@ -129,6 +130,9 @@ function Master:open_log()
         return self:refuse(EXIT_SYSTEM, 'logger: ' .. message)
     end
     self.log = logger
+    if self.former and self.former.state.log then
+        self.log:resume(self.former.state.log)
+    end
     self.launcher:use_log(self.log)
     local written, why = self.output:adopt(plan)
     if not written then
@@ -332,17 +336,17 @@ function Master:assemble()
         on_exit = function(code)
             self:announce()
             self.launcher.hooks:settle(LAST_HOOKS_MS, function()
-                self.platform.kill_adopted() -- what workers left in sessions of their own
-                self:say_failure()
-                self:close()
-                self.platform.stop(code)
+                self.commit:add(function() -- who dies on the way leaves nothing to say
+                    self:leave(code)
+                end)
             end)
         end,
     }
     self.recycle = Recycle.new { platform = self.platform, log = self.log, cluster = self.cluster }
     self.systemd = systemd.new { platform = self.platform, log = self.log }
     self.control = control.new { platform = self.platform, cluster = self.cluster, log = self.log,
-        output = self.output, claim = self.claim_held, is_kept = self.writer ~= nil, upgrade = self.upgrade,
+        output = self.output, claim = self.claim_held, is_kept = self.writer ~= nil, commit = self.commit,
+        upgrade = self.upgrade,
         also = function()
             self:keep_pid_file()
         end }
@@ -422,7 +426,7 @@ function Master:start_timers(entries)
         local timer
         timer = self.platform.timer(function()
             timer:start(entry.interval_ms)
-            self.launcher.hooks:run('every', index)
+            self.launcher.hooks:tick(index)
         end)
         timer:start(entry.interval_ms)
         self.timers[index] = timer
@@ -486,9 +490,18 @@ function Master:say_failure()
     self.platform.write_stderr(table.concat(lines, '\n') .. '\n')
 end
 
+--- All is over.
+function Master:leave(code)
+    self.platform.kill_adopted() -- what workers left in sessions of their own
+    self:say_failure()
+    self:close()
+    self.platform.stop(code)
+end
+
 --- Lets go of everything, in reverse order.
 function Master:close()
     self.closed = true
+    self.commit:alone()
     for _, timer in ipairs(self.timers) do
         timer:close()
     end
@@ -527,6 +540,7 @@ function Master:internal(fields, message)
     if self.cluster then
         self.log:error(fields, message)
         if self.predecessor then -- what it was to take over is as it was, and the keeper tries another one
+            self.log:flush()
             self.platform.give_up(EXIT_INTERNAL)
         end
         return
@@ -591,7 +605,7 @@ local function collect(self, book)
         script = self.path, restart_signal = self.restart_signal, store = Host.keep(self, book),
         claim = self.claim_held:keep(book),
         launcher = self.launcher:keep(book), sockets = self.sockets:keep(book), cluster = self.cluster:keep(book),
-        control = self.control:keep(book), upgrade = self.upgrade:keep(),
+        control = self.control:keep(book), upgrade = self.upgrade:keep(), log = self.log:keep(),
         lenders = self.lenders and self.lenders.master,
     }
 end
@@ -615,6 +629,7 @@ local function be_kept(self, kept)
         write = function()
             return self.writer:write()
         end,
+        commit = self.commit,
         on_verdict = function(verdict)
             self.launcher.hooks:run('onUpgrade', verdict)
         end,
@@ -623,9 +638,7 @@ local function be_kept(self, kept)
     local on = {}
     function on.write()
         self.writer:write()
-        if self.control then
-            self.control:kept_all()
-        end
+        self.commit:written()
     end
     function on.lost()
         self.upgrade:keeper_lost()
@@ -638,13 +651,12 @@ local function be_kept(self, kept)
         elseif self.log and self.writer:again() then
             self.log:warn({ keeper = kept.keeper }, 'The keeper has died: the master takes its place, and another one'
                 .. ' goes on')
-            if self.control then
-                self.control:kept_all()
-            end
+            self.commit:written()
             self.platform.renew()
         end
     end
     function on.alone(why)
+        self.commit:alone()
         if self.control then
             self.control:alone()
         end
@@ -725,6 +737,7 @@ local function go_on(self)
     end
     self:adopt(self.launcher.plan)
     Host.resume(self, state.store)
+    self.launcher.hooks:resume(state.launcher.hooks or {})
     local workers = self.cluster:resume(state.cluster, former)
     self.former = nil
     former:close_rest()
@@ -769,6 +782,9 @@ function Master:succeed()
         return not self.former and make_state(self) or go_on(self)
     end, debug.traceback)
     if not ok then
+        if self.log then
+            self.log:flush()
+        end
         self.platform.write_stderr('dutch-master: what the former master left could not be taken over: ' .. code
             .. '\n')
         self.platform.give_up(EXIT_INTERNAL)
@@ -784,6 +800,9 @@ function M.run(given)
         script_process = given.script_process,
         platform = given.platform or require 'dutch-master.platform', timers = {} }, Master)
     local kept = self.platform.kept()
+    self.commit = Commit.new { touch = kept and self.platform.touch, on_error = function(traceback)
+        self:internal({ traceback = traceback }, 'Internal error')
+    end }
     if kept then
         be_kept(self, kept)
     end

@@ -120,7 +120,7 @@ while True:
         local restart = cli.start(m, { 'restart', '--wait', m.script })
         for i = 1, 3 do -- its first worker is forked, is proving itself, has taken over
             m:await({ msg = i == 3 and 'Worker exited' or i == 2 and 'Worker listening' or 'Creating new worker' },
-                { after = m:await('Restart requested', { count = i }) })
+                { after = m:await(i == 1 and 'Restart requested' or 'Restart goes on', { count = math.max(1, i - 1) }) })
             kept.kill(m)
         end
         if not pcall(restart.wait, restart) then error(tostring(restart.out) .. restart.err .. m:dump()) end

@@ -217,19 +217,13 @@ local function zombies_of(pid)
     return list
 end
 
--- What was in the middle of its fork when its master died may be in no snapshot: then it is known from the log alone.
-local function was_half_made(m, record)
-    return record.msg == UNFINISHED or record.msg == 'Creating new worker'
-        and #m:records({ workerPid = record.workerPid }, record) == 0 and #m:records(TOOK_OVER, record) > 0
-end
-
 -- Whoever is not there any more has ended once, in the eyes of `why`, who may hear of it a moment later.
 local function check_exits(self)
     local m, ended = self.m, {}
     for _, record in ipairs(m:records(nil, self.exits_from)) do
         local pid = record.workerPid
         if type(pid) == 'number' and uv.kill(pid, 0) ~= 0 and not self.explained[pid] then
-            ended[pid] = not was_half_made(m, record) or nil
+            ended[pid] = record.msg ~= UNFINISHED or nil -- it never was a worker's
         end
     end
     self.exits_from = m:mark()

@@ -3,6 +3,7 @@
 local cjson = require 'cjson'
 local Output = require 'dutch-master.log.output'
 local claims = require 'dutch-master.control.claim'
+local Commit = require 'dutch-master.keeper.commit'
 local control = require 'dutch-master.control.server'
 
 local SCRIPT = '/srv/app/master.lua'
@@ -156,8 +157,9 @@ function M.new()
     local world = { platform = fake_platform(), cluster = fake_cluster(), log = fake_log() }
     local platform = world.platform
     function world.control(claim)
+        world.commit = Commit.new { touch = world.is_kept and platform.touch }
         return control.new { platform = platform, cluster = world.cluster, log = world.log, claim = claim,
-            is_kept = world.is_kept, output = Output.new { platform = platform } }
+            is_kept = world.is_kept, commit = world.commit, output = Output.new { platform = platform } }
     end
     function world.open(plan)
         local claim = assert(claims.take { platform = platform, script = SCRIPT, plan = plan })

@@ -1,9 +1,9 @@
 /* faults.c: for LD_PRELOAD: the master dies of SIGKILL just before the so-manieth of its system
- * calls that matter: those that fork, that give something to its keeper, that signal, and the one
- * that ends each turn of its loop, before the snapshot; or just after it has read what its keeper
- * says. DM_FAULTS names a file with two numbers of 8 bytes. Each of them counts the first one down:
- * at 0 it happens, whichever master it is by then, and the second one takes its place. 0: nothing
- * happens. */
+ * calls that matter: those that fork, that give something to its keeper, that signal, that write a
+ * record of the log, and the one that ends each turn of its loop, before the snapshot; or just
+ * after it has read what its keeper says. DM_FAULTS names a file with two numbers of 8 bytes. Each
+ * of them counts the first one down: at 0 it happens, whichever master it is by then, and the
+ * second one takes its place. 0: nothing happens. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -17,6 +17,7 @@
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 static volatile int64_t *left;
@@ -87,6 +88,11 @@ int socketpair(int domain, int type, int protocol, int ends[2]) {
 int pipe2(int ends[2], int flags) {
     NEXT(pipe2);
     return next(ends, flags);
+}
+
+ssize_t pwritev2(int fd, const struct iovec *parts, int count, off_t offset, int flags) {
+    NEXT(pwritev2);
+    return next(fd, parts, count, offset, flags);
 }
 
 int timerfd_settime(int fd, int flags, const struct itimerspec *new, struct itimerspec *old) {

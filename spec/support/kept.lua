@@ -278,4 +278,29 @@ function M.start_node(binary, port)
     return m
 end
 
+--- What the log of a master that has ended says of its workers that cannot be: one that ends twice or never, one that was
+-- never made. -> list of texts
+function M.gaps_in_story(m)
+    local stories, wrong = {}, {}
+    for _, record in ipairs(m.log) do
+        local key = record.workerPid and ('worker %s, pid %s'):format(tostring(record.workerId), tostring(record.workerPid))
+        local story = key and stories[key] or { made = 0, ended = 0, listening = 0 }
+        if key then
+            stories[key] = story
+        end
+        story.made = story.made + (record.msg == 'Creating new worker' and 1 or 0)
+        story.listening = story.listening + (record.msg == 'Worker listening' and 1 or 0)
+        story.ended = story.ended + ((record.msg == 'Worker exited' or record.msg:find '^Worker could not be started') and 1
+            or 0)
+    end
+    for key, story in pairs(stories) do
+        local is_known = story.made + story.ended + story.listening > 0 -- else it was ended in the middle of its fork
+        if is_known and (story.made ~= story.ended or story.listening > story.made) then
+            wrong[#wrong + 1] = ('%s: made %d times, listening %d, ended %d'):format(key, story.made, story.listening,
+                story.ended)
+        end
+    end
+    return wrong
+end
+
 return M

@@ -56,7 +56,7 @@ local OBJECTS = {
     ['launch/releases'] = {},
     ['control/claim'] = {},
     ['control/server'] = {
-        [AGAIN] = 'timer looking', ['who waits asks again, by its key'] = [[waiting promises held over is_promise
+        [AGAIN] = 'timer looking', ['who waits asks again, by its key'] = [[waiting held over is_promise
             handled]], ['by the list of servers'] = 'kept servers',
         ['names of what its own end closes'] = 'outliving',
     },

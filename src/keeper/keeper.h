@@ -17,7 +17,7 @@
 enum {
     DM_KEEPER_NAME = 48,     /* bytes of a descriptor's name, with its NUL */
     DM_KEEPER_FDS = 32768,   /* descriptors in the store; a worker has up to six */
-    DM_KEEPER_MARKS = 16368, /* channels: see dm_keeper_memory */
+    DM_KEEPER_MARKS = 16360, /* channels: see dm_keeper_memory */
     DM_KEEPER_TEXT = 4096,   /* of a notification, as systemd's own limit */
     DM_KEEPER_STATE = 32 << 20,
     DM_KEEPER_BEFORE = 64,
@@ -99,6 +99,8 @@ struct dm_keeper_memory {
     } snapshots[2];
     /* By channel, of enum dm_keeper_mark. */
     volatile uint8_t marks[DM_KEEPER_MARKS];
+    /* The number of the last record of the log that was written: see log/ledger.lua. */
+    volatile uint64_t said;
     /* Up to which of the signals that it was told of each snapshot has what they ask for. */
     volatile uint64_t heard[2];
     char text[2][DM_KEEPER_STATE];

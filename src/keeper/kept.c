@@ -148,6 +148,16 @@ void dm_kept_renew(struct dm_kept *kept) {
 
 /* ---- snapshots ---- */
 
+uint64_t dm_kept_said(const struct dm_kept *kept) {
+    return kept->open ? kept->link.memory->said : 0;
+}
+
+void dm_kept_say(struct dm_kept *kept, uint64_t number) {
+    if (kept->open) {
+        kept->link.memory->said = number;
+    }
+}
+
 void dm_kept_touch(struct dm_kept *kept) {
     kept->dirty = true;
 }

@@ -75,6 +75,10 @@ void dm_kept_renew(struct dm_kept *kept);
 /* on_write comes before the loop waits again, or at most 20 ms later in a rush. */
 void dm_kept_touch(struct dm_kept *kept);
 int dm_kept_write(struct dm_kept *kept, const struct iovec *parts, size_t count);
+/* The number of the last record of the log that was written, by any master. At once: no snapshot
+ * comes between the record and this. */
+uint64_t dm_kept_said(const struct dm_kept *kept);
+void dm_kept_say(struct dm_kept *kept, uint64_t number);
 
 /* index -1: a free one. -> as it was left by one who died in the middle of something */
 enum dm_keeper_mark dm_mark_open(struct dm_mark *mark, struct dm_kept *kept, int index,

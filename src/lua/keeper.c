@@ -158,6 +158,18 @@ int core_keep(lua_State *L) {
     return dm_lua_result(L, dm_kept_write(kept_of(L), parts, count), "snapshot");
 }
 
+/* said() -> the number of the last record of the log that was written, by this master or another;
+ * say(number): see log/ledger.lua. */
+int core_said(lua_State *L) {
+    lua_pushnumber(L, (lua_Number)dm_kept_said(kept_of(L)));
+    return 1;
+}
+
+int core_say(lua_State *L) {
+    dm_kept_say(kept_of(L), (uint64_t)luaL_checknumber(L, 1));
+    return 0;
+}
+
 /* Whether each snapshot is to be made a second time: see keeper/estate.lua. */
 int core_checks_state(lua_State *L) {
 #ifdef DM_CHECK_STATE

@@ -10,7 +10,7 @@
 #define DM_LUA_FUNCTIONS(F) \
     /* process.c  */ F(open_process) F(signal_process) F(stop) F(on_error) F(signals) F(no_signals) F(adopted) F(signal_adopted) F(kill_adopted) \
     /* child.c    */ F(spawn) F(adopt) F(rehearse) \
-    /* keeper.c   */ F(kept) F(on_keep) F(touch) F(keep) F(keep_fd) F(drop_fd) F(checks_state) \
+    /* keeper.c   */ F(kept) F(on_keep) F(touch) F(keep) F(keep_fd) F(drop_fd) F(checks_state) F(said) F(say) \
                       F(supervises) F(become) F(renew) F(settled) F(kill_stranger) F(master_pid) F(give_up) \
     /* call.c     */ F(held) \
     /* timer.c    */ F(timer) F(now) F(wall) \

@@ -472,7 +472,7 @@ local function keep_restart(self)
     local restart = self.loading or self.restarting
     local request = restart and restart.request
     return request and { previous = self.restarting and self.restarting.previous, request = { cause = request.cause,
-        signal = request.signal, who = request.who, reason = request.reason, key = request.key } }
+        signal = request.signal, who = request.who, reason = request.reason, key = request.key, goes_on = true } }
 end
 
 --- For another master: see keeper/estate.lua.
@@ -619,8 +619,17 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Actions
 
+-- One that is taken for ready, because its master died before it said so, is none to count on.
+local function is_served(slot)
+    return slot.current and not slot.current.assumed
+end
+
 local function served_while_booting(self)
-    if snapshot.serving(self.slots) == #self.slots then
+    local served = true
+    for _, slot in ipairs(self.slots) do
+        served = served and is_served(slot)
+    end
+    if served then
         self.log:info({ workers = #self.slots }, 'Cluster ready')
         self.ready = true
         self.launcher.hooks:run('onReady')
@@ -671,9 +680,11 @@ local function restart_ended(self, restart, verdict)
 end
 
 local function request_restart(self, request)
-    note(self, 'restart', request)
+    if not request.goes_on then
+        note(self, 'restart', request)
+    end
     self.log:info({ signal = request.signal, cause = request.cause, by = request.who, reason = request.reason },
-        'Restart requested')
+        request.goes_on and 'Restart goes on' or 'Restart requested')
     if self.loading then
         self.agenda:post(self.loading, 'superseded')
     end
@@ -754,6 +765,7 @@ local function finish(self, code)
             request.on_stopped(code)
         end
     end
+    self.exit_code = code -- another master that has to end too has nothing to add
     self.agenda:finish(self)
     self.on_exit(code)
     return 'stopped'

@@ -333,7 +333,7 @@ end
 
 local KEPT = { 'id', 'slot', 'generation', 'state', 'pid', 'release', 'asks', 'stop_signal', 'channel_open',
     'search_path', 'forked_at', 'exec_at', 'ready_at', 'ready_by', 'closed_at', 'oom_kills_before', 'listening',
-    'refused' }
+    'refused', 'assumed' }
 
 --- For another master: see keeper/estate.lua. Of one that has no process there is nothing to keep but its number.
 function Worker:keep(book)
@@ -571,8 +571,14 @@ local function became_ready(self, facts)
     self.health:serves()
     self.ready_at = self.platform.now()
     self.sockets:join(self.id)
-    self.log:info({ address = facts.address }, 'Worker listening')
+    self.assumed = facts.assumed ~= nil
+    if not self.assumed then
+        self.log:info({ address = facts.address }, 'Worker listening')
+    end
     self.on.ready(self)
+    if self.assumed then
+        self:replace(facts.assumed)
+    end
     return 'running'
 end
 
@@ -647,8 +653,7 @@ function Worker:distrust(is_alone)
     local why = 'its master died while they talked'
     self.log:warn('Its channel was in use when the former master died: the worker is replaced')
     if self.state == 'starting' and is_alone and self.sockets:holds(self.id) then
-        self.agenda:post(self, 'ready', {})
-        self.agenda:post(self, 'request_restart', why)
+        self.agenda:post(self, 'ready', { assumed = why })
     elseif self.state == 'starting' then
         lose(self, why)
         self.agenda:post(self, 'stop', why)

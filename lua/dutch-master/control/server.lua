@@ -29,8 +29,8 @@ local MAX_ANSWERS = 32
 local Control = {}
 Control.__index = Control
 
---- @param options {platform, cluster, log, output, claim, is_kept = another master goes on if this one dies, upgrade,
---   also = what else is looked after, or nil}
+--- @param options {platform, cluster, log, output, claim, is_kept = another master goes on if this one dies, commit =
+--   see keeper/commit.lua, upgrade, also = what else is looked after, or nil}
 function M.new(options)
     local self = setmetatable(options, Control)
     self.servers, self.opened = {}, 0
@@ -38,7 +38,6 @@ function M.new(options)
     self.outliving = 0 -- connections: see Answer:outlive
     self.kept = {} -- server -> {name, path}
     self.waiting, self.handled = {}, 0
-    self.promises = {} -- lines {client, text} that go out when the state is kept of which they speak
     return self
 end
 
@@ -54,8 +53,12 @@ local function put_off(control, answer, text)
         return false
     end
     client.promised = client.promised + 1
-    table.insert(control.promises, { client = client, text = text })
-    control.platform.touch()
+    control.commit:add(function()
+        client.promised = client.promised - 1
+        if not client.gone then
+            client.conn:write(text)
+        end
+    end)
     return true
 end
 
@@ -318,22 +321,9 @@ function Control:note_said(key, said)
     end
 end
 
---- The state is kept: what was promised can be said.
-function Control:kept_all()
-    local promises = self.promises
-    self.promises = {}
-    for _, promise in ipairs(promises) do
-        promise.client.promised = promise.client.promised - 1
-        if not promise.client.gone then
-            promise.client.conn:write(promise.text)
-        end
-    end
-end
-
---- Nobody would go on from it any more: nothing waits for that.
+--- Nobody would go on from it any more.
 function Control:alone()
     self.is_kept = false
-    self:kept_all()
 end
 
 --- For another master: see keeper/estate.lua.
@@ -372,7 +362,6 @@ function Control:open(kept, former)
 end
 
 function Control:close()
-    self:kept_all()
     for _, server in ipairs(self.servers) do
         server:close()
     end

@@ -21,7 +21,7 @@ local REASONS = {
 }
 
 --- @param options {platform, version, image = path of this program, log = function() -> the log, write = writes a
---- snapshot: true or nil, message; on_verdict = function(verdict)}
+--- snapshot: true or nil, message; commit: see commit.lua; on_verdict = function(verdict)}
 function M.new(options)
     options.waiting = {}
     return setmetatable(options, Upgrade)
@@ -45,13 +45,14 @@ local function decide(self, failure)
     else
         self.log():info(fields, 'Upgraded')
     end
-    self.platform.settled()
-    self.platform.touch()
     local waiting = self.waiting
     self.waiting = {}
-    for _, told in ipairs(waiting) do
-        told(verdict)
-    end
+    self.commit:add(function() -- until then the keeper has a way back, and the next master would take it
+        self.platform.settled()
+        for _, told in ipairs(waiting) do
+            told(verdict)
+        end
+    end)
     self.on_verdict(verdict)
 end
 
@@ -101,7 +102,10 @@ function Upgrade:hear(key, told)
         self.waiting[#self.waiting + 1] = told
         return true
     elseif key ~= nil and self.last and self.last.key == key then
-        told(self.last)
+        local last = self.last
+        self.commit:follow(function()
+            told(last)
+        end)
         return true
     end
     return false

@@ -5,7 +5,11 @@
 -- after the other; the judge and the logger each in a process of their own, for they may take long. What concerns one
 -- worker keeps its order, and workers take turns (turns.lua). A process is started when the first of its hooks is
 -- called. Nobody waits here but the judge's canary.
+--
+-- An event begins when the state is kept of which it tells, and is in that state itself until its call has ended: when
+-- the master dies meanwhile the next one calls it, once more if it had begun.
 
+local Commit = require 'dutch-master.keeper.commit'
 local Turns = require 'dutch-master.launch.turns'
 
 local Hooks = {}
@@ -13,12 +17,17 @@ Hooks.__index = Hooks
 
 -- Events that may wait, messages of workers not counted (turns.lua bounds those). What comes beyond is skipped.
 local EVENTS_MAX = 4096
+-- And of these, so many outlive their master.
+local EVENTS_KEPT = 256
 -- Records that may wait for the script's own logger; what comes beyond goes to stdout.
 local RECORDS_MAX = 1000
 
---- @param options {platform, log, script (see session.lua), new_lane = function(most) -> Lane}
+--- @param options {platform, log, script (see session.lua), new_lane = function(most) -> Lane, commit = see
+--   keeper/commit.lua, or nil}
 function Hooks.new(options)
     local self = setmetatable(options, Hooks)
+    self.commit = self.commit or Commit.new {}
+    self.owed, self.first_owed, self.last_owed = {}, 1, 0 -- number -> event whose call has not ended
     self.lanes, self.totals = {}, self.script.totals
     self.evaluated = setmetatable({}, { __mode = 'k' }) -- process -> of which evaluation the state is that it keeps
     self.waiting, self.skipped = 0, 0 -- events
@@ -175,55 +184,83 @@ local function enter(self, event, over)
     end
 end
 
-local function run(self, worker_id, hook, arguments)
+local function owe(self, event)
+    self.last_owed = self.last_owed + 1
+    self.owed[self.last_owed] = event
+    return self.last_owed
+end
+
+local function settle_owed(self, number)
+    self.owed[number] = nil
+    while self.first_owed <= self.last_owed and not self.owed[self.first_owed] do
+        self.first_owed = self.first_owed + 1
+    end
+    self.commit:note()
+end
+
+-- @param when 'add': it waits for the state that tells of it; 'follow': it waits behind others alone
+-- @param ended function(): its call has ended or was not to be had
+local function run(self, event, when, ended)
     if self.waiting >= EVENTS_MAX then
-        return note_skipped(self, hook)
+        note_skipped(self, event.hook)
+        return ended()
     end
     note_room(self)
     self.waiting = self.waiting + 1
-    if hook == 'every' then
-        self.due[arguments[1]] = true
-    end
-    local event = { hook = hook, arguments = arguments, worker_id = worker_id }
     function event.enter()
         enter(self, event, function()
             self.waiting = self.waiting - 1
-            self.due[hook == 'every' and arguments[1] or 0] = nil
-            if worker_id then
-                self.turns:ended(worker_id)
+            ended()
+            if event.worker_id then
+                self.turns:ended(event.worker_id)
             end
         end)
     end
-    if worker_id then
-        self.turns:add(worker_id, event)
-    else
-        event.enter()
+    self.commit[when](self.commit, function()
+        if event.worker_id then
+            self.turns:add(event.worker_id, event)
+        else
+            event.enter()
+        end
+    end)
+end
+
+-- An event that happens once: it outlives its master.
+local function run_owed(self, event)
+    if has(self, event.hook) then
+        local number = owe(self, event)
+        run(self, event, 'add', function()
+            settle_owed(self, number)
+        end)
     end
 end
 
---- Runs a hook of no worker: onReady, onRestart, every. Its failure is a log record. One of `every` that is due while
---- it waits still is left out.
+--- Runs a hook of no worker: onReady, onRestart, onUpgrade. Its failure is a log record.
 function Hooks:run(hook, ...)
-    if not has(self, hook) then
-        return
+    run_owed(self, { hook = hook, arguments = { n = select('#', ...), ... } })
+end
+
+--- Runs one of the script's `every`, unless it waits still since the last time.
+function Hooks:tick(index)
+    if has(self, 'every') and not self.due[index] then
+        self.due[index] = true
+        run(self, { hook = 'every', arguments = { n = 1, index } }, 'follow', function()
+            self.due[index] = nil
+        end)
     end
-    if hook == 'every' and self.due[...] then
-        return
-    end
-    run(self, nil, hook, { n = select('#', ...), ... })
 end
 
 --- Runs a hook about a worker: onWorkerReady, onWorkerExit.
 -- @param told what it is given, nil: the worker as it is now
 function Hooks:of_worker(worker, hook, told)
     if has(self, hook) then
-        run(self, worker.id, hook, { n = 1, told or worker:describe() })
+        run_owed(self, { hook = hook, worker_id = worker.id, arguments = { n = 1, told or worker:describe() } })
     end
 end
 
 --- A message of a worker (see worker.lua), as it was written.
 function Hooks:message(worker, text)
-    if not has(self, 'onMessage') or not self.turns:admits(worker.id, #text) then
+    if not has(self, 'onMessage') then
         return
     end
     local event = { hook = 'onMessage', worker_id = worker.id, arguments = { n = 2, worker:describe(), text } }
@@ -232,7 +269,11 @@ function Hooks:message(worker, text)
             self.turns:ended(worker.id)
         end)
     end
-    self.turns:add_message(worker.id, #text, event)
+    self.commit:follow(function()
+        if self.turns:admits(worker.id, #text) then
+            self.turns:add_message(worker.id, #text, event)
+        end
+    end)
 end
 
 --- Asks the script's judge whether the canary may go on. Without a judge it may; a judge that fails gives no consent.
@@ -304,15 +345,44 @@ function Hooks:settle(limit_ms, done)
     local timer
     timer = self.platform.timer(function()
         timer:start(2)
+        local is_quiet = self.waiting == 0
         for _, place in pairs(self.lanes) do
-            if not place:is_quiet() and self.platform.now() < until_ms then
-                return
-            end
+            is_quiet = is_quiet and place:is_quiet()
+        end
+        if not is_quiet and self.platform.now() < until_ms then
+            return
         end
         timer:close()
         done()
     end)
     timer:start(0)
+end
+
+local function keep_event(event)
+    local list = {}
+    for i = 1, event.arguments.n do
+        list[i] = event.arguments[i]
+    end
+    return { hook = event.hook, worker_id = event.worker_id, arguments = list }
+end
+
+--- For another master: see keeper/estate.lua. The events whose calls have not ended.
+function Hooks:keep(book)
+    local events = {}
+    for number = self.first_owed, self.last_owed do
+        if #events < EVENTS_KEPT then
+            events[#events + 1] = self.owed[number]
+        end
+    end
+    return book:constants(events, 1, keep_event)
+end
+
+--- Calls what a former master has not called to the end.
+function Hooks:resume(kept)
+    for _, event in ipairs(kept) do
+        event.arguments.n = #event.arguments
+        run_owed(self, event)
+    end
 end
 
 --- Ends the processes.

@@ -22,7 +22,7 @@ local FORKS_AT_ONCE = 8
 --- @param options {platform, script (see session.lua), new_lane = function(most, started) -> Lane, started = by
 --   script/process.lua or nil, log, sockets, agenda,
 --   tickets, environ, cwd (where the master was started, or nil), executable, preload (path of drain.cjs or nil),
---   output (see log/output.lua, or nil), next_id (of the first worker, or nil)}
+--   output (see log/output.lua, or nil), commit (see keeper/commit.lua, or nil), next_id (of the first worker, or nil)}
 function Launcher.new(options)
     local self = setmetatable(options, Launcher)
     self.next_id = options.next_id or 1
@@ -30,7 +30,7 @@ function Launcher.new(options)
     self.lane = self.new_lane(FORKS_AT_ONCE, options.started)
     self.releases = Releases.new { platform = self.platform }
     self.hooks = Hooks.new { platform = self.platform, log = self.log, script = self.script,
-        new_lane = self.new_lane }
+        new_lane = self.new_lane, commit = self.commit }
     return self
 end
 
@@ -312,8 +312,9 @@ end
 
 --- For another master: see keeper/estate.lua.
 function Launcher:keep(book)
-    return { next_id = self.next_id, source = self.script.newest.source, plan = book:share(self.plan),
-        evaluations = self.evaluations, releases = self.releases:keep(), tickets = self.tickets:keep() }
+    return book:object { next_id = self.next_id, source = self.script.newest.source, plan = book:share(self.plan),
+        evaluations = self.evaluations, releases = self.releases:keep(), tickets = self.tickets:keep(),
+        hooks = self.hooks:keep(book) }
 end
 
 --- Evaluates the script as a former master had it last: that was good.

@@ -1,6 +1,7 @@
 --- format.lua: one log record as text, in bunyan's format or as lines for a person. Pure: whatever a field holds, one
 -- record is one line of valid JSON, or lines that none of their text can pass for.
--- core, of the logger: {wall = function, pid, name_json, hostname_json, color}.
+-- core, of the logger: {pid, name_json, hostname_json, color}. record: {level (its name), fields, msg, at = seconds
+-- since 1970}.
 
 local cjson = require 'cjson'
 local clean = require 'dutch-master.log.text'
@@ -122,6 +123,20 @@ function M.utc(seconds)
     return M.time(seconds, '!%Y-%m-%dT%H:%M:%S') .. 'Z'
 end
 
+--- What the caller gave, of a line of bunyan's format that was decoded; and the name of its level.
+function M.read(decoded)
+    local fields, level = {}, 'info'
+    for key, value in pairs(decoded) do
+        if not RESERVED[key] then
+            fields[key] = value
+        end
+    end
+    for name, number in pairs(M.levels) do
+        level = number == decoded.level and name or level
+    end
+    return fields, level
+end
+
 local function field_name(key)
     key = tostring(key)
     return RESERVED[key] and key .. '_' or key
@@ -156,11 +171,12 @@ end
 local LINE = '%s%s%s,"msg":%s,"time":"%s","v":0}\n'
 
 --- One record as a line of bunyan's format, of at most `max` bytes.
-function M.json(core, level, fields, msg, max)
+function M.json(core, record, max)
     max = max or RECORD_MAX
-    local parts, time = encode_fields(fields), M.utc(core.wall())
+    local fields, msg = record.fields, record.msg
+    local parts, time = encode_fields(fields), M.utc(record.at)
     local head = ('{"name":%s,"hostname":%s,"pid":%d,"level":%d'):format(
-        core.name_json, core.hostname_json, core.pid, M.levels[level])
+        core.name_json, core.hostname_json, core.pid, M.levels[record.level])
     local between = #parts > 0 and ',' or ''
     local line = LINE:format(head, between, table.concat(parts, ','), encode_string(msg), time)
     if #line <= max then return line end
@@ -211,12 +227,12 @@ local function bounded(line)
 end
 
 --- One record as a line for a person; values of several lines follow it, indented.
-function M.readable(core, level, fields, msg)
-    local facts, blocks = facts_of(fields)
-    local time = M.time(core.wall(), '%H:%M:%S')
-    local name, text = ('%-5s'):format(level:upper()), printable(shorten(msg, SHORT_MESSAGE))
+function M.readable(core, record)
+    local facts, blocks = facts_of(record.fields)
+    local time = M.time(record.at, '%H:%M:%S')
+    local name, text = ('%-5s'):format(record.level:upper()), printable(shorten(record.msg, SHORT_MESSAGE))
     if core.color then
-        time, name = DIM .. time .. RESET, LEVEL_COLOR[level] .. name .. RESET
+        time, name = DIM .. time .. RESET, LEVEL_COLOR[record.level] .. name .. RESET
         facts = facts ~= '' and DIM .. facts .. RESET or ''
     end
     return bounded(('%s %s %s%s%s\n'):format(time, name, text, facts, blocks))
@@ -226,10 +242,11 @@ end
 local PRIORITY = { trace = '<7>', debug = '<7>', info = '<6>', warn = '<4>', error = '<3>', fatal = '<2>' }
 
 --- The same for systemd's journal, where `journalctl -p err` chooses by priority.
-function M.journal(_, level, fields, msg)
-    local facts, blocks = facts_of(fields)
-    local priority = PRIORITY[level]
-    local line = priority .. printable(shorten(msg, SHORT_MESSAGE)) .. facts .. blocks:gsub('\n', '\n' .. priority)
+function M.journal(_, record)
+    local facts, blocks = facts_of(record.fields)
+    local priority = PRIORITY[record.level]
+    local text = printable(shorten(record.msg, SHORT_MESSAGE))
+    local line = priority .. text .. facts .. blocks:gsub('\n', '\n' .. priority)
     return bounded(line .. '\n')
 end
 

@@ -3,6 +3,7 @@
 
 local cjson = require 'cjson'
 local format = require 'dutch-master.log.format'
+local Ledger = require 'dutch-master.log.ledger'
 local Recent = require 'dutch-master.log.recent'
 local text = require 'dutch-master.log.text'
 
@@ -24,17 +25,22 @@ Logger.__index = Logger
 local GRAVE = { error = true, fatal = true }
 
 -- Writes to the sink; a count of lost records that is itself lost is kept for the next time.
--- @return whether it was written, the record as it was
-local function write_sink(core, level, fields, msg)
-    local line = core.format(core, level, fields, msg)
-    return core.sink:write(line, GRAVE[level]), line
+-- record: {level, fields, msg, at, text = as a line of JSON, or nil: it is none yet}
+-- @return whether it was written
+local function write_sink(core, record)
+    local line = core.format == format.json and record.text or core.format(core, record)
+    return core.sink:write(line, GRAVE[record.level])
+end
+
+local function new_record(core, level, fields, msg)
+    return { level = level, fields = fields, msg = msg, at = core.wall() }
 end
 
 local function report_lost(core)
     local lost = core.unreported + core.sink:lost()
     core.unreported = 0
     core.lost_total = (core.lost_total or 0) + lost
-    if lost > 0 and not write_sink(core, 'warn', { lost = lost }, 'Log records lost') then
+    if lost > 0 and not write_sink(core, new_record(core, 'warn', { lost = lost }, 'Log records lost')) then
         -- The failed report was counted as a lost record; it is not one.
         core.unreported = lost - 1
         core.lost_total = core.lost_total - lost
@@ -42,17 +48,14 @@ local function report_lost(core)
 end
 
 -- A reader that never catches up never lets the sink drain either; it must hear of the loss all the same.
--- @return the record as it was written
-local function write_record(core, level, fields, msg)
+local function write_record(core, record)
     if core.losing_since and math.abs(core.wall() - core.losing_since) >= LOSS_REPORT_S then
         core.losing_since = nil
         report_lost(core)
     end
-    local written, line = write_sink(core, level, fields, msg)
-    if not written then
+    if not write_sink(core, record) then
         core.losing_since = core.losing_since or core.wall()
     end
-    return line
 end
 
 -- Whether a descriptor of ours is what systemd connected to its journal: JOURNAL_STREAM is inherited by programs whose
@@ -84,20 +87,21 @@ local function open_sink(core, target)
 end
 
 -- What the user's own logger could not take goes to the default target, with word of it (once).
-local function write_beside(core, failure, level, fields, msg)
+local function write_beside(core, failure, record)
     if core.closed then return end
     if not core.sink and not open_sink(core, core.default_target) then return end
     if failure and not core.custom_reported then
         core.custom_reported = true
-        write_record(core, 'error', { error = failure }, 'The logger of the script failed, writing here instead')
+        write_record(core, new_record(core, 'error', { error = failure },
+            'The logger of the script failed, writing here instead'))
     end
-    write_record(core, level, fields, msg)
+    write_record(core, record)
 end
 
 -- It runs elsewhere: whether it took the record is known later.
-local function write_custom(core, level, fields, msg)
-    core.custom(level, fields, msg, function(failure)
-        write_beside(core, failure, level, fields, msg)
+local function write_custom(core, record)
+    core.custom(record.level, record.fields, record.msg, function(failure)
+        write_beside(core, failure, record)
     end)
 end
 
@@ -120,45 +124,51 @@ local function merged(a, b, c)
     return add(add(add({}, a), b), c)
 end
 
-local function write(self, level, fields, msg)
+local function deliver(core, record)
+    if core.custom then
+        write_custom(core, record)
+    else
+        write_record(core, record)
+    end
+    local line = #record.text <= RECENT_MAX and record.text or format.json(core, record, RECENT_MAX)
+    core.recent:push(line, GRAVE[record.level])
+    if next(core.subscribers) then
+        tell_subscribers(core, line)
+    end
+end
+
+-- @param how 'enter': it speaks of the state, 'follow': it does not; see ledger.lua
+local function write(self, how, level, fields, msg)
     local core = self.core
     if M.levels[level] < core.level or core.closed then return end
     if msg == nil and type(fields) ~= 'table' then
         fields, msg = {}, fields
     end
     if type(fields) ~= 'table' then fields = { value = fields } end
-    fields = merged(core.fields, self.fields, fields)
-    msg = tostring(msg == nil and '' or msg)
-    local line
-    if core.custom then
-        write_custom(core, level, fields, msg)
+    local record = new_record(core, level, merged(core.fields, self.fields, fields), tostring(msg == nil and '' or msg))
+    record.text = format.json(core, record)
+    if core.ledger then
+        core.ledger[how](core.ledger, record)
     else
-        line = write_record(core, level, fields, msg)
-    end
-    if not line or core.format ~= format.json or #line > RECENT_MAX then
-        line = format.json(core, level, fields, msg, RECENT_MAX)
-    end
-    core.recent:push(line, GRAVE[level])
-    if next(core.subscribers) then
-        tell_subscribers(core, line)
+        deliver(core, record)
     end
 end
 
 for level in pairs(M.levels) do
     Logger[level] = function(self, fields, msg)
-        return write(self, level, fields, msg)
+        return write(self, 'enter', level, fields, msg)
     end
 end
 
---- Writes a record at the level given by name (an unknown one is taken as info).
+--- Writes a record of the script at the level given by name (an unknown one is taken as info). The script waits for it.
 function Logger:log(level, fields, msg)
-    write(self, M.levels[level] and level or 'info', fields, msg)
+    write(self, 'follow', M.levels[level] and level or 'info', fields, msg)
 end
 
 --- Writes a record of the script's own logger itself: not to it again, but to the default target.
 function Logger:log_beside(level, fields, msg)
-    write_beside(self.core, nil, M.levels[level] and level or 'info', type(fields) == 'table' and fields or {},
-        tostring(msg == nil and '' or msg))
+    write_beside(self.core, nil, new_record(self.core, M.levels[level] and level or 'info',
+        type(fields) == 'table' and fields or {}, tostring(msg == nil and '' or msg)))
 end
 
 --- A logger that adds these fields to each of its records.
@@ -196,10 +206,31 @@ function Logger:reopen()
     return sink:reopen()
 end
 
+--- Writes what waits for the state that it speaks of.
+function Logger:flush()
+    if self.core.ledger then
+        self.core.ledger:flush()
+    end
+end
+
+--- For another master: see keeper/estate.lua.
+function Logger:keep()
+    return self.core.ledger and self.core.ledger:keep()
+end
+
+--- Goes on with the records that a former master has not written.
+function Logger:resume(kept)
+    self.core.ledger:resume(kept, function(decoded, at, text_of_it)
+        local fields, level = format.read(decoded)
+        return { level = level, fields = fields, msg = decoded.msg, at = at, text = text_of_it }
+    end)
+end
+
 --- Waits a moment for what is still to be written, and closes. Later records are dropped.
 function Logger:close()
     local core = self.core
     if core.closed then return end
+    self:flush()
     core.closed = true
     if not core.sink then return end
     core.sink:flush(CLOSE_MS)
@@ -237,8 +268,8 @@ local function new_core(options)
     return core
 end
 
--- What a logger remembers of its records, and who listens to them, outlives a change of its options.
-local KEPT = { recent = true, subscribers = true }
+-- What a logger remembers of its records, what waits, and who listens to them, outlives a change of its options.
+local KEPT = { recent = true, subscribers = true, ledger = true }
 
 --- Takes other options, for this logger and all that share its target. nil, message, code if the new target cannot be
 --- opened; the old one then stays.
@@ -246,6 +277,7 @@ function Logger:reconfigure(options)
     local core = self.core
     local fresh, message, code = new_core(options)
     if not fresh then return nil, message, code end
+    self:flush()
     if core.sink then
         core.sink:flush(CLOSE_MS)
         report_lost(core)
@@ -263,11 +295,16 @@ end
 --- A logger. options: platform (sink, wall, pid, hostname, environ), name, fields (in each record),
 -- level (name, default info), target (descriptor, absolute path, or function(level_name, fields, msg, failed), which
 -- calls failed(why), then or later, for a record that it could not take; default 1),
--- format ('json' | 'readable' | 'journal', default by what the target is).
+-- format ('json' | 'readable' | 'journal', default by what the target is), commit = records wait until the state is
+-- kept of which they speak (keeper/commit.lua), nil: they do not.
 -- nil, message, code if the target cannot be opened.
 function M.new(options)
     local core, message, code = new_core(options)
     if not core then return nil, message, code end
+    core.ledger = options.commit and Ledger.new { platform = options.platform, commit = options.commit,
+        deliver = function(record)
+            deliver(core, record)
+        end }
     return setmetatable({ core = core, fields = {} }, Logger)
 end
 

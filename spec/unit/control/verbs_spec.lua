@@ -39,13 +39,13 @@ describe('a verb of the control socket', function()
                 local count = #conn.answers
                 conn.ask(request)
                 world.platform.turn()
-                server:kept_all()
+                world.commit:written()
                 assert.is_true(#conn.answers > count)
                 return conn.answers[#conn.answers]
             end
             assert.is_nil(conn.ask { verb = 'scale', by = 1, key = 'a' })
             assert.equal(3, cluster.wanted)
-            server:kept_all()
+            world.commit:written()
             assert.same({ 2, 3 }, { conn.answers[1].from, conn.answers[1].to })
             assert.same({ 2, 3 }, { ask({ verb = 'scale', by = 1, key = 'a' }).from, cluster.wanted })
             for i = 1, 31 do
@@ -149,7 +149,7 @@ describe('a verb of the control socket', function()
             conn.ask(request)
             assert.equal(count, #conn.answers)
             assert.is_true(platform.touched)
-            world.server:kept_all()
+            world.commit:written()
             platform.turn()
             return conn.answers[count + 1]
         end
@@ -161,11 +161,12 @@ describe('a verb of the control socket', function()
         cluster.restarts[2].on_verdict { result = 'done' }
         assert.is_true(#conn.answers == count)
         conn.ask { verb = 'ping', id = 9 } -- behind them
-        world.server:kept_all()
+        world.commit:written()
         assert.same({ 1, 'done', 9 }, { conn.answers[count + 1].done, conn.answers[count + 2].verdict.result,
             conn.answers[count + 3].id })
         assert.is_true(conn.ask({ verb = 'ping' }).ok) -- at once
-        world.server:alone() -- the keeper has died
+        world.commit:alone() -- the keeper has died
+        world.server:alone()
         assert.is_true(conn.ask({ verb = 'restart' }).ok)
     end)
 

@@ -1,10 +1,12 @@
 -- Who asked for an upgrade gets one verdict, from whichever master runs in the end.
 
+local Commit = require 'dutch-master.keeper.commit'
 local State = require 'dutch-master.keeper.estate'
 local Upgrade = require 'dutch-master.keeper.upgrade'
 
 local function new_world()
-    local world = { became = {}, log = {}, verdicts = {}, timers = {}, settled = 0, wall = 100 }
+    local world = { became = {}, log = {}, verdicts = {}, timers = {}, settled = 0, wall = 100,
+        commit = Commit.new {} }
     local function note(level)
         return function(_, _, message)
             world.log[#world.log + 1] = level .. ': ' .. message
@@ -40,6 +42,7 @@ local function new_world()
                 end
                 return true
             end,
+            commit = world.commit,
             on_verdict = function(verdict) world.verdicts[#world.verdicts + 1] = verdict end,
         }
     end
@@ -116,6 +119,20 @@ describe('an upgrade', function()
         assert.is_true(third:hear('k', function(verdict) heard[#heard + 1] = verdict.from end))
         assert.equal('1', heard[3])
         assert.equal(1, #world.verdicts)
+    end)
+
+    -- Else the next master, which knows of no verdict, would find no way back, and say that it has failed.
+    it('keeps its way back, and tells nobody, until its verdict is kept', function()
+        local world, heard = new_world(), {}
+        world.commit = Commit.new { touch = function() end }
+        local second = world.new '2'
+        second:resume(asked(world), { failed = false })
+        assert.is_true(second:hear('k', function(verdict) heard[#heard + 1] = verdict.result end))
+        world.timers[1].fn()
+        assert.is_true(second:hear('k', function(verdict) heard[#heard + 1] = verdict.to end))
+        assert.same({ 0, {} }, { world.settled, heard })
+        world.commit:written()
+        assert.same({ 1, { 'done', '2' } }, { world.settled, heard })
     end)
 
     it('has failed with a reason when the former program is back', function()

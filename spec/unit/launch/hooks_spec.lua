@@ -1,8 +1,13 @@
+-- Longer than 400 lines: one object, and lanes and a script for it that are worked by hand.
+
+local cjson = require 'cjson'
+local Commit = require 'dutch-master.keeper.commit'
 local Hooks = require 'dutch-master.launch.hooks'
 local Platform = require 'spec.support.fake_platform'
 
 -- Lanes whose jobs are started by hand, with one process each; a script whose calls are answered by hand.
-local function new()
+-- commit: as of Hooks.new, or nil.
+local function new(commit)
     local world = { platform = Platform.new(), lanes = {}, calls = {}, evaluations = {}, log = {} }
     local script = { totals = {} }
     world.script = script
@@ -27,7 +32,7 @@ local function new()
         end
     end
     world.hooks = Hooks.new {
-        platform = world.platform, log = log, script = script,
+        platform = world.platform, log = log, script = script, commit = commit,
         new_lane = function(most)
             assert.equal(1, most)
             local lane = { queue = {} }
@@ -202,16 +207,16 @@ describe('hooks', function()
     it('are bounded, events of the cluster too; one of every waits at most', function()
         local world = new()
         world.adopt { onRestart = true, every = { { interval_ms = 1000 }, { interval_ms = 1000 } } }
-        world.hooks:run('every', 1)
-        world.hooks:run('every', 1)
-        world.hooks:run('every', 2)
+        world.hooks:tick(1)
+        world.hooks:tick(1)
+        world.hooks:tick(2)
         for i = 1, 4100 do
             world.hooks:run('onRestart', i)
         end
         assert.same({ { 'warn', 'onRestart', 'Hook skipped: too many of them wait for the script' } }, world.log)
         assert.same({ 'every' }, world.names())
         world.answer(true)
-        world.hooks:run('every', 1)
+        world.hooks:tick(1)
         assert.same({ 'warn', 6, 'Hooks skipped' }, world.log[2])
         for _ = 1, 4096 do
             world.answer(true)
@@ -226,24 +231,24 @@ describe('hooks', function()
         for i = 1, 4096 do
             world.hooks:run('onRestart', i)
         end
-        world.hooks:run('every', 1)
+        world.hooks:tick(1)
         for _ = 1, 4096 do
             world.answer(true)
         end
-        world.hooks:run('every', 1)
+        world.hooks:tick(1)
         assert.same({ 'every' }, world.names())
     end)
 
     it('every has its own function and time', function()
         local world = new()
         world.adopt { every = { { interval_ms = 1000 }, { interval_ms = 1000, timeout_ms = 20000 } } }
-        world.hooks:run('every', 2)
+        world.hooks:tick(2)
         assert.same({ ms = 20000, option = 'every' }, world.calls[1].timeout)
         world.answer(true)
-        world.hooks:run('every', 1)
+        world.hooks:tick(1)
         assert.is_nil(world.calls[1].timeout)
         world.answer(true)
-        world.hooks:run('every', 3) -- the newest script has it no more
+        world.hooks:tick(3) -- the newest script has it no more
         assert.same({}, world.calls)
         assert.is_true(world.lanes[1].is_quiet())
     end)
@@ -316,5 +321,93 @@ describe('hooks', function()
         assert.is_true(world.lanes[1].closed)
         world.hooks:run 'onWorkerExit'
         assert.equal(0, #world.lanes[1].queue)
+    end)
+
+    describe('beside a keeper', function()
+        local touched, commit, world
+        local book = { constants = function(_, values, first, make)
+            local list = {}
+            for i = first, #values do
+                list[#list + 1] = cjson.decode(cjson.encode(make(values[i])))
+            end
+            return list
+        end }
+
+        local function new_master(kept)
+            commit = Commit.new { touch = function() touched = touched + 1 end }
+            world = new(commit)
+            world.adopt { onReady = true, onRestart = true, onWorkerExit = true, onMessage = true, every = { {}, {} } }
+            world.hooks:resume(kept or {})
+        end
+
+        before_each(function()
+            touched = 0
+            new_master()
+        end)
+
+        it('begin when the state is kept of which they tell, and stay in it until they have ended', function()
+            world.hooks:run('onRestart', { result = 'done' })
+            assert.same({ {}, 1 }, { world.calls, touched })
+            local kept = world.hooks:keep(book)
+            assert.same({ { hook = 'onRestart', arguments = { { result = 'done' } } } }, kept)
+            commit:written()
+            assert.same({ { 'onRestart' }, kept }, { world.names(), world.hooks:keep(book) })
+            touched = 0
+            world.answer(true)
+            assert.same({ {}, 1 }, { world.hooks:keep(book), touched })
+        end)
+
+        it('are called by the next master, in their order, unless they have ended', function()
+            world.hooks:run 'onReady'
+            world.hooks:of_worker({ id = 7 }, 'onWorkerExit', { code = 3 })
+            world.hooks:run('onRestart', { result = 'done' })
+            commit:written()
+            world.answer(true)
+            assert.same({ 'onWorkerExit' }, world.names())
+            new_master(world.hooks:keep(book))
+            assert.same({}, world.calls)
+            assert.equal(2, #world.hooks:keep(book))
+            commit:written()
+            assert.same({ hook = 'onWorkerExit', arguments = { n = 1, { code = 3 } } },
+                { hook = world.calls[1].hook, arguments = world.calls[1].arguments })
+            world.answer(true)
+            assert.same({ n = 1, { result = 'done' } }, world.calls[1].arguments)
+            world.answer(nil, { kind = 'runtime', message = 'oh' })
+            assert.same({ { 'Hook failed: oh' }, {} }, { world.messages(), world.hooks:keep(book) })
+        end)
+
+        it('are no matter of every and onMessage, which keep their order all the same', function()
+            world.hooks:tick(1)
+            assert.same({ 'every' }, world.names())
+            world.hooks:of_worker({ id = 1 }, 'onWorkerExit', {})
+            world.message(1)
+            world.message(2)
+            assert.equal(1, #world.hooks:keep(book))
+            commit:written()
+            local names = {}
+            while world.calls[1] do
+                names[#names + 1] = world.names()[1]
+                world.answer(true)
+            end
+            assert.same({ 'every', 'onWorkerExit', 'onMessage', 'onMessage' }, names)
+        end)
+
+        it('are kept as far as there is room, and are waited for at the end', function()
+            for _ = 1, 300 do
+                world.hooks:run 'onReady'
+            end
+            assert.equal(256, #world.hooks:keep(book))
+            local done
+            world.hooks:settle(200, function() done = true end)
+            world.platform:advance(2)
+            assert.is_nil(done) -- they wait for a snapshot
+            commit:written()
+            for _ = 1, 300 do
+                world.answer(true)
+            end
+            world.platform:advance(2)
+            assert.is_true(done)
+            assert.same({}, world.hooks:keep(book))
+        end)
     end)
 end)

@@ -7,12 +7,10 @@ describe('the format of a record', function()
 
     -- A logger as far as its format goes.
     local function new()
-        local core = { name_json = '"my-app"', hostname_json = '"h\\"ost"', pid = 4711, wall = function()
-            return 1700000000.0419
-        end }
+        local core = { name_json = '"my-app"', hostname_json = '"h\\"ost"', pid = 4711 }
         return setmetatable({}, { __index = function(_, level)
             return function(_, fields, msg)
-                lines[#lines + 1] = format[how](core, level, fields, msg)
+                lines[#lines + 1] = format[how](core, { level = level, fields = fields, msg = msg, at = 1700000000.0419 })
             end
         end })
     end

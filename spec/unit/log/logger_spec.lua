@@ -326,6 +326,60 @@ describe('log', function()
         logger:close()
     end)
 
+    describe('beside a keeper', function()
+        local Commit = require 'dutch-master.keeper.commit'
+        local said, commit
+
+        before_each(function()
+            said = 0
+            commit = Commit.new { touch = function() end }
+            platform.said = function() return said end
+            platform.say = function(number) said = number end
+        end)
+
+        it('writes a record when its state is kept, with the time at which it was made', function()
+            local logger, heard = new { commit = commit }, {}
+            logger:subscribe(function(told) heard[#heard + 1] = told.msg end)
+            logger:child({ workerId = 1 }):warn('one')
+            now = now + 10
+            assert.same({ {}, {}, {} }, { sink.lines, heard, logger:recent(9) })
+            commit:written()
+            assert.same({ 'one', 1, '2023-11-14T22:13:20.041Z' }, { record().msg, record().workerId, record().time })
+            assert.same({ { 'one' }, 'one', 1 }, { heard, logger:recent(9)[1].msg, said })
+        end)
+
+        it('hands what it has not written to the next one, whatever its records look like there', function()
+            for _, layout in ipairs { 'json', 'readable', 'journal' } do
+                said, sink.lines = 0, {}
+                local logger = new { commit = commit }
+                logger:error({ code = 3 }, 'one')
+                local kept = logger:keep()
+                local fresh = Commit.new { touch = function() end }
+                local next_one = new { commit = fresh, format = layout }
+                next_one:resume(kept)
+                next_one:info 'two'
+                now = now + 3600
+                fresh:written()
+                assert.equal(2, #sink.lines)
+                assert.truthy(sink.lines[1]:find(layout == 'json' and '"code":3,"msg":"one","time":"%d+-%d+-%d+T%d+:13:20%.041Z"'
+                    or layout == 'readable' and '%d+:13:20%.041 ERROR one  code=3\n' or '^<3>one  code=3\n'), sink.lines[1])
+                now = now - 3600
+            end
+        end)
+
+        it('writes what waits before it takes another target, and before it closes', function()
+            local logger = new { commit = commit }
+            logger:info 'one'
+            local first = sink
+            sink = fake_sink(false)
+            assert.is_true(logger:reconfigure { platform = platform, target = '/other' })
+            assert.same({ 1, 0 }, { #first.lines, #sink.lines })
+            logger:info 'two'
+            logger:close()
+            assert.same({ 1, true, 2 }, { #sink.lines, sink.closed, said })
+        end)
+    end)
+
     it('reports a target that cannot be opened', function()
         local logger, message, code = log.new { platform = platform, path = '/nowhere/log' }
         assert.is_nil(logger)
