@@ -9,7 +9,7 @@ local versions = require 'spec.support.node_versions'
 
 local REFUSED = { 'luajit', uv.cwd() .. '/spec/support/without_steering.lua' }
 
--- Each answers /health with 503 unless the file `well` is there, and says that it was asked;
+-- Each answers /health with 503 unless the file `well` is there, after an interim answer, and says that it was asked;
 -- all else with its id.
 local LUA = [[
 local uv = require 'luv'
@@ -19,6 +19,7 @@ local server = assert(require('dutch-master.worker').listen(os.getenv 'LISTEN'))
         local well = path ~= '/health' or uv.fs_stat('well' .. (os.getenv 'EACH' and id or ''))
         if path == '/health' then
             print(('asked %s %s'):format(id, seen:match 'Host: (%S+)'))
+            connection:write 'HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n'
         end
         connection:write(('HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s')
             :format(well and '200 OK' or '503 No', #id, id))

@@ -10,7 +10,7 @@ local tls = require 'dutch-master.cluster.tls'
 local Asking = {}
 Asking.__index = Asking
 
--- The first line of an answer is read, and nothing longer than this.
+-- The first line of an answer is read, with the interim answers before it: nothing longer than this.
 local READ_MAX = 65536
 
 local CLOSED = 'GET %s: the connection was closed without an answer'
@@ -95,19 +95,32 @@ local function read_tls(self)
     end
 end
 
+-- The status of the answer; false: it has none; nil: more has to come. An interim answer (100 Continue, 103 Early
+-- Hints) is none, the one behind it is. 101 is the last one of a connection.
+local function status_of(seen)
+    local from = 1
+    while from do
+        local line, behind = seen:match('^([^\r\n]*)\r?\n()', from)
+        local status = line and tonumber(line:match '^HTTP/%d%.?%d* (%d%d%d)%f[^%d]')
+        if line and (not status or status < 100 or status == 101 or status >= 200) then
+            return status or false
+        end
+        from = line and seen:match('\n\r?\n()', behind - 1)
+    end
+    if #seen > READ_MAX then
+        return false
+    end
+end
+
 local function read(self, data)
     self.seen = self.seen .. data
     if self.greets then
         return read_tls(self)
     end
-    local line = self.seen:match '^([^\r\n]*)\r?\n'
-    if not line and #self.seen <= READ_MAX then
-        return
-    end
-    local status = line and tonumber(line:match '^HTTP/%d%.?%d* (%d%d%d)%f[^%d]')
+    local status = status_of(self.seen)
     if status then
         conclude(self, ('GET %s answered %d'):format(self.rule.path, status), status)
-    else
+    elseif status == false then
         conclude(self, ('GET %s was not answered in HTTP'):format(self.rule.path))
     end
 end

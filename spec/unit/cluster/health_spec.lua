@@ -158,13 +158,34 @@ describe('health', function()
     it('takes 2xx and 3xx for good, and any status for a sign of life', function()
         asked { host = 'example.org' }
         assert.matches('\r\nHost: example.org\r\n', dials[1].text)
-        for status, good in pairs { [200] = true, [204] = true, [302] = true, [399] = true, [199] = false, [400] = false,
+        for status, good in pairs { [200] = true, [204] = true, [302] = true, [399] = true, [101] = false, [400] = false,
             [503] = false } do
             answers(('HTTP/1.0 %d\n'):format(status))
             assert.same({ 'alive', good and 'ready 127.0.0.1:80' or nil }, happened())
             assert.equal('GET /health answered ' .. status, health:words())
             platform:advance(500)
         end
+    end)
+
+    it('waits for the answer behind interim ones', function()
+        asked()
+        answers 'HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\n\nHTTP/1.1 103 Early Hints\r\nLink: </a.css>'
+        answers '\r\nHTTP/1.1 200: no\r\n'
+        assert.same({ {} }, { happened(), health:words() })
+        answers '\r\nHTTP/1.1 204 No Content\r\n'
+        assert.same({ 'alive', 'ready 127.0.0.1:80' }, happened())
+        platform:advance(500)
+        answers 'HTTP/1.1 103 Early Hints\r\n\r\n'
+        dials[#dials].callbacks.on_end()
+        assert.equal('GET /health: the connection was closed without an answer', health:words())
+        platform:advance(500)
+        answers 'HTTP/1.1 103 Early Hints\r\n\r\n'
+        platform:advance(1000)
+        assert.equal('GET /health: no answer in 1 s', health:words())
+        platform:advance(500)
+        answers('HTTP/1.1 103 Early Hints\r\n' .. ('Link: </x>\r\n'):rep(6000))
+        assert.equal('GET /health was not answered in HTTP', health:words())
+        assert.same({}, happened())
     end)
 
     it('knows what is no answer', function()
