@@ -9,6 +9,9 @@
 
 local M = {}
 
+-- The soonest that a deadline comes whose state an action with an error has left without one.
+local AGAIN_MS = 1000
+
 --- A cell for an event that may come in this state and means nothing there.
 M.ignore = 'ignore'
 --- A cell for an event that cannot come in this state. If it does, it is logged as an error and ignored.
@@ -179,6 +182,18 @@ local function report(self, message)
     pcall(self.on_error, message) -- were it to throw, nothing would ever be handled again
 end
 
+-- An action has thrown. Its state may have had a deadline that has passed by now, or was not reached: it gets one anew.
+local function stand_again(self, object)
+    local definition = object.machine
+    local deadline = definition and not object.finished and (definition.deadline or {})[object.state]
+    if deadline and not object.deadline_armed then
+        local ok, ms = pcall(deadline, object)
+        if not ok or ms then
+            arm(self, object, math.max(ok and ms or 0, AGAIN_MS))
+        end
+    end
+end
+
 local function run(self)
     while self.head <= self.tail do
         local entry = self.queue[self.head]
@@ -187,6 +202,7 @@ local function run(self)
         local ok, message = xpcall(step, debug.traceback, self, entry[1], entry[2], unpack(entry, 3, 2 + entry.n))
         if not ok then
             report(self, message)
+            stand_again(self, entry[1])
         end
     end
     self.head, self.tail = 1, 0
@@ -210,7 +226,7 @@ function Agenda:note_news()
 end
 
 --- Raises an event. It is handled at once unless another is being handled, else after all that came before it.
--- An error in an action is given to on_error and ends that event alone.
+-- An error in an action is given to on_error and ends that event alone. The state has its deadline all the same.
 function Agenda:post(object, event, ...)
     self.tail = self.tail + 1
     self.queue[self.tail] = { n = select('#', ...), object, event, ... }

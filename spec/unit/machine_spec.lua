@@ -103,6 +103,51 @@ describe('machine', function()
         assert.equal(3, #log)
     end)
 
+    it('has the deadline of its state again when an action throws', function()
+        local platform, log = Platform.new(), {}
+        local queue = agenda(platform, log)
+        local patience, fails = 5000, true
+        local object = queue:start({}, machine.define {
+            name = 'm', initial = 'a', events = { 'go', 'deadline' },
+            deadline = {
+                a = function()
+                    return patience
+                end,
+                b = function()
+                    error('no time', 0)
+                end,
+            },
+            states = {
+                a = { go = function() return 'b' end, deadline = function()
+                    if fails then
+                        error('late', 0)
+                    end
+                    return 'a'
+                end },
+                b = { go = machine.bug, deadline = function() return 'c' end },
+                c = { ignores = 'go deadline' },
+            },
+        })
+        queue:post(object, 'deadline')
+        platform:advance(4999)
+        assert.same({ 'error: late' }, log) -- the one it had stays
+        platform:advance(1)
+        assert.same({ 'error: late', 'error: late' }, log)
+        patience = 10
+        platform:advance(5000)
+        assert.equal(3, #log)
+        platform:advance(2500)
+        assert.equal(5, #log) -- no sooner than after a second
+        fails = false
+        platform:advance(1000)
+        assert.equal(5, #log)
+        queue:post(object, 'go')
+        assert.same({ 'b', 'error: no time' }, { object.state, log[6] })
+        platform:advance(1000)
+        assert.equal('c', object.state)
+        assert.equal(0, platform:armed())
+    end)
+
     it('goes on when the report of an error fails', function()
         local platform, log = Platform.new(), {}
         local queue = agenda(platform, log)

@@ -541,15 +541,26 @@ local function lose(self, why, fault)
     end
 end
 
--- make(worker): forks; or says why not, and whose fault it is.
+local function kill(self)
+    self.leaving:kill()
+    self.log:debug('Hard-killing worker as it did not die gracefully')
+    self.child:signal_group('SIGKILL')
+    return 'killing'
+end
+
+-- make(worker): forks; or says why not, and whose fault it is: the child that it may have by then is ended.
 local function prepared(self, make)
     local forked, why, fault = make(self)
-    if not forked then
+    if not forked and not self.child then
         self.agenda:finish(self)
         lose(self, why, fault)
         return 'exited'
     end
     self.on.forked(self)
+    if not forked then
+        lose(self, why)
+        return kill(self)
+    end
     return 'starting'
 end
 
@@ -674,13 +685,6 @@ local function terminate(self)
     return 'terminating'
 end
 
-local function kill(self)
-    self.leaving:kill()
-    self.log:debug('Hard-killing worker as it did not die gracefully')
-    self.child:signal_group('SIGKILL')
-    return 'killing'
-end
-
 -- What may be behind a worker that never became ready, where it can be told from what it said.
 local function suspicion(self)
     if self.refused then
@@ -785,7 +789,9 @@ local function finish(self, status)
     else
         self.log:info({ code = status.code, signal = status.signal, reason = exit_report.cause(self) }, 'Worker exited')
     end
-    self.health:close() -- before its lane is another's
+    if self.health then
+        self.health:close() -- before its lane is another's
+    end
     self.sockets:drop(self.id)
     if self.conversation then
         self.conversation:closed()

@@ -19,6 +19,8 @@ Launcher.__index = Launcher
 -- Processes that prepare forks at the same time, when beforeFork is slow. Each costs 3 MiB while it lives.
 local FORKS_AT_ONCE = 8
 
+local INTERNAL = 'an internal error'
+
 --- @param options {platform, script (see session.lua), new_lane = function(most, started) -> Lane, started = by
 --   script/process.lua or nil, log, sockets, agenda,
 --   tickets, environ, cwd (where the master was started, or nil), executable, preload (path of drain.cjs or nil),
@@ -183,7 +185,9 @@ local function fields_of(self, worker, plan, env, cwd)
 end
 
 -- @return true, or nil, message, and 'system' if it would be the same at the next try
-local function fork(self, worker, plan, env, cwd, release)
+local function fork(self, worker, session, env)
+    local plan = session.plan
+    local cwd, release = self.releases:place(worker.generation, session.cwd or self.cwd, plan.pin_release, self.log)
     local fields, kind = fields_of(self, worker, plan, env, cwd)
     if not fields then
         return nil, kind
@@ -193,22 +197,22 @@ end
 
 -- The fork itself, when all is known that it needs. An action of the worker: it may have been told to stop.
 local function make(self, worker, session, env)
-    local plan = session.plan
-    local cwd, release = self.releases:place(worker.generation, session.cwd or self.cwd, plan.pin_release, self.log)
-    local forked, why, fault = fork(self, worker, plan, env, cwd, release)
-    if not forked then
-        worker:discard()
-        self.sockets:drop(worker.id)
-        worker.log:error({ slot = worker.slot }, 'Fork failed: ' .. why)
-        return nil, why, fault
+    local ran, forked, why, fault = xpcall(fork, debug.traceback, self, worker, session, env)
+    if ran and forked then
+        return true
     end
-    return true
+    local traceback = not ran and forked or nil
+    worker:discard()
+    self.sockets:drop(worker.id)
+    worker.log:error({ slot = worker.slot, traceback = traceback }, 'Fork failed: ' .. (traceback and INTERNAL or why))
+    return nil, traceback and INTERNAL or why, fault
 end
 
--- What is done with one process for one worker, in this order. finish() gives the process back.
+-- What is done with one process for one worker, in this order. finish() gives the process back; guarded(fn) is fn for
+-- whoever answers: its errors abandon the fork.
 -- good_one: the session whose text is to be used, or nil: that of the script as it is now
 local prepare
-function prepare(self, worker, good_one, process, finish)
+function prepare(self, worker, good_one, process, finish, guarded)
     local info = { id = worker.id, slot = worker.slot, generation = worker.generation }
 
     local function abandon(why, fault, how)
@@ -231,36 +235,36 @@ function prepare(self, worker, good_one, process, finish)
         if not session.plan.hooks.workerEnvironment then
             return ready(session, session.plan.environment)
         end
-        session:environment(info, function(env, err)
+        session:environment(info, guarded(function(env, err)
             if not env then
                 return abandon(err.message, 'script', 'Fork failed: ')
             end
             ready(session, env)
-        end)
+        end))
     end
 
     local function ask_before_fork(session)
         if not session.plan.hooks.beforeFork then
             return ask_environment(session)
         end
-        session:call('beforeFork', { info }, function(ok, verdict, reason)
+        session:call('beforeFork', { info }, guarded(function(ok, verdict, reason)
             if not ok then
                 return abandon(verdict.message, 'script')
             elseif verdict == false then
                 return abandon('beforeFork said no: ' .. tostring(reason or 'no reason given'))
             end
             ask_environment(session)
-        end)
+        end))
     end
 
     local function use_text(good)
         local options = numbered(self, { source = good.source, repeated = true, number = good.number })
-        self.script:evaluate(process, options, function(session, why)
+        self.script:evaluate(process, options, guarded(function(session, why)
             if not session then
                 return abandon(why.message)
             end
             ask_before_fork(session)
-        end)
+        end))
     end
 
     -- The script is bad now. The last good one serves on: as this process has it, or from its text.
@@ -281,14 +285,14 @@ function prepare(self, worker, good_one, process, finish)
     if good_one then
         return use_text(good_one)
     end
-    self.script:evaluate(process, numbered(self, { worker = info }), function(session, err)
+    self.script:evaluate(process, numbered(self, { worker = info }), guarded(function(session, err)
         if worker.finished and not (session and session.ahead) then -- else its process is at a hook, and is waited for
             return finish()
         elseif not session then
             return use_last_good(err)
         end
         ask_before_fork(session)
-    end)
+    end))
 end
 
 --- Makes a worker: evaluates the script, runs its hooks, forks. It is `preparing` until then.
@@ -301,8 +305,8 @@ function Launcher:launch(options)
         id = id, slot = options.slot, generation = options.generation, on = options.on, platform = self.platform,
         agenda = self.agenda, log = self.log, sockets = self.sockets, tickets = self.tickets, output = self.output,
     }
-    self:queue(worker, function(process, finish)
-        prepare(self, worker, nil, process, finish)
+    self:queue(worker, function(...)
+        prepare(self, worker, nil, ...)
     end)
     return worker
 end
@@ -337,22 +341,35 @@ function Launcher:take_over(kept, on, former)
     }, { plan = plan, kind = kinds.of(plan) }, kept, former)
 end
 
---- Gets a process for this worker. fn(process, finish) is called later, if it still wants one.
+--- Gets a process for this worker. fn(process, finish, guarded) is called later, if it still wants one: see prepare.
 function Launcher:queue(worker, fn)
-    local function failed(err)
-        local why = self.script:failure(err).message
-        worker.log:error({ slot = worker.slot }, 'Fork abandoned: ' .. why)
+    local function failed(err, why, traceback)
+        why = why or self.script:failure(err).message
+        worker.log:error({ slot = worker.slot, traceback = traceback }, 'Fork abandoned: ' .. why)
         self.agenda:post(worker, 'unprepared', why)
     end
     local added = self.lane:add {
         start = function(process)
+            local returned = false
             local function finish()
-                self.lane:give_back(process)
+                if not returned then
+                    returned = true
+                    self.lane:give_back(process)
+                end
             end
             if worker.finished then
                 return finish()
             end
-            fn(process, finish)
+            local function guarded(step)
+                return function(...)
+                    local ran, traceback = xpcall(step, debug.traceback, ...)
+                    if not ran then
+                        finish()
+                        failed(nil, INTERNAL, traceback)
+                    end
+                end
+            end
+            guarded(fn)(process, finish, guarded)
         end,
         failed = failed,
     }

@@ -73,6 +73,66 @@ describe('launcher', function()
         assert.same({}, world.bugs)
     end)
 
+    -- Breaks a thing once; what follows is as it was.
+    local function once(object, name, fn)
+        local former = object[name]
+        object[name] = function(...)
+            object[name] = former
+            return (fn or error)(former, ...)
+        end
+    end
+    local BROKEN = {
+        ['in the answer of the script'] = function(world)
+            once(world.launcher, 'queue', function(former, ...)
+                world.plan.hooks = nil
+                local result = former(...)
+                world.plan.hooks = {}
+                return result
+            end)
+        end,
+        ['with the first question'] = function(world)
+            once(world.launcher.script, 'evaluate')
+        end,
+        ['before the fork'] = function(world)
+            once(world.launcher.releases, 'place')
+        end,
+        ['in the fork'] = function(world)
+            once(world.platform, 'spawn')
+        end,
+        ['behind the fork'] = function(world)
+            once(world.platform, 'spawn', function(former, ...)
+                local child = former(...)
+                once(child, 'pid')
+                return child
+            end)
+        end,
+    }
+    for where, break_it in pairs(BROKEN) do
+        it('an error of ours ' .. where .. ' is the end of that fork, and the next one comes', function()
+            local world = slow { plan = fake.plan { num_workers = 1 } }
+            world.boot()
+            assert.is_true(world.await 'steady')
+            break_it(world)
+            world.platform:live_children()[1]:exit { code = 1 }
+            world.platform:advance(110) -- backoff
+            local slot = world.cluster.slots[1]
+            assert.is_nil(slot.incoming)
+            world.platform:advance(400)
+            assert.equal('running', slot.current.state)
+            assert.equal(1, #world.platform:live_children())
+            assert.equal(1, world.cluster.process_count)
+            local said = {}
+            for _, record in ipairs(world.records) do
+                said[#said + 1] = record.msg:match '^Fork %w+: an internal error$' and record.traceback:match 'stack traceback'
+            end
+            assert.same({ 'stack traceback' }, said)
+            assert.same({}, world.bugs)
+            assert.same({}, world.errors)
+            world.cluster:stop { signal = 'SIGTERM' }
+            assert.is_true(world.await 'stopped')
+        end)
+    end
+
     it('uses the last good script when the newest is bad, from its text', function()
         local bad
         local world = slow { plan = fake.plan { num_workers = 1 }, evaluate = function()
