@@ -64,10 +64,19 @@ function Totals:snapshot()
         roll_ms = self.roll_ms }
 end
 
-function Totals:resume(kept)
+local function take_over(into, kept)
     for key, value in pairs(kept) do
-        self[key] = value
+        if type(value) == 'table' and type(into[key]) == 'table' then
+            take_over(into[key], value)
+        else
+            into[key] = value
+        end
     end
+end
+
+--- What a former master has counted. One of another version may have had other reasons: ours begin with 0.
+function Totals:resume(kept)
+    take_over(self, kept)
 end
 
 return Totals

@@ -1,3 +1,5 @@
+local json = require 'cjson'
+local read = require('spec.support.files').text
 local Totals = require 'dutch-master.cluster.totals'
 
 describe('totals', function()
@@ -31,5 +33,18 @@ describe('totals', function()
         local now = totals:snapshot()
         assert.same({ 1, 1, 0, 2, 2000 }, { now.verdicts.done, now.verdicts.aborted, now.verdicts.superseded, now.rolls,
             now.roll_ms })
+    end)
+
+    it('goes on from those of a version that has not all reasons, or others', function()
+        local kept = json.decode(read 'spec/support/state_2.json').cluster.totals
+        kept.exits.hung, kept.exits.eaten, kept.verdicts.stopped = nil, 7, nil
+        local totals = Totals.new()
+        totals:resume(kept)
+        totals:exit { why = 'gave no sign of life for 30 s' }
+        totals:exit { unexpected = true, was_ready = true }
+        totals:verdict { result = 'stopped' }
+        local now = totals:snapshot()
+        assert.same({ 1, 2, 7, 1, 2 }, { now.exits.hung, now.exits.crash, now.exits.eaten, now.verdicts.stopped, now.rolls })
+        assert.equal(0, Totals.new().exits.crash)
     end)
 end)
