@@ -96,6 +96,11 @@ function M.hint(value)
     end
 end
 
+--- Whether the kernel chooses the port: two of these are two addresses.
+function M.is_any_port(text)
+    return M.read(text, LISTEN).port == 0
+end
+
 --- The port of an entry of `listen`, as text, if that is a TCP address.
 function M.tcp_port(entry)
     local address = M.read(entry.text, LISTEN)

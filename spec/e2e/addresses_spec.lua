@@ -147,10 +147,45 @@ describe('addresses', function()
             ["'127.0.0.1:PORT', ':PORT'"] = 71, ["'[::]:PORT', ':PORT'"] = 71,
         } do
             local said = refused(plan(('listen = { %s }'):format(list:gsub('PORT', port))), code)
-            assert.matches(code == 78 and 'is there twice' or 'EADDRINUSE', said)
+            assert.matches(code == 78 and 'is there twice: leave one out' or 'EADDRINUSE', said)
             assert.matches(':' .. port, said, 1, true)
             assert.is_true(bindable(port))
         end
+    end)
+
+    it('with any port are a port each, which stays in a reload', function()
+        local script = [[require('dutch-master').start { worker = { 'python3', 'ports.py' }, ready = { alive = 0.1 },
+            numWorkers = 1, restartSoak = 0, listen = { %s } }]]
+        local m = master.start { script = script:format "web = '127.0.0.1:0', admin = '127.0.0.1:0'",
+            files = { ['ports.py'] = [[
+import os, signal, socket
+names = os.environ['LISTEN_FDNAMES'].split(':')
+ports = ['%s=%d' % (name, socket.socket(fileno=3 + i).getsockname()[1]) for i, name in enumerate(names)]
+print('ports', os.environ['DUTCH_MASTER_WORKER'], *ports, flush=True)
+signal.pause()
+]] } }
+        m:await 'Cluster ready'
+        local function ports()
+            local by_name = {}
+            local worker = #m:records 'Creating new worker'
+            for name, port in m:await_output('^ports ' .. worker .. ' (.*)'):gmatch '(%w+)=(%d+)' do
+                by_name[name] = port
+            end
+            return by_name
+        end
+        local first = ports()
+        assert.not_equal(first.web, first.admin)
+        m:rewrite('master.lua', script:format "web = '127.0.0.1:0', zoo = '127.0.0.1:0', admin = '127.0.0.1:0'")
+        assert.equal(0, cli.run(m, { 'reload' }).code)
+        assert.equal(0, cli.run(m, { 'restart', '--wait' }).code)
+        local second = ports()
+        assert.same({ first.web, first.admin }, { second.web, second.admin })
+        assert.is_true(second.zoo ~= nil and second.zoo ~= first.web and second.zoo ~= first.admin)
+        m:rewrite('master.lua', script:format "web = '127.0.0.1:0'")
+        assert.equal(0, cli.run(m, { 'restart', '--wait' }).code)
+        assert.same({ web = first.web }, ports())
+        m:wait_until(function() return bindable(tonumber(second.admin)) end, 'the end of what is not listed')
+        m:finish()
     end)
 
     it('that only the kernel can judge are the script\'s fault too', function()

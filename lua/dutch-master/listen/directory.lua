@@ -205,7 +205,7 @@ local function plan_entries(self, list, count)
             return nil, message, code
         end
         if seen[fields.key] and fields.address.port ~= 0 then
-            return nil, ('EADDRINUSE: %s is listed twice'):format(fields.key), 'EADDRINUSE'
+            return nil, ('EADDRINUSE: %s is listed twice, leave one out'):format(fields.key), 'EADDRINUSE'
         end
         seen[fields.key] = true
         local ok
@@ -218,16 +218,35 @@ local function plan_entries(self, list, count)
     return entries
 end
 
--- Those of `entries` in their order, old ones where they exist; `fresh` are the new ones among them.
-local function assemble(self, entries, fresh)
-    local before, plan = {}, {}
-    for _, rotation in ipairs(self.plan) do
-        before[rotation.key] = rotation
+-- Takes that of an entry out of `list`.
+-- @param name the one with this name, nil: any
+local function take_former(list, fields, name)
+    for i, rotation in ipairs(list) do
+        if rotation.key == fields.key and (name == nil or rotation.name == name) then
+            return table.remove(list, i)
+        end
+    end
+end
+
+-- The listeners of `entries` that are there already, by their place, and the list of those that nobody asks for.
+-- Several entries may want any port (":0"): each keeps the one of its name.
+local function find_former(self, entries)
+    local former, rest = {}, { unpack(self.plan) }
+    for i, fields in ipairs(entries) do
+        former[i] = fields.name and take_former(rest, fields, fields.name)
     end
     for i, fields in ipairs(entries) do
+        former[i] = former[i] or take_former(rest, fields)
+    end
+    return former, rest
+end
+
+-- Those of `entries` in their order, old ones where they exist; `fresh` are the new ones among them.
+local function assemble(self, entries, fresh)
+    local plan, former, rest = {}, find_former(self, entries)
+    for i, fields in ipairs(entries) do
         local message, code
-        local rotation = before[fields.key]
-        before[fields.key] = nil
+        local rotation = former[i]
         if rotation and not rotation:has_rights(fields.mode, fields.owner) then
             return nil, ('%s: mode, user and group of its path cannot change while it is served: stop and start')
                 :format(fields.key), 'EBUSY'
@@ -242,7 +261,7 @@ local function assemble(self, entries, fresh)
         end
         plan[i] = rotation
     end
-    return plan, before
+    return plan, rest
 end
 
 --- Takes over another list: new listeners are bound before old ones are closed, and if one cannot be bound nothing has
@@ -273,7 +292,7 @@ function Directory:update(list, count, settled)
         rotation:rename(type(list[i]) == 'table' and list[i].name or nil)
     end
     self.plan = plan
-    for _, rotation in pairs(rest) do
+    for _, rotation in ipairs(rest) do
         self.retired[#self.retired + 1] = rotation
     end
     note_all(self)

@@ -193,8 +193,9 @@ M.listen = either(ADDRESS .. ', or a table of these', {
         for i, key in ipairs(keys) do
             local place = at:key(key)
             local entry = listen_entry(value[key], place, type(key) == 'string' and key or 'listen-' .. i)
-            if entry.text and seen[entry.text] then
-                place:say(('the address %s is there twice'):format(entry.text))
+            if entry.text and seen[entry.text] and not addresses.is_any_port(entry.text) then
+                place:say(('the address %s is there twice: leave one out, a worker gets one socket for it')
+                    :format(entry.text))
             end
             seen[entry.text or {}] = true
             entries[i] = entry

@@ -141,6 +141,32 @@ describe('the directory of listeners', function()
         end
     end)
 
+    it('has a port for each entry that wants any, and each keeps its own by its name', function()
+        local function ports()
+            local by_name = {}
+            for _, rotation in ipairs(directory.rotations) do
+                by_name[rotation.name] = rotation.address.port
+            end
+            return by_name
+        end
+        directory:update { { text = ':0', name = 'b' }, { text = ':0', name = 'd' } }
+        local first = ports()
+        assert.not_equal(first.b, first.d)
+        directory:update { { text = ':0', name = 'a' }, { text = ':0', name = 'b' }, { text = ':0', name = 'd' } }
+        assert.same({ first.b, first.d }, { ports().b, ports().d })
+        assert.equal(3, #open())
+        directory:update { { text = ':0', name = 'c' }, { text = ':0', name = 'd' } } -- one has another name now
+        assert.equal(first.d, ports().d)
+        assert.equal(2, #directory.rotations)
+        assert.equal(2, #open())
+        directory:update {}
+        assert.same({}, open())
+        directory:update { ':0', ':0' }
+        local texts = open()
+        directory:update { ':0', ':0' }
+        assert.same(texts, open())
+    end)
+
     it('keeps a listener that stays, and closes one that left the plan when nobody has it', function()
         directory:update { ':80', ':81' }
         local first, second = directory.plan[1], directory.plan[2]
