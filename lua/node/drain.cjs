@@ -4,7 +4,8 @@
 //   `Connection: close`, idle ones are ended after a moment in which a request already on its way is still served, http2
 //   sessions get GOAWAY. Node alone keeps a busy keep-alive connection for ever, and so the process.
 // - When its connections are served, the app's own SIGTERM handlers run before the emptied loop ends. Without handlers
-//   the loop ends by itself, and SIGTERM takes what still holds it.
+//   the loop ends by itself, and SIGTERM takes what still holds it: in a second, or where the app cleans up when it is
+//   disconnected, when the time for that is over.
 // - A connection for which maxConnections leaves no room goes back to the master, which knows who has room.
 // - It reports how many connections the worker holds, when that changes.
 // - It says when its Node is an older one that sets the modes of unix paths in another way: the master makes these paths.
@@ -21,6 +22,11 @@ if (process.listenerCount('internalMessage') === 0) return;
 const flag = process.execArgv.indexOf(__filename) - 1;
 if (flag >= 0) process.execArgv.splice(flag, 2);
 delete require.cache[__filename];
+
+// How long it may clean up: see kinds.lua.
+const PATIENCE_MS = Number(process.env.DUTCH_MASTER_PATIENCE) || 0;
+delete process.env.DUTCH_MASTER_PATIENCE;
+const OTHERS = process.listenerCount('disconnect'); // Node's own
 
 const { Server } = require('net');
 
@@ -193,6 +199,8 @@ onLookup('_emitCloseIfDrained', connectionsChange);
 
 // ---- SIGTERM ----
 
+let guardedAt = 0; // when it began to leave
+let patience = EMPTY_MS; // between SIGTERM and the end of what holds the loop
 let due; // keeps the loop alive until the SIGTERM is there: it must not come upon a process that ends already
 
 function onTerm() {
@@ -201,10 +209,17 @@ function onTerm() {
   if (process.listenerCount('SIGTERM') > 0) return; // they follow
   const die = () => process.kill(process.pid, 'SIGTERM');
   if (process.connected) die(); // connections are left, and the time is up
-  else setTimeout(die, EMPTY_MS).unref();
+  else setTimeout(die, patience).unref();
+}
+
+// The app hears of its end by this as well as by SIGTERM, and may have things to do.
+function cleansUp() {
+  const { worker } = require('cluster');
+  return process.listenerCount('disconnect') > OTHERS || Boolean(worker && worker.listenerCount('disconnect') > 0);
 }
 
 function awaitTerm() {
+  if (cleansUp()) patience = Math.max(guardedAt + PATIENCE_MS - performance.now(), EMPTY_MS);
   const wanted = process.listeners('SIGTERM').some((listener) => listener !== onTerm);
   if (draining || wanted) due = setTimeout(() => {}, TERM_DUE_MS); // a worker that left by itself may end without
 }
@@ -229,6 +244,7 @@ let guarded = false;
 function guard() {
   if (guarded) return;
   guarded = true;
+  guardedAt = performance.now();
   servers.forEach(closeOnceMore);
   process.prependListener('SIGTERM', onTerm);
   process.prependOnceListener('disconnect', awaitTerm);

@@ -108,6 +108,42 @@ describe('a Node worker that leaves', function()
         end, { versions = { '22' } })
     end
 
+    -- As under stock, where nothing ends it meanwhile.
+    versions.it('cleans up when it is disconnected, and has its time for that', function(_, binary)
+        local m = app.start { binary = binary, workers = 1, plan = 'stopTimeout = 20, killTimeout = 0.5,', app = app.http .. [[
+            const { worker } = require('cluster')
+            const pool = setInterval(() => {}, 1000)
+            const by = Number(process.env.DUTCH_MASTER_GENERATION) % 2 ? process : worker
+            by.on('disconnect', () => setTimeout(() => { clearInterval(pool); process.exitCode = 7 }, 2500))
+            process.on('SIGWINCH', () => worker.disconnect())
+            process.on('exit', () => console.log(`patience ${process.env.DUTCH_MASTER_PATIENCE}`))
+        ]] }
+        for generation = 1, 2 do
+            app.roll(m)
+            local exited = m:await('Worker exited', { count = generation, timeout = 15000 })
+            assert.equal(7, exited.code, m:dump())
+        end
+        local old = m:await('Worker listening', { count = 3 }).workerPid
+        uv.kill(old, 'sigwinch')
+        m:await('Worker listening', { count = 4 })
+        assert.equal(7, m:await({ msg = 'Worker exited', workerPid = old }, { timeout = 15000 }).code, m:dump())
+        m:await_output '^patience undefined$'
+        m:finish { code = 0 }
+    end, { at_once = 3 })
+
+    versions.it('that is held by something when it has cleaned up gets SIGTERM killTimeout before the end', function(_, binary)
+        local m = app.start { binary = binary, workers = 1, plan = 'stopTimeout = 4, killTimeout = 1.5,', app = app.http .. [[
+            const pool = setInterval(() => {}, 1000)
+            process.on('disconnect', () => {})
+        ]] }
+        app.roll(m)
+        local exited = m:await('Worker exited', { timeout = 15000 })
+        local ms = ms_between(m:records('Replacement worker available - disconnecting')[1], exited)
+        assert.equal('SIGTERM', exited.signal, m:dump())
+        assert(ms > 2400 and ms < 2500 + 1400 * wait.scale, ms)
+        m:finish { code = 0 }
+    end, TWO)
+
     versions.it('ends by itself, and at once, where it has no such handler and nothing to do', function(_, binary)
         local m = app.start { binary = binary, app = app.http .. [[
             process.on('exit', () => require('fs').appendFileSync('exits', 'x'))

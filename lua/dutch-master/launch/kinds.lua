@@ -26,6 +26,7 @@ local MASTERS_OWN = {
     'FDSTORE', 'MAINPID', 'MAINPIDFDID', 'SYSTEMD_EXEC_PID', 'INVOCATION_ID', 'JOURNAL_STREAM', 'EINHORN_FD_COUNT',
     'NODE_CHANNEL_FD', 'NODE_CHANNEL_SERIALIZATION_MODE', 'NODE_UNIQUE_ID', 'UNICORN_FD', 'NGINX', 'FPM_SOCKETS',
     'DUTCH_MASTER_PID', 'DUTCH_MASTER_WORKER', 'DUTCH_MASTER_SLOT', 'DUTCH_MASTER_GENERATION',
+    'DUTCH_MASTER_PATIENCE',
 }
 
 local function basename(path)
@@ -155,6 +156,8 @@ local function of_node(plan, context, env)
     local argv = append({}, interpreter)
     if plan.drain ~= false and context.preload and takes_require(interpreter) then
         append(argv, { '--require', context.preload })
+        -- For the preload alone, which takes it away: until SIGTERM would have come at the latest.
+        env.DUTCH_MASTER_PATIENCE = ('%d'):format(math.max(plan.stop_timeout_ms - plan.kill_timeout_ms, 0))
     end
     if plan.metrics and context.metrics_preload and takes_require(interpreter) then
         append(argv, { '--require', context.metrics_preload })

@@ -93,14 +93,18 @@ describe('the environment of a fork', function()
 
     it('leaves the tables it was given alone', function()
         local c = context { environ = { NODE_UNIQUE_ID = '1' }, environment = { A = 'b' } }
-        kinds.rows.node.spawn({ worker = 'app.js' }, c)
+        kinds.rows.node.spawn({ worker = 'app.js', stop_timeout_ms = 30000, kill_timeout_ms = 5000 }, c)
         assert.same({ NODE_UNIQUE_ID = '1' }, c.environ)
         assert.same({ A = 'b' }, c.environment)
     end)
 end)
 
 describe('kind node', function()
-    local row = kinds.rows.node
+    local row = {}
+    function row.spawn(plan, given)
+        plan.stop_timeout_ms, plan.kill_timeout_ms = 30000, 5000
+        return kinds.rows.node.spawn(plan, given)
+    end
 
     it('runs node from the PATH of the fork, with the drain before the script', function()
         local fields = row.spawn({ worker = 'app.js', args = { '--port', '80' } },
@@ -116,6 +120,7 @@ describe('kind node', function()
         assert.equal('3', env.NODE_CHANNEL_FD)
         assert.equal('json', env.NODE_CHANNEL_SERIALIZATION_MODE)
         assert.is_nil(env.LISTEN_FDS)
+        assert.equal('25000', env.DUTCH_MASTER_PATIENCE)
     end)
 
     it('takes the interpreter as words before it', function()
