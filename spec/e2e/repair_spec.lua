@@ -6,6 +6,7 @@ local apps = require 'spec.support.apps'
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
+local wait = require 'spec.support.wait'
 
 local APP = [[
 local ffi = require 'ffi'
@@ -88,6 +89,18 @@ describe('a worker that', function()
         m:wait_until(function() return l.bodies['1 0'] and l.bodies['2 0'] and l.bodies['3 0'] end, 'all three')
         local counts = l:stop()
         assert.equal(0, counts.failed, counts.text)
+        m:finish()
+    end)
+
+    it('shuts the one socket down that all have costs those who come in the moment until it is put right', function()
+        local m = start(2, nil, "balance = 'shared',")
+        for round = 1, 8 do
+            assert.equal(200, (http.get { port = m.port, path = '/shutdown' }))
+            local began = uv.hrtime()
+            local record = m:await({ msg = 'Listening socket repaired', repaired = 'shutdown' }, { count = round })
+            assert((record.arrived - began) / 1e6 < 60 * wait.scale, (record.arrived - began) / 1e6)
+            assert.equal(200, (http.get { port = m.port, path = '/' }))
+        end
         m:finish()
     end)
 

@@ -52,7 +52,7 @@ local function new_lane(network, listener)
             lane.waiting = {}
         end
         assert(#lane.waiting == 0 or network.resets, 'closed with connections in it')
-        assert(not network.watched[lane.number], 'closed while it is watched')
+        assert(not (network.watched[lane.number] or network.guarded[lane.number]), 'closed while it is watched')
         take_out(listener.all, lane)
         take_out(listener.group, lane)
         return true
@@ -114,7 +114,7 @@ local function new_listener(network, address, options)
     end
     function listener.close()
         for _, lane in ipairs(listener.all) do
-            assert(not network.watched[lane.number], 'closed while it is watched')
+            assert(not (network.watched[lane.number] or network.guarded[lane.number]), 'closed while it is watched')
         end
         network.open[address.text] = nil
         network.closed[#network.closed + 1] = address.text
@@ -152,7 +152,7 @@ end
 --  goes on with it: options.kept); of a listener, others (inodes of strangers)
 function M.add(platform)
     local network = { open = {}, closed = {}, taken = {}, live_fds = {}, next_fd = 100, next_port = 40000,
-        watched = {}, groups = {}, queues = {},
+        watched = {}, guarded = {}, groups = {}, queues = {},
         quiet_ms = 5000 }
     function platform.address(text)
         local host, port = text:match '^([^:]*):(%d+)$'
@@ -190,14 +190,15 @@ function M.add(platform)
         return listen(address, options)
     end
     function platform.watch(fn)
-        local watch = {}
-        function watch.start(_, fds)
+        local watch, name = {}, 'watched'
+        function watch.start(_, fds, ends)
+            name = ends and 'guarded' or 'watched'
             watch.stop()
             if network.watching_fails then
                 return nil, 'no space left on device', 'ENOSPC'
             end
             for _, fd in ipairs(fds) do
-                network.watched[fd] = function()
+                network[name][fd] = function()
                     watch.stop()
                     fn()
                 end
@@ -205,7 +206,7 @@ function M.add(platform)
             return true
         end
         function watch.stop()
-            network.watched = {}
+            network[name] = {}
         end
         watch.close = watch.stop
         return watch

@@ -35,12 +35,13 @@ int core_watch(lua_State *L) {
     return 1;
 }
 
-/* watch:start{ fd, ... } */
+/* watch:start({ fd, ... }, ends): with `ends` a connection is of no interest, only a shutdown */
 static int l_start(lua_State *L) {
     struct proxy *proxy = luaL_checkudata(L, 1, WATCH);
     size_t count;
+    const bool connections = !lua_toboolean(L, 3);
     const int *fds = dm_lua_check_integers(L, 2, &count);
-    const int error = proxy->watch ? dm_watch_start(proxy->watch, fds, count) : -EBADF;
+    const int error = proxy->watch ? dm_watch_start(proxy->watch, fds, count, connections) : -EBADF;
     if (error) {
         dm_lua_release(&proxy->object);
     } else {

@@ -33,14 +33,15 @@ static void on_poll(uv_poll_t *poll, int status, int events) {
     self->on_ready(self);
 }
 
-int dm_watch_start(struct dm_watch *self, const int *fds, size_t count) {
+int dm_watch_start(struct dm_watch *self, const int *fds, size_t count, bool connections) {
     dm_watch_stop(self);
     self->fds = malloc((count ? count : 1) * sizeof *fds);
     if (!self->fds) {
         return UV_ENOMEM;
     }
     for (; self->count < count; self->count++) {
-        struct epoll_event event = {.events = EPOLLIN};
+        struct epoll_event event = {.events =
+                                        connections ? EPOLLIN : 0}; /* EPOLLHUP always comes */
         if (epoll_ctl(self->epoll, EPOLL_CTL_ADD, fds[self->count], &event) != 0) {
             const int error = -errno;
             dm_watch_stop(self);

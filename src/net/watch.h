@@ -7,6 +7,7 @@
 
 #include "base/poll.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <uv.h>
 
@@ -22,8 +23,9 @@ struct dm_watch {
 int dm_watch_open(struct dm_watch **watch, uv_loop_t *loop,
                   void (*on_ready)(struct dm_watch *watch));
 /* on_ready comes once, stopped by then; soon if one is ready already. Either all are watched or
- * none. Takes the place of an earlier start. */
-int dm_watch_start(struct dm_watch *watch, const int *fds, size_t count);
+ * none. Takes the place of an earlier start. Without `connections` only a shutdown is of interest.
+ */
+int dm_watch_start(struct dm_watch *watch, const int *fds, size_t count, bool connections);
 void dm_watch_stop(struct dm_watch *watch);
 /* Frees it later; on_ready never comes again. */
 void dm_watch_close(struct dm_watch *watch);

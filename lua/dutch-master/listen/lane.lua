@@ -238,6 +238,11 @@ function Lane:measure()
     return self.depth
 end
 
+--- Whether somebody has shut it down.
+function Lane:is_down()
+    return select(3, self.socket:queue()) == 'EINVAL'
+end
+
 --- Whether connections wait that nobody has taken for stallTimeout.
 function Lane:is_stuck(now)
     return self.state == 'live' and self.depth > 0 and self.since ~= nil and now - self.since >= self.stall_timeout_ms

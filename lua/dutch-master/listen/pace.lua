@@ -16,12 +16,17 @@ local QUIET_TICKS = 4
 -- Between two glances: what waits behind a busy worker waits once or twice as long. And so many find nothing before the
 -- queues are watched instead, which costs two system calls for each lane.
 local GLANCE_MS, EMPTY_GLANCES = 3, 5
+-- Between two ticks lanes that were shut down are mended so often at once: a worker that does it for ever is left to
+-- the ticks.
+local MENDS = 10
 
 --- @param options {platform, busy_ms = between two ticks while connections wait, lanes = who looks at them:
 --   :tick() -> 'busy' (connections wait), 'unsettled' (there is something to come back to), 'quiet', or nil: there is
 --              nobody to look after,
 --   :glance() -> whether connections wait, when to glance again though none do (nil: it is of no use),
 --   :near() -> descriptors to watch for connections,
+--   :frail() -> descriptors that a worker may shut down,
+--   :mend(): one was,
 --   :watched() -> all descriptors to watch, how long at most in ms; or nil: it is no time for rest}
 function Pace.new(options)
     local self = setmetatable({
@@ -31,6 +36,7 @@ function Pace.new(options)
         glanced_at = -GLANCE_MS,
         due = nil, -- when to glance again though nothing waits
         glances = 0, -- to come before the queues are watched
+        mends = 0, -- since the last tick
     }, Pace)
     self.timer = self.platform.timer(function()
         self:wake()
@@ -42,6 +48,10 @@ local function stop_watch(self)
     if self.watching then
         self.watching = false
         self.watch:stop()
+    end
+    if self.guarding then
+        self.guarding = false
+        self.guard:stop()
     end
 end
 
@@ -60,10 +70,27 @@ local function watch(self, fds)
     return self.watching
 end
 
+-- A server that shuts its socket down as it ends does that to all who have it. At once, for meanwhile everybody is
+-- refused, or sent where nobody serves.
+local function guard(self)
+    local fds = self.lanes:frail()
+    self.guard = self.guard or self.platform.watch(function()
+        self.guarding, self.mends = false, self.mends + 1
+        self.lanes:mend()
+        if self.ticking and not self.resting then
+            self.timer:start(math.min(GLANCE_MS, math.max(self.tick_at - self.platform.now(), 0)))
+        end
+    end)
+    self.guarding = self.guard ~= nil and #fds > 0 and self.guard:start(fds, true) ~= nil
+end
+
 -- The timer runs until the next glance, if there is one to come, else until the next tick.
 local function go_on(self)
     local now = self.platform.now()
     local left = math.max(self.tick_at - now, 0)
+    if not self.guarding and self.mends < MENDS then
+        guard(self)
+    end
     if self.glances == 0 and not self.watching then
         watch(self, self.lanes:near())
     end
@@ -125,7 +152,7 @@ end
 function Pace:tick()
     self.timer:start(TICK_MS) -- first: whatever becomes of this tick
     stop_watch(self) -- lanes may close at a tick, which must not be watched then
-    self.resting = false
+    self.resting, self.mends = false, 0
     glance(self)
     local state = self.lanes:tick()
     self.ticking = state ~= nil
@@ -146,9 +173,11 @@ end
 
 function Pace:close()
     stop_watch(self)
-    if self.watch then
-        self.watch:close()
-        self.watch = nil
+    for _, name in ipairs { 'watch', 'guard' } do
+        if self[name] then
+            self[name]:close()
+            self[name] = nil
+        end
     end
     self.timer:close()
 end

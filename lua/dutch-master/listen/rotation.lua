@@ -650,19 +650,32 @@ end
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Now and then
 
+local function repair_lane(self, lane)
+    local was_spoilt = lane.spoilt
+    lane:repair()
+    if lane.spoilt and not was_spoilt and not self.shared then
+        self.steering:apply()
+        for id in pairs(lane.users) do
+            self.spoilt(id)
+        end
+    end
+end
+
 local function repair(self, now)
     if now - (self.repaired_at or 0) < REPAIR_MS then
         return
     end
     self.repaired_at = now
     for _, lane in ipairs(self.lanes) do
-        local was_spoilt = lane.spoilt
-        lane:repair()
-        if lane.spoilt and not was_spoilt and not self.shared then
-            self.steering:apply()
-            for id in pairs(lane.users) do
-                self.spoilt(id)
-            end
+        repair_lane(self, lane)
+    end
+end
+
+--- Puts right what a worker has shut down.
+function Rotation:mend()
+    for _, lane in ipairs(self.lanes) do
+        if lane:is_down() then
+            repair_lane(self, lane)
         end
     end
 end
@@ -926,6 +939,14 @@ end
 function Rotation:watched(fds)
     for _, lane in ipairs(self.address.type == 'dgram' and {} or self.lanes) do
         fds[#fds + 1] = lane.fd
+    end
+end
+
+--- Adds the sockets that somebody may shut down, and that can be repaired then.
+function Rotation:frail(fds)
+    local tcp = self.address.type ~= 'dgram' and self.address.family ~= 'unix'
+    for _, lane in ipairs(tcp and self.lanes or {}) do
+        fds[#fds + 1] = not lane.broken and lane.fd or nil
     end
 end
 

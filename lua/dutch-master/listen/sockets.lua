@@ -499,6 +499,22 @@ function Sockets:near()
     return fds
 end
 
+--- What a worker may shut down.
+function Sockets:frail()
+    local fds = {}
+    for _, rotation in ipairs(self.directory.rotations) do
+        rotation:frail(fds)
+    end
+    return fds
+end
+
+--- Some of it was.
+function Sockets:mend()
+    for _, rotation in ipairs(self.directory.rotations) do
+        rotation:mend()
+    end
+end
+
 --- What to watch while nothing happens. @return descriptors, how long at most; or nil unless all workers serve
 function Sockets:watched()
     for _, worker in pairs(self.workers) do

@@ -3,13 +3,16 @@ local Platform = require 'spec.support.fake_platform'
 local fake_network = require 'spec.support.fake_network'
 
 describe('pace', function()
-    local platform, network, pace, lanes, ticks, glances, state, waits, may_rest
+    local platform, network, pace, lanes, ticks, glances, state, waits, may_rest, mends
 
     before_each(function()
-        platform, ticks, glances = Platform.new(), {}, 0
+        platform, ticks, glances, mends = Platform.new(), {}, 0, 0
         network = fake_network.add(platform)
         state, waits, may_rest = 'quiet', false, true
-        lanes = { near = function() return { 7 } end }
+        lanes = { near = function() return { 7 } end, frail = function() return { 7, 8 } end }
+        function lanes.mend()
+            mends = mends + 1
+        end
         function lanes.tick()
             ticks[#ticks + 1] = platform.now()
             return state
@@ -108,6 +111,24 @@ describe('pace', function()
             local count = ticks_in(10000)
             assert.is_true(count >= 19 and count <= 21, why .. ' ' .. count)
         end
+    end)
+
+    it('has what was shut down mended at once, between two ticks, but not for ever', function()
+        state = 'unsettled'
+        pace:start()
+        platform:advance(400)
+        local before = #ticks
+        for i = 1, 10 do
+            network.guarded[8]()
+            assert.equal(i, mends)
+            platform:advance(5)
+        end
+        assert.equal(before, #ticks)
+        assert.is_nil(network.guarded[8])
+        platform:advance(350)
+        assert.is_function(network.guarded[8])
+        pace:stir()
+        assert.is_nil(network.guarded[8])
     end)
 
     it('is back at once when something happens', function()
