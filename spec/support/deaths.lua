@@ -1,5 +1,5 @@
 -- A kept master dies in the middle of something, under load: what it may be in the middle of, in which ways it may die, and
--- what must be true afterwards. For spec/bench/takeover.lua. Longer than 400 lines: one object, a
+-- what must be true afterwards. For death_rows.lua. Longer than 400 lines: one object, a
 -- life, and one definition of each moment, way and check.
 --
 --     local life = deaths.begin(kind, { canary = false })       a master, both loads; nothing is wrong yet
@@ -205,7 +205,7 @@ local function settle(self, count)
             return
         end
         wait.let_run(STATUS_MS)
-    until uv.hrtime() > limit
+    until self.m.ended or uv.hrtime() > limit
     error(('not %s, and %d are there: %s'):format(wanted, #workers_of(self.m), out))
 end
 
@@ -434,11 +434,29 @@ function Life:requests()
     return total, failed
 end
 
+local function clock(at)
+    local seconds, us = uv.gettimeofday()
+    local ms = math.floor(seconds * 1000 + us / 1000 - (uv.hrtime() - at) / 1e6)
+    return ('%s.%03d'):format(os.date('!%H:%M:%S', math.floor(ms / 1000)), ms % 1000)
+end
+
+-- When the requests failed that did since then, by the clock of the log.
+local function failures_since(self, began)
+    local list = {}
+    for _, running in ipairs(self.loads) do
+        for _, one in ipairs(running.failures) do
+            list[#list + 1] = one.ended >= began and ('%s, %s from %s to %s'):format(running.options.mode, one.outcome,
+                clock(one.started), clock(one.ended)) or nil
+        end
+    end
+    return table.concat(list, '; ')
+end
 
 -- What is measured of one death. -> { died, took (ms until another master supervised), failed, requests, wrong }
 local function measure(self, moment, way, act)
     local total, failed = self:requests()
-    local lasts, began = self.kind.lasts, uv.hrtime()
+    local lasts, first = self.kind.lasts, uv.hrtime()
+    local began = first
     self.wrong, self.mark = {}, self.m:mark()
     self.had_no_memory = self.had_no_memory or way == 'memory'
     local ms = math.random() * math.min(lasts[moment] or FIRST_MS, LONGEST_MS)
@@ -452,12 +470,15 @@ local function measure(self, moment, way, act)
         lasts[moment] = M.ways[way].late and lasts[moment] or (uv.hrtime() - began) / 1e6
     end
     local ok, why = pcall(act, self)
-    if not self:check(ok, '%s', tostring(why)) then
+    if not self:check(ok, '%s', tostring(why):gsub('\n%-%-%- .*', '')) then -- the log is told by who tells of the rest
         self.broken = true
+    end
+    if death and not death.pid then
+        lasts[moment] = (lasts[moment] or FIRST_MS) / 2
     end
     local total_now, failed_now = self:requests()
     local record = death and death.record
-    self:check(failed_now == failed, '%d requests failed', failed_now - failed)
+    self:check(failed_now == failed, '%d requests failed (%s)', failed_now - failed, failures_since(self, first))
     return { died = death and death.pid ~= nil, took = record and (record.arrived - death.at) / 1e6, ms = ms,
         requests = total_now - total, failed = failed_now - failed, wrong = self.wrong, of = record }
 end
