@@ -102,6 +102,7 @@ local function new_listener(network, address, options)
         return listener.mending or false
     end
     function listener.strangers()
+        assert(not options.kept or #listener.steered > 0, 'a former master\'s program is in force')
         return listener.others, #listener.others
     end
     function listener.steer(_, list, steering)

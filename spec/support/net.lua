@@ -27,6 +27,7 @@ int getsockname(int, void *, unsigned *);
 int unlink(const char *);
 long send(int, const void *, size_t, int);
 long recv(int, void *, size_t, int);
+int dup(int);
 int dup2(int, int);
 ]]
 

@@ -146,6 +146,10 @@ static int resume(lua_State *L, struct dm_listener *listener, const struct dm_ad
     kept.device = (uint64_t)lua_tonumber(L, -1);
     lua_getfield(L, table, "inode");
     kept.inode = (uint64_t)lua_tonumber(L, -1);
+    lua_getfield(L, table, "indexes");
+    if (lua_istable(L, -1)) {
+        kept.indexes = dm_lua_check_integers(L, lua_gettop(L), &kept.index_count);
+    }
     const int error = dm_listener_resume(listener, address, options, &kept);
     lua_settop(L, table);
     return error;
@@ -197,16 +201,23 @@ int core_listen(lua_State *L) {
     return 1;
 }
 
-/* keep(): { shared =, device =, inode = }, for options.kept beside the lanes' descriptors, in
- * order.
- */
+/* keep(): { shared =, device =, inode =, indexes = of the lanes, where strangers are }, for
+ * options.kept beside the lanes' descriptors, in order. */
 static int l_listener_keep(lua_State *L) {
     const struct dm_listener *listener = to_listener(L, 1);
     if (!listener) {
         return dm_lua_fail(L, -EBADF, NULL);
     }
-    lua_createtable(L, 0, 3);
+    lua_createtable(L, 0, 4);
     dm_lua_set_boolean(L, "shared", listener->shared);
+    if (listener->strangers.count > 0) {
+        lua_createtable(L, (int)listener->members, 0);
+        for (size_t i = 0; i < listener->members; i++) {
+            lua_pushinteger(L, (lua_Integer)listener->lanes[i]->index);
+            lua_rawseti(L, -2, (int)i + 1);
+        }
+        lua_setfield(L, -2, "indexes");
+    }
     if (listener->path.directory >= 0) {
         dm_lua_set_number(L, "device", (double)listener->path.device);
         dm_lua_set_number(L, "inode", (double)listener->path.inode);

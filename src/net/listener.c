@@ -338,6 +338,12 @@ static int count_strangers(const struct dm_listener *self, struct dm_strangers *
     return dm_strangers_find(&self->address, ours, self->count, found);
 }
 
+/* Learning needs a program of its own in the group: none, as long as one that is not known is in
+ * force. */
+static void learn_order(struct dm_listener *self) {
+    self->uncertain = !self->told || dm_group_order_learn(self) != 0;
+}
+
 /* A lane has come or gone: behind or before others' sockets, which nobody can tell, and of which
  * some may have come or gone as well. */
 static void learn_among_strangers(struct dm_listener *self) {
@@ -347,7 +353,7 @@ static void learn_among_strangers(struct dm_listener *self) {
         self->strangers = found;
     }
     if (known || self->strangers.count > 0) {
-        self->uncertain = dm_group_order_learn(self) != 0;
+        learn_order(self);
     }
 }
 
@@ -448,6 +454,9 @@ static int attach(const struct dm_listener *self, const struct sock_filter *code
 static int apply(struct dm_listener *self, const struct dm_lane *without) {
     struct sock_filter code[DM_STEERING_INSTRUCTIONS];
     const struct dm_lane *member = listening_lane(self);
+    if (!self->told) {
+        return 0;
+    }
     if (self->shared || self->steer.count == 0 || !member) {
         self->in_force = self->shared ? DM_SHARED : DM_HASH;
         return member && !self->shared ? dm_steering_detach(member->fd) : 0;
@@ -492,6 +501,7 @@ int dm_listener_steer(struct dm_listener *self, const struct dm_steer *steer) {
     }
     forget_steer(&self->steer);
     self->steer = fresh;
+    self->told = true;
     return apply(self, NULL);
 }
 
@@ -541,7 +551,7 @@ int dm_listener_rejoin(struct dm_lane *lane) {
         append_member(self, lane);
     }
     if ((self->uncertain || self->strangers.count > 0) && members_down(self) == 0) {
-        self->uncertain = dm_group_order_learn(self) != 0;
+        learn_order(self);
     }
     if (!self->shared) {
         apply(self, NULL);
@@ -563,7 +573,7 @@ int dm_listener_census(struct dm_listener *self) {
     const bool same = found.count == self->strangers.count && found.sum == self->strangers.sum;
     self->strangers = found;
     if ((!same || self->uncertain) && members_down(self) == 0) {
-        self->uncertain = dm_group_order_learn(self) != 0;
+        learn_order(self);
         apply(self, NULL);
     }
     return 0;
@@ -618,6 +628,7 @@ static void init(struct dm_listener *self, const struct dm_address *address,
     self->shared = self->foreign || !options->reuseport || address->type != SOCK_STREAM ||
                    dm_address_is_unix(address);
     self->in_force = self->shared ? DM_SHARED : DM_HASH;
+    self->told = true;
 }
 
 int dm_listener_open(struct dm_listener *self, const struct dm_address *address,
@@ -706,6 +717,7 @@ int dm_listener_resume(struct dm_listener *self, const struct dm_address *addres
     init(self, address, options);
     self->shared = kept->shared;
     self->borrowed = kept->borrowed;
+    self->told = self->shared;
     self->in_force = self->shared ? DM_SHARED : DM_HASH;
     for (size_t i = 0; i < kept->count; i++) {
         uint32_t depth;
@@ -718,6 +730,7 @@ int dm_listener_resume(struct dm_listener *self, const struct dm_address *addres
             return -ENOMEM;
         }
         append_member(self, lane);
+        lane->index = i < kept->index_count ? (size_t)kept->indexes[i] : lane->index;
         dm_lane_queue(lane, &depth, &lane->limit);
     }
     if (kept->inode && dm_address_is_path(address)) {
@@ -730,9 +743,6 @@ int dm_listener_resume(struct dm_listener *self, const struct dm_address *addres
         }
     }
     self->uncertain = (self->borrowed || kept->uncertain) && self->members > 1;
-    if (self->uncertain || self->borrowed) {
-        dm_listener_census(self); /* or what calls that again does it */
-    }
     return 0;
 }
 

@@ -60,6 +60,7 @@ struct dm_listener {
     bool
         uncertain; /* several lanes left the group since it was last looked at: see group_order.h */
     struct dm_strangers strangers; /* as they were when last looked for */
+    bool told; /* who gets connections; else a former master's program is in force, and stays */
     struct dm_steer steer;
     enum dm_steered in_force;
 };
@@ -83,11 +84,14 @@ struct dm_listener_kept {
     bool borrowed;  /* others serve there still, until dm_listener_own: the order is not known, and
                      * nothing is shut down */
     bool uncertain; /* nobody knows the order */
+    const int *indexes; /* of the first lanes in the group, where strangers are */
+    size_t index_count;
     uint64_t device, inode; /* of its unix path; 0: none */
     struct dm_helpers *helpers;
 };
 /* The same listener, after the master that opened it has died. Takes the descriptors over if it
- * succeeds. What a lane has lost meanwhile is for dm_lane_repair. */
+ * succeeds. Connections go where they went, until dm_listener_steer; dm_listener_census after that
+ * learns an order that is not known. What a lane has lost meanwhile is for dm_lane_repair. */
 int dm_listener_resume(struct dm_listener *listener, const struct dm_address *address,
                        const struct dm_listener_options *options,
                        const struct dm_listener_kept *kept);

@@ -146,6 +146,13 @@ local function set_up(self, listener)
     return true
 end
 
+-- Of lanes that were a former master's. First who gets connections: until that is said its program is in force, and
+-- indexes of which it did not know are not learnt.
+local function begin_steering(self)
+    self.steering:apply()
+    self.census:count_now(self.platform.now(), true)
+end
+
 -- Sockets at which workers of a former master serve on. To the kernel and to us these are users as others: they are
 -- called -1, -2, ...
 local function borrow(self)
@@ -170,7 +177,7 @@ local function borrow(self)
         end
     end
     if self.steering then
-        self.steering:apply()
+        begin_steering(self)
     end
     return true
 end
@@ -296,13 +303,12 @@ function Rotation.resume(options, kept, former)
         self.guests[guest.id] = by_name[guest.lane]
     end
     if self.steering then
-        self.census:count_now(self.platform.now(), true) -- among strangers indexes are others
         for id, lane in pairs(self.users) do
             if lane.state == 'live' then
                 self.steering:join(id, self.want)
             end
         end
-        self.steering:apply()
+        begin_steering(self)
     end
     return self
 end

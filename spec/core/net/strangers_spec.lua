@@ -90,6 +90,29 @@ for text in for_each { '127.0.0.1:0', ':0', '[::1]:0' } do
             assert.equal(40, arrive { a })
         end)
 
+        it('get nothing while another master takes over, before it says who gets connections and after', function()
+            local a = opened.first
+            stranger()
+            assert.equal(1, (count()))
+            local b = listener:lane()
+            listener:steer { { lane = b } }
+            stranger() -- of which this master does not know yet
+            local kept = listener:keep()
+            assert.same({ 0, 2 }, kept.indexes)
+            kept.lanes, kept.uncertain = { net.C.dup(a:fd()), net.C.dup(b:fd()) }, true
+            local next_one = assert(core.listen(listener:address(), { kept = kept }))
+            local its = next_one:lanes()[2]
+            assert.equal(40, arrive { its })
+            assert.equal(2, select(2, next_one:strangers()))
+            assert.equal(40, arrive { its })
+            next_one:steer { { lane = its } }
+            assert.equal(40, arrive { its })
+            net.C.close(table.remove(opened, 1)) -- the last one moves into its place
+            assert.equal(1, select(2, next_one:strangers()))
+            assert.equal(40, arrive { its })
+            next_one:close()
+        end)
+
         it('disturb nobody unseen, where as many lanes follow as the ones in use need: see spares.lua', function()
             stranger()
             stranger()
