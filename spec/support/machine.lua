@@ -16,6 +16,7 @@ local wait = require 'spec.support.wait'
 local M = {}
 local Machine = {}
 Machine.__index = Machine
+M.Machine = Machine -- own_kernel.lua has another kind, with run(), write(), stop() of its own
 
 local BOOT_MS = 60000
 
@@ -37,10 +38,12 @@ exec env SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 systemd-nspawn -q -D "$dir/root" --m
     --private-network --console=pipe -b -- --unit=basic.target
 ]]
 
-local ENTER = {
-    '-m', '-u', '-i', '-n', '-p', '-C', '-r', '-w', '/usr/bin/env', '-i', 'HOME=/root', 'TERM=dumb', 'LANG=C.UTF-8',
-    'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin', 'SYSTEMD_PAGER=', 'sh', '-c',
+--- Of the commands in a machine.
+M.ENVIRONMENT = {
+    'HOME=/root', 'TERM=dumb', 'LANG=C.UTF-8', 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+    'SYSTEMD_PAGER=',
 }
+local ENTER = { '-m', '-u', '-i', '-n', '-p', '-C', '-r', '-w', '/usr/bin/env', '-i' }
 
 --- @return whether a machine can be had here, or false and why not
 function M.available()
@@ -119,8 +122,12 @@ function Machine:run(command, ...)
     if select('#', ...) > 0 then
         command = command:format(...)
     end
-    local args = { '-t', tostring(self.init), unpack(ENTER) }
-    args[#args + 1] = 'exec 2>&1 </dev/null\n' .. command
+    local args = { '-t', tostring(self.init) }
+    for _, words in ipairs { ENTER, M.ENVIRONMENT, { 'sh', '-c', 'exec 2>&1 </dev/null\n' .. command } } do
+        for _, word in ipairs(words) do
+            args[#args + 1] = word
+        end
+    end
     local process = spawn('nsenter', args)
     wait.wait_until(function()
         return process.code and process.closed
