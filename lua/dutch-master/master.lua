@@ -772,6 +772,7 @@ local function go_on(self)
         end_orphans(self, state.lenders, function() end)
     end
     self.upgrade:resume(state.upgrade or {}, how)
+    self:announce() -- of what the former one has said, nobody knows how much arrived
     self.platform.touch()
 end
 

@@ -6,6 +6,7 @@ local uv = require 'luv'
 local apps = require 'spec.support.apps'
 local cli = require 'spec.support.cli'
 local http = require 'spec.support.http'
+local kept = require 'spec.support.kept'
 local master = require 'spec.support.master'
 local net = require 'spec.support.net'
 local wait = require 'spec.support.wait'
@@ -225,6 +226,64 @@ describe('under systemd', function()
         m:await 'Cluster ready'
         local first = systemd:await 'WATCHDOG'
         systemd:await('WATCHDOG', '1', systemd:await('WATCHDOG', '1', first))
+        m:finish()
+    end)
+
+    it('is pinged by a master as soon as it takes over, whenever the former one had done it last', function()
+        local m = start {
+            script = "require('dutch-master').start { worker = 'app.lua' }", files = { ['app.lua'] = apps.idle },
+            keeper = true, env = { WATCHDOG_USEC = '600000000' },
+        }
+        m:await 'Cluster ready'
+        local before = systemd:await 'READY'
+        for _, how in ipairs { 'a death', 'an upgrade' } do
+            if how == 'a death' then
+                kept.kill(m)
+            else
+                assert.equal(0, cli.run(m, { 'upgrade', m.script }).code)
+            end
+            local ready = systemd:await('READY', '1', before)
+            assert.equal(1, systemd:count('WATCHDOG', before) - systemd:count('WATCHDOG', ready), how)
+            before = ready
+        end
+        m:finish()
+    end)
+
+    it('is not kept waiting by the pauses between masters', function()
+        local m = start {
+            script = "require('dutch-master').start { worker = 'app.lua' }", files = { ['app.lua'] = apps.idle },
+            keeper = true, env = { WATCHDOG_USEC = '500000' },
+        }
+        m:await 'Cluster ready'
+        for _ = 1, 6 do
+            kept.kill(m)
+            systemd:read()
+        end
+        local longest = 0
+        for ms in m.stderr:gmatch 'another one goes on in (%d+) ms' do
+            longest = math.max(longest, tonumber(ms))
+        end
+        assert.is_true(longest > 150 and longest <= 250, m.stderr)
+        m:finish()
+    end)
+
+    it('hears of one restart, and of its end, whichever master comes to it', function()
+        local m = start {
+            script = "require('dutch-master').start { worker = 'app.lua', restartSoak = 1 }",
+            files = { ['app.lua'] = apps.idle }, keeper = true,
+        }
+        m:await 'Cluster ready'
+        local ready = systemd:await('READY', '1')
+        local reload = cli.start(m, { 'restart', '--wait' })
+        local reloading = systemd:await('RELOADING', '1', ready)
+        kept.kill(m)
+        assert.equal(0, reload:wait().code)
+        local again = systemd:await('READY', '1', reloading)
+        m:signal 'SIGTERM'
+        local stopping = systemd:await('STOPPING', '1', again)
+        m:exit()
+        systemd:read()
+        assert.same({ 0, 0 }, { systemd:count('READY', stopping), systemd:count('RELOADING', stopping) })
         m:finish()
     end)
 

@@ -4,6 +4,7 @@
 #include "keeper/memory.h"
 #include "keeper/state.h"
 
+#include <stdlib.h>
 #include <sys/prctl.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
@@ -95,13 +96,20 @@ bool dm_master_start(struct dm_keeper *k, struct dm_keeper_link *link) {
     return false;
 }
 
+/* A service manager that misses the pings of a master ends us all: half of its patience at most. */
+static uint64_t longest_pause(void) {
+    const char *usec = getenv("WATCHDOG_USEC");
+    const uint64_t half = usec ? strtoull(usec, NULL, 10) / 2000 : 0;
+    return half > 0 && half < LAST_PAUSE_MS ? half : LAST_PAUSE_MS;
+}
+
 static void set_pause(struct dm_keeper *k) {
-    const uint64_t now = dm_now_ms();
+    const uint64_t now = dm_now_ms(), most = longest_pause();
     k->failures = now - k->started_ms >= STEADY_MS ? 0 : k->failures + 1;
     uint64_t pause = 0;
     if (k->failures > 1) {
         pause = (uint64_t)FIRST_PAUSE_MS << (k->failures < 12 ? k->failures - 2 : 10);
-        pause = pause > LAST_PAUSE_MS ? LAST_PAUSE_MS : pause;
+        pause = pause > most ? most : pause;
     }
     k->next_start_ms = now + pause;
 }

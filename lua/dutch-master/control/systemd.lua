@@ -51,6 +51,7 @@ function Systemd.new(world)
             self:repeated 'WATCHDOG=1'
         end)
         self.watchdog:start(interval)
+        self:repeated 'WATCHDOG=1' -- a former master may have pinged last a whole interval ago
     end
     self.again = platform.timer(function()
         self:send_rest()
