@@ -637,8 +637,10 @@ local function be_kept(self, kept)
     local ends_with_it = false
     local on = {}
     function on.write()
-        self.writer:write()
-        self.commit:written()
+        local _, _, code = self.writer:write()
+        if code ~= 'EAGAIN' then -- else this is called again soon
+            self.commit:written()
+        end
     end
     function on.lost()
         self.upgrade:keeper_lost()

@@ -3,9 +3,11 @@
 
 local uv = require 'luv'
 local apps = require 'spec.support.apps'
+local cli = require 'spec.support.cli'
 local kept = require 'spec.support.kept'
 local master = require 'spec.support.master'
 local read = require('spec.support.files').or_empty
+local wait = require 'spec.support.wait'
 
 local IDLE = { ['app.lua'] = apps.idle }
 local SCRIPT = [[require('dutch-master').start { worker = 'app.lua', numWorkers = 1, restartSoak = 0,
@@ -205,6 +207,39 @@ exec sleep 1000]] } }
         m:signal 'SIGUSR2'
         m:await 'Restart complete'
         assert.equal(pid, kept.pid(m))
+        m:finish()
+    end)
+
+    it('is not held up by a keeper that was stopped, which has all as soon as it goes on', function()
+        local m = kept.start { script = (SCRIPT:gsub('numWorkers = 1', 'numWorkers = 6')), files = IDLE }
+        m:await 'Cluster ready'
+        uv.kill(m.pid, 'sigstop')
+        m:wait_until(function() return state(m.pid) == 'T' end, 'the keeper to stop')
+        -- More than its socket has room for, and what waits for the state to be kept must not wait for ever.
+        local rolls, longest = 0, 0
+        repeat
+            local roll, began = cli.start(m, { 'restart', '--wait' }), uv.hrtime()
+            m:wait_until(function()
+                local asked = uv.hrtime()
+                assert.equal(0, cli.run(m, { 'status' }).code)
+                longest = math.max(longest, (uv.hrtime() - asked) / 1e9)
+                return roll.ended == 3
+            end, 'a restart')
+            assert.equal(0, roll.code)
+            assert.is_true((uv.hrtime() - began) / 1e9 < 20 * wait.scale)
+            rolls = rolls + 1
+        until rolls == 12
+        assert.is_true(longest < 1.5 * wait.scale, longest)
+        assert.matches(('if somebody has stopped it, kill %%-CONT %d$'):format(m.pid),
+            m:await('State could not be kept, the keeper has an older one').reason)
+        local before = m:workers()
+        uv.kill(m.pid, 'sigcont')
+        m:await 'State is kept again'
+        assert.equal(1, #m:records 'State could not be kept, the keeper has an older one')
+        kept.await_quiet(m)
+        kept.kill(m)
+        assert.is_true(kept.same_workers(m, before), m:dump())
+        assert.equal(6, #m:workers())
         m:finish()
     end)
 end)

@@ -98,7 +98,7 @@ local NO_SPEC = {
     ['net/repair'] = 'lane_spec',
     ['net/diag'] = 'dial_spec',
     ['keeper/keeper'] = 'e2e/keeper_spec', ['keeper/handoff'] = 'e2e/upgrade_spec',
-    ['keeper/kept'] = 'e2e/keeper_spec', ['keeper/held'] = 'e2e/keeper_spec',
+    ['keeper/kept'] = 'e2e/keeper_spec', ['keeper/held'] = 'e2e/keeper_spec', ['keeper/outbox'] = 'e2e/keeper_process_spec',
     ['keeper/children'] = 'e2e/keeper_process_spec', ['keeper/master'] = 'e2e/keeper_process_spec',
     ['keeper/memory'] = 'e2e/keeper_spec', ['keeper/tell'] = 'e2e/keeper_process_spec',
     ['keeper/upgrade'] = 'e2e/upgrade_spec',

@@ -1,13 +1,12 @@
-/* kept.c: see kept.h. */
+/* kept.c: see kept.h. Longer than 400 lines: one connection, what goes over it, and the state that is
+ * kept beside it. */
 #include "keeper/kept.h"
 
-#include "base/fdpass.h"
 #include "base/identity.h"
 #include "keeper/memory.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
@@ -15,7 +14,7 @@
 
 enum {
     LEAVE_MS = 500,     /* for half a line to be read or written, when we give place */
-    PATIENCE_MS = 1000, /* a keeper that does not take what it is given for so long is no use */
+    PATIENCE_MS = 1000, /* so long what waits for a snapshot waits for a keeper without room */
     FRAMES = 64,        /* read in one turn */
 
     /* A snapshot takes longer the more workers there are, and in a boot each turn asks for one.
@@ -40,6 +39,9 @@ static void lose(struct dm_kept *kept) {
         return;
     }
     kept->lost = true;
+    kept->full_since = 0;
+    kept->refused = false;
+    dm_outbox_clear(&kept->outbox);
     dm_poll_stop(&kept->poll);
     kept->events->on_lost(kept->ctx);
     if (kept->open && kept->leave_by == 0) {
@@ -49,32 +51,48 @@ static void lose(struct dm_kept *kept) {
 
 /* ---- frames ---- */
 
+static void on_ready(uv_poll_t *poll_handle, int status, int events);
+
+/* The keeper is asked when it has room, if something waits for that. */
+static void watch(struct dm_kept *kept) {
+    dm_poll_start(&kept->poll, UV_READABLE | (kept->full_since ? UV_WRITABLE : 0), on_ready);
+}
+
+static bool is_patient(const struct dm_kept *kept) {
+    return kept->full_since && uv_now(kept->prepare.loop) < kept->full_since + PATIENCE_MS;
+}
+
+/* With a descriptor: -EAGAIN, soon there may be room; -ETIMEDOUT, there was none for long. */
 static int send_frame(struct dm_kept *kept, struct dm_keeper_frame *frame, const char *text,
                       int fd) {
-    const size_t length = text ? strlen(text) : 0;
     if (!kept->open) {
         return -ENOTCONN;
-    }
-    if (length >= DM_KEEPER_TEXT) {
-        return -EMSGSIZE;
     }
     if (kept->lost) {
         return 0; /* to nobody */
     }
-    struct iovec parts[] = {
-        {frame, offsetof(struct dm_keeper_frame, text)},
-        {(void *)(uintptr_t)(text ? text : ""), length},
-    };
-    ssize_t sent;
-    while ((sent = dm_fdpass_send(kept->link.socket, parts, 2, &fd, fd >= 0)) == -EAGAIN ||
-           sent == -ENOBUFS) {
-        struct pollfd room = {.fd = kept->link.socket, .events = POLLOUT};
-        if (poll(&room, 1, PATIENCE_MS) <= 0) {
-            return -ETIMEDOUT;
-        }
+    const int error = dm_outbox_send(&kept->outbox, frame, text ? text : "", fd);
+    if (!kept->full_since && (error == -EAGAIN || !dm_outbox_is_empty(&kept->outbox))) {
+        kept->full_since = uv_now(kept->prepare.loop);
+        watch(kept);
+    }
+    if (error == -EAGAIN) {
+        return is_patient(kept) ? error : -ETIMEDOUT;
     }
     /* That it has died we hear from the loop, which asks for all of it again: see lose(). */
-    return sent == -EPIPE || sent == -ECONNRESET ? 0 : sent < 0 ? (int)sent : 0;
+    return error == -EPIPE || error == -ECONNRESET ? 0 : error;
+}
+
+/* There is room. */
+static void catch_up(struct dm_kept *kept) {
+    if (dm_outbox_flush(&kept->outbox) == -EAGAIN) {
+        kept->full_since = uv_now(kept->prepare.loop);
+        return;
+    }
+    kept->full_since = 0;
+    kept->dirty = kept->dirty || kept->refused;
+    kept->refused = false;
+    watch(kept);
 }
 
 int dm_kept_put(struct dm_kept *kept, const char *name, int fd, pid_t pid) {
@@ -82,8 +100,12 @@ int dm_kept_put(struct dm_kept *kept, const char *name, int fd, pid_t pid) {
     if (strlen(name) >= DM_KEEPER_NAME) {
         return -ENAMETOOLONG;
     }
-    return kept->lost && kept->open ? dm_held_put(&kept->held, name, fd, pid)
-                                    : send_frame(kept, &frame, name, fd);
+    if (kept->lost && kept->open) {
+        return dm_held_put(&kept->held, name, fd, pid);
+    }
+    const int error = send_frame(kept, &frame, name, fd);
+    kept->refused = kept->refused || error == -EAGAIN || error == -ETIMEDOUT;
+    return error;
 }
 
 void dm_kept_drop(struct dm_kept *kept, const char *name) {
@@ -216,7 +238,7 @@ static void on_again(uv_timer_t *timer) {
 static void write_snapshot(struct dm_kept *kept) {
     const uint64_t start = uv_hrtime();
     const uint64_t paid_us = (start - kept->written_at) / 1000 / SHARE;
-    kept->dirty = false;
+    kept->dirty = kept->refused = false;
     kept->events->on_write(kept->ctx);
     kept->written_at = uv_hrtime();
     kept->spent_us -= paid_us < kept->spent_us ? paid_us : kept->spent_us;
@@ -226,9 +248,22 @@ static void write_snapshot(struct dm_kept *kept) {
     kept->rest_until = kept->written_at + past_us * SHARE * 1000;
 }
 
+/* Whether the keeper may soon have room for what it has refused. */
+static bool awaits_room(struct dm_kept *kept) {
+    const uint64_t now = uv_now(kept->prepare.loop);
+    if (!kept->refused || !is_patient(kept) || (kept->leave_by && now >= kept->leave_by)) {
+        return false;
+    }
+    uv_timer_start(&kept->again, on_again, kept->full_since + PATIENCE_MS - now, 0);
+    return true;
+}
+
 /* Whether what is dirty has to stay so for a moment. */
 static bool rests(struct dm_kept *kept) {
     const uint64_t now = uv_hrtime();
+    if (awaits_room(kept)) {
+        return true;
+    }
     if (!kept->dirty || kept->leave_by || now >= kept->rest_until) {
         return false;
     }
@@ -247,18 +282,22 @@ static void on_prepare(uv_prepare_t *prepare) {
     if (kept->dirty) {
         write_snapshot(kept);
     }
+    if (awaits_room(kept)) {
+        return;
+    }
     for (struct dm_link *l = kept->touched.next, *next; l != &kept->touched; l = next) {
         next = l->next;
         struct dm_mark *mark = dm_container(l, struct dm_mark, link);
         mark->commit(mark);
         volatile uint8_t *byte = &kept->link.memory->marks[mark->index];
         /* Half a line that a former master has written is never made whole. */
-        if (*byte != DM_MARK_WRITING && mark->is_settled(mark)) {
+        if (!kept->refused && *byte != DM_MARK_WRITING && mark->is_settled(mark)) {
             dm_list_remove(&mark->link);
             *byte = DM_MARK_CLEAR;
         }
     }
-    if (kept->leave_by && (dm_list_empty(&kept->touched) || uv_now(loop) >= kept->leave_by)) {
+    const bool is_done = dm_list_empty(&kept->touched) && !kept->full_since;
+    if (kept->leave_by && (is_done || uv_now(loop) >= kept->leave_by)) {
         give_place(kept);
     } else if (kept->leave_by) {
         uv_timer_start(&kept->again, on_again, 10, 0);
@@ -334,9 +373,12 @@ static void handle(struct dm_kept *kept, const struct dm_keeper_frame *frame) {
     }
 }
 
-static void on_readable(uv_poll_t *poll_handle, int status, int events) {
+static void on_ready(uv_poll_t *poll_handle, int status, int events) {
     struct dm_kept *kept = poll_handle->data;
     struct dm_keeper_frame frame;
+    if (events & UV_WRITABLE) {
+        catch_up(kept);
+    }
     for (int i = 0; i < FRAMES && kept->open; i++) {
         const ssize_t size = recv(kept->link.socket, &frame, sizeof frame, MSG_DONTWAIT);
         if (size < 0 && (errno == EAGAIN || errno == EINTR)) {
@@ -372,7 +414,8 @@ int dm_kept_open(struct dm_kept *kept, uv_loop_t *loop, const struct dm_keeper_l
     uv_timer_init(loop, &kept->again);
     kept->poll.uv.data = kept->prepare.data = kept;
     kept->open = true;
-    dm_poll_start(&kept->poll, UV_READABLE, on_readable);
+    dm_outbox_init(&kept->outbox, link->socket);
+    watch(kept);
     uv_prepare_start(&kept->prepare, on_prepare);
     dm_identity_set(link->keeper);
     return 0;
@@ -388,6 +431,8 @@ void dm_kept_close(struct dm_kept *kept) {
         mark->commit(mark); /* what waited for a snapshot waits for nothing now */
     }
     dm_held_clear(&kept->held);
+    dm_outbox_flush(&kept->outbox);
+    dm_outbox_clear(&kept->outbox);
     dm_poll_stop(&kept->poll);
     close(kept->link.socket);
     close(kept->link.patience);

@@ -5,6 +5,7 @@
 #include "base/list.h"
 #include "base/poll.h"
 #include "keeper/held.h"
+#include "keeper/outbox.h"
 
 #include <sys/uio.h>
 #include <uv.h>
@@ -48,7 +49,10 @@ struct dm_kept {
     uint64_t spent_us;   /* in snapshots, but for what the time since has paid */
     uint64_t rest_until; /* ns: no snapshot before */
     uint64_t leave_by;   /* 0: not leaving */
+    uint64_t full_since; /* ms: the keeper has taken nothing since; 0: it has room */
+    struct dm_outbox outbox;
     bool open, dirty, lost;
+    bool refused; /* no room: the newest snapshot is older than our state */
     struct dm_held held; /* once the keeper is lost */
 };
 
@@ -56,7 +60,9 @@ int dm_kept_open(struct dm_kept *kept, uv_loop_t *loop, const struct dm_keeper_l
                  const struct dm_kept_events *events, void *ctx);
 void dm_kept_close(struct dm_kept *kept);
 
-/* 0 or a negative errno. Once it has returned the descriptor outlives us. */
+/* 0 or a negative errno. Once it has returned the descriptor outlives us. -EAGAIN: the keeper does
+ * not read; on_write comes again when it does, or else what waits for a snapshot waits no longer,
+ * and it is -ETIMEDOUT from then on. */
 int dm_kept_put(struct dm_kept *kept, const char *name, int fd, pid_t pid);
 void dm_kept_drop(struct dm_kept *kept, const char *name);
 void dm_kept_hello(struct dm_kept *kept);

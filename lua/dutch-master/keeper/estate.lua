@@ -36,9 +36,9 @@ end
 local function put(self, part)
     for _, held in ipairs(part.fds) do
         if self.kept[held.name] ~= held.fd then
-            local ok, message = self.platform.keep_fd(held.name, held.fd, held.pid)
+            local ok, message, code = self.platform.keep_fd(held.name, held.fd, held.pid)
             if not ok then
-                return nil, message
+                return nil, message, code
             end
             self.kept[held.name] = held.fd
         end
@@ -57,10 +57,10 @@ end
 
 local function take_in(self, parts)
     for _, part in ipairs(parts) do
-        local ok, message = put(self, part)
+        local ok, message, code = put(self, part)
         if not ok then
             disown(self, part)
-            return nil, message
+            return nil, message, code
         end
     end
     return true
@@ -110,7 +110,13 @@ local function adopt(self, parts, fresh)
     end
 end
 
-local function complain(self, message)
+-- @param code of what the keeper did not take, nil of all else. EAGAIN: on_write comes again as soon as it takes that
+local function complain(self, message, code)
+    if code == 'EAGAIN' then
+        return nil, message, code
+    elseif code == 'ETIMEDOUT' then
+        message = ('the keeper does not move: if somebody has stopped it, kill -CONT %d'):format(self.platform.pid())
+    end
     if self.complaint ~= message then
         self.complaint = message
         self.log():error({ reason = message }, 'State could not be kept, the keeper has an older one')
@@ -160,7 +166,7 @@ local function check(self, whole)
     end
 end
 
---- Writes a snapshot. @return true, or nil, message
+--- Writes a snapshot. @return true, or nil, message, code (EAGAIN: it comes soon)
 function Writer:write()
     local whole, book = compose(self)
     if not whole then
@@ -169,14 +175,16 @@ function Writer:write()
     if self.checks then
         check(self, whole)
     end
-    local ok, message = take_in(self, book.fresh)
+    local ok, message, code = take_in(self, book.fresh)
     if ok then
         ok, message = self.platform.keep(whole)
     end
     if not ok then
-        return complain(self, message)
+        return complain(self, message, code)
+    elseif self.complaint then
+        self.complaint = nil
+        self.log():info('State is kept again')
     end
-    self.complaint = nil
     adopt(self, book.parts, book.fresh)
     return true
 end

@@ -13,11 +13,14 @@ local function new_keeper()
     keeper.platform = {
         keep_fd = function(name, fd)
             if keeper.full then
-                return nil, 'the store is full'
+                return nil, 'the store is full', keeper.full
             end
             note('put', name, fd)
             keeper.store[name] = fd
             return true
+        end,
+        pid = function()
+            return 77
         end,
         drop_fd = function(name)
             note('drop', name)
@@ -40,6 +43,9 @@ local function new_writer(keeper, collect)
     local log = {
         error = function(_, fields)
             table.insert(keeper.errors, fields.reason)
+        end,
+        info = function(_, text)
+            table.insert(keeper.errors, text)
         end,
     }
     return State.writer { platform = keeper.platform, collect = collect, log = function() return log end }
@@ -78,7 +84,7 @@ describe('the state of a master', function()
         end)
         writer:write()
         local before = keeper.estate
-        fd, keeper.full = 6, true
+        fd, keeper.full = 6, 'ENOSPC'
         writer:write()
         writer:write()
         assert.equal(before, keeper.estate)
@@ -87,6 +93,24 @@ describe('the state of a master', function()
         keeper.full = false
         writer:write()
         assert.same({ a6 = 6 }, keeper.store)
+        assert.equal('State is kept again', keeper.errors[2])
+    end)
+
+    it('waits for a keeper that is busy without a word, and names one that does not move', function()
+        local keeper = new_keeper()
+        local writer = new_writer(keeper, function(book)
+            return { name = book:fd('a', 5) }
+        end)
+        keeper.full = 'EAGAIN'
+        assert.same({ nil, 'the store is full', 'EAGAIN' }, { writer:write() })
+        assert.same({}, keeper.errors)
+        keeper.full = 'ETIMEDOUT'
+        writer:write()
+        assert.same({ 'the keeper does not move: if somebody has stopped it, kill -CONT 77' }, keeper.errors)
+        keeper.full = nil
+        assert.is_true(writer:write())
+        assert.same({ a = 5 }, keeper.store)
+        assert.equal(2, #keeper.errors)
     end)
 
     it('comes back, with every value that is used twice once', function()
