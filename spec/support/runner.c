@@ -45,6 +45,60 @@ static void on_interrupt(int number) {
     lua_sethook(main_state, interrupt, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
 }
 
+/* ---- allocations that fail, of what is linked in here: the linker calls these (--wrap) ---- */
+
+static long allocations_left; /* the last of them fails; 0: none does */
+
+static bool fails(void) {
+    return allocations_left > 0 && --allocations_left == 0;
+}
+
+#define WRAPPED(name, parameters, arguments)                                                       \
+    void *__real_##name parameters;                                                                \
+    void *__wrap_##name parameters;                                                                \
+    void *__wrap_##name parameters {                                                               \
+        if (fails()) {                                                                             \
+            errno = ENOMEM;                                                                        \
+            return NULL;                                                                           \
+        }                                                                                          \
+        return __real_##name arguments;                                                            \
+    }
+
+/* NOLINTBEGIN(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
+WRAPPED(malloc, (size_t size), (size))
+WRAPPED(calloc, (size_t count, size_t size), (count, size))
+WRAPPED(realloc, (void *block, size_t size), (block, size))
+WRAPPED(strdup, (const char *text), (text))
+WRAPPED(strndup, (const char *text, size_t size), (text, size))
+/* NOLINTEND(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
+
+/* Lua's own never fail. */
+static void *allocate(void *ud, void *block, size_t old_size, size_t size) {
+    (void)ud;
+    (void)old_size;
+    if (size == 0) {
+        free(block);
+        return NULL;
+    }
+    return __real_realloc(block, size);
+}
+
+static void spare_lua(lua_State *L) {
+    void *ud;
+    lua_getallocf(L, &ud);
+    if (!ud) { /* else LuaJIT has a heap of its own: see state.c */
+        lua_setallocf(L, allocate, NULL);
+    }
+}
+
+/* fail_allocation(n): the n-th from now on fails, 0: none. -> whether the one that was to fail
+ * before was never reached */
+static int l_fail_allocation(lua_State *L) {
+    lua_pushboolean(L, allocations_left > 0);
+    allocations_left = luaL_checklong(L, 1);
+    return 1;
+}
+
 /* run_once(ms): one iteration that blocks at most so long. */
 static int l_run_once(lua_State *L) {
     const uint64_t ms = (uint64_t)luaL_optinteger(L, 1, 1000);
@@ -133,6 +187,7 @@ static int luaopen_spec_loop(lua_State *L) {
                                          {"close", l_close},
                                          {"lend_sigchld", l_lend_sigchld},
                                          {"children", l_children},
+                                         {"fail_allocation", l_fail_allocation},
                                          {"signal_number", l_signal_number},
                                          {"signal_name", l_signal_name},
                                          {"dup_fd", l_dup_fd},
@@ -211,6 +266,7 @@ int main(int argc, char **argv) {
         return 2;
     }
     lend_sigchld(true);
+    spare_lua(L);
     main_state = L;
     signal(SIGINT, on_interrupt);
     uv_timer_init(&loop, &limit);
