@@ -1,4 +1,5 @@
-/* lua/stream.c: core.serve(path, {on_client=fn(conn), request_ms=10000}) -> server; server:close().
+/* lua/stream.c: core.serve(path, {on_client=fn(conn), fd=, request_ms=10000, silent_ms=60000}) ->
+ * server; server:close().
  * core.connect(path[, patience_ms]) -> conn; conn:uid() conn:pid() conn:write(text)
  * conn:on_line(fn(line)) conn:on_close(fn(reason)) conn:close(). What is open is kept alive by the
  * registry. */
@@ -10,8 +11,10 @@
 #define CONN "dutch-master.conn"
 #define SERVER "dutch-master.server"
 
-/* Time for a client to send its first line, in ms. */
+/* In ms: time for a client to send its first line, and to hear something when it has said its last.
+ */
 #define REQUEST_MS 10000
+#define SILENT_MS 60000
 
 struct l_conn {
     struct dm_lua_object object;
@@ -151,14 +154,18 @@ int core_serve(lua_State *L) {
     lua_settop(L, 2);
     lua_getfield(L, 2, "on_client");
     luaL_checktype(L, 3, LUA_TFUNCTION);
-    const int request_ms = dm_lua_integer_field(L, 2, "request_ms", REQUEST_MS);
-    const int fd = dm_lua_integer_field(L, 2, "fd", -1);
     /* Stack: 1 path, 2 options, 3 on_client, 4 object */
     struct l_server *s = dm_lua_new_object(L, sizeof *s, SERVER);
+    const struct dm_server_options options = {
+        .fd = dm_lua_integer_field(L, 2, "fd", -1),
+        .request_ms = (uint64_t)dm_lua_integer_field(L, 2, "request_ms", REQUEST_MS),
+        .silent_ms = (uint64_t)dm_lua_integer_field(L, 2, "silent_ms", SILENT_MS),
+        .on_client = on_client,
+        .ctx = s,
+    };
     const char *why;
     struct dm_server *server;
-    const int err =
-        dm_server_open(dm_lua_loop(L), path, fd, (uint64_t)request_ms, on_client, s, &server, &why);
+    const int err = dm_server_open(dm_lua_loop(L), path, &options, &server, &why);
     if (err != 0) {
         return dm_lua_fail_why(L, err, path, why);
     }

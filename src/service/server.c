@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -36,9 +37,7 @@ struct dm_server {
     ino_t ino;
     struct dm_stream *clients[CLIENTS + RESERVED];
     size_t count;
-    uint64_t request_ms;
-    dm_server_client_cb on_client;
-    void *ctx;
+    struct dm_server_options options;
     char path[sizeof((struct sockaddr_un *)0)->sun_path];
 };
 
@@ -102,7 +101,8 @@ static void admit(struct dm_server *server, int fd) {
         return;
     }
     struct dm_stream_options options = {.line_max = REQUEST_MAX,
-                                        .first_line_ms = server->request_ms,
+                                        .first_line_ms = server->options.request_ms,
+                                        .silent_ms = server->options.silent_ms,
                                         .complain = true,
                                         .on_gone = on_gone,
                                         .owner = server};
@@ -113,7 +113,13 @@ static void admit(struct dm_server *server, int fd) {
         return;
     }
     server->clients[server->count++] = client;
-    server->on_client(server->ctx, client);
+    server->options.on_client(server->options.ctx, client);
+}
+
+/* accept4 wants a descriptor first, and looks then whether there is somebody. */
+static bool is_awaited(const struct dm_server *server) {
+    struct pollfd p = {.fd = server->fd, .events = POLLIN};
+    return poll(&p, 1, 0) > 0;
 }
 
 /* No descriptor is left: a client that asks nothing gives way, or else the newcomer is told and
@@ -139,7 +145,7 @@ static void on_readable(uv_poll_t *poll, int status, int events) {
         int fd = accept4(server->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
             admit(server, fd);
-        } else if (errno == EMFILE || errno == ENFILE) {
+        } else if ((errno == EMFILE || errno == ENFILE) && is_awaited(server)) {
             free_descriptor(server);
         } else if (errno != EINTR && errno != ECONNABORTED) {
             return;
@@ -238,41 +244,42 @@ static int resume(struct dm_server *server, const struct sockaddr_un *addr) {
     return dm_poll_init(server->loop, &server->poll, server->fd);
 }
 
-static int open_sockets(struct dm_server *server, const struct sockaddr_un *addr, int fd,
+static int open_sockets(struct dm_server *server, const struct sockaddr_un *addr,
                         const char **why) {
-    server->fd = fd >= 0 ? fd : socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    server->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    if (server->fd < 0 || server->spare_fd < 0) {
+    const bool resumes = server->fd >= 0;
+    if (!resumes) {
+        server->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    }
+    server->spare_fd = server->fd < 0 ? -1 : open("/dev/null", O_RDONLY | O_CLOEXEC);
+    if (server->spare_fd < 0) {
         return -errno;
     }
-    if (fd >= 0) {
+    if (resumes) {
         return resume(server, addr);
     }
     int err = open_path(server, addr, why);
     return err == 0 ? dm_poll_init(server->loop, &server->poll, server->fd) : err;
 }
 
-int dm_server_open(uv_loop_t *loop, const char *path, int fd, uint64_t request_ms,
-                   dm_server_client_cb on_client, void *ctx, struct dm_server **server,
-                   const char **why) {
+int dm_server_open(uv_loop_t *loop, const char *path, const struct dm_server_options *options,
+                   struct dm_server **server, const char **why) {
+    int fd = options->fd;
     *why = NULL;
     struct sockaddr_un addr;
     int err = dm_stream_address(path, &addr);
     if (err == -ENAMETOOLONG) {
         *why = "a socket's path has 107 bytes at most: choose a shorter one";
     }
-    if (err != 0) {
-        return err;
-    }
-    struct dm_server *s = calloc(1, sizeof *s);
+    struct dm_server *s = err == 0 ? calloc(1, sizeof *s) : NULL;
     if (s == NULL) {
-        return -ENOMEM;
+        dm_close(&fd);
+        return err != 0 ? err : -ENOMEM;
     }
+    s->fd = fd;
+    s->spare_fd = -1;
     s->loop = loop;
-    s->request_ms = request_ms;
-    s->on_client = on_client;
-    s->ctx = ctx;
-    err = open_sockets(s, &addr, fd, why);
+    s->options = *options;
+    err = open_sockets(s, &addr, why);
     if (err != 0) {
         free_server(s);
         return err;

@@ -24,7 +24,6 @@ enum {
     AFTER_STALL_MS = 100,        /* to read what came before the deadline */
     CONNECT_MS = 5000,           /* patience with a server whose backlog is full */
     HALF_CLOSED_CHECK_MS = 1000, /* a peer that only listens cannot be watched, so it is asked */
-    HALF_CLOSED_MS = 60000,      /* and forgotten when nothing was said for this long */
 };
 
 static void on_poll(uv_poll_t *poll, int status, int events);
@@ -270,6 +269,11 @@ static bool is_readable(const struct dm_stream *s) {
     return poll(&p, 1, 0) > 0;
 }
 
+/* One that said its last, and to whom nothing was said since, and nothing is owed. */
+static bool is_forgotten(const struct dm_stream *s) {
+    return s->held == 0 && uv_now(s->loop) - s->last_active > s->options.silent_ms;
+}
+
 static void on_timer(uv_timer_t *timer) {
     struct dm_stream *s = timer->data;
     if (s->failure != NULL) {
@@ -284,7 +288,7 @@ static void on_timer(uv_timer_t *timer) {
             dm_stream_complain(s->fd, "ETIMEDOUT", "no request came");
         }
         dm_stream_drop(s, "no request came");
-    } else if (has_hung_up(s) || uv_now(s->loop) - s->last_active > HALF_CLOSED_MS) {
+    } else if (has_hung_up(s) || is_forgotten(s)) {
         dm_stream_drop(s, NULL);
     }
 }

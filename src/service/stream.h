@@ -24,6 +24,7 @@ struct dm_stream_events {
 struct dm_stream_options {
     size_t line_max;        /* bytes */
     uint64_t first_line_ms; /* time in which the first line must come, 0 for any */
+    uint64_t silent_ms;     /* after its last word a peer that waits for nothing is kept so long */
     bool complain;          /* tell the peer why it is dropped, as a line of JSON */
     /* The stream is gone, however that came; for whoever keeps a list. */
     void (*on_gone)(void *owner, struct dm_stream *stream);

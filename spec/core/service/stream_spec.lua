@@ -33,9 +33,9 @@ describe('stream', function()
         assert.equal(fds, sys.count_fds())
     end)
 
-    local function serve(at, request_ms)
+    local function serve(at, request_ms, silent_ms)
         server = assert(core.serve(at or path, {
-            request_ms = request_ms,
+            request_ms = request_ms, silent_ms = silent_ms,
             on_client = function(conn)
                 local client = { conn = conn, uid = conn:uid(), pid = conn:pid(), lines = {} }
                 clients[#clients + 1] = client
@@ -221,6 +221,15 @@ describe('stream', function()
             assert_serving()
         end)
 
+        it('the socket of a former master is ours at once, and closed if it cannot be served', function()
+            local before = sys.count_fds()
+            for code, at in pairs { EPERM = path, ENAMETOOLONG = dir .. '/' .. ('x'):rep(108) } do
+                local fd = sys.open('/dev/null', sys.O_RDONLY) -- cannot be watched
+                assert.equal(code, select(3, core.serve(at, { fd = fd, on_client = print })))
+                assert.equal(before, sys.count_fds())
+            end
+        end)
+
         it('a missing directory is said', function()
             refused('ENOENT', dir .. '/none/control.sock')
             assert.equal('ENOENT', select(3, core.connect(dir .. '/none/x')))
@@ -393,18 +402,22 @@ describe('stream', function()
             local client = connect()
             local old = sys.limit('nofile', 2048)
             local fillers = {}
-            while true do
+            local function fill()
                 local fd = sys.C.open('/dev/null', sys.O_CLOEXEC)
-                if fd < 0 then break end
-                fillers[#fillers + 1] = fd
+                while fd >= 0 do
+                    fillers[#fillers + 1] = fd
+                    fd = sys.C.open('/dev/null', sys.O_CLOEXEC)
+                end
             end
+            fill()
             local ok, err = pcall(function()
                 await_closed(client)
                 assert.equal('EMFILE', cjson.decode(client.lines[1]).error.code)
                 local start = sys.now()
                 loop.run_once(100)
                 assert.is_true(sys.now() - start > 90)
-                -- Two descriptors come free: a client that asks nothing gives way to the next.
+                fill() -- its own end
+                -- Two descriptors come free, for both ends of one connection.
                 for _ = 1, EMFILE_ROOM do
                     sys.close(table.remove(fillers))
                 end
@@ -412,8 +425,17 @@ describe('stream', function()
                 sys.await(function()
                     return clients[1]
                 end)
+                loop.run_once(100)
+                assert.is_nil(clients[1].closed)
+                -- Who asks nothing gives way to the next, whose own end takes the one that comes free.
+                sys.close(table.remove(fillers))
+                local asks = connect()
+                asks.conn:write 'hello\n'
+                assert.equal('you said hello', await_line(asks))
+                assert.equal('no descriptors left', clients[1].closed)
                 silent.conn:close()
-                await_closed(clients[1])
+                asks.conn:close()
+                await_closed(clients[2])
             end)
             for _, fd in ipairs(fillers) do
                 sys.close(fd)
@@ -478,6 +500,31 @@ describe('stream', function()
         end, 'the client to be noticed')
         assert.equal('you said hello', pipe:read('*l'))
         pipe:close()
+    end)
+
+    it('one that is owed an answer is kept for it, however long that takes', function()
+        serve(path, nil, 10)
+        for _, owed in ipairs { false, true } do
+            on_line = function(conn)
+                if owed then conn:hold(1) end
+            end
+            local number = #clients + 1
+            local pipe = io.popen(('echo hello | timeout 20 socat -t 20 - UNIX-CONNECT:%s'):format(path))
+            sys.await(function()
+                return clients[number] and clients[number].lines[1]
+            end)
+            local start = sys.now()
+            sys.await(function()
+                return clients[number].closed or sys.now() - start > 2500 -- it is looked at once a second
+            end)
+            assert.equal(not owed and 'hung up' or nil, clients[number].closed)
+            if owed then
+                clients[number].conn:write 'at last\n'
+                clients[number].conn:close()
+            end
+            assert.equal(owed and 'at last' or nil, pipe:read '*l')
+            pipe:close()
+        end
     end)
 
     it('closing the server tells the clients on both sides', function()
