@@ -6,7 +6,8 @@
  *   o          supervises
  *   s          has a snapshot that knows what was read; t: dies in the middle of that one
  *   M          is in the middle of a line of a channel that it opens; m: opens it, prints "MASTER
- *              clear", or "MASTER in use"
+ *              clear", "MASTER in use", or "MASTER queued"
+ *   Q          has a line for a channel that nobody reads, and which must not wait
  *   a          prints "MASTER goes on", or "MASTER does without the state"
  *   c          prints "MASTER MS", by the clock
  *   1          lives a second more
@@ -20,7 +21,9 @@
 #include "keeper/keeper.h"
 #include "keeper/kept.h"
 #include "keeper/memory.h"
+#include "process/channel.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -84,6 +87,32 @@ static enum dm_keeper_mark open_mark(bool in_use) {
     return before;
 }
 
+static void on_nothing(void *ctx) {
+    (void)ctx;
+}
+
+/* At the same place as that of open_mark. */
+static void queue_a_line(void) {
+    static struct dm_kept kept;
+    static struct dm_timers timers;
+    static const struct dm_channel_events events = {.on_freed = on_nothing};
+    uv_loop_t *loop = uv_default_loop();
+    int ends[2];
+    kept = (struct dm_kept){.link = link_, .open = true};
+    dm_list_init(&kept.touched);
+    dm_timers_init(&timers, loop);
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) {
+        exit(3);
+    }
+    struct dm_channel *channel = dm_channel_open(loop, &timers, ends[0], &events, NULL);
+    dm_channel_keep(channel, &kept, 5);
+    while (send(ends[0], "\n", 1, MSG_DONTWAIT) == 1) {
+    }
+    if (dm_channel_send(channel, "now", 3, -1, true) != 0) {
+        exit(3);
+    }
+}
+
 static void say_line(const char *format, const char *text) {
     printf(format, number, text);
     fflush(stdout);
@@ -126,7 +155,19 @@ static void step(char letter) {
         open_mark(true);
         break;
     case 'm':
-        say_line("%d %s\n", open_mark(false) == DM_MARK_CLEAR ? "clear" : "in use");
+        switch (open_mark(false)) {
+        case DM_MARK_CLEAR:
+            say_line("%d %s\n", "clear");
+            break;
+        case DM_MARK_QUEUED:
+            say_line("%d %s\n", "queued");
+            break;
+        default:
+            say_line("%d %s\n", "in use");
+        }
+        break;
+    case 'Q':
+        queue_a_line();
         break;
     case 'c':
         snprintf(text, sizeof text, "%llu", (unsigned long long)dm_now_ms());

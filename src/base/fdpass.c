@@ -44,7 +44,7 @@ size_t dm_fdpass_take(struct msghdr *message, int fds[DM_FDPASS_MAX]) {
 }
 
 ssize_t dm_fdpass_receive(int socket, void *data, size_t size, int fds[DM_FDPASS_MAX],
-                          size_t *count) {
+                          size_t *count, bool *lost) {
     union control control;
     struct iovec part = {.iov_base = data, .iov_len = size};
     struct msghdr message = {.msg_iov = &part,
@@ -53,6 +53,9 @@ ssize_t dm_fdpass_receive(int socket, void *data, size_t size, int fds[DM_FDPASS
                              .msg_controllen = sizeof control};
     ssize_t received;
     *count = 0;
+    if (lost) {
+        *lost = false;
+    }
     do {
         received = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     } while (received < 0 && errno == EINTR);
@@ -60,6 +63,9 @@ ssize_t dm_fdpass_receive(int socket, void *data, size_t size, int fds[DM_FDPASS
         return -errno;
     }
     *count = dm_fdpass_take(&message, fds);
+    if (lost) {
+        *lost = (message.msg_flags & MSG_CTRUNC) != 0;
+    }
     return received;
 }
 

@@ -2,6 +2,7 @@
  * received is CLOEXEC and belongs to the caller, who takes it or closes it. */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/socket.h>
 #include <sys/types.h>
@@ -13,9 +14,10 @@ enum { DM_FDPASS_MAX = 253 };
 ssize_t dm_fdpass_send(int socket, struct iovec *parts, size_t part_count, const int *fds,
                        size_t count);
 
-/* Bytes received, 0 at the end, or a negative errno. */
+/* Bytes received, 0 at the end, or a negative errno. *lost, if anybody wants to know: descriptors
+ * came with them for which this process had no room. */
 ssize_t dm_fdpass_receive(int socket, void *data, size_t size, int fds[DM_FDPASS_MAX],
-                          size_t *count);
+                          size_t *count, bool *lost);
 
 /* Of a message that was received with room for DM_FDPASS_MAX: how many it brought. */
 size_t dm_fdpass_take(struct msghdr *message, int fds[DM_FDPASS_MAX]);

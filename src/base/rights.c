@@ -101,10 +101,12 @@ int dm_rights_collect(int socket, void *ctx, size_t size, int fds[DM_RIGHTS_FDS]
     int result, received[DM_FDPASS_MAX];
     char answer[sizeof result + DM_RIGHTS_CONTEXT];
     size_t count = 0;
-    const ssize_t n = dm_fdpass_receive(socket, answer, sizeof result + size, received, &count);
-    if (n != (ssize_t)(sizeof result + size) || count > DM_RIGHTS_FDS) {
+    bool lost;
+    const ssize_t n =
+        dm_fdpass_receive(socket, answer, sizeof result + size, received, &count, &lost);
+    if (lost || n != (ssize_t)(sizeof result + size) || count > DM_RIGHTS_FDS) {
         dm_fdpass_close(received, count);
-        return -ECHILD; /* somebody of that user has killed it */
+        return lost ? -EMFILE : -ECHILD; /* somebody of that user has killed it */
     }
     memcpy(&result, answer, sizeof result);
     memcpy(ctx, answer + sizeof result, size);

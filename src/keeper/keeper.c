@@ -145,7 +145,8 @@ static bool listen_to_master(void) {
     int fds[DM_FDPASS_MAX], fd = -1;
     size_t count = 0;
     const ssize_t size =
-        k.socket < 0 ? -1 : dm_fdpass_receive(k.socket, &k.frame, sizeof k.frame, fds, &count);
+        k.socket < 0 ? -1
+                     : dm_fdpass_receive(k.socket, &k.frame, sizeof k.frame, fds, &count, NULL);
     if (size < 0) {
         return false;
     }

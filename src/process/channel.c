@@ -160,7 +160,8 @@ static bool on_line(void *ctx, const char *bytes, size_t length) {
 static ssize_t receive(struct dm_channel *channel) {
     int fds[DM_FDPASS_MAX];
     size_t count;
-    const ssize_t n = dm_fdpass_receive(channel->fd, scratch, sizeof scratch, fds, &count);
+    bool lost;
+    const ssize_t n = dm_fdpass_receive(channel->fd, scratch, sizeof scratch, fds, &count, &lost);
     const size_t kept = channel->received < 0 && count > 0;
     if (kept) {
         channel->received = fds[0];
@@ -168,7 +169,7 @@ static ssize_t receive(struct dm_channel *channel) {
     dm_fdpass_close(fds + kept, count - kept);
     /* The kernel ends a read behind the piece that carried descriptors, not before it: the line
      * they came with is among those of this read. */
-    channel->had_fd = channel->had_fd || count > 0;
+    channel->had_fd = channel->had_fd || count > 0 || lost;
     return n;
 }
 
@@ -343,6 +344,9 @@ int dm_channel_send(struct dm_channel *channel, const char *bytes, size_t length
         }
     }
     const int rc = enqueue(channel, bytes, length, sent, sent > 0 ? -1 : fd);
+    if (rc == 0) {
+        dm_mark_set(&channel->mark, DM_MARK_QUEUED); /* more than what was written said */
+    }
     if (rc == 0 && waiting == 0 && now) {
         channel->committed = channel->taken + dm_outqueue_size(&channel->queue);
         watch(channel);

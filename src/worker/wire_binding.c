@@ -41,7 +41,7 @@ static int l_receive(lua_State *L) {
     size_t count;
     const int fd = luaL_checkint(L, 1);
     char *data = lua_newuserdata(L, RECEIVE_BYTES);
-    const ssize_t received = dm_fdpass_receive(fd, data, RECEIVE_BYTES, fds, &count);
+    const ssize_t received = dm_fdpass_receive(fd, data, RECEIVE_BYTES, fds, &count, NULL);
     if (received < 0) {
         return dm_lua_fail(L, (int)received, NULL);
     }

@@ -47,6 +47,10 @@ describe('the masters of a keeper', function()
         assert.same({ '2 clear' }, (masters.run('sod', 'mox')))
     end)
 
+    it('know that a line did not go out which the last was to send at once', function()
+        assert.same({ '2 queued' }, (masters.run('soQd', 'mox')))
+    end)
+
     it('are not followed any more when the end was asked for and none can take over', function()
         local lines, status = masters.run('soTrd', 'ad', 'ad', 'ad', 'ad', 'a')
         assert.same({ '1 SIGTERM 1', '2 goes on', '3 goes on', '4 goes on', '5 does without the state' }, lines)

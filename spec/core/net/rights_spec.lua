@@ -107,6 +107,42 @@ describe('rights:', function()
         assert.same('', io.popen('ls -A ' .. dir .. '/own'):read '*a')
     end)
 
+    it('a path that comes without its directory, for want of a descriptor, is none', function()
+        local path = own_directory('own', NOBODY) .. '/s'
+        local fillers = {}
+        local old = sys.limit('nofile', 512)
+        finally(function()
+            sys.limit('nofile', old)
+            for _, fd in ipairs(fillers) do
+                sys.C.close(fd)
+            end
+        end)
+        local fd = sys.C.open('/dev/null', sys.O_CLOEXEC)
+        while fd >= 0 do
+            fillers[#fillers + 1] = fd
+            fd = sys.C.open('/dev/null', sys.O_CLOEXEC)
+        end
+        -- For the helper's socket, both ends, and its pidfd; one of these is free again when the answer comes.
+        for _ = 1, 3 do
+            sys.C.close(table.remove(fillers))
+        end
+        local listener, _, code = listen(path, { as = AS })
+        assert.is_nil(listener)
+        assert.equal('EMFILE', code)
+        local came = ask('unix:' .. path, { as = AS })
+        sys.await(came)
+        assert.equal('EMFILE', came()[3])
+        for _ = 1, 8 do
+            sys.C.close(table.remove(fillers))
+        end
+        sys.await(function() -- what was left behind is stale, as soon as the helper has ended
+            listener = listen(path, { as = AS })
+            return listener
+        end)
+        listener:close()
+        assert.equal('ENOENT', select(3, core.stat(path)))
+    end)
+
     it('clients see the user behind the socket, not the master', function()
         local path = own_directory('own', NOBODY) .. '/s'
         for _, address in ipairs { 'unix:' .. path, 'unix:@dm-rights-' .. core.pid() } do
