@@ -54,14 +54,14 @@ static void flush(struct dm_capture *c, bool last) {
             break;
         }
         const ssize_t n = dm_target_write(&c->target, data, piece);
-        if (n == -ENOSPC || n == -EIO || n == -EDQUOT) {
-            c->lost += piece; /* may pass */
-            dm_outqueue_take(&c->pending, piece);
-        } else if (n == -EAGAIN) {
+        if (n == -EAGAIN) {
             if (!last) {
                 dm_timer_start(&c->retry, RETRY_MS);
             }
             break;
+        } else if (n < 0 && dm_target_may_recover((int)n)) {
+            c->lost += piece; /* may pass */
+            dm_outqueue_take(&c->pending, piece);
         } else if (n < 0) {
             dm_target_close(&c->target);
         } else {

@@ -43,12 +43,6 @@ struct dm_sink {
     void *ctx;
 };
 
-/* Output that may come back when something changes, against output that is gone. */
-static bool is_temporary(int err) {
-    return err == -EAGAIN || err == -ENOSPC || err == -EDQUOT || err == -EFBIG || err == -EIO ||
-           err == -ENOMEM || err == -ENOBUFS;
-}
-
 static bool is_pending(const struct dm_sink *s) {
     return dm_outqueue_size(&s->lines) > s->written;
 }
@@ -108,7 +102,7 @@ static int put_buffer(struct dm_sink *s) {
     const size_t whole = newline != NULL ? (size_t)(newline + 1 - data) : 0;
     s->written -= whole;
     dm_outqueue_take(&s->lines, whole);
-    if (err != 0 && !is_temporary(err)) {
+    if (err != 0 && !dm_target_may_recover(err)) {
         drop_buffer(s);
     }
     return err;
@@ -285,7 +279,7 @@ int dm_sink_write(struct dm_sink *s, const char *record, size_t len, bool grave)
         tell_drained(s);
         return 0;
     }
-    if (!is_temporary(err)) {
+    if (!dm_target_may_recover(err)) {
         s->lost++;
         return err;
     }

@@ -104,6 +104,11 @@ ssize_t dm_target_write(struct dm_target *target, const char *data, size_t size)
     return n > 0 || size == 0 ? n : -EAGAIN;
 }
 
+bool dm_target_may_recover(int error) {
+    return error == -EAGAIN || error == -ENOSPC || error == -EDQUOT || error == -EFBIG ||
+           error == -EIO || error == -ENOMEM || error == -ENOBUFS;
+}
+
 void dm_target_close(struct dm_target *target) {
     if (target->own) {
         close(target->fd);

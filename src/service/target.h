@@ -26,4 +26,6 @@ int dm_target_open(struct dm_target *target, int fd);
 void dm_target_adopt(struct dm_target *target, int fd);
 /* Bytes taken, or a negative errno: EAGAIN when it takes none now. */
 ssize_t dm_target_write(struct dm_target *target, const char *data, size_t size);
+/* Whether a write that failed so may succeed when something changes: else the output is gone. */
+bool dm_target_may_recover(int error);
 void dm_target_close(struct dm_target *target);

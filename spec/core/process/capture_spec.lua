@@ -139,6 +139,22 @@ describe('captured output', function()
         unistd.close(full)
     end)
 
+    it('goes on into a file that had reached a limit, when that has room again', function()
+        local fd, contents = target()
+        sys.ignore(25) -- SIGXFSZ, as in main.c
+        local record = captured('echo one >&2; read x <&3; echo two >&2; read x <&3; echo three >&2', fd,
+            { channel = true })
+        p.await(function() return record.child:tail() == 'one\n' end)
+        local old = sys.limit('fsize', 4)
+        record.child:send 'go'
+        p.await(function() return record.child:tail() == 'one\ntwo\n' end)
+        sys.limit('fsize', old)
+        record.child:send 'go'
+        p.exit_of(record)
+        assert.are.equal('one\nthree\n', contents())
+        assert.are.equal(4, record.status.stderr_lost)
+    end)
+
     it('keeps the lines of several children whole', function()
         local fd, contents = target()
         local records = {}
