@@ -119,14 +119,16 @@ static void on_opened(void *data, int error) {
     dm_lua_call(L, count, 0, "listen");
 }
 
-/* Stack: 3 the function, last the proxy. */
+/* Stack: 3 the function, last the proxy. It is held before anything knows of it: what fails in Lua
+ * fails then. */
 static int open_theirs(lua_State *L, struct proxy *proxy, const struct dm_address *address,
                        const struct dm_listener_options *options) {
+    dm_lua_set_callback(L, lua_gettop(L), "done", 3);
+    dm_lua_hold(L, lua_gettop(L));
     const int error = dm_listener_open_theirs(&proxy->listener, address, options,
                                               &dm_lua_core(L)->helpers, on_opened, proxy);
-    if (!error) {
-        dm_lua_set_callback(L, lua_gettop(L), "done", 3);
-        dm_lua_hold(L, lua_gettop(L));
+    if (error) {
+        dm_lua_release(&proxy->object);
     }
     return error;
 }
@@ -352,10 +354,11 @@ static void on_settled(void *data) {
 static int l_listener_await_path(lua_State *L) {
     struct proxy *proxy = luaL_checkudata(L, 1, LISTENER);
     luaL_checktype(L, 2, LUA_TFUNCTION);
+    dm_lua_set_callback(L, 1, "settled", 2);
+    dm_lua_hold(L, 1);
     const bool waits = proxy->open && dm_unix_path_await(&proxy->listener.path, on_settled, proxy);
-    if (waits) {
-        dm_lua_set_callback(L, 1, "settled", 2);
-        dm_lua_hold(L, 1);
+    if (!waits) {
+        dm_lua_release(&proxy->object);
     }
     lua_pushboolean(L, waits);
     return 1;

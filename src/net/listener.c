@@ -727,6 +727,9 @@ int dm_listener_resume(struct dm_listener *self, const struct dm_address *addres
                 free(self->lanes[--self->count]);
             }
             free(self->lanes);
+            for (i = 0; i < kept->count; i++) {
+                close(kept->fds[i]);
+            }
             return -ENOMEM;
         }
         append_member(self, lane);

@@ -89,9 +89,10 @@ struct dm_listener_kept {
     uint64_t device, inode; /* of its unix path; 0: none */
     struct dm_helpers *helpers;
 };
-/* The same listener, after the master that opened it has died. Takes the descriptors over if it
- * succeeds. Connections go where they went, until dm_listener_steer; dm_listener_census after that
- * learns an order that is not known. What a lane has lost meanwhile is for dm_lane_repair. */
+/* The same listener, after the master that opened it has died. The descriptors are its own from
+ * here on, and closed also if this fails. Connections go where they went, until dm_listener_steer;
+ * dm_listener_census after that learns an order that is not known. What a lane has lost meanwhile
+ * is for dm_lane_repair. */
 int dm_listener_resume(struct dm_listener *listener, const struct dm_address *address,
                        const struct dm_listener_options *options,
                        const struct dm_listener_kept *kept);

@@ -328,9 +328,6 @@ static int start(struct dm_child *child, const struct dm_child_options *o,
     if (rc != 0) {
         return rc;
     }
-    if (spawn.die_with_master) {
-        dm_deathwatch_add(&child->core->deathwatch, leader->pid);
-    }
     rc = dm_poll_init(child->core->loop, &child->error_poll, child->error_fd);
     if (rc != 0) {
         close(child->error_fd);
@@ -348,6 +345,9 @@ static int start(struct dm_child *child, const struct dm_child_options *o,
         return rc;
     }
     child->handles++;
+    if (spawn.die_with_master) {
+        dm_deathwatch_add(&child->core->deathwatch, leader->pid);
+    }
     dm_poll_start(&child->error_poll, UV_READABLE, on_error_pipe);
     return 0;
 }
@@ -387,8 +387,14 @@ int dm_child_spawn(struct dm_core *core, const struct dm_child_options *options,
 int dm_child_adopt(struct dm_core *core, const struct dm_kept_child *kept,
                    const struct dm_child_events *events, void *ctx, struct dm_child **out,
                    enum dm_keeper_mark *before) {
+    struct ends ends = {.channel = {kept->channel, -1},
+                        .captures = {{kept->output[0], -1}, {kept->output[1], -1}},
+                        .null = -1};
+    int pidfd = kept->pidfd;
     struct dm_child *child = calloc(1, sizeof *child);
     if (!child) {
+        close_ends(&ends);
+        close(pidfd);
         return UV_ENOMEM;
     }
     *child = (struct dm_child){.core = core,
@@ -399,7 +405,7 @@ int dm_child_adopt(struct dm_core *core, const struct dm_kept_child *kept,
                                .execed = true,
                                .exec_reported = true};
     child->leader.pid = kept->pid;
-    child->leader.pidfd = kept->pidfd;
+    child->leader.pidfd = pidfd;
     child->leader.kept = true;
     const struct dm_child_options options = {
         .channel = kept->channel >= 0,
@@ -407,17 +413,16 @@ int dm_child_adopt(struct dm_core *core, const struct dm_kept_child *kept,
         .report_output = kept->report_output,
         .stdio = {-1, kept->targets[0], kept->targets[1]},
     };
-    struct ends ends = {.channel = {kept->channel, -1},
-                        .captures = {{kept->output[0], -1}, {kept->output[1], -1}},
-                        .null = -1};
     int rc = open_parts(child, &options, &ends);
     *before = DM_MARK_CLEAR;
     if (rc == 0) {
         hold_leader(child, kept->lingers);
         rc = dm_reaper_add(&core->reaper, &child->leader);
     }
+    close_ends(&ends);
     if (rc != 0) {
         close_parts(child);
+        close(pidfd);
     } else {
         child->handles++;
         if (child->channel) {

@@ -52,7 +52,8 @@ struct dm_kept_child {
     bool report_output, lingers;
 };
 
-/* Takes the descriptors over if it succeeds. *before as dm_channel_keep says. */
+/* The descriptors are the child's from here on, and closed also if this fails. *before as
+ * dm_channel_keep says. */
 int dm_child_adopt(struct dm_core *core, const struct dm_kept_child *kept,
                    const struct dm_child_events *events, void *ctx, struct dm_child **child,
                    enum dm_keeper_mark *before);

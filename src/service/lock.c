@@ -110,10 +110,15 @@ int dm_lock_open(const char *path, struct dm_lock **lock, pid_t *holder, const c
 int dm_lock_resume(const char *path, int fd, struct dm_lock **lock) {
     struct stat st;
     if (fstat(fd, &st) < 0) {
+        close(fd);
         return -EBADF;
     }
     *lock = new_lock(path, fd, &st);
-    return *lock == NULL ? -ENOMEM : 0;
+    if (*lock == NULL) {
+        close(fd);
+        return -ENOMEM;
+    }
+    return 0;
 }
 
 void dm_lock_close(struct dm_lock *lock) {

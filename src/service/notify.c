@@ -261,6 +261,7 @@ int dm_notify_resume(uv_loop_t *loop, uid_t uid, int fd, const char *name,
                      dm_notify_message_cb on_message, void *ctx, struct dm_notify **notify) {
     struct dm_notify *n = make(uid, on_message, ctx);
     if (n == NULL) {
+        close(fd);
         return -ENOMEM;
     }
     n->fd = fd;

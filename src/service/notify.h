@@ -27,7 +27,8 @@ struct dm_notify {
 /* Accepts from root, our own user and `uid`. */
 int dm_notify_open(uv_loop_t *loop, uid_t uid, dm_notify_message_cb on_message, void *ctx,
                    struct dm_notify **notify);
-/* The same socket again, after the master that opened it has died. */
+/* The same socket again, after the master that opened it has died: it is ours from here on, and
+ * closed also if this fails. */
 int dm_notify_resume(uv_loop_t *loop, uid_t uid, int fd, const char *name,
                      dm_notify_message_cb on_message, void *ctx, struct dm_notify **notify);
 void dm_notify_close(struct dm_notify *notify);

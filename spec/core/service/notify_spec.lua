@@ -171,6 +171,13 @@ describe('notify', function()
         sync()
     end)
 
+    it('of a former master is ours at once, and closed if it cannot be watched', function()
+        local before = sys.count_fds()
+        local fd = sys.open('/dev/null', sys.O_RDONLY)
+        assert.equal('EPERM', select(3, core.notify_socket({ fd = fd, name = '@none' }, print)))
+        assert.equal(before, sys.count_fds())
+    end)
+
     it('is not kept from its siblings by a flood', function()
         local got = 0
         local sibling = assert(platform.notify_socket({}, function()
