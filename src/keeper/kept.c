@@ -1,5 +1,5 @@
-/* kept.c: see kept.h. Longer than 400 lines: one connection, what goes over it, and the state that is
- * kept beside it. */
+/* kept.c: see kept.h. Longer than 400 lines: one connection, what goes over it, and the state that
+ * is kept beside it. */
 #include "keeper/kept.h"
 
 #include "base/identity.h"

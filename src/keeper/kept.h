@@ -52,7 +52,7 @@ struct dm_kept {
     uint64_t full_since; /* ms: the keeper has taken nothing since; 0: it has room */
     struct dm_outbox outbox;
     bool open, dirty, lost;
-    bool refused; /* no room: the newest snapshot is older than our state */
+    bool refused;        /* no room: the newest snapshot is older than our state */
     struct dm_held held; /* once the keeper is lost */
 };
 
