@@ -5,9 +5,14 @@
 #include "process/spawn.h"
 #include "process/spawn_memory.h"
 
+#include <errno.h>
+#include <linux/close_range.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <unistd.h>
 
 /* ms. What a worker has for leaving when nobody is left to ask it properly. */
 static const uint64_t LAST_RESORT_MS = 5000;
@@ -66,14 +71,33 @@ static const struct dm_kept_events kept_events = {
     .on_write = on_kept_write,
 };
 
+/* The youngest of what is needed: without it no child would ever be started. */
+static int ask_kernel(void) {
+    struct utsname kernel;
+    if (syscall(SYS_close_range, ~0U, ~0U, CLOSE_RANGE_CLOEXEC) == 0) {
+        return 0;
+    }
+    const int error = errno;
+    uname(&kernel);
+    fprintf(stderr,
+            "dutch-master: Linux 5.11 or later is needed, this is %s: close_range: %s (where the "
+            "kernel is new enough, a container's seccomp profile may refuse it)\n",
+            kernel.release, strerror(error));
+    return -error;
+}
+
 int dm_core_init(struct dm_core *core, uv_loop_t *loop, const struct dm_keeper_link *link) {
     *core = (struct dm_core){.loop = loop};
+    int rc = ask_kernel();
+    if (rc != 0) {
+        return rc;
+    }
     dm_spawn_raise_descriptors();
     dm_spawn_memory_init();
     dm_signals_init(&core->signals, core, NULL); /* nothing comes before dm_signals_set */
     dm_timers_init(&core->timers, loop);
     dm_helpers_init(&core->helpers, &core->reaper, &core->timers);
-    int rc = dm_polls_init(&core->timers);
+    rc = dm_polls_init(&core->timers);
     rc = rc != 0 ? rc : dm_reaper_init(&core->reaper, loop);
     if (rc == 0) {
         rc = dm_kept_open(&core->kept, loop, link, &kept_events, core);

@@ -13,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { EXIT_PANIC = 70 };
+enum { EXIT_PANIC = 70, EXIT_SYSTEM = 71 };
 
 /* Otherwise the loop's epoll would get number 0 to 2, and libuv aborts when it closes that. */
 static void open_standard_fds(void) {
@@ -77,6 +77,7 @@ int main(int argc, char **argv) {
         goto out;
     }
     if (dm_core_init(&core, &loop, &link) != 0) {
+        code = EXIT_SYSTEM;
         goto out_loop;
     }
     struct lua_State *L = dm_lua_state_open(&core);

@@ -25,6 +25,16 @@ end
 describe('boot', function()
     after_each(master.cleanup)
 
+    it('says on a kernel that is too old what it needs', function()
+        local m = master.start { script = "require('dutch-master').start { worker = 'app.lua' }",
+            files = { ['app.lua'] = apps.idle }, wrap = { 'luajit', uv.cwd() .. '/spec/support/refusing.lua',
+                'close_range' } }
+        assert.same({ code = 71 }, m:exit())
+        assert.matches('^dutch%-master: Linux 5%.11 or later is needed, this is %d+%.%d+[^ ]*: close_range: Invalid argument',
+            m.stderr)
+        assert.equal(0, #m.log)
+    end)
+
     it('starts the workers, serves, and stops, a record for each step', function()
         local port = http.free_port()
         local m = master.start {

@@ -10,7 +10,7 @@ local master = require 'spec.support.master'
 local wait = require 'spec.support.wait'
 
 local NOBODY = { 'setpriv', '--reuid=65534', '--regid=65534', '--clear-groups' }
-local REFUSED = { 'luajit', uv.cwd() .. '/spec/support/without_steering.lua' }
+local REFUSED = { 'luajit', uv.cwd() .. '/spec/support/refusing.lua', 'steering' }
 
 -- Rolls and a killed worker under load: what a user must not notice, wherever it runs.
 local function survives(m, port)

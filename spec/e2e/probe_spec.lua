@@ -7,7 +7,7 @@ local load = require 'spec.support.load'
 local master = require 'spec.support.master'
 local versions = require 'spec.support.node_versions'
 
-local REFUSED = { 'luajit', uv.cwd() .. '/spec/support/without_steering.lua' }
+local REFUSED = { 'luajit', uv.cwd() .. '/spec/support/refusing.lua', 'steering' }
 
 -- Each answers /health with 503 unless the file `well` is there, after an interim answer, and says that it was asked;
 -- all else with its id.

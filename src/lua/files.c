@@ -50,7 +50,7 @@ static int push_stat(lua_State *L, const struct stat *st) {
     dm_lua_set_number(L, "gid", st->st_gid);
     dm_lua_set_number(L, "size", (lua_Number)st->st_size);
     dm_lua_set_number(L, "dev", (lua_Number)st->st_dev);
-    dm_lua_set_number(L, "ino", (lua_Number)st->st_ino);
+    dm_lua_set_id(L, "ino", st->st_ino);
     dm_lua_set_number(L, "mtime",
                       (lua_Number)st->st_mtim.tv_sec + (lua_Number)st->st_mtim.tv_nsec / 1e9);
     return 1;

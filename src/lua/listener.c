@@ -144,14 +144,12 @@ static int resume(lua_State *L, struct dm_listener *listener, const struct dm_ad
     kept.shared = dm_lua_boolean_field(L, table, "shared");
     kept.borrowed = dm_lua_boolean_field(L, table, "borrowed");
     kept.uncertain = dm_lua_boolean_field(L, table, "uncertain");
-    lua_getfield(L, table, "device");
-    kept.device = (uint64_t)lua_tonumber(L, -1);
-    lua_getfield(L, table, "inode");
-    kept.inode = (uint64_t)lua_tonumber(L, -1);
     lua_getfield(L, table, "indexes");
     if (lua_istable(L, -1)) {
         kept.indexes = dm_lua_check_integers(L, lua_gettop(L), &kept.index_count);
     }
+    kept.device = dm_lua_id_field(L, table, "device");
+    kept.inode = dm_lua_id_field(L, table, "inode");
     const int error = dm_listener_resume(listener, address, options, &kept);
     lua_settop(L, table);
     return error;
@@ -221,8 +219,8 @@ static int l_listener_keep(lua_State *L) {
         lua_setfield(L, -2, "indexes");
     }
     if (listener->path.directory >= 0) {
-        dm_lua_set_number(L, "device", (double)listener->path.device);
-        dm_lua_set_number(L, "inode", (double)listener->path.inode);
+        dm_lua_set_id(L, "device", listener->path.device);
+        dm_lua_set_id(L, "inode", listener->path.inode);
     }
     return 1;
 }

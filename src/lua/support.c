@@ -3,6 +3,9 @@
 
 #include "base/errors.h"
 
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const char CORE[] = "dutch-master.core", MAIN[] = "dutch-master.main"; /* in the registry */
@@ -99,6 +102,27 @@ bool dm_lua_boolean_field(lua_State *L, int table, const char *key) {
 void dm_lua_set_number(lua_State *L, const char *field, double value) {
     lua_pushnumber(L, value);
     lua_setfield(L, -2, field);
+}
+
+/* A double has so many exactly. */
+static const uint64_t EXACT_MAX = UINT64_C(1) << 53;
+
+void dm_lua_set_id(lua_State *L, const char *field, uint64_t id) {
+    char digits[24];
+    if (id <= EXACT_MAX) {
+        dm_lua_set_number(L, field, (double)id);
+    } else {
+        snprintf(digits, sizeof digits, "%" PRIu64, id);
+        dm_lua_set_string(L, field, digits);
+    }
+}
+
+uint64_t dm_lua_id_field(lua_State *L, int table, const char *key) {
+    lua_getfield(L, table, key);
+    const uint64_t id = lua_type(L, -1) == LUA_TSTRING ? strtoull(lua_tostring(L, -1), NULL, 10)
+                                                       : (uint64_t)lua_tonumber(L, -1);
+    lua_pop(L, 1);
+    return id;
 }
 
 void dm_lua_set_string(lua_State *L, const char *field, const char *value) {

@@ -42,6 +42,9 @@ bool dm_lua_boolean_field(lua_State *L, int table, const char *key); /* missing:
 
 /* Sets a field of the table on top of the stack. */
 void dm_lua_set_number(lua_State *L, const char *field, double value);
+/* An inode, a device: a number, or, where that is too small for it, its digits. */
+void dm_lua_set_id(lua_State *L, const char *field, uint64_t id);
+uint64_t dm_lua_id_field(lua_State *L, int table, const char *key); /* missing: 0 */
 void dm_lua_set_string(lua_State *L, const char *field, const char *value);
 void dm_lua_set_boolean(lua_State *L, const char *field, bool value);
 

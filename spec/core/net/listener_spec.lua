@@ -210,6 +210,15 @@ describe('core.listen', function()
             assert.equal(tonumber('027', 8), sys.C.umask(mask))
         end)
 
+        it('that another master goes on with is known by its inode, one that no double holds too', function()
+            local first = assert(core.listen(core.address('unix:' .. dir .. '/s'), {}))
+            local kept, fd = first:keep(), loop.dup_fd(first:lane():fd())
+            assert.same({ 'number', 'number' }, { type(kept.inode), type(kept.device) })
+            first:close()
+            kept.lanes, kept.inode = { fd }, '9007199254740993'
+            assert.equal('9007199254740993', assert(listen('unix:' .. dir .. '/s', { kept = kept })):keep().inode)
+        end)
+
         it('serves an abstract name', function()
             local name = '@dutch-master-spec-' .. net.C.getpid()
             local listener = listen('unix:' .. name)

@@ -1,9 +1,10 @@
---- luajit without_steering.lua PROGRAM [ARGUMENTS...]: runs a program to which the kernel refuses steering.
+--- luajit refusing.lua WHAT PROGRAM [ARGUMENTS...]: runs a program to which the kernel refuses something: steering, or
+-- close_range as before Linux 5.11.
 
 local ffi = require 'ffi'
 
 package.path = arg[0]:gsub('spec/support/[^/]*$', '?.lua;') .. package.path
-require('spec.support.seccomp').refuse_steering()
+require('spec.support.seccomp')['refuse_' .. table.remove(arg, 1)]()
 
 ffi.cdef 'int execvp(const char *, const char *const *);'
 local words = ffi.new('const char *[?]', #arg + 1)
