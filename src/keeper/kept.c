@@ -108,10 +108,11 @@ int dm_kept_put(struct dm_kept *kept, const char *name, int fd, pid_t pid) {
     return error;
 }
 
-void dm_kept_drop(struct dm_kept *kept, const char *name) {
+int dm_kept_drop(struct dm_kept *kept, const char *name) {
     struct dm_keeper_frame frame = {.op = DM_KEEPER_DROP};
     dm_held_drop(&kept->held, name);
-    send_frame(kept, &frame, name, -1);
+    const int error = send_frame(kept, &frame, name, -1);
+    return error || dm_outbox_is_empty(&kept->outbox) ? error : -EAGAIN;
 }
 
 void dm_kept_hello(struct dm_kept *kept) {

@@ -64,7 +64,8 @@ void dm_kept_close(struct dm_kept *kept);
  * not read; on_write comes again when it does, or else what waits for a snapshot waits no longer,
  * and it is -ETIMEDOUT from then on. */
 int dm_kept_put(struct dm_kept *kept, const char *name, int fd, pid_t pid);
-void dm_kept_drop(struct dm_kept *kept, const char *name);
+/* 0: it is the keeper's no more. -EAGAIN: it will be dropped, but is not yet. */
+int dm_kept_drop(struct dm_kept *kept, const char *name);
 void dm_kept_hello(struct dm_kept *kept);
 void dm_kept_reap(struct dm_kept *kept, pid_t pid, bool lingers);
 /* Before it is reaped: if we die after that, nobody could say how it ended. */

@@ -1,27 +1,57 @@
--- What is opened while there is no memory: each allocation on the way fails in turn. Then nothing is there, no
--- descriptor is left, and no process; or all of it is, and works without.
+-- What is opened while something is short: each allocation on the way fails in turn, or there is one more descriptor each
+-- time. Then nothing is there, no descriptor is left, and no process; or all of it is, and works without.
 
 local core = require 'dutch-master.core'
 local loop = require 'spec.loop'
 local p = require 'spec.support.process'
 local sys = require 'spec.support.sys'
 
--- Makes something again and again, until no allocation fails any more. @return how often that was
-local function each(make, unmake)
+-- kind -> function(n): from now on the n-th of what is wanted cannot be had
+--   @return function that ends this -> whether it was wanted
+local SHORT = {
+    memory = function(n)
+        loop.fail_allocation(n)
+        return function()
+            return not loop.fail_allocation(0)
+        end
+    end,
+    descriptors = function(n)
+        local fillers, old = {}, sys.limit('nofile', 512)
+        local fd = sys.C.open('/dev/null', sys.O_CLOEXEC)
+        while fd >= 0 do
+            fillers[#fillers + 1] = fd
+            fd = sys.C.open('/dev/null', sys.O_CLOEXEC)
+        end
+        for _ = 1, n - 1 do
+            sys.close(table.remove(fillers))
+        end
+        return function(failed)
+            sys.limit('nofile', old)
+            for _, filler in ipairs(fillers) do
+                sys.close(filler)
+            end
+            return failed
+        end
+    end,
+}
+local CODE = { memory = 'ENOMEM', descriptors = 'EMFILE' }
+
+-- Makes something again and again, until nothing is wanted any more that cannot be had. @return how often that was
+local function each(kind, make, unmake)
     for n = 1, 200 do
         local fds = sys.count_fds()
-        local things = { make() } -- what it is made of
-        loop.fail_allocation(n)
-        local made, message, code = things[1](unpack(things, 2))
-        local reached = not loop.fail_allocation(0)
+        local how = { make() } -- a function, and its arguments
+        local stop = SHORT[kind](n)
+        local made, message, code = how[1](unpack(how, 2))
+        local reached = stop(not made)
         if made then
             unmake(made)
         else
             assert.is_true(reached, message)
-            assert.equal('ENOMEM', code, message)
+            assert.equal(CODE[kind], code, message)
         end
         loop.close()
-        assert.equal(fds, sys.count_fds(), ('allocation %d'):format(n))
+        assert.equal(fds, sys.count_fds(), ('%s: number %d'):format(kind, n))
         if not reached then
             return n - 1
         end
@@ -32,7 +62,7 @@ local function close(thing)
     thing:close()
 end
 
-describe('without memory', function()
+describe('scarcity:', function()
     p.leaves_nothing()
 
     local dir, remove
@@ -67,6 +97,12 @@ describe('without memory', function()
         ['resumed lock'] = function()
             return core.lock, dir .. '/lock', sys.open('/dev/null', sys.O_RDONLY)
         end,
+        watch = function()
+            return core.watch, print
+        end,
+        claim = function()
+            return core.claim, 'scarcity-' .. core.pid()
+        end,
         sink = function()
             return core.sink, dir .. '/log'
         end,
@@ -99,9 +135,15 @@ describe('without memory', function()
         end,
     }
 
+    -- Who needs nothing of the kind but what it has.
+    local NOTHING = { memory = { claim = true },
+        descriptors = { ['resumed notify socket'] = true, ['resumed lock'] = true, ['resumed listener'] = true } }
+
     for name, make in pairs(MADE) do
         it('no ' .. name .. ' is opened by halves', function()
-            assert.is_true(each(make, close) > 0)
+            for kind, nothing in pairs(NOTHING) do
+                assert.equal(not nothing[name], each(kind, make, close) > 0, kind)
+            end
         end)
     end
 
@@ -111,10 +153,12 @@ describe('without memory', function()
         local function await_end()
             p.await(function() return loop.children() == 0 end)
         end
-        assert.is_true(each(function()
+        local function spawn()
             return core.spawn, options
-        end, await_end) > 3)
-        assert.is_true(each(function()
+        end
+        assert.is_true(each('memory', spawn, await_end) > 3)
+        assert.is_true(each('descriptors', spawn, await_end) > 3)
+        assert.is_true(each('memory', function()
             local ours, theirs = sys.socketpair()
             local out, out_end = sys.pipe()
             local ended, pid_end = sys.pipe() -- readable, as a pidfd is then
