@@ -251,11 +251,12 @@ static void write_snapshot(struct dm_kept *kept) {
 
 /* Whether the keeper may soon have room for what it has refused. */
 static bool awaits_room(struct dm_kept *kept) {
-    const uint64_t now = uv_now(kept->prepare.loop);
-    if (!kept->refused || !is_patient(kept) || (kept->leave_by && now >= kept->leave_by)) {
+    const uint64_t now = uv_now(kept->prepare.loop), until = kept->full_since + PATIENCE_MS;
+    const bool leaves_first = kept->leave_by && kept->leave_by < until;
+    if (!kept->refused || !is_patient(kept) || (leaves_first && now >= kept->leave_by)) {
         return false;
     }
-    uv_timer_start(&kept->again, on_again, kept->full_since + PATIENCE_MS - now, 0);
+    uv_timer_start(&kept->again, on_again, (leaves_first ? kept->leave_by : until) - now, 0);
     return true;
 }
 
