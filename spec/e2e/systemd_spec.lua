@@ -1,6 +1,7 @@
 -- Under a service manager: what it is told over NOTIFY_SOCKET, and the sockets it passes.
 
 local bit = require 'bit'
+local cjson = require 'cjson'
 local ffi = require 'ffi'
 local uv = require 'luv'
 local apps = require 'spec.support.apps'
@@ -173,6 +174,25 @@ describe('under systemd', function()
         end
         assert.matches('generation 7$', systemd.datagrams[(systemd:await('STATUS', '^2 of 2', place - 2))].STATUS)
         assert.same({ 6, 7 }, { systemd:count 'RELOADING', systemd:count 'READY' })
+        m:finish()
+    end)
+
+    it('that does not listen holds nobody up, and hears the last of it when it does', function()
+        local m = start {
+            script = "require('dutch-master').start { worker = 'app.lua', restartSoak = 0 }",
+            files = { ['app.lua'] = apps.idle }, keeper = true, env = { WATCHDOG_USEC = '2000' }, -- its queue is full soon
+        }
+        m:await 'Cluster ready'
+        for _ = 1, 5 do
+            assert.equal(0, cli.run(m, { 'restart', '--wait' }).code)
+        end
+        m:await('Worker exited', { count = 10 })
+        local status = cjson.decode(cli.run(m, { 'status', '--json', m.script }).out)
+        assert.is_true(status.held.longest < wait.scale, status.held.longest .. ' s')
+        m:signal 'SIGTERM'
+        m:await { msg = 'Worker exited', workerId = 12 }
+        systemd:await('STOPPING', '1')
+        m:exit()
         m:finish()
     end)
 

@@ -20,7 +20,6 @@ enum {
     LOOK_MS = 100,   /* how often groups are looked at that are waited for */
     AGAIN_MS = 1000, /* until a fork that failed is tried again */
     TERM_MS = 5000,  /* what nobody can go on with has this long to end by SIGTERM */
-    NOTIFY_MS = 100, /* until a full queue of the service manager is tried again */
 };
 
 static struct dm_keeper k; /* zero until set_up(): so it is no part of the program's file */
@@ -202,13 +201,9 @@ enum outcome { GO_ON, OVER, IN_MASTER };
 
 /* What a dead master said last. */
 static void hear_the_last(void) {
-    while (k.manager.notice_size || listen_to_master()) {
-        if (k.manager.notice_size) {
-            const struct timespec pause = {.tv_nsec = 1000000};
-            nanosleep(&pause, NULL);
-            dm_manager_send(&k.manager);
-        }
+    while (listen_to_master()) {
     }
+    dm_manager_flush(&k.manager);
 }
 
 static enum outcome turn(struct dm_keeper_link *link, int *code) {
@@ -216,22 +211,21 @@ static enum outcome turn(struct dm_keeper_link *link, int *code) {
     struct pollfd fds[] = {
         {.fd = k.signals, .events = POLLIN},
         {.fd = k.patience, .events = POLLIN},
-        {.fd = k.manager.notice_size ? -1 : k.socket, .events = POLLIN},
+        {.fd = k.socket, .events = POLLIN},
         {.fd = k.children.elsewhere, .events = POLLIN},
     };
     const uint64_t trial_until = dm_upgrade_trial_until(&k);
     int ms = again ? LOOK_MS : -1;
-    ms = k.manager.notice_size ? shorter(ms, dm_now_ms() + NOTIFY_MS) : ms;
+    const int notify_ms = dm_manager_next(&k.manager);
+    ms = notify_ms >= 0 ? shorter(ms, dm_now_ms() + (uint64_t)notify_ms) : ms;
     ms = k.children.master ? ms : shorter(ms, k.next_start_ms);
     ms = trial_until ? shorter(ms, trial_until) : ms;
     poll(fds, sizeof fds / sizeof *fds, ms);
     read_signals();
     dm_master_look_at_patience(&k);
     dm_upgrade_look_at_trial(&k);
-    if (k.manager.notice_size) {
-        dm_manager_send(&k.manager);
-    }
-    for (int i = 0; i < FRAMES && !k.manager.notice_size && listen_to_master(); i++) {
+    dm_manager_send(&k.manager);
+    for (int i = 0; i < FRAMES && listen_to_master(); i++) {
     }
     siginfo_t info;
     if (dm_children_master_ended(&k.children, &info)) {

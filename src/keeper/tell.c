@@ -8,9 +8,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
-enum { TRIES = 50 }; /* a full queue of the service manager is tried so often */
+enum {
+    AGAIN_MS = 100, /* until a full queue of the service manager is tried again */
+    SELDOM_MS = 1000,
+    TRIES = 50, /* then it is tried seldom; at an end each takes a millisecond */
+};
 
 void dm_say(const char *format, int a, int b) {
     char line[256];
@@ -53,23 +58,68 @@ int dm_manager_post(const struct sockaddr_un *address, socklen_t length, const c
     return error;
 }
 
-void dm_manager_send(struct dm_manager *manager) {
+static void complain(int error) {
     static bool complained;
-    const int error = manager->size ? dm_manager_post(&manager->address, manager->size,
-                                                      manager->notice, manager->notice_size)
-                                    : -EINVAL;
-    if ((error != -EAGAIN && error != -ENOBUFS) || ++manager->tries >= TRIES) {
-        manager->notice_size = 0;
-    }
-    if (error && manager->notice_size == 0 && !complained) {
+    if (!complained) {
         complained = true;
         dm_say("dutch-master: the service manager could not be notified: errno %d\n", -error, 0);
     }
 }
 
-void dm_manager_tell(struct dm_manager *manager, const char *text, size_t size) {
-    memcpy(manager->notice, text, size);
-    manager->notice_size = size;
+static void drop_first(struct dm_manager *manager) {
+    manager->first = (manager->first + 1) % DM_NOTICES;
+    manager->count--;
     manager->tries = 0;
-    dm_manager_send(manager);
+}
+
+void dm_manager_send(struct dm_manager *manager) {
+    while (manager->count > 0) {
+        const struct dm_notice *notice = &manager->notices[manager->first];
+        const int error = manager->size ? dm_manager_post(&manager->address, manager->size,
+                                                          notice->text, notice->size)
+                                        : -EINVAL;
+        if (error == -EAGAIN || error == -ENOBUFS) {
+            manager->tries += manager->tries < TRIES;
+            return;
+        }
+        if (error) {
+            complain(error);
+        }
+        drop_first(manager);
+    }
+}
+
+static struct dm_notice *at(struct dm_manager *manager, uint32_t place) {
+    return &manager->notices[(manager->first + place) % DM_NOTICES];
+}
+
+void dm_manager_tell(struct dm_manager *manager, const char *text, size_t size) {
+    const bool waits = manager->count > 0;
+    const struct dm_notice *last = waits ? at(manager, manager->count - 1) : NULL;
+    if (last && last->size == size && memcmp(last->text, text, size) == 0) {
+        return;
+    }
+    if (manager->count == DM_NOTICES) {
+        complain(-EAGAIN);
+        drop_first(manager);
+    }
+    struct dm_notice *notice = at(manager, manager->count);
+    memcpy(notice->text, text, size);
+    notice->size = size;
+    manager->count++;
+    if (!waits) {
+        dm_manager_send(manager);
+    }
+}
+
+int dm_manager_next(const struct dm_manager *manager) {
+    return manager->count == 0 ? -1 : manager->tries < TRIES ? AGAIN_MS : SELDOM_MS;
+}
+
+void dm_manager_flush(struct dm_manager *manager) {
+    const struct timespec pause = {.tv_nsec = 1000000};
+    for (int i = 0; manager->count > 0 && i < TRIES; i++) {
+        nanosleep(&pause, NULL);
+        dm_manager_send(manager);
+    }
 }
