@@ -192,7 +192,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     close(ends[0]);
     close(ends[1]);
     k.socket = -1;
-    k.manager.notice_size = 0;
+    k.manager.first = k.manager.count = 0;
     memset(k.pending, 0, sizeof k.pending);
     for (int i = 0; i < CHILDREN; i++) {
         if (made[i] > 0 && waitpid(made[i], NULL, WNOHANG) == 0) { /* else it is reaped */
