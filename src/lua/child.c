@@ -499,6 +499,13 @@ static int l_send(lua_State *L) {
         L, proxy->child ? dm_child_send(proxy->child, line, length, fd, now) : -EPIPE, "send");
 }
 
+/* Whether it has not read all that it was sent over its channel. */
+static int l_is_unread(lua_State *L) {
+    const struct proxy *proxy = check_proxy(L);
+    lua_pushboolean(L, proxy->child && dm_child_is_unread(proxy->child));
+    return 1;
+}
+
 /* keep() -> {pidfd, channel, mark, out, err}, as far as they are there; nil once it has exited. */
 static int l_keep(lua_State *L) {
     const struct proxy *proxy = check_proxy(L);
@@ -566,6 +573,7 @@ static const luaL_Reg methods[] = {
     {"signal", l_signal},
     {"signal_group", l_signal_group},
     {"send", l_send},
+    {"is_unread", l_is_unread},
     {"others", l_others},
     {"keep", l_keep},
     {"take_fd", l_take_fd},

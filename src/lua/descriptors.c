@@ -1,10 +1,11 @@
-/* lua/descriptors.c: core.close_fd, copy_listener, quiet_ms, holders, group_has, inherit, bound:
- * what is known of a bare descriptor. */
+/* lua/descriptors.c: core.close_fd, copy_listener, quiet_ms, holders, group_has, inherit, bound,
+ * untouched: what is known of a bare descriptor. */
 #include "lua/address.h"
 #include "lua/open.h"
 #include "lua/support.h"
 #include "net/holder.h"
 #include "net/strangers.h"
+#include "net/untouched.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -106,6 +107,11 @@ int core_bound(lua_State *L) {
     dm_lua_push_address(L, &address);
     lua_pushboolean(L, dm_socket_option(fd, SOL_SOCKET, SO_REUSEPORT) > 0);
     return 2;
+}
+
+/* untouched(fd): whether nobody has begun to serve a TCP connection; nil: it is none. */
+int core_untouched(lua_State *L) {
+    return dm_lua_result_maybe(L, dm_untouched(luaL_checkint(L, 1)));
 }
 
 /* inherit(count): so many descriptors from 3 on were passed to this program. They become CLOEXEC,

@@ -24,7 +24,7 @@
     /* address.c  */ F(address) F(bucket) \
     /* listener.c */ F(listen) \
     /* descriptors.c */ F(close_fd) F(copy_listener) F(inherit) F(quiet_ms) F(holders) F(group_has) \
-                      F(bound) \
+                      F(bound) F(untouched) \
     /* watch.c    */ F(watch)
 
 #define DM_LUA_TYPES(T) \

@@ -11,8 +11,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -409,6 +411,11 @@ enum dm_keeper_mark dm_channel_keep(struct dm_channel *channel, struct dm_kept *
     channel->unwritable = before == DM_MARK_WRITING;
     channel->lines.skipped = before != DM_MARK_CLEAR;
     return before;
+}
+
+bool dm_channel_is_unread(const struct dm_channel *channel) {
+    int unread = 0;
+    return channel->fd >= 0 && ioctl(channel->fd, SIOCOUTQ, &unread) == 0 && unread > 0;
 }
 
 int dm_channel_mark(const struct dm_channel *channel) {

@@ -37,6 +37,8 @@ void dm_channel_drain(struct dm_channel *channel, size_t budget);
  * that of the channel of a dead master. That may have read half of a line: then what comes is
  * skipped to the end of its line; or written half of one: then nothing more is sent. */
 enum dm_keeper_mark dm_channel_keep(struct dm_channel *channel, struct dm_kept *kept, int index);
+/* Whether the other end has not read all that was sent to it, by a former master too. */
+bool dm_channel_is_unread(const struct dm_channel *channel);
 int dm_channel_mark(const struct dm_channel *channel); /* its index, -1 if there is none */
 int dm_channel_fd(const struct dm_channel *channel);
 /* At once: no event follows but on_freed, from the loop. */

@@ -471,6 +471,10 @@ int dm_child_send(struct dm_child *child, const char *line, size_t length, int f
     return child->channel ? dm_channel_send(child->channel, line, length, fd, now) : UV_EPIPE;
 }
 
+bool dm_child_is_unread(const struct dm_child *child) {
+    return child->channel && dm_channel_is_unread(child->channel);
+}
+
 int dm_child_take_fd(struct dm_child *child) {
     return child->channel ? dm_channel_take_fd(child->channel) : -1;
 }

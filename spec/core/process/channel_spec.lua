@@ -35,6 +35,23 @@ describe('channel', function()
         assert.are.equal(0, record.closes) -- our own closing is no news
     end)
 
+    it('says whether the child has read all', function()
+        local record = channel_sh 'read go; while read line <&3; do echo "got $line" >&3; done'
+        assert.is_false(record.child:is_unread())
+        record.child:send 'one'
+        assert.is_true(record.child:is_unread())
+        record.child:close_channel()
+        assert.is_false(record.child:is_unread())
+        record.child:signal 'SIGKILL'
+        p.exit_of(record)
+        record = channel_sh 'while read line <&3; do echo "got $line" >&3; done'
+        record.child:send 'one'
+        p.await(function() return #record.lines == 1 end)
+        assert.is_false(record.child:is_unread())
+        record.child:close_channel()
+        p.exit_of(record)
+    end)
+
     it('is behind the descriptors that were given', function()
         local null = assert(fcntl.open('/dev/null', fcntl.O_RDONLY))
         local record = channel_sh('echo hello >&5', { fds = { null, null } })
