@@ -273,6 +273,7 @@ function Master:bind()
         want = self.loaded.num_workers, lost_after_ms = plan.stop_timeout_ms,
         takes = ask_cluster(self, 'takes'), rescue = ask_cluster(self, 'rescue'), idle = ask_cluster(self, 'is_asleep'),
         worker_of = ask_cluster(self, 'worker_of'), holds = ask_cluster(self, 'holds'),
+        fate = ask_cluster(self, 'fate'),
         deserted = ask_cluster(self, 'deserted'), spoilt = ask_cluster(self, 'spoilt'),
         stalled = ask_cluster(self, 'stalled'), awaits_workers = ask_cluster(self, 'awaits_workers'),
     }
@@ -644,6 +645,9 @@ local function be_kept(self, kept)
     end
     function on.lost()
         self.upgrade:keeper_lost()
+        if self.sockets then
+            self.sockets:keep_again()
+        end
         if self.cluster and self.platform.environ().NOTIFY_SOCKET then
             -- To it the service has ended, and is started again: nothing of this one may be in the way.
             ends_with_it = true

@@ -29,9 +29,13 @@ local function new_lane(network, listener)
     function lane.queue()
         return #lane.waiting, 511
     end
-    function lane.accept()
+    function lane.accept(_, name)
         if #lane.waiting == 0 then
             return nil, 'try again', 'EAGAIN'
+        end
+        if name then
+            local fd = table.remove(lane.waiting, 1)
+            return fd, network.platform.keep_fd(name, fd)
         end
         return table.remove(lane.waiting, 1)
     end
@@ -146,14 +150,15 @@ local function new_listener(network, address, options)
     return listener
 end
 
---- @return the network: open (text -> listener), closed (texts, in order), taken (text -> true: EADDRINUSE),
+--- @return the network: touched (descriptors of connections that somebody has begun to serve),
+--  open (text -> listener), closed (texts, in order), taken (text -> true: EADDRINUSE),
 --  steering_fails, watching_fails, wake(lane), live_fds, quiet_ms (how long every client has been silent),
 --  helpers (a list, if set: what is bound with others' rights waits there, to be called),
 --  groups (a stranger's inode -> its process group), queues (a lane's descriptor -> what waits in it when a listener
 --  goes on with it: options.kept); of a listener, others (inodes of strangers)
 function M.add(platform)
-    local network = { open = {}, closed = {}, taken = {}, live_fds = {}, next_fd = 100, next_port = 40000,
-        watched = {}, guarded = {}, groups = {}, queues = {},
+    local network = { platform = platform, open = {}, closed = {}, taken = {}, live_fds = {}, next_fd = 100,
+        next_port = 40000, watched = {}, guarded = {}, groups = {}, queues = {}, touched = {},
         quiet_ms = 5000 }
     function platform.address(text)
         local host, port = text:match '^([^:]*):(%d+)$'
@@ -228,6 +233,10 @@ function M.add(platform)
             list[i] = { pid = 7000 + inode, group = network.groups[inode] or 0, name = 'nginx' }
         end
         return list
+    end
+    function platform.untouched(fd)
+        assert(network.live_fds[fd], 'closed: ' .. tostring(fd))
+        return not network.touched[fd]
     end
     function platform.quiet_ms()
         return network.quiet_ms

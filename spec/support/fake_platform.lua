@@ -46,6 +46,15 @@ function Platform.new(options)
         return 1
     end
     self.touch = function() end -- nobody keeps it
+    self.store = {} -- name -> descriptor: what a keeper would have
+    self.keep_fd = function(name, fd)
+        self.store[name] = fd
+        return true
+    end
+    self.drop_fd = function(name)
+        assert(self.store[name], 'dropped twice: ' .. name)
+        self.store[name] = nil
+    end
     self.proc_stat = function() end -- nobody knows
     self.oom = 0
     self.oom_kills = function()

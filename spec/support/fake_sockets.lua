@@ -1,5 +1,7 @@
 --- fake_sockets.lua: the listeners of a cluster over a network of tables, for the specs of sockets.lua.
 
+local Doubts = require 'dutch-master.listen.doubts'
+local Hand = require 'dutch-master.listen.hand'
 local Platform = require 'spec.support.fake_platform'
 local Sockets = require 'dutch-master.listen.sockets'
 local fake_network = require 'spec.support.fake_network'
@@ -14,6 +16,13 @@ function M.options(given)
         options[key] = value
     end
     return options
+end
+
+--- What all listeners share, for what is made without sockets.lua. fate: see Cluster:fate
+function M.hands(platform, log, fate)
+    local hand = Hand.new { platform = platform }
+    return hand, Doubts.new { platform = platform, log = log, hand = hand, keep_ms = 30000,
+        fate = fate or function() return 'free' end }
 end
 
 --- @return {platform, network, log, records = what was logged, rescued = connections that workers were given, rescue =
@@ -50,6 +59,7 @@ function M.new()
         world.sockets:close()
         assert(not next(world.network.open), 'a listener stayed open')
         assert(not next(world.platform.timers), 'a timer stayed open')
+        assert(not next(world.platform.store), 'a copy of a connection stayed with the keeper')
     end
 
     function world.logged(message)

@@ -1,14 +1,18 @@
 /* faults.c: for LD_PRELOAD: the master dies of SIGKILL just before the so-manieth of its system
  * calls that matter: those that fork, that give something to its keeper, that signal, that write a
  * record of the log, and the one that ends each turn of its loop, before the snapshot; or just
- * after it has read what its keeper says. DM_FAULTS names a file with two numbers of 8 bytes. Each
- * of them counts the first one down: at 0 it happens, whichever master it is by then, and the
- * second one takes its place. 0: nothing happens. */
+ * after it has read what its keeper says. DM_FAULTS names a file with numbers of 8 bytes. Each call
+ * counts the first one down: at 0 it happens, whichever master it is by then, and the second one
+ * takes its place. 0: nothing happens. The third one takes the first one's place when a master
+ * accepts a TCP connection. From then on reading a message counts too, but not what gives that
+ * connection to the keeper: before that it is the master's alone. Process number four is stopped in
+ * that moment. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +24,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+enum { COUNT = 4 };
 static volatile int64_t *left;
+static bool accepted, to_be_kept;
 static pid_t keeper; /* who was started; its master is forked from it */
 
 __attribute__((constructor)) static void start(void) {
@@ -28,16 +34,20 @@ __attribute__((constructor)) static void start(void) {
     keeper = getpid();
     const int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
     if (fd >= 0) {
-        void *memory = mmap(NULL, 2 * sizeof *left, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        void *memory = mmap(NULL, COUNT * sizeof *left, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         left = memory == MAP_FAILED ? NULL : memory;
         close(fd);
     }
 }
 
-static void step(void) {
+static bool is_master(void) {
     char name[16] = "";
-    if (left && left[0] > 0 && getppid() == keeper && prctl(PR_GET_NAME, name) == 0 &&
-        strcmp(name, "dutch-master") == 0 && __sync_sub_and_fetch(left, 1) == 0) {
+    return getppid() == keeper && prctl(PR_GET_NAME, name) == 0 &&
+           strcmp(name, "dutch-master") == 0;
+}
+
+static void step(void) {
+    if (left && left[0] > 0 && is_master() && __sync_sub_and_fetch(left, 1) == 0) {
         left[0] = left[1];
         left[1] = 0;
         kill(getpid(), SIGKILL);
@@ -64,8 +74,46 @@ long syscall(long number, ...) {
 }
 
 ssize_t sendmsg(int fd, const struct msghdr *message, int flags) {
+    if (to_be_kept) { /* not counted */
+        to_be_kept = false;
+        left[0] += left[0] > 0;
+    }
     NEXT(sendmsg);
     return next(fd, message, flags);
+}
+
+ssize_t recvmsg(int fd, struct msghdr *message, int flags) {
+    static __typeof__(&recvmsg) next;
+    if (!next) {
+        *(void **)&next = dlsym(RTLD_NEXT, "recvmsg");
+    }
+    if (accepted) {
+        step();
+    }
+    return next(fd, message, flags);
+}
+
+int accept4(int fd, struct sockaddr *address, socklen_t *size, int flags) {
+    static __typeof__(&accept4) next;
+    if (!next) {
+        *(void **)&next = dlsym(RTLD_NEXT, "accept4");
+    }
+    const int got = next(fd, address, size, flags);
+    int domain;
+    socklen_t length = sizeof domain;
+    if (got >= 0 && left && (left[2] > 0 || accepted) && is_master() &&
+        getsockopt(got, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 && domain != AF_UNIX) {
+        if (!accepted) {
+            left[0] = left[2];
+            left[2] = 0;
+        }
+        accepted = to_be_kept = true;
+        if (left[3] > 0) {
+            kill((pid_t)left[3], SIGSTOP);
+            left[3] = 0;
+        }
+    }
+    return got;
 }
 
 ssize_t recv(int fd, void *buffer, size_t size, int flags) {

@@ -31,7 +31,8 @@ local OBJECTS = {
         ['its workers have their own'] = 'stopping_at',
         ['of the last words of a boot that has failed'] = 'failed_report',
     },
-    ['listen/sockets'] = { [AGAIN] = 'pace spare', ['the conversation keeps what was asked'] = 'asking' },
+    ['listen/sockets'] = { [AGAIN] = 'pace spare', ['the conversation keeps what was asked'] = 'asking',
+        ["the keeper's store has what they have"] = 'hand doubts' },
     ['listen/directory'] = {
         ['what is asked for is asked again'] = 'flights', ['of the end'] = 'closed',
         ['each is kept, by the list it is in'] = 'plan by_key retired rotations',

@@ -70,9 +70,19 @@ static int l_lane_queue(lua_State *L) {
     return 2;
 }
 
+/* accept([name]) -> the descriptor of a connection, whether the keeper has it too, by that name. At
+ * once: between the two it dies with the master. */
 static int l_lane_accept(lua_State *L) {
     const struct dm_lane *lane = dm_lua_to_lane(L, 1);
-    return dm_lua_result_integer(L, lane ? dm_lane_accept(lane) : -EBADF, NULL);
+    const char *name = luaL_optstring(L, 2, NULL);
+    const int fd = lane ? dm_lane_accept(lane) : -EBADF;
+    const bool is_kept = fd >= 0 && name && dm_kept_put(&dm_lua_core(L)->kept, name, fd, 0) == 0;
+    const int results = dm_lua_result_integer(L, fd, NULL);
+    if (fd < 0) {
+        return results;
+    }
+    lua_pushboolean(L, is_kept);
+    return results + 1;
 }
 
 static int l_lane_repair(lua_State *L) {

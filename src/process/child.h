@@ -68,7 +68,7 @@ int dm_child_signal_group(struct dm_child *child, int number); /* the same */
 size_t dm_child_others(const struct dm_child *child, pid_t *pids, size_t max);
 int dm_child_send(struct dm_child *child, const char *line, size_t length, int fd, bool now);
 bool dm_child_is_unread(const struct dm_child *child); /* as dm_channel_is_unread */
-int dm_child_take_fd(struct dm_child *child); /* as dm_channel_take_fd */
+int dm_child_take_fd(struct dm_child *child);          /* as dm_channel_take_fd */
 void dm_child_close_channel(struct dm_child *child);
 const char *dm_child_tail(const struct dm_child *child, size_t *length); /* as dm_capture_tail */
 void dm_child_pause_reading(struct dm_child *child, bool paused);

@@ -253,6 +253,24 @@ function Cluster:rescue(fd, done, id, request)
     return worker ~= nil and worker:rescue(fd, done, request and request.name)
 end
 
+--- What has become of a connection that a former master gave to one worker, or was about to.
+-- @param fd its descriptor
+-- @return 'unread': the worker has not read all that it was sent, it may be there; 'held': it has the connection;
+-- 'free': neither; nil: that cannot be seen
+function Cluster:fate(id, fd)
+    local worker = self.workers[id]
+    if not (worker and worker.pid) then
+        return 'free'
+    elseif worker:is_unread() then -- first: what is read afterwards is held
+        return 'unread'
+    end
+    local is_held = self.platform.group_has(worker.pid, fd)
+    if is_held == nil then
+        return nil
+    end
+    return is_held and 'held' or 'free'
+end
+
 -- ---------------------------------------------------------------------------------------------------------------------
 -- Workers and slots
 

@@ -508,6 +508,11 @@ function Worker:takes(name)
         and self.conversation:takes(name)
 end
 
+--- Whether it has not read all that it was sent, by a former master too.
+function Worker:is_unread()
+    return self.child ~= nil and self.channel_open and self.child:is_unread()
+end
+
 --- Hands it over. done(accepted) comes later, once, if this returns true.
 -- @return whether it was handed over
 function Worker:rescue(fd, done, name)

@@ -199,11 +199,11 @@ function Writer:again()
     return self:write()
 end
 
---- These are in the store already.
+--- These are in the store already. Connections come and go there without a snapshot: see listen/hand.lua.
 function Writer:know(fds)
     self.has_others = true
     for name, fd in pairs(fds) do
-        self.kept[name] = fd
+        self.kept[name] = not name:find '^conn/' and fd or nil
     end
 end
 

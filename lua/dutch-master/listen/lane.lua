@@ -254,12 +254,14 @@ function Lane:doubtful(now)
 end
 
 --- Takes out a connection that waits.
-function Lane:accept()
-    local fd = self.socket:accept()
+-- @param name of its copy in the keeper's store, nil: none
+-- @return the descriptor, whether there is such a copy; or nil
+function Lane:accept(name)
+    local fd, is_kept = self.socket:accept(name)
     if fd then
         self.accepted, self.seen = self.accepted + 1, math.max(self.seen - 1, 0)
     end
-    return fd
+    return fd, is_kept
 end
 
 local function culprit(self)

@@ -25,6 +25,7 @@ Rotation.MAX_WORKERS = 512
 --   fd (inherited), borrowed (sockets of a former master, which died, from copy_listener),
 --   may_block (workers choose how they accept), stall_timeout_ms, want,
 --   lost_after_ms (what waits where nobody serves is reset then),
+--   hand, doubts,
 --   give = sockets.lua's rescue, takes, idle, worker_of, holds, or nil, deserted, stalled, spoilt, awaits_workers}
 function Rotation.new(options)
     local self = setmetatable(options, Rotation)
@@ -107,6 +108,7 @@ local function furnish(self)
     self.shared = listener:shared()
     self.rescue = Rescue.new {
         platform = self.platform, log = self.log, address = self.address.text,
+        hand = self.hand, doubts = self.doubts, listener = self.number or 0,
         give = not self.shared and self.give or nil, keep_ms = self.lost_after_ms,
         takers = function(except)
             return takers(self, except)
@@ -294,6 +296,7 @@ function Rotation.resume(options, kept, former)
         return nil, message
     end
     furnish(self)
+    self.rescue:resume(former)
     local by_name = {}
     for _, socket in ipairs(self.listener:lanes()) do
         local lane = by_fd[socket:fd 'as it is']

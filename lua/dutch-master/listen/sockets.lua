@@ -5,6 +5,8 @@
 
 local Asking = require 'dutch-master.listen.asking'
 local Directory = require 'dutch-master.listen.directory'
+local Doubts = require 'dutch-master.listen.doubts'
+local Hand = require 'dutch-master.listen.hand'
 local Pace = require 'dutch-master.listen.pace'
 
 local Sockets = {}
@@ -23,6 +25,8 @@ local BUSY_TICK_MS = 50
 --   borrowed = listening sockets of a former master's workers, who serve on: see platform.copy_listener,
 --   takes = function(worker_id, request) -> whether that worker can be given connections (nil: who made a request can),
 --   rescue = function(fd, done, worker_id, request) -> true if the worker was given the connection,
+--   fate = function(worker_id, descriptor) -> what has become of a connection that the worker was given: see
+--   Cluster:fate,
 --   lost_after_ms = when what waits where nobody serves is reset,
 --   idle = function(worker_id) -> whether that worker sleeps in its event loop, nil if that cannot be seen,
 --   worker_of = function(process group) -> the worker that has it, or nil,
@@ -39,13 +43,16 @@ function Sockets.new(options)
         inherited = { unpack(options.inherited) },
         workers = {}, -- id -> {state, leaving = timer, target = the rotation where it is asked}
     }, Sockets)
+    self.hand = Hand.new { platform = options.platform }
+    self.doubts = Doubts.new { platform = options.platform, log = options.log, hand = self.hand, fate = options.fate,
+        keep_ms = options.lost_after_ms }
     self.directory = Directory.new {
         platform = options.platform, want = options.want, balance = options.balance, inherited = options.inherited,
         borrowed = options.borrowed,
         fields = {
             platform = options.platform, log = options.log, balance = options.balance, backlog = options.backlog,
             stall_timeout_ms = options.stall_timeout_ms, lost_after_ms = options.lost_after_ms,
-            give = options.rescue, takes = options.takes, idle = options.idle,
+            hand = self.hand, doubts = self.doubts, give = options.rescue, takes = options.takes, idle = options.idle,
             worker_of = options.worker_of, holds = options.holds, deserted = options.deserted,
             stalled = options.stalled, spoilt = options.spoilt, awaits_workers = options.awaits_workers,
         },
@@ -588,6 +595,11 @@ function Sockets:resume(kept, former)
     return true
 end
 
+--- There is another keeper, which has no copies of connections yet.
+function Sockets:keep_again()
+    self.hand:keep_again()
+end
+
 --- Closes everything; for the end.
 function Sockets:close()
     for _, worker in pairs(self.workers) do
@@ -595,6 +607,7 @@ function Sockets:close()
     end
     self.pace:close()
     self.directory:close()
+    self.doubts:close()
     self.workers = {}
     if self.spare then
         self.spare.listener:close()

@@ -3,6 +3,7 @@ local Platform = require 'spec.support.fake_platform'
 local books = require 'dutch-master.keeper.book'
 local estate = require 'dutch-master.keeper.estate'
 local fake_network = require 'spec.support.fake_network'
+local fake_sockets = require 'spec.support.fake_sockets'
 
 describe('the directory of listeners', function()
     local platform, network, directory, records
@@ -14,9 +15,11 @@ describe('the directory of listeners', function()
     end })
 
     local function new(inherited, balance)
+        local fields = { platform = platform, log = log, balance = balance or 'steered', backlog = 511,
+            stall_timeout_ms = 1000 }
+        fields.hand, fields.doubts = fake_sockets.hands(platform, log)
         directory = Directory.new { platform = platform, want = 2, balance = balance or 'steered',
-            inherited = inherited or {}, fields = { platform = platform, log = log, balance = balance or 'steered',
-                backlog = 511, stall_timeout_ms = 1000 } }
+            inherited = inherited or {}, fields = fields }
         return directory
     end
 

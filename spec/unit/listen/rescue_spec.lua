@@ -1,36 +1,57 @@
 local Rescue = require 'dutch-master.listen.rescue'
+local fake_sockets = require 'spec.support.fake_sockets'
 
 describe('rescue', function()
-    local rescue, lane, takers, given, closed, records, answers, clock
+    local rescue, lane, takers, given, closed, records, answers, clock, store, touched, full
 
     before_each(function()
         takers, given, closed, records = { { worker = 1 }, { worker = 2 } }, {}, {}, {}
         clock = 1000
         answers = {} -- worker -> function(done): what it does with a connection; else it takes it at once
+        store, touched, full = {}, {}, false
         lane = { waiting = {}, state = 'free' }
-        function lane.accept()
-            return table.remove(lane.waiting, 1)
+        function lane.accept(_, name)
+            local fd = table.remove(lane.waiting, 1)
+            if fd then
+                store[name] = fd
+            end
+            return fd, fd and true
         end
         function lane.worker() end
-        rescue = Rescue.new {
-            address = ':80', keep_ms = 5000,
-            platform = {
-                now = function()
-                    return clock
-                end,
-                close_fd = function(fd)
-                    assert(not closed[fd], 'closed twice')
-                    closed[fd] = true
-                end,
-                quiet_ms = function(fd)
-                    return fd
-                end,
-            },
-            log = setmetatable({}, { __index = function()
-                return function(_, _, message)
-                    records[#records + 1] = message
+        local platform = {
+            now = function()
+                return clock
+            end,
+            close_fd = function(fd)
+                assert(not closed[fd], 'closed twice')
+                closed[fd] = true
+            end,
+            quiet_ms = function(fd)
+                return fd
+            end,
+            keep_fd = function(name, fd)
+                if full then
+                    return nil, 'try again', 'EAGAIN'
                 end
-            end }),
+                store[name] = fd
+                return true
+            end,
+            drop_fd = function(name)
+                assert(store[name], 'dropped twice')
+                store[name] = nil
+            end,
+            untouched = function(fd)
+                return not touched[fd]
+            end,
+        }
+        local log = setmetatable({}, { __index = function()
+            return function(_, _, message)
+                records[#records + 1] = message
+            end
+        end })
+        local hand, doubts = fake_sockets.hands(platform, log)
+        rescue = Rescue.new {
+            address = ':80', keep_ms = 5000, listener = 3, hand = hand, doubts = doubts, platform = platform, log = log,
             takers = function(except)
                 return except == 'nobody' and {} or takers
             end,
@@ -38,6 +59,12 @@ describe('rescue', function()
                 if answers[worker] == false then
                     return nil
                 end
+                local names = {}
+                for name, kept in pairs(store) do
+                    names[#names + 1] = kept == fd and name or nil
+                end
+                assert(#names == 1 and names[1]:match '^conn/3%.%d+%.(%d+)$' == tostring(worker),
+                    'given to a worker whom the store does not name')
                 given[#given + 1] = { fd = fd, worker = worker, request = request, done = done }
                 if not answers[worker] then
                     done(true)
@@ -45,6 +72,45 @@ describe('rescue', function()
                 return true
             end,
         }
+    end)
+
+    after_each(function()
+        for name, fd in pairs(store) do
+            assert.is_nil(closed[fd], name)
+        end
+        for fd in pairs(closed) do
+            for name, kept in pairs(store) do
+                assert.not_equal(fd, kept, name)
+            end
+        end
+    end)
+
+    it('gives nobody else what a worker had begun to serve when it ended', function()
+        answers = { [1] = true, [2] = true }
+        lane.waiting = { 10, 11 }
+        assert.equal(2, rescue:empty(lane))
+        touched[10] = true
+        given[1].done(false, true)
+        given[2].done(false, true)
+        assert.same({ [10] = true }, closed)
+        assert.equal(3, #given)
+        assert.equal(11, given[3].fd)
+    end)
+
+    it('keeps what the store has under the name of another worker, until that is changed', function()
+        answers = { [1] = true }
+        lane.waiting = { 10 }
+        rescue:empty(lane)
+        full = true
+        takers = { { worker = 3 - given[1].worker } }
+        given[1].done(false)
+        assert.equal(1, #given)
+        assert.equal(1, rescue:waiting())
+        full = false
+        rescue:retry()
+        assert.equal(2, #given)
+        assert.not_equal(given[1].worker, given[2].worker)
+        assert.same({}, store)
     end)
 
     it('spreads what waits in turn, and closes our copies', function()

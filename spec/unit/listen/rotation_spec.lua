@@ -6,6 +6,7 @@ local Rotation = require 'dutch-master.listen.rotation'
 local books = require 'dutch-master.keeper.book'
 local estate = require 'dutch-master.keeper.estate'
 local fake_network = require 'spec.support.fake_network'
+local fake_sockets = require 'spec.support.fake_sockets'
 
 describe('a rotation', function()
     local platform, network, rotation, records, awaited
@@ -25,6 +26,7 @@ describe('a rotation', function()
             awaits_workers = function()
                 return awaited
             end }
+        options.hand, options.doubts = fake_sockets.hands(platform, log)
         for key, value in pairs(fields or {}) do
             options[key] = value
         end
@@ -82,6 +84,7 @@ describe('a rotation', function()
         network.queues[901] = { 5, 6 }
         local options = { platform = platform, log = log, balance = 'steered', want = 2, stall_timeout_ms = 1000,
             stalled = function() end, awaits_workers = function() return awaited end }
+        options.hand, options.doubts = fake_sockets.hands(platform, log)
         rotation:close()
         local former = assert(estate.read({ state = text, store = store }, platform))
         rotation = assert(Rotation.resume(options, former.state.one, former))
@@ -622,8 +625,8 @@ describe('a rotation', function()
                 for _, entry in ipairs(in_flight) do
                     owned[entry.fd] = true
                 end
-                for _, fd in ipairs(rotation.rescue.unplaced) do
-                    owned[fd] = true
+                for _, connection in ipairs(rotation.rescue.unplaced) do
+                    owned[connection.fd] = true
                 end
                 local missing = 0
                 for fd in pairs(clients) do
