@@ -321,6 +321,8 @@ local function roll(self, code)
     self:check(verdict == code, 'the verdict was %s: %s', tostring(verdict), said)
     self:check(select(2, said:gsub('Restart done', '')) == (code == 0 and 1 or 0), 'it said %s', said)
     await_successor(death)
+    local logged = #self.m:records('Restart complete', self.mark)
+    self:check(logged == (code == 0 and 1 or 0), 'the log has %d times that the restart is complete', logged)
     if code ~= 0 then
         return before
     end
@@ -545,6 +547,9 @@ function Life:stop(way)
         self:check(exit.code == (late or 0), 'it ended with %s', cjson.encode(exit))
         self:check(#self.m:records 'Shutdown requested' <= 2, 'it was stopped again')
         self:finish(late)
+        for _, gap in ipairs(not self.broken and kept.gaps_in_story(self.m) or {}) do
+            self:check(false, 'in the log: %s', gap)
+        end
     end)
 end
 
