@@ -52,7 +52,7 @@ local OBJECTS = {
         ['what was asked is asked again'] = 'unanswered held owed',
     },
     ['launch/launcher'] = {
-        [AGAIN] = 'hooks lane', ['of a load'] = 'loads', ['another master says it again'] = 'missed',
+        [AGAIN] = 'hooks lane', ['of a load'] = 'loads is_loading', ['another master says it again'] = 'missed',
     },
     ['launch/releases'] = {},
     ['control/claim'] = {},

@@ -28,6 +28,7 @@ local INTERNAL = 'an internal error'
 function Launcher.new(options)
     local self = setmetatable(options, Launcher)
     self.next_id = options.next_id or 1
+    self.loads = {} -- who waits for the next evaluation
     self.missed = {} -- what goes without its preload, as was logged
     self.lane = self.new_lane(FORKS_AT_ONCE, options.started)
     self.releases = Releases.new { platform = self.platform }
@@ -82,31 +83,37 @@ local function evaluate_whole(self, done)
     end
 end
 
---- Evaluates the script and keeps the result if it is good. Loads end in the order in which they were asked for.
+-- One evaluation for all who ask for one at this moment. Who asks while it is under way may mean a later text.
+local function load_for_all(self)
+    local waiting = self.loads
+    self.loads = {}
+    evaluate_whole(self, function(session, count)
+        if session then
+            keep(self, session)
+        end
+        self.is_loading = self.loads[1] ~= nil
+        if self.is_loading then
+            load_for_all(self)
+        end
+        for _, done in ipairs(waiting) do
+            if session then
+                done { plan = session.plan, num_workers = count }
+            else
+                done(nil, count)
+            end
+        end
+    end)
+end
+
+--- Evaluates the script and keeps the result if it is good. Loads end in the order in which they were asked for; those
+-- that wait for another one to end share one evaluation.
 -- @param done function({plan, num_workers}) or function(nil, err {message}), later, once
 function Launcher:load(done)
-    self.loads = self.loads or {}
     table.insert(self.loads, done)
-    if #self.loads > 1 then
-        return
+    if not self.is_loading then
+        self.is_loading = true
+        load_for_all(self)
     end
-    local function next_load()
-        evaluate_whole(self, function(session, count)
-            if session then
-                keep(self, session)
-            end
-            local first = table.remove(self.loads, 1)
-            if self.loads[1] then
-                next_load()
-            end
-            if session then
-                first { plan = session.plan, num_workers = count }
-            else
-                first(nil, count)
-            end
-        end)
-    end
-    next_load()
 end
 
 --- Evaluates the script without keeping the result.

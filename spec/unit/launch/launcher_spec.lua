@@ -159,4 +159,54 @@ describe('launcher', function()
         world.platform:advance(1000)
         assert.same({ 'preview', 'first', 'second' }, order)
     end)
+
+    it('evaluates once for all who ask while it evaluates, and each hears of an evaluation that began after it asked', function()
+        local text, evaluated = 'first', {}
+        local world = slow { plan = fake.plan { num_workers = 1 }, evaluate = function()
+            evaluated[#evaluated + 1] = text
+            return text ~= 'bad', { kind = 'syntax', message = 'master.lua:1: oh' }
+        end }
+        world.boot()
+        assert.is_true(world.await 'steady')
+        evaluated, world.takes = {}, 1000
+        local said = {}
+        local function load(name)
+            world.launcher:load(function(loaded, err)
+                said[#said + 1] = name .. (loaded and '' or ': ' .. err.message)
+            end)
+        end
+        load 'a'
+        world.platform:advance(1500) -- it is evaluated, and asked for its number of workers
+        text = 'bad'
+        for _, name in ipairs { 'b', 'c', 'd' } do
+            load(name)
+        end
+        world.platform:advance(1600)
+        text = 'good'
+        load 'e'
+        world.platform:advance(10000)
+        assert.same({ 'a', 'b: master.lua:1: oh', 'c: master.lua:1: oh', 'd: master.lua:1: oh', 'e' }, said)
+        assert.equal(3, #evaluated)
+    end)
+
+    it('a flood of restarts during a slow evaluation costs one more, and each has its verdict', function()
+        local world = slow { plan = fake.plan { num_workers = 1 } }
+        world.boot()
+        assert.is_true(world.await 'steady')
+        world.takes = 1000
+        local before, verdicts = world.launcher.evaluations, {}
+        for _ = 1, 20 do
+            fake.restart(world, verdicts)
+            world.platform:advance(10)
+        end
+        assert.is_true(world.platform:run_until(function()
+            return #verdicts == 20
+        end, 10000))
+        for i = 1, 19 do
+            assert.equal('superseded', verdicts[i].result)
+        end
+        assert.equal('done', verdicts[20].result)
+        assert.equal(2 + 1, world.launcher.evaluations - before) -- and one of the fork
+        assert.same({}, world.bugs)
+    end)
 end)
