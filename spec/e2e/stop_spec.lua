@@ -46,6 +46,35 @@ describe('a stop', function()
         end)
     end
 
+    it('comes when those who wait are served, in a queue of all workers too', function()
+        for _, balance in ipairs { 'queue', 'shared' } do
+            local port = http.free_port()
+            local m = master.start { script = ([[require('dutch-master').start { worker = { 'python3', 'server.py' },
+                listen = '127.0.0.1:%d', balance = '%s' }]]):format(port, balance), files = { ['server.py'] = [[
+import os, signal, socket, time
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+s = socket.socket(fileno=3)
+s.setblocking(True)
+while True:
+    c, _ = s.accept()
+    if c.recv(65536):
+        time.sleep(0.15)
+        c.sendall(b'HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi')
+    c.close()
+]] } }
+            m:await 'Cluster ready'
+            local l = load.start { port = port, clients = 10, path = '/' }
+            l:await(2)
+            l.running = false
+            m:signal 'SIGTERM'
+            local counts = l:stop()
+            assert.equal(0, counts.failed, balance .. ': ' .. counts.text)
+            assert(counts.ok >= 10, counts.text)
+            m:exit()
+            m:finish { code = 0 }
+        end
+    end)
+
     it('is repeated by a duplicate within 200 ms, which counts as the same', function()
         local m = start()
         m:await 'Cluster ready'

@@ -39,6 +39,9 @@ local function new_lane(network, listener)
         end
         return table.remove(lane.waiting, 1)
     end
+    function lane.shut_out()
+        return true
+    end
     function lane.repair()
         local done = lane.repairs
         lane.repairs = {}

@@ -225,7 +225,7 @@ end
 
 -- Beside its lanes and what its directory gives to all.
 local KEPT = { 'key', 'found', 'name', 'number', 'address', 'mode', 'as', 'owner', 'reuse', 'fd', 'may_block', 'served',
-    'released', 'times_busy', 'lost', 'lane_count', 'backlog' }
+    'released', 'times_busy', 'lost', 'lane_count', 'backlog', 'shut' }
 
 --- For another master: see keeper/estate.lua. The lanes in the order of the kernel's group.
 function Rotation:keep(book)
@@ -457,6 +457,11 @@ function Rotation:join(worker_id)
     end
 end
 
+-- Where what waits for the worker is; nil: nowhere, or others go on with it.
+local function queue_of(self, worker_id)
+    return self.users[worker_id] or self.shut and self.guests[worker_id] or nil
+end
+
 --- Out of rotation, before it is asked to go.
 -- @return true if there is a queue to wait for
 function Rotation:leave(worker_id)
@@ -464,7 +469,7 @@ function Rotation:leave(worker_id)
     if lane and lane:leave(worker_id) then
         self.steering:leave(worker_id, self.want)
     end
-    return lane ~= nil
+    return queue_of(self, worker_id) ~= nil
 end
 
 --- It is asked to go although connections wait for it, for it takes none of them.
@@ -522,8 +527,10 @@ function Rotation:served_by_others(worker_id)
     return lane ~= nil and lane.state == 'live'
 end
 
---- Nobody may begin to connect any more.
+--- Nobody may begin to connect any more. What waits in a socket that all have is waited for by all, where that can be
+-- seen.
 function Rotation:shut_out()
+    self.shut = self.address.type ~= 'dgram' and self.address.family ~= 'unix'
     for _, lane in ipairs(self.borrowed and {} or self.lanes) do -- else theirs to serve, whatever becomes of us
         lane:shut_out()
     end
@@ -531,7 +538,7 @@ end
 
 --- Connections that wait for the worker.
 function Rotation:waiting(worker_id)
-    local lane = self.users[worker_id]
+    local lane = queue_of(self, worker_id)
     return lane and lane:waiting() or 0
 end
 
