@@ -27,14 +27,14 @@ describe('top', function()
         return output(("tmux -f /dev/null -S '%s' %s"):format(socket, command))
     end
 
-    local function screen()
-        return tmux 'capture-pane -p -t top'
+    local function screen(session)
+        return tmux('capture-pane -p -t ' .. (session or 'top'))
     end
 
-    local function await(pattern)
+    local function await(pattern, session)
         local seen
         local found = wait.try(function()
-            seen = screen()
+            seen = screen(session)
             return seen:find(pattern)
         end)
         assert.truthy(found, pattern .. ' is not on the screen:\n' .. seen)
@@ -159,6 +159,35 @@ describe('top', function()
         end), seen)
         assert.matches('^dutch%-master: [^\n]* not permitted: only the user of the master and root may ask\nexit 77\n', seen)
         assert(uv.fs_chmod(run, tonumber('700', 8)))
+        m:finish()
+    end)
+
+    it('is stopped by ^Z, which gives the shell its terminal, and goes on with fg', function()
+        -- A shell with job control, as people have.
+        tmux(([[new-session -d -s jobs -x 100 -y 24 "env PS1='ready> ' ASAN_OPTIONS=detect_leaks=0 ]]
+            .. [[DUTCH_MASTER_RUNTIME_DIR='%s/run' bash --norc --noprofile -i"]]):format(m.dir))
+        local function send(keys)
+            tmux('send-keys -t jobs ' .. keys)
+        end
+        await('ready>', 'jobs')
+        send(([["%s top --interval 0.1 '%s'" Enter]]):format(master.binary(), m.script))
+        await('q quit', 'jobs')
+        for _, key in ipairs { 'c', 's' } do
+            send 'C-z'
+            await('Stopped.*\nready>', 'jobs')
+            send [["stty -a | grep -o -- ' -\\?icanon'" Enter]]
+            await('\n icanon\nready>', 'jobs')
+            send [["clear; fg" Enter]]
+            await('steady, 3 of 3 workers serving', 'jobs')
+            send(key) -- it reads keys again, and draws
+            await(key == 'c' and '%[by CPU%]' or '%[by slot%]', 'jobs')
+        end
+        send 'q'
+        send [["echo \"exit \$?\"" Enter]]
+        local seen = await('\nexit 0\nready>', 'jobs')
+        assert.falsy(seen:find('q quit', 1, true))
+        tmux 'send-keys -t top q'
+        await 'exit 0'
         m:finish()
     end)
 
