@@ -51,14 +51,14 @@ describe('a stop', function()
             local port = http.free_port()
             local m = master.start { script = ([[require('dutch-master').start { worker = { 'python3', 'server.py' },
                 listen = '127.0.0.1:%d', balance = '%s' }]]):format(port, balance), files = { ['server.py'] = [[
-import os, signal, socket, time
+import os, signal, socket, threading
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 s = socket.socket(fileno=3)
 s.setblocking(True)
 while True:
     c, _ = s.accept()
     if c.recv(65536):
-        time.sleep(0.15)
+        threading.Event().wait(0.15)
         c.sendall(b'HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi')
     c.close()
 ]] } }
