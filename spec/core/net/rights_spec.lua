@@ -4,6 +4,7 @@
 local core = require 'dutch-master.core'
 local net = require 'spec.support.net'
 local sys = require 'spec.support.sys'
+local wait = require 'spec.support.wait'
 
 local NOBODY, DAEMON = 65534, 1
 local AS = { uid = NOBODY, gid = NOBODY, groups = {} }
@@ -198,13 +199,13 @@ describe('rights:', function()
             local C = require 'ffi'
             C.cdef 'int symlink(const char *, const char *); int rename(const char *, const char *);'
             C.cdef 'int unlink(const char *);'
-            local stop = os.time() + 60
+            local stop = os.time() + %d
             io.write('go\n') io.flush()
             while os.time() < stop and not io.open('%s/over') do
                 C.C.symlink('%s', '%s/l') C.C.rename('%s/l', '%s/s') C.C.unlink('%s/s')
-            end"]]):format(NOBODY, NOBODY, own, target, own, own, own, own))
+            end"]]):format(NOBODY, NOBODY, 60 * wait.scale, own, target, own, own, own, own))
         swap:read '*l'
-        local made, stop = 0, core.now() + 50000
+        local made, stop = 0, core.now() + 50000 * wait.scale
         while made < 1000 and core.now() < stop do
             for _, whose in ipairs { 'as', 'owner', 'nobody' } do
                 local options = { [whose] = AS, mode = octal '777' }
