@@ -209,6 +209,17 @@ local function settle(self, count)
     error(('not %s, and %d are there: %s'):format(wanted, #workers_of(self.m), out))
 end
 
+-- Until then a worker may take the next release for its own, and gunicorn may miss that it is asked to stop.
+local function await_up(self)
+    self.m:wait_until(function()
+        local up = true
+        for _, pid in ipairs(self.kind.says_up and workers_of(self.m) or {}) do
+            up = up and uv.fs_access(self.m:path('up.' .. pid), 'r')
+        end
+        return up
+    end, 'each worker to have read its release')
+end
+
 local function zombies_of(pid)
     local list = {}
     for child in files.or_empty(('/proc/%d/task/%d/children'):format(pid, pid)):gmatch '%d+' do
@@ -357,13 +368,7 @@ end
 
 function moments.failing(self)
     local file, text = unpack(self.kind.breaks)
-    self.m:wait_until(function()
-        local up = true
-        for _, pid in ipairs(self.kind.says_up and workers_of(self.m) or {}) do
-            up = up and uv.fs_access(self.m:path('up.' .. pid), 'r')
-        end
-        return up
-    end, 'each worker to have read its release')
+    await_up(self)
     self.m:rewrite(file, text)
     local before, spoilt = roll(self, 10)
     self.m:rewrite(file, self.kind.files[file])
@@ -533,6 +538,7 @@ function Life:stop(way)
         for _, running in ipairs(self.loads) do
             running:no_more()
         end
+        await_up(self)
         self.m:signal 'SIGTERM'
         local death = self.begin_death()
         local exit = self.m:exit { timeout = TAKE_OVER_MS }
@@ -568,6 +574,9 @@ function Life:finish(code)
     if self.broken then
         pcall(self.m.kill, self.m) -- it may have ended
         return pcall(self.m.finish, self.m, { signal = 'SIGKILL', left = true, files_left = true })
+    end
+    if not self.m.ended then
+        await_up(self)
     end
     self.m:finish { code = code or 0 }
 end
