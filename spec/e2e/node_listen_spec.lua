@@ -165,25 +165,6 @@ describe('the sockets of a Node app:', function()
         m:finish { code = 0 }
     end)
 
-    versions.it('a try of a port, long before the app listens, is not the end of its servers', function(_, binary)
-        local m, port = app.start { binary = binary, app = [[
-            const http = require('http')
-            const port = Number(process.env.PORT)
-            const serve = () => http.createServer((request, response) => response.end('ok')).listen(port)
-            const refuse = (request, response) => { response.statusCode = 503; response.end() }
-            const probe = http.createServer(refuse).listen(port, () => setTimeout(() => probe.close(() => setTimeout(serve, 2000)), 100))
-        ]] }
-        for round = 1, 2 do
-            m:wait_until(function() return http.get { port = port } == 200 end, 'answers of round ' .. round)
-            if round == 1 then
-                app.roll(m)
-            end
-        end
-        assert.equal(0, #m:records 'Worker closed its servers', m:dump())
-        assert.equal(4, #m:records 'Creating new worker')
-        m:finish { code = 0 }
-    end, { versions = { '22' } })
-
     versions.it('listen({fd}) is answered with the socket that was passed to the master', function(_, binary)
         local free = http.free_port()
         -- What systemd does: binds, and execs with the socket as descriptor 3.

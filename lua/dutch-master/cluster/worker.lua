@@ -43,9 +43,8 @@ local MESSAGE_MAX = 8 * 1024 * 1024
 local EMPTYING_SHARE = 2 / 3
 
 -- Servers that are closed so soon after they made their worker ready may have been a try: get-port, portfinder and
--- others look for a free port so. Such a worker is starting still, and has until readyTimeout to listen again: if it
--- were replaced sooner, its successor would do the same. One that asked for another socket before it closed the last
--- one has as long as this.
+-- others look for a free port so. Such a worker, and one that asked for another socket before it closed the last one,
+-- has as long to listen again.
 local TRIED_MS = 1000
 
 local IN_THE_FOREGROUND = 'Let it run in the foreground (no -D, --daemon, --daemonize; nginx: "daemon off;"), and let'
@@ -108,12 +107,10 @@ end
 
 -- It listens nowhere now, and may listen again.
 local function listens_nowhere(self)
-    local now, ms = self.platform.now(), self.conversation:is_asking() and TRIED_MS or 0
-    self.closed_at = self.closed_at or now
-    if self.ready_at and self.closed_at - self.ready_at < TRIED_MS then
-        ms = math.max(self.ready_by - now, TRIED_MS)
-    end
-    self.health:listens_nowhere(ms)
+    local now = self.platform.now()
+    local may_again = self.ready_at and now - self.ready_at < TRIED_MS or self.conversation:is_asking()
+    self.closed_at = now
+    self.health:listens_nowhere(may_again and TRIED_MS or 0)
 end
 
 local function start_conversation(self)

@@ -74,7 +74,7 @@ describe('a roll of the cluster', function()
                 world.platform:advance(what == 'tried' and 900 or 0)
                 assert.equal(what == 'tried', old.state == 'retiring')
             end
-            world.platform:advance(what == 'tried' and 20000 or 8000) -- one that tried a port has until readyTimeout
+            world.platform:advance(8000)
             assert.equal('aborted', verdicts[1] and verdicts[1].result, what)
             assert.matches('while it had to prove itself', verdicts[1].message)
             assert.same({ old, 'running' }, { world.cluster.slots[1].current, old.state })
