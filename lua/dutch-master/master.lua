@@ -336,8 +336,8 @@ function Master:assemble()
         end,
         on_exit = function(code)
             self:announce()
-            self.launcher.hooks:settle(LAST_HOOKS_MS, function()
-                self.commit:add(function() -- who dies on the way leaves nothing to say
+            self.commit:add(function() -- who dies from here on leaves nothing to say
+                self.launcher.hooks:settle(LAST_HOOKS_MS, function()
                     self:leave(code)
                 end)
             end)
