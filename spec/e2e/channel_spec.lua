@@ -47,15 +47,17 @@ end
 
 -- Puts the attack in place and has slot 1 forked anew. The record of the attacker's readiness.
 local function attack(m, source)
-    m:wait_until(function() return is_quiet(m) end, 'two workers')
-    m:rewrite('attack.lua', 'return function(channel) ' .. source .. ' end')
-    local mark = m:mark()
-    for _, pid in ipairs(m:workers()) do
-        if pid ~= m.bystander then
-            uv.kill(pid, 'sigkill')
+    local ended
+    repeat -- one that was ending already may have its successor, which knows nothing of it
+        m:wait_until(function() return is_quiet(m) end, 'two workers')
+        m:rewrite('attack.lua', 'return function(channel) ' .. source .. ' end')
+        for _, pid in ipairs(m:workers()) do
+            if pid ~= m.bystander and uv.kill(pid, 'sigkill') == 0 then
+                ended = m:await { msg = 'Worker exited', workerPid = pid }
+            end
         end
-    end
-    return m:await('Worker listening', { after = mark })
+    until ended and ended.signal == 'SIGKILL'
+    return m:await('Worker listening', { after = ended })
 end
 
 local function calm(m)

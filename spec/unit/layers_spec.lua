@@ -6,7 +6,7 @@ local read = require('spec.support.files').text
 --- Files below the directories, whose name ends in one of the endings.
 local function files(directories, endings)
     local found = {}
-    local list = assert(io.popen('find ' .. directories .. ' -type f'))
+    local list = assert(io.popen('find ' .. directories .. [[ -type f -not -path '*/.cache/*']]))
     for path in list:lines() do
         for _, ending in ipairs(endings) do
             if path:sub(-#ending) == ending then
