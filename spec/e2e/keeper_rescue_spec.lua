@@ -303,8 +303,8 @@ describe('a master that dies in the middle of a rescue', function()
                 assert.equal(0, counts.failed, counts.text .. w.m:dump())
                 w.m:wait_until(held, 'the held one')
                 total = cjson.decode(cli.run(w.m, { 'status', '--json' }).out).sockets.rescued
-                return total >= 1000
-            end, 'a thousand rescues', { timeout = 60000 })
+                return total >= 300
+            end, 'three hundred rescues', { timeout = 60000 })
             assert.equal(w.asked, #w:served())
             w:nothing_left()
             kept.kill(w.m) -- nobody has anything in hand

@@ -4,9 +4,9 @@
  * after it has read what its keeper says. DM_FAULTS names a file with numbers of 8 bytes. Each call
  * counts the first one down: at 0 it happens, whichever master it is by then, and the second one
  * takes its place. 0: nothing happens. The third one takes the first one's place when a master
- * accepts a TCP connection. From then on reading a message counts too, but not what gives that
- * connection to the keeper: before that it is the master's alone. Process number four is stopped in
- * that moment. */
+ * accepts a TCP connection. From then on reading a message counts too. Process number four is
+ * stopped in that moment. What a master's second process does (base/outlive.h) counts as well, and
+ * it is the master who dies. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -26,8 +26,9 @@
 
 enum { COUNT = 4 };
 static volatile int64_t *left;
-static bool accepted, to_be_kept;
-static pid_t keeper; /* who was started; its master is forked from it */
+static bool accepted;
+static pid_t keeper;         /* who was started; its master is forked from it */
+static pid_t master, second; /* the one has the other's memory, and outlives it */
 
 __attribute__((constructor)) static void start(void) {
     const char *path = getenv("DM_FAULTS");
@@ -42,15 +43,19 @@ __attribute__((constructor)) static void start(void) {
 
 static bool is_master(void) {
     char name[16] = "";
-    return getppid() == keeper && prctl(PR_GET_NAME, name) == 0 &&
-           strcmp(name, "dutch-master") == 0;
+    if (!master && getppid() == keeper && prctl(PR_GET_NAME, name) == 0 &&
+        strcmp(name, "dutch-master") == 0) {
+        master = getpid();
+    }
+    return master == getpid();
 }
 
 static void step(void) {
-    if (left && left[0] > 0 && is_master() && __sync_sub_and_fetch(left, 1) == 0) {
+    const bool is_one = is_master() || second == getpid();
+    if (is_one && left && left[0] > 0 && __sync_sub_and_fetch(left, 1) == 0) {
         left[0] = left[1];
         left[1] = 0;
-        kill(getpid(), SIGKILL);
+        kill(master, SIGKILL);
     }
 }
 
@@ -74,10 +79,6 @@ long syscall(long number, ...) {
 }
 
 ssize_t sendmsg(int fd, const struct msghdr *message, int flags) {
-    if (to_be_kept) { /* not counted */
-        to_be_kept = false;
-        left[0] += left[0] > 0;
-    }
     NEXT(sendmsg);
     return next(fd, message, flags);
 }
@@ -101,13 +102,12 @@ int accept4(int fd, struct sockaddr *address, socklen_t *size, int flags) {
     const int got = next(fd, address, size, flags);
     int domain;
     socklen_t length = sizeof domain;
-    if (got >= 0 && left && (left[2] > 0 || accepted) && is_master() &&
+    second = master && getppid() == master ? getpid() : 0;
+    if (got >= 0 && left && left[2] > 0 && (is_master() || second) &&
         getsockopt(got, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 && domain != AF_UNIX) {
-        if (!accepted) {
-            left[0] = left[2];
-            left[2] = 0;
-        }
-        accepted = to_be_kept = true;
+        left[0] = left[2];
+        left[2] = 0;
+        accepted = true;
         if (left[3] > 0) {
             kill((pid_t)left[3], SIGSTOP);
             left[3] = 0;

@@ -102,7 +102,7 @@ local NO_SPEC = {
     ['keeper/children'] = 'e2e/keeper_process_spec', ['keeper/master'] = 'e2e/keeper_process_spec',
     ['keeper/memory'] = 'e2e/keeper_spec', ['keeper/tell'] = 'e2e/keeper_process_spec',
     ['keeper/upgrade'] = 'e2e/upgrade_spec',
-    ['base/identity'] = 'e2e/keeper_spec',
+    ['base/identity'] = 'e2e/keeper_spec', ['base/outlive'] = 'e2e/keeper_rescue_spec',
     ['net/holder'] = 'listener_spec', ['net/unix_path'] = 'listener_spec', ['net/group_order'] = 'steering_spec',
 }
 

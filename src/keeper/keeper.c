@@ -19,7 +19,8 @@ enum {
     FRAMES = 256,    /* of the master's, read in one turn */
     LOOK_MS = 100,   /* how often groups are looked at that are waited for */
     AGAIN_MS = 1000, /* until a fork that failed is tried again */
-    TERM_MS = 5000,  /* what nobody can go on with has this long to end by SIGTERM */
+    LAST_WORDS_MS = 500,
+    TERM_MS = 5000, /* what nobody can go on with has this long to end by SIGTERM */
 };
 
 static struct dm_keeper k; /* zero until set_up(): so it is no part of the program's file */
@@ -199,10 +200,15 @@ static int shorter(int ms, uint64_t until) {
 
 enum outcome { GO_ON, OVER, IN_MASTER };
 
-/* What a dead master said last. */
+/* What a dead master said last, or what it had begun says for it (base/outlive.h): until nobody is
+ * left who could say anything. */
 static void hear_the_last(void) {
-    while (listen_to_master()) {
-    }
+    const uint64_t until = dm_now_ms() + LAST_WORDS_MS;
+    struct pollfd end = {.fd = k.socket, .events = POLLIN};
+    do {
+        while (listen_to_master()) {
+        }
+    } while (!(end.revents & POLLHUP) && poll(&end, 1, shorter(-1, until)) > 0);
     dm_manager_flush(&k.manager);
 }
 

@@ -1,5 +1,7 @@
 /* lua/lane.c: see lua/lane.h. */
 #include "lua/lane.h"
+
+#include "base/outlive.h"
 #include "lua/open.h"
 #include "lua/support.h"
 #include "net/repair.h"
@@ -70,18 +72,41 @@ static int l_lane_queue(lua_State *L) {
     return 2;
 }
 
-/* accept([name]) -> the descriptor of a connection, whether the keeper has it too, by that name. At
- * once: between the two it dies with the master. */
+struct taking {
+    const struct dm_lane *lane;
+    struct dm_kept *kept;
+    const char *name;
+    int fd; /* or a negative errno */
+    bool is_kept;
+};
+
+static void take(void *data) {
+    struct taking *taking = data;
+    taking->fd = dm_lane_accept(taking->lane);
+    taking->is_kept = taking->fd >= 0 && taking->name &&
+                      dm_kept_put(taking->kept, taking->name, taking->fd, 0) == 0;
+}
+
+/* accept([name]) -> the descriptor of a connection, whether the keeper has it too, by that name. A
+ * master that dies between the two would take the connection with it, so it does not. */
 static int l_lane_accept(lua_State *L) {
-    const struct dm_lane *lane = dm_lua_to_lane(L, 1);
-    const char *name = luaL_optstring(L, 2, NULL);
-    const int fd = lane ? dm_lane_accept(lane) : -EBADF;
-    const bool is_kept = fd >= 0 && name && dm_kept_put(&dm_lua_core(L)->kept, name, fd, 0) == 0;
-    const int results = dm_lua_result_integer(L, fd, NULL);
-    if (fd < 0) {
+    struct taking taking = {.lane = dm_lua_to_lane(L, 1),
+                            .kept = &dm_lua_core(L)->kept,
+                            .name = luaL_optstring(L, 2, NULL),
+                            .fd = -EBADF};
+    if (taking.lane && dm_lane_is_empty(taking.lane)) {
+        taking.fd = -EAGAIN;
+    } else if (taking.lane && taking.name && taking.kept->open) {
+        taking.fd = -EIO; /* unless it ends in time */
+        dm_outlive(take, &taking);
+    } else if (taking.lane) {
+        take(&taking);
+    }
+    const int results = dm_lua_result_integer(L, taking.fd, NULL);
+    if (taking.fd < 0) {
         return results;
     }
-    lua_pushboolean(L, is_kept);
+    lua_pushboolean(L, taking.is_kept);
     return results + 1;
 }
 

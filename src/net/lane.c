@@ -8,6 +8,7 @@
 #include <linux/filter.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -73,6 +74,11 @@ int dm_lane_shut_out(struct dm_lane *lane) {
     lane->shut_out =
         setsockopt(lane->fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0;
     return lane->shut_out ? 0 : -errno;
+}
+
+bool dm_lane_is_empty(const struct dm_lane *lane) {
+    struct pollfd look = {.fd = lane->fd, .events = POLLIN};
+    return poll(&look, 1, 0) == 0;
 }
 
 /* That a worker has made its lane blocking is its own affair until the master accepts there. */

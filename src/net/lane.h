@@ -25,6 +25,8 @@ struct dm_lane {
 int dm_lane_listens(const struct dm_lane *lane);
 /* Connections that wait, and how many may. -ENOTSUP for what is not TCP. */
 int dm_lane_queue(const struct dm_lane *lane, uint32_t *depth, uint32_t *limit);
+/* Whether accept has nothing to tell. */
+bool dm_lane_is_empty(const struct dm_lane *lane);
 /* A connection that waited (O_NONBLOCK, CLOEXEC), or -EAGAIN. */
 int dm_lane_accept(const struct dm_lane *lane);
 

@@ -17,11 +17,11 @@ describe('a lane', function()
             return
         end
         local as_nobody = 'setpriv --reuid=65534 --regid=65534 --clear-groups '
-        if os.execute(as_nobody .. 'test -x ' .. runner() .. ' -a -r spec/core/steering_spec.lua') ~= 0 then
+        if os.execute(as_nobody .. 'test -x ' .. runner() .. ' -a -r spec/core/net/steering_spec.lua') ~= 0 then
             pending 'the tree cannot be read by an ordinary user'
             return
         end
-        assert.equal(0, os.execute(as_nobody .. runner() .. ' /usr/bin/busted spec/core/steering_spec.lua >/dev/null'))
+        assert.equal(0, os.execute(as_nobody .. runner() .. ' /usr/bin/busted spec/core/net/steering_spec.lua >/dev/null'))
     end)
 
     it('is one shared socket where the kernel refuses steering', function()
