@@ -362,21 +362,6 @@ describe('steering (seed ' .. seed .. ')', function()
         assert.equal('EPERM', select(3, listener:steer { { lane = lanes[1] } })) -- all of them: it is said
     end)
 
-    it('a filter that a worker attached is taken off; one that it has locked is named', function()
-        open '127.0.0.1:0'
-        local lane, other = listener:lane(), listener:lane()
-        assert.same({}, lane:repair())
-        if not net.drop_all(lane:fd()) then
-            return pending 'this kernel lets an ordinary user attach no filter'
-        end
-        assert.same({ 'filter' }, lane:repair())
-        assert.same({}, lane:repair())
-        assert.is_true(net.set_option(lane:fd(), 1, 44, 1)) -- SO_LOCK_FILTER
-        assert.same({ 'locked' }, lane:repair())
-        assert.is_true(other:shut_out())
-        assert.same({}, other:repair()) -- our own
-    end)
-
     it('refuses weights that are none, and foreign lanes', function()
         open '127.0.0.1:0'
         local lane = listener:lane()
