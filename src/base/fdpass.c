@@ -1,10 +1,11 @@
 /* fdpass.c: see fdpass.h. */
 #include "base/fdpass.h"
 
+#include "base/close.h"
+
 #include <errno.h>
 #include <string.h>
 #include <sys/uio.h>
-#include <unistd.h>
 
 union control {
     struct cmsghdr align;
@@ -71,6 +72,25 @@ ssize_t dm_fdpass_receive(int socket, void *data, size_t size, int fds[DM_FDPASS
 
 void dm_fdpass_close(const int *fds, size_t count) {
     for (size_t i = 0; i < count; i++) {
-        close(fds[i]);
+        int fd = fds[i];
+        dm_close_foreign(&fd);
     }
+}
+
+void dm_fdpass_end(int *socket) {
+    enum { MOST = 4096 }; /* reads: more than any queue has messages */
+    char bytes[16384];
+    int fds[DM_FDPASS_MAX], type = SOCK_STREAM;
+    socklen_t length = sizeof type;
+    shutdown(*socket, SHUT_RD);
+    getsockopt(*socket, SOL_SOCKET, SO_TYPE, &type, &length);
+    for (int i = 0; i < MOST; i++) {
+        size_t count;
+        const ssize_t n = dm_fdpass_receive(*socket, bytes, sizeof bytes, fds, &count, NULL);
+        dm_fdpass_close(fds, count);
+        if (n < 0 || (n == 0 && type == SOCK_STREAM)) {
+            break;
+        }
+    }
+    dm_close(socket);
 }

@@ -21,4 +21,8 @@ ssize_t dm_fdpass_receive(int socket, void *data, size_t size, int fds[DM_FDPASS
 
 /* Of a message that was received with room for DM_FDPASS_MAX: how many it brought. */
 size_t dm_fdpass_take(struct msghdr *message, int fds[DM_FDPASS_MAX]);
+/* Of senders that are not trusted: see dm_close_foreign. */
 void dm_fdpass_close(const int *fds, size_t count);
+/* Closes a unix socket whose other end is not trusted. With the last close the kernel would close
+ * what waits in it, too: so nothing more comes, and what is there is closed before. */
+void dm_fdpass_end(int *socket);

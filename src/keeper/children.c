@@ -28,7 +28,7 @@ static void unwatch(const struct dm_children *c, const struct dm_keeper_held *he
 void dm_children_drop(struct dm_children *c, struct dm_keeper_held *held) {
     if (held) {
         unwatch(c, held); /* the master has a copy: to close ours would not do it */
-        close(held->fd);
+        dm_close_foreign(&held->fd);
         dm_held_remove(&c->held, held);
     }
 }

@@ -1,5 +1,6 @@
 /* lua/descriptors.c: core.close_fd, copy_listener, quiet_ms, holders, group_has, inherit, bound,
  * untouched: what is known of a bare descriptor. */
+#include "base/close.h"
 #include "lua/address.h"
 #include "lua/open.h"
 #include "lua/support.h"
@@ -43,9 +44,11 @@ int core_copy_listener(lua_State *L) {
 }
 
 int core_close_fd(lua_State *L) {
-    const int fd = luaL_checkint(L, 1);
+    int fd = luaL_checkint(L, 1);
     luaL_argcheck(L, fd > 2, 1, "not one of 0, 1, 2");
-    return dm_lua_result(L, close(fd) != 0 && errno == EBADF ? -EBADF : 0, NULL);
+    const int error = fcntl(fd, F_GETFD) < 0 ? -EBADF : 0;
+    dm_close_foreign(&fd);
+    return dm_lua_result(L, error, NULL);
 }
 
 /* quiet_ms(fd): how long nothing has come from the peer of a TCP connection. */

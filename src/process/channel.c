@@ -101,7 +101,7 @@ static void drop_first_passed(struct dm_channel *channel) {
         channel->last = &channel->first;
     }
     channel->passed_count--;
-    close(passed->fd);
+    dm_close_foreign(&passed->fd);
     free(passed);
 }
 
@@ -130,11 +130,10 @@ void dm_channel_close(struct dm_channel *channel) {
         commit(&channel->mark); /* what was sent before the close */
     }
     drop_queue(channel);
-    dm_close(&channel->received);
+    dm_close_foreign(&channel->received);
     dm_mark_close(&channel->mark);
     dm_poll_stop(&channel->poll);
-    close(channel->fd);
-    channel->fd = -1;
+    dm_fdpass_end(&channel->fd);
     dm_poll_close(&channel->poll, on_handle_closed);
 }
 
@@ -201,7 +200,7 @@ static void read_some(struct dm_channel *channel, size_t budget, uint64_t limit_
         }
         if (dm_outqueue_size(&channel->lines.partial) == 0) {
             channel->had_fd = false;
-            dm_close(&channel->received);
+            dm_close_foreign(&channel->received);
         }
     }
     if (channel->fd >= 0 && channel->timers) {

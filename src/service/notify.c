@@ -214,7 +214,7 @@ static void remove_path(struct dm_notify *n) {
 
 static void on_closed(uv_handle_t *handle) {
     struct dm_notify *n = handle->data;
-    close(n->fd);
+    dm_fdpass_end(&n->fd);
     free(n);
 }
 

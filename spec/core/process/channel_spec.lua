@@ -1,3 +1,4 @@
+local uv = require 'luv'
 local core = require 'dutch-master.core'
 local unistd = require 'posix.unistd'
 local fcntl = require 'posix.fcntl'
@@ -273,6 +274,40 @@ s.recv(1)
         record.child:close_channel()
         p.exit_of(record)
     end)
+
+    -- With SO_LINGER close() waits for the peer of a TCP connection, if it is the last one; so does the close of a
+    -- socket in whose queue it is.
+    for what, is_read in pairs { ['the descriptors that a child sends'] = true, ['a channel with such in it'] = false } do
+        it('waits for nobody when it closes ' .. what, function()
+            local record = channel_python [[
+import signal
+s.recv(1)
+listener = socket.create_server(('127.0.0.1', 0))
+peers = []
+for i in range(3):
+    c = socket.create_connection(listener.getsockname())
+    peers.append(listener.accept()[0]) # who reads nothing
+    c.setblocking(False)
+    try:
+        while True: c.send(b'x' * 65536)
+    except BlockingIOError: pass
+    c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 5))
+    s.sendmsg([b'%d\n' % i], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [c.fileno()] * (i + 1)))])
+    c.close()
+os.kill(os.getpid(), signal.SIGSTOP)
+]]
+            record.child:pause_reading(not is_read)
+            record.child:send 'go'
+            local start = uv.hrtime()
+            p.await(function()
+                return p.read('/proc/' .. record.pid .. '/stat'):match '%) T' and (#record.lines == 3 or not is_read)
+            end, 30000)
+            record.child:close_channel()
+            assert.is_true(uv.hrtime() - start < 4e9 * p.patience, (uv.hrtime() - start) / 1e9)
+            record.child:signal 'SIGKILL'
+            p.exit_of(record)
+        end)
+    end
 
     it('does not starve siblings of a child that floods', function()
         local loud = channel_sh 'exec yes $(printf %0999d 0) >&3'
