@@ -228,7 +228,7 @@ describe('a master that dies in the middle of a rescue', function()
             for _, pid in ipairs(w.m:workers()) do
                 other = pid ~= busy and pid or other
             end
-            w.faults.set(0, 0, go and MANY or 3, other)
+            w.faults.set(0, 0, go and MANY or 4, other)
             local waiting
             repeat -- until one comes to the busy worker
                 waiting = w:request '/'
