@@ -56,8 +56,9 @@ int dm_lane_hand_out(const struct dm_lane *lane, enum dm_hand_out how) {
     return lane->fd;
 }
 
-/* A filter of a listening socket sees the TCP header. Backlog 0 would let one in after each
- * accept(), and break handshakes that have begun. */
+/* A filter of a listening socket sees the TCP header. Kernels since June 2026 want
+ * CAP_NET_ADMIN for it. Backlog 0 is a poor way to do it: it lets one in whenever the queue is
+ * empty, and who is shaking hands meanwhile has to try again. */
 int dm_lane_shut_out(struct dm_lane *lane) {
     enum { FLAGS_AT = 13, SYN = 2, SYN_ACK = 0x12 };
     struct sock_filter code[] = {
@@ -72,7 +73,8 @@ int dm_lane_shut_out(struct dm_lane *lane) {
         return -ENOTSUP;
     }
     lane->shut_out =
-        setsockopt(lane->fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0;
+        setsockopt(lane->fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0 ||
+        listen(lane->fd, 0) == 0;
     return lane->shut_out ? 0 : -errno;
 }
 

@@ -45,7 +45,7 @@ static int repair_listening(struct dm_lane *lane) {
         return error ? error : DM_LANE_REVIVED;
     }
     int done = repair_reuseport(lane) | repair_filter(lane);
-    if (dm_lane_queue(lane, &depth, &limit) == 0 && limit != lane->limit) {
+    if (dm_lane_queue(lane, &depth, &limit) == 0 && limit != lane->limit && !lane->shut_out) {
         const bool foreign = lane->listener->foreign;
         if (listen(lane->fd, foreign ? (int)lane->limit : lane->listener->backlog) != 0) {
             return -errno;

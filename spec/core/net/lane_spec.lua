@@ -63,6 +63,21 @@ describe('a lane', function()
         assert.equal('EBADF', select(3, lane:shut_out()))
     end)
 
+    it('shuts out by its backlog where it may have no filter', function()
+        local listener = core.listen(core.address '127.0.0.1:0', { reuseport = true })
+        local lane, port = listener:lane(), listener:address().port
+        local waiting = assert(net.connect('127.0.0.1', port))
+        assert.is_true(net.set_option(lane:fd(), 1, 44, 1)) -- SO_LOCK_FILTER
+        assert.is_true(lane:shut_out())
+        assert.same({ 'locked' }, lane:repair()) -- and stays shut
+        assert.equal('EINPROGRESS', select(2, net.connect('127.0.0.1', port)))
+        local fd = lane:accept()
+        assert.is_number(fd)
+        core.close_fd(fd)
+        net.abort(waiting)
+        listener:close()
+    end)
+
     it('loses a filter that a worker attached', function()
         local listener = core.listen(core.address '127.0.0.1:0', { reuseport = true })
         local lane, other, port = listener:lane(), listener:lane(), listener:address().port
