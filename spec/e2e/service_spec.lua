@@ -26,6 +26,17 @@ server:accept(function(connection)
 end)
 ]]
 
+local STRICT = [[
+CapabilityBoundingSet=
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+ProtectProc=invisible
+ProcSubset=pid
+PrivateUsers=yes
+RemoveIPC=yes
+UMask=0077
+]]
+
 local BROKEN = 'error "DATABASE_URL is not set"'
 
 describe('a real systemd', function()
@@ -130,9 +141,11 @@ describe('a real systemd', function()
         assert.equal('release 2\n', answer())
 
         -- With a keeper the death of a master is no end of the service: the same main process, and no start again.
-        m:write('/run/systemd/system/' .. UNIT .. '.service.d/short.conf', '[Service]\nWatchdogSec=2\n')
+        -- Nor do directives take it its powers that the unit does without, since some Node or Ruby may not start with them.
+        m:write('/run/systemd/system/' .. UNIT .. '.service.d/short.conf', '[Service]\nWatchdogSec=2\n' .. STRICT)
         m:must('systemctl daemon-reload && systemctl restart %s', UNIT)
         unit = m:show(UNIT)
+        assert.matches('clone', unit.SystemCallFilter)
         local keeper, restarts = unit.MainPID, unit.NRestarts
         assert.equal('dutch-keeper\n', m:must('cat /proc/%s/comm', keeper))
         for _, signal in ipairs { 'KILL', 'SEGV' } do
