@@ -20,12 +20,15 @@ function Commit:add(fn)
     self.touch()
 end
 
---- Calls fn behind what waits. If nothing does, at once.
+--- Calls fn behind what waits, and what is going out. If nothing is, at once.
 function Commit:follow(fn)
-    if not self.waiting[1] then
-        return fn()
+    if self.waiting[1] then
+        self:add(fn)
+    elseif self.going then
+        table.insert(self.going, fn)
+    else
+        fn()
     end
-    self:add(fn)
 end
 
 --- What is kept has changed.
@@ -37,14 +40,14 @@ end
 
 --- A snapshot is written. What is added meanwhile waits for the next one.
 function Commit:written()
-    local waiting = self.waiting
-    self.waiting = {}
-    for _, fn in ipairs(waiting) do
+    self.going, self.waiting = self.waiting, {}
+    for _, fn in ipairs(self.going) do -- it may grow
         local ok, traceback = xpcall(fn, debug.traceback)
         if not ok then
             self.on_error(traceback)
         end
     end
+    self.going = nil
 end
 
 --- Nobody would go on from a snapshot any more: nothing waits for one.

@@ -38,6 +38,22 @@ describe('what waits for the state to be kept', function()
         assert.same({ 'a', 'b', 'c' }, done)
     end)
 
+    it('lets nobody by while it goes out', function()
+        commit:add(function()
+            commit:follow(note 'c')
+            done[#done + 1] = 'a'
+        end)
+        commit:add(function()
+            done[#done + 1] = 'b'
+            commit:add(note 'next')
+            commit:follow(note 'behind it')
+        end)
+        commit:written()
+        assert.same({ 'a', 'b', 'c' }, done)
+        commit:written()
+        assert.same({ 'a', 'b', 'c', 'next', 'behind it' }, done)
+    end)
+
     it('waits for the next snapshot if it comes while one goes out', function()
         commit:add(function()
             commit:add(note 'next')
