@@ -197,9 +197,11 @@ describe('reaper', function()
     end)
 
     it('reaps hundreds of strangers', function()
-        local hundred = 'for i in 0 1 2 3 4 5 6 7 8 9; do for j in 0 1 2 3 4 5 6 7 8 9; do sleep 0 & done; done'
-        local record = p.sh(("for i in 1 2 3; do setsid -f sh -c '%s'; done"):format(hundred))
-        p.exit_of(record)
+        local hundred = 'for i in 0 1 2 3 4 5 6 7 8 9; do for j in 0 1 2 3 4 5 6 7 8 9; do read x <&3 & done; done'
+        local record = p.sh(("for i in 1 2 3; do setsid -f sh -c '%s'; done; read y <&3"):format(hundred), { channel = true })
+        p.await(function() return #core.adopted() == 300 end, 20000)
+        record.child:signal 'SIGKILL'
+        p.exit_of(record) -- the channel closes with it: the end of all
         p.await(function() return #core.adopted() == 0 end, 20000)
     end)
 
