@@ -37,6 +37,9 @@ RemoveIPC=yes
 UMask=0077
 ]]
 
+-- Short, but no time for which a busy machine lets nothing of it run: a ping at each half of it.
+local WATCHDOG = '[Service]\nWatchdogSec=5\n'
+
 local BROKEN = 'error "DATABASE_URL is not set"'
 
 describe('a real systemd', function()
@@ -131,7 +134,7 @@ describe('a real systemd', function()
         m:await('^active', 'systemctl is-active %s', UNIT)
         assert.equal('release 2\n', answer())
         m:must('mkdir -p /run/systemd/system/%s.service.d', UNIT)
-        m:write('/run/systemd/system/' .. UNIT .. '.service.d/short.conf', '[Service]\nWatchdogSec=1\n')
+        m:write('/run/systemd/system/' .. UNIT .. '.service.d/short.conf', WATCHDOG)
         m:must('systemctl daemon-reload && systemctl restart %s', UNIT)
         local hung = m:show(UNIT).MainPID
         m:must('kill -STOP %s', hung)
@@ -142,7 +145,7 @@ describe('a real systemd', function()
 
         -- With a keeper the death of a master is no end of the service: the same main process, and no start again.
         -- Nor do directives take it its powers that the unit does without, since some Node or Ruby may not start with them.
-        m:write('/run/systemd/system/' .. UNIT .. '.service.d/short.conf', '[Service]\nWatchdogSec=2\n' .. STRICT)
+        m:write('/run/systemd/system/' .. UNIT .. '.service.d/short.conf', WATCHDOG .. STRICT)
         m:must('systemctl daemon-reload && systemctl restart %s', UNIT)
         unit = m:show(UNIT)
         assert.matches('clone', unit.SystemCallFilter)
@@ -207,11 +210,11 @@ describe('a real systemd', function()
 
         -- A first release that is broken: as many attempts as restartAttempts, and no waiting for a timeout of systemd's.
         for number, case in ipairs {
-            { BROKEN, 'exited with code 1', 'DATABASE_URL is not set' },
-            { "require 'dutch-master.worker'\nio.stderr:write 'waiting for the database\\n'", 'was not ready within 1 s',
-                'waiting for the database' },
+            { BROKEN, 'exited with code 1', 'DATABASE_URL is not set', 10 },
+            { "require 'dutch-master.worker'\nio.stderr:write 'waiting for the database\\n'", 'was not ready within 2 s',
+                'waiting for the database', 2 },
         } do
-            release('broken' .. number, case[1], (SCRIPT:gsub('readyTimeout = 10', 'readyTimeout = 1')))
+            release('broken' .. number, case[1], (SCRIPT:gsub('readyTimeout = 10', 'readyTimeout = ' .. case[4])))
             m:run('systemctl reset-failed %s', UNIT)
             code, said = m:run('systemctl start %s', UNIT)
             assert.is_true(code ~= 0, said)
@@ -226,8 +229,8 @@ describe('a real systemd', function()
         end
         -- One that is slow is waited for beyond TimeoutStartSec, within its own readyTimeout.
         local limits = '/run/systemd/system/' .. UNIT .. '.service.d/short.conf'
-        m:write(limits, '[Service]\nTimeoutStartSec=1\n')
-        release('slow', "os.execute 'sleep 2.5'\n" .. APP:format 'slow')
+        m:write(limits, '[Service]\nTimeoutStartSec=4\n')
+        release('slow', "os.execute 'sleep 5'\n" .. APP:format 'slow')
         m:must('systemctl daemon-reload; systemctl reset-failed %s; systemctl start %s', UNIT, UNIT)
         assert.equal('release slow\n', answer())
         m:must("systemctl stop %s && rm '%s' && systemctl daemon-reload", UNIT, limits)
