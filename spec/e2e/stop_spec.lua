@@ -228,6 +228,7 @@ while True:
         local file = assert(io.open(dir .. '/lua/dutch-master/machine.lua', 'w'))
         file:write([[
             local M = dofile ']] .. uv.cwd() .. [[/lua/dutch-master/machine.lua'
+            io.stderr:write 'this machine.lua\n'
             local agenda = M.agenda
             function M.agenda(options)
                 function options.on_error(message)
@@ -243,6 +244,7 @@ while True:
         m:signal 'SIGTERM'
         m:await 'Cluster shutdown cleanly'
         m:exit()
+        assert.matches('this machine.lua\n', m.stderr)
         assert.is_nil(m.stderr:match 'hidden: [^\n]*')
         m:finish { code = 0 }
     end)
