@@ -5,12 +5,13 @@
 local uv = require 'luv'
 local cjson = require 'cjson'
 local cli = require 'spec.support.cli'
+local files = require 'spec.support.files'
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
-local read = require('spec.support.files').text
 local wait = require 'spec.support.wait'
 
+local read = files.text
 local EXAMPLE = 'examples/capistrano'
 
 local function available()
@@ -20,12 +21,6 @@ local function available()
         end
     end
     return pcall(require, 'http.server')
-end
-
-local function write(path, text)
-    local file = assert(io.open(path, 'w'))
-    file:write(text)
-    file:close()
 end
 
 local function shell(command, ...)
@@ -50,7 +45,7 @@ local function new_server(site, host)
     self.log = self.dir .. '/log'
     shell("mkdir -m 700 '%s' '%s/run'", self.dir, self.dir)
     -- What a service manager does: starts it apart from the session, and waits until it is ready.
-    write(self.dir .. '/start', ([[#!/bin/sh
+    files.write(self.dir .. '/start', ([[#!/bin/sh
 cd /
 PORT=%d setsid '%s' '%s' > '%s' 2>&1 < /dev/null &
 until grep -q 'Cluster ready' '%s'; do sleep 0.1; done
@@ -61,7 +56,7 @@ end
 
 -- HOME also keeps what the user's shell would read from it out of the spec.
 function Server:start_sshd()
-    write(self.dir .. '/sshd', ([[
+    files.write(self.dir .. '/sshd', ([[
 ListenAddress %s:%d
 HostKey %s/ssh/host
 AuthorizedKeysFile %s/ssh/authorized
@@ -195,7 +190,7 @@ function Site:make_repository()
     for i, server in ipairs(self.servers) do
         lines[i] = server:line()
     end
-    write(app .. '/config/deploy/spec.rb', ([[
+    files.write(app .. '/config/deploy/spec.rb', ([[
 set :repo_url, '%s/app/.git'
 set :deploy_to, '~/deploys'
 set :dutch_master, '%s'
@@ -212,7 +207,7 @@ function Site:edit_script(change)
     local text, count = read(EXAMPLE .. '/master.lua'):gsub("dutch%.chdir '/srv/my%-app/current'",
         "dutch.chdir(dutch.environ().HOME .. '/deploys/current')")
     assert(count == 1)
-    write(self.dir .. '/app/master.lua', change(text))
+    files.write(self.dir .. '/app/master.lua', change(text))
 end
 
 function Site:commit(message)
@@ -297,7 +292,7 @@ describe('Capistrano', function()
         local pid = server:status().pid
 
         -- The second one is rolled under load; a hook edited in its script is in force.
-        write(site.dir .. '/app/NEWS', 'second\n')
+        files.write(site.dir .. '/app/NEWS', 'second\n')
         site:edit_script(function(text)
             return (text:gsub("onRestart = function%(verdict%)", "%0 dutch.log.info('an edited hook')"))
         end)
@@ -311,7 +306,7 @@ describe('Capistrano', function()
         server:runs_current()
 
         -- The third one is broken: cap fails and says how; the second release serves, also after a crash.
-        write(site.dir .. '/app/app.lua', 'io.stderr:write("Error: column users.age does not exist\\n") os.exit(1)\n')
+        files.write(site.dir .. '/app/app.lua', 'io.stderr:write("Error: column users.age does not exist\\n") os.exit(1)\n')
         site:commit 'release 3'
         site:under_load(second, function()
             local said = failed 'deploy'
@@ -360,7 +355,7 @@ describe('Capistrano', function()
         local one, two = site.servers[1], site.servers[2]
         -- A release that needs what a server may not have.
         local good = read(EXAMPLE .. '/app.lua')
-        write(site.dir .. '/app/app.lua', [[
+        files.write(site.dir .. '/app/app.lua', [[
             if io.open(os.getenv 'HOME' .. '/no-database') then
                 error 'there is no database on this server'
             end
@@ -401,7 +396,7 @@ describe('Capistrano', function()
         end
 
         -- Broken on the first: the second is not even asked.
-        write(one.dir .. '/no-database', '')
+        files.write(one.dir .. '/no-database', '')
         site:commit 'release 4'
         local pids_one, pids_two = one:pids(), two:pids()
         local asked_one, asked_two = #one:records 'Restart requested', #two:records 'Restart requested'
@@ -413,7 +408,7 @@ describe('Capistrano', function()
 
         -- Broken on the second: the first serves the new release, the second the old one, and cap says which failed.
         assert(os.remove(one.dir .. '/no-database'))
-        write(two.dir .. '/no-database', '')
+        files.write(two.dir .. '/no-database', '')
         local fifth = site:commit 'release 5'
         site:under_load('^release %x+', function()
             local said = failed 'deploy'

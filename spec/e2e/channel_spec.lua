@@ -1,6 +1,7 @@
 -- The channel between the master and a worker: messages both ways, and what a broken or hostile worker can send.
 
 local uv = require 'luv'
+local files = require 'spec.support.files'
 local master = require 'spec.support.master'
 
 -- A worker without our library, in LuaJIT alone: it says that it is ready and then sends what attack.lua in its
@@ -17,13 +18,6 @@ channel:read_start(function(_, data)
 end)
 uv.run()
 ]]
-
-local function rss_kb(pid)
-    local file = assert(io.open(('/proc/%d/status'):format(pid)))
-    local kb = file:read('*a'):match 'VmRSS:%s*(%d+)'
-    file:close()
-    return tonumber(kb)
-end
 
 local function start(more)
     more = more or {}
@@ -139,7 +133,7 @@ describe('the channel', function()
             assert.equal(0, #m:records(is_internal_error), case[1] .. m:dump())
             assert.equal(0, #m:records { msg = 'Worker exited', workerPid = m.bystander }, case[1])
         end
-        assert.is_true(rss_kb(m:process_pid()) < 64 * 1024 or os.getenv 'DM_SANITIZE' ~= nil, rss_kb(m:process_pid()) .. ' KiB')
+        assert.is_true(files.rss_kb(m:process_pid()) < 64 * 1024 or os.getenv 'DM_SANITIZE' ~= nil, files.rss_kb(m:process_pid()) .. ' KiB')
         m:finish()
     end)
 
@@ -215,7 +209,7 @@ describe('the channel', function()
         local told = m:await('hook: sent', { count = 2 })
         assert.is_true(told.sent < 1000, told.sent)
         assert.is_string(told.err)
-        assert.is_true(rss_kb(m:process_pid()) < 48 * 1024 or os.getenv 'DM_SANITIZE' ~= nil, rss_kb(m:process_pid()) .. ' KiB')
+        assert.is_true(files.rss_kb(m:process_pid()) < 48 * 1024 or os.getenv 'DM_SANITIZE' ~= nil, files.rss_kb(m:process_pid()) .. ' KiB')
         -- The request to leave cannot reach it either; SIGTERM does.
         m:signal 'SIGTERM'
         m:exit()

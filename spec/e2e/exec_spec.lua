@@ -282,11 +282,7 @@ threading.Event().wait(2.6)]] },
         m:rewrite('app.sh', '#!/bin/sh\nexec sleep 1000\n')
         local ready = m:await 'Worker listening'
         local created = m:records { msg = 'Creating new worker', workerId = ready.workerId }[1]
-        local function ms(record)
-            local h, min, s = record.time:match 'T(%d+):(%d+):([%d.]+)Z'
-            return (h * 3600 + min * 60 + s) * 1000
-        end
-        assert.is_true((ms(ready) - ms(created)) % 86400000 >= 390)
+        assert.is_true((master.ms_of(ready) - master.ms_of(created)) % 86400000 >= 390)
         m:finish()
     end)
 

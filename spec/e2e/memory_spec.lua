@@ -2,6 +2,7 @@
 
 local apps = require 'spec.support.apps'
 local cli = require 'spec.support.cli'
+local files = require 'spec.support.files'
 local http = require 'spec.support.http'
 local kept = require 'spec.support.kept'
 local load = require 'spec.support.load'
@@ -23,13 +24,6 @@ if os.remove 'eat' then
     end
 end
 ]]
-
-local function rss_of(pid)
-    local file = assert(io.open(('/proc/%d/status'):format(pid)))
-    local text = file:read '*a'
-    file:close()
-    return tonumber(text:match 'VmRSS:%s*(%d+)')
-end
 
 -- The kernel takes this one before all others.
 local function choose(pid)
@@ -90,9 +84,9 @@ describe('when memory runs out', function()
         settle(m, 2)
         for i = 1, TIMES do
             kept.await_quiet(m)
-            assert.is_true(rss_of(m.pid) < rss_of(kept.pid(m)))
+            assert.is_true(files.rss_kb(m.pid) < files.rss_kb(kept.pid(m)))
             for _, pid in ipairs(m:workers()) do
-                assert.is_true(rss_of(m.pid) < rss_of(pid))
+                assert.is_true(files.rss_kb(m.pid) < files.rss_kb(pid))
             end
             choose(kept.pid(m))
             local killed, over = group:kills(), false

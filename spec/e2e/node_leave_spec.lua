@@ -173,15 +173,11 @@ describe('a Node worker that leaves', function()
                 end
                 return last
             end
-            local function ms_of(record)
-                local h, min, s = record.time:match 'T(%d+):(%d+):([%d.]+)Z'
-                return (h * 3600 + min * 60 + s) * 1000
-            end
             m:wait_until(function() return read(m:path 'listened'):find '\n.*\n' end, 'both of them to say that they listen')
-            local boot = ms_of(m:records 'Cluster ready'[1]) - latest 'listened' % 86400000
+            local boot = master.ms_of(m:records 'Cluster ready'[1]) - latest 'listened' % 86400000
             app.roll(m)
             m:await('Worker exited', { count = 2 })
-            local term = latest 'termed' % 86400000 - ms_of(m:records 'Worker listening'[4])
+            local term = latest 'termed' % 86400000 - master.ms_of(m:records 'Worker listening'[4])
             print(('\nNode %s: ready %d ms after the last app listens, SIGTERM %d ms after the replacements are ready'):format(
                 version, boot, term))
             assert(boot < 1000 * wait.scale, boot)

@@ -1,5 +1,6 @@
 -- Node workers that crash, hang, or write junk on their channel: the others serve on, the master lives.
 local uv = require 'luv'
+local files = require 'spec.support.files'
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
@@ -30,13 +31,6 @@ local function send_code(port, code)
     end)
     master.wait_until(function() return done end)
     return handle
-end
-
-local function rss_kb(pid)
-    local file = assert(io.open(('/proc/%d/status'):format(pid)))
-    local text = file:read '*a'
-    file:close()
-    return tonumber(text:match 'VmRSS:%s*(%d+)')
 end
 
 -- The master's other descriptors come and go with what it waits for.
@@ -159,7 +153,7 @@ describe('on the channel of a Node worker', function()
             handle:close()
         end
         local limit = os.getenv 'DM_SANITIZE' and 400000 or 40000
-        assert.is_true(rss_kb(m:process_pid()) < limit, 'the master grew to ' .. rss_kb(m:process_pid()) .. ' KiB')
+        assert.is_true(files.rss_kb(m:process_pid()) < limit, 'the master grew to ' .. files.rss_kb(m:process_pid()) .. ' KiB')
         m:finish { code = 0 }
     end, { versions = SOME })
 
@@ -209,7 +203,8 @@ describe('on the channel of a Node worker', function()
         }
         local handle = send_code(port, 'process.send(1); Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0)')
         assert.is_true(m:await('sent').refused > 500)
-        assert.is_true(rss_kb(m:process_pid()) < (os.getenv 'DM_SANITIZE' and 400000 or 40000), rss_kb(m:process_pid()) .. ' KiB')
+        local kb = files.rss_kb(m:process_pid())
+        assert.is_true(kb < (os.getenv 'DM_SANITIZE' and 400000 or 40000), kb .. ' KiB')
         local clients = load.start { port = port, mode = 'close', clients = 8, timeout = 8000 }
         clients:await(200)
         local counts = clients:stop()

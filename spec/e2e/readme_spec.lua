@@ -3,6 +3,7 @@
 local uv = require 'luv'
 local apps = require 'spec.support.apps'
 local cli = require 'spec.support.cli'
+local files = require 'spec.support.files'
 local http = require 'spec.support.http'
 local master = require 'spec.support.master'
 local wait = require 'spec.support.wait'
@@ -33,12 +34,6 @@ local function blocks()
     return found
 end
 
-local function write(path, text)
-    local file = assert(io.open(path, 'w'))
-    file:write(text)
-    file:close()
-end
-
 describe('README', function()
     after_each(master.cleanup)
 
@@ -53,7 +48,7 @@ describe('README', function()
                 assert(loadstring(text, block.place))
                 workers = workers + 1
             else
-                write(dir .. '/master.lua', (text:find('local dutch', 1, true) and ''
+                files.write(dir .. '/master.lua', (text:find('local dutch', 1, true) and ''
                     or "local dutch = require 'dutch-master'\n") .. text)
                 local c = cli.run(nil, { 'check', '--quiet' }, { cwd = dir })
                 assert.equal(0, c.code, block.place .. '\n' .. c.err)
@@ -139,8 +134,8 @@ describe('README', function()
         end
         local line = readme '`(setsid dutch%-master [^`]*&)`'
         local dir = master.temp_dir()
-        write(dir .. '/app.lua', apps.idle)
-        write(dir .. '/master.lua', "require('dutch-master').start { worker = 'app.lua', stopTimeout = 5 }")
+        files.write(dir .. '/app.lua', apps.idle)
+        files.write(dir .. '/master.lua', "require('dutch-master').start { worker = 'app.lua', stopTimeout = 5 }")
         local env = { DUTCH_MASTER_RUNTIME_DIR = dir .. '/run' }
         local function verb(...)
             return cli.run(nil, { ... }, { cwd = dir, env = env })
@@ -148,7 +143,7 @@ describe('README', function()
         -- The shell of that terminal ends with the line, and the terminal with it.
         local command = ("cd '%s' && export DUTCH_MASTER_RUNTIME_DIR='%s' PATH='%s':\"$PATH\"\n%s\n"):format(dir,
             env.DUTCH_MASTER_RUNTIME_DIR, master.binary():match '^(.*)/', line)
-        write(dir .. '/command', command .. "until grep -q 'Starting cluster' master.log; do kill -0 $! || exit 1; done\n")
+        files.write(dir .. '/command', command .. "until grep -q 'Starting cluster' master.log; do kill -0 $! || exit 1; done\n")
         assert.equal(0, os.execute(("timeout 60 script -qec 'sh %s/command' /dev/null >/dev/null </dev/null"):format(dir)))
         wait.wait_until(function()
             return verb('status').out:find 'steady, 2 of 2 workers serving'

@@ -26,4 +26,15 @@ function M.text(path)
     return assert(M.read(path))
 end
 
+function M.write(path, text)
+    local file = assert(io.open(path, 'w'))
+    file:write(text)
+    file:close()
+end
+
+--- The memory that a process has now, in KiB.
+function M.rss_kb(pid)
+    return tonumber(M.text(('/proc/%d/status'):format(pid)):match 'VmRSS:%s*(%d+)')
+end
+
 return M

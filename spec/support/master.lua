@@ -345,6 +345,12 @@ function Master:records(what, after)
     return found
 end
 
+--- When a record was written, in milliseconds of its day.
+function M.ms_of(record)
+    local h, min, s = record.time:match 'T(%d+):(%d+):([%d.]+)Z'
+    return (h * 3600 + min * 60 + s) * 1000
+end
+
 --- A place in the log, to await something `after` it.
 function Master:mark()
     return #self.log

@@ -8,12 +8,7 @@ local uv = require 'luv'
 local wait = require 'spec.support.wait'
 
 -- What dm-spec is run by.
-local function runner()
-    local file = io.open('/proc/self/cmdline', 'rb')
-    local program = file:read('*a'):match '^[^%z]+'
-    file:close()
-    return program
-end
+local RUNNER = require('spec.support.files').text('/proc/self/cmdline'):match '^[^%z]+'
 
 local left_stopped = {} -- pids of processes that a failed test has left: pclose() waits for them
 
@@ -93,7 +88,7 @@ local function race(prefix, first, stops)
     local done = { sys.temp_dir() .. '/1', sys.temp_dir() .. '/2' }
     local go, runs = core.now() + 500, {}
     for i = 1, 2 do
-        runs[i] = io.popen(('exec %s %s %d %d %d %s %s %s %s'):format(runner(), script, first, first + 9, go, done[i],
+        runs[i] = io.popen(('exec %s %s %d %d %d %s %s %s %s'):format(RUNNER, script, first, first + 9, go, done[i],
             done[3 - i], prefix, stops and i == 1 and 'stops' or ''))
     end
     local served, asked = {}, 0

@@ -3,12 +3,7 @@ local loop = require 'spec.loop'
 local net = require 'spec.support.net'
 
 -- What dm-spec is run by, for specs that need a process of their own.
-local function runner()
-    local file = io.open('/proc/self/cmdline', 'rb')
-    local program = file:read('*a'):match '^[^%z]+'
-    file:close()
-    return program
-end
+local RUNNER = require('spec.support.files').text('/proc/self/cmdline'):match '^[^%z]+'
 
 describe('a lane', function()
     it('is steered by an ordinary user just so', function()
@@ -19,11 +14,11 @@ describe('a lane', function()
         local SPEC = 'spec/core/net/steering_spec.lua'
         local as_nobody = 'setpriv --reuid=65534 --regid=65534 --clear-groups '
         assert(core.stat(SPEC))
-        if os.execute(as_nobody .. 'test -x ' .. runner() .. ' -a -r ' .. SPEC) ~= 0 then
+        if os.execute(as_nobody .. 'test -x ' .. RUNNER .. ' -a -r ' .. SPEC) ~= 0 then
             pending 'the tree cannot be read by an ordinary user'
             return
         end
-        local pipe = io.popen(as_nobody .. runner() .. ' /usr/bin/busted --run=core -o TAP ' .. SPEC .. ' 2>&1; echo "exit $?"')
+        local pipe = io.popen(as_nobody .. RUNNER .. ' /usr/bin/busted --run=core -o TAP ' .. SPEC .. ' 2>&1; echo "exit $?"')
         local said = '\n' .. pipe:read '*a'
         pipe:close()
         assert.matches('exit 0\n$', said)
@@ -31,7 +26,7 @@ describe('a lane', function()
     end)
 
     it('is one shared socket where the kernel refuses steering', function()
-        assert.equal(0, os.execute(runner() .. ' spec/support/refused_steering.lua'))
+        assert.equal(0, os.execute(RUNNER .. ' spec/support/refused_steering.lua'))
     end)
 
     it('says how long the head of its queue has been silent', function()
