@@ -6,13 +6,15 @@
 // - When its connections are served, the app's own SIGTERM handlers run before the emptied loop ends. Without handlers
 //   the loop ends by itself, and SIGTERM takes what still holds it: in a second, or where the app cleans up when it is
 //   disconnected, when the time for that is over.
-// - A connection for which maxConnections leaves no room goes back to the master, which knows who has room.
+// - A connection for which maxConnections leaves no room goes back to the master, which knows who has room: once more, if
+//   that dies with it.
 // - It reports how many connections the worker holds, when that changes.
 // - It says when its Node is an older one that sets the modes of unix paths in another way: the master makes these paths.
 //
 // It is in nobody's way: no module is loaded, no function of the app or of Node runs below one of ours (what must be
 // noticed is noticed when a property is looked up, so stack traces stay as they are), nothing here keeps the process
 // alive but a SIGTERM that is due. Upgraded and plain net connections have the master's deadline.
+// Longer than 400 lines: it is loaded as one file, without any other.
 'use strict';
 
 // The cluster set-up listens here before any preload runs; threads and processes forked by the app have none.
@@ -45,6 +47,8 @@ const EMPTY_MS = 1000; // a loop that nothing but a clean-up holds ends within t
 // libuv before 1.51 adds readableAll and writableAll to the mode that the umask leaves; since then they are all of it.
 const [uvMajor, uvMinor] = process.versions.uv.split('.').map(Number);
 if (uvMajor === 1 && uvMinor < 51) process.send({ cmd: 'NODE_DUTCH_ADDS_MODES' }, () => {});
+// It knows NODE_DUTCH_AGAIN. A Node that keeps what waits for an ack elsewhere cannot begin again.
+if ('_handleQueue' in process) process.send({ cmd: 'NODE_DUTCH_HERE' }, () => {});
 
 const servers = new Set(); // those that listen, or have connections left
 const keyOf = new WeakMap(); // listening handle -> the key that the master knows it by
@@ -123,14 +127,63 @@ function isFull(server) {
     && !server.dropMaxConnection;
 }
 
+// { client, key } of connections that go back, in their order. Each is ours too until the master says that it is placed:
+// if it dies before that, the next one is sent it again. Node sends a message with a handle when that before it is acked.
+const returning = [];
+
+function isOnItsWay(entry) {
+  const queue = process._handleQueue;
+  return Boolean(entry) && !(queue && queue.some((waiting) => waiting.handle === entry.client));
+}
+
+function end(entry) {
+  const at = returning.indexOf(entry);
+  if (at >= 0) returning.splice(at, 1);
+  entry.client.close();
+}
+
+// Also where the channel is to be closed, as it is when the last handle is acked.
+function send(message, handle, done) {
+  if (process.connected || typeof process._send !== 'function') process.send(message, handle, done);
+  else process._send(message, handle, {}, done);
+}
+
+function sendBack(entry, again) {
+  const { key, client } = entry;
+  send({ cmd: 'NODE_DUTCH_RETURN', key, again }, client, (error) => { if (error) end(entry); });
+}
+
 // In place of Node's onconnection when there is no room. A connection that the master brings never comes here: Node
 // refuses that itself.
 function giveBack(accept) {
   return function (error, client) {
     const key = keyOf.get(this);
-    if (error || !client || !key || draining || !process.connected) return accept.call(this, error, client);
-    process.send({ cmd: 'NODE_DUTCH_RETURN', key }, client, () => client.close());
+    if (error || !client || !key || !process.connected) return accept.call(this, error, client);
+    const entry = { key, client };
+    returning.push(entry);
+    sendBack(entry);
   };
+}
+
+// Before Node sends the next one.
+function handleAcked() {
+  if (isOnItsWay(returning[0])) end(returning[0]);
+}
+
+// The master died, and what it had read of us may be lost. The next one acks no handle before our answer, of which it may
+// lose the first line: what came of it may be the rest of another one.
+function sayAgain(by) {
+  const queue = process._handleQueue;
+  const lost = isOnItsWay(returning[0]) ? returning[0] : null;
+  process._handleQueue = null; // what waits there waits for an ack that will not come
+  for (let i = 0; i < 2; i++) send({ cmd: 'NODE_DUTCH_HERE', by }, undefined, () => {});
+  if (lost) {
+    sendBack(lost, true);
+    if (process._handleQueue && queue) process._handleQueue.push(...queue);
+  } else if (queue) {
+    process._handleQueue = queue;
+    process.emit('internalMessage', { cmd: 'NODE_HANDLE_ACK' });
+  }
 }
 
 // A socket that the master knows nothing of: exclusive, reusePort, or one that was passed on to the worker.
@@ -373,6 +426,8 @@ function begin() {
 process.prependListener('internalMessage', (message, handle) => {
   if (!message) return;
   if (message.cmd === 'NODE_DUTCH_DRAIN') return begin();
+  if (message.cmd === 'NODE_DUTCH_AGAIN') return sayAgain(message.by);
+  if (message.cmd === 'NODE_HANDLE_ACK') return handleAcked();
   if (message.cmd !== 'NODE_CLUSTER') return;
   if (message.act === 'disconnect') begin();
   else if (message.ack !== undefined && handle && message.key) keyOf.set(handle, message.key);

@@ -100,22 +100,12 @@ end
 
 -- One request, on its way from now on. -> function() -> its answer, a pid; nil: it is not there yet
 function World:request(path)
-    local parser, outcome = http.parser(), nil
     self.asked = self.asked + 1
-    local handle
-    handle = http.connect({ port = self.port }, function(err, connection)
-        assert(not err, err)
-        connection:write(http.request_text({ path = path }))
-        connection:read_start(function(failed, data)
-            outcome = outcome or failed or (data and parser:feed(data)) or (not data and parser:finish()) or nil
-            if outcome and not handle:is_closing() then
-                handle:close()
-            end
-        end)
-    end)
+    local outcome = http.begin { port = self.port, path = path }
     return function()
-        assert(outcome == nil or outcome == 'done', tostring(outcome) .. self.m:dump())
-        return outcome and tonumber(parser.body)
+        local how, body = outcome()
+        assert(how == nil or how == 'done', tostring(how) .. self.m:dump())
+        return how and tonumber(body)
     end
 end
 

@@ -24,6 +24,7 @@ function M.freeze(pid)
     return now == 'T'
 end
 
+-- -> inode -> how many descriptors it has of it
 local function sockets_of(pid)
     local inodes = {}
     local scan = uv.fs_scandir(('/proc/%d/fd'):format(pid))
@@ -35,24 +36,26 @@ local function sockets_of(pid)
         local target = uv.fs_readlink(('/proc/%d/fd/%s'):format(pid, name))
         local inode = target and target:match '^socket:%[(%d+)%]$'
         if inode then
-            inodes[inode] = true
+            inodes[inode] = (inodes[inode] or 0) + 1
         end
     end
     return inodes
 end
 
---- The client's ports of the IPv4 connections to `port` that the (frozen) process has: { [client port] = true }.
+--- The client's ports of the IPv4 connections to `port` that the (frozen) process has: { [client port] = how many
+--- descriptors it has of it }, and how many of all.
 function M.inside(pid, port)
-    local inodes, ports = sockets_of(pid), {}
+    local inodes, ports, count = sockets_of(pid), {}, 0
     -- sl local remote state queues timer retransmits uid timeout inode ...
     local pattern = ('^ *%%d+: %%x+:%04X %%x+:(%%x+) %%x+ %%S+ %%S+ %%S+ +%%d+ +%%d+ (%%d+)'):format(port)
     for line in io.lines '/proc/net/tcp' do
         local remote, inode = line:match(pattern)
         if remote and remote ~= '0000' and inodes[inode] then
-            ports[tonumber(remote, 16)] = true
+            ports[tonumber(remote, 16)] = inodes[inode]
+            count = count + inodes[inode]
         end
     end
-    return ports
+    return ports, count
 end
 
 return M

@@ -161,7 +161,7 @@ end
 --  goes on with it: options.kept); of a listener, others (inodes of strangers)
 function M.add(platform)
     local network = { platform = platform, open = {}, closed = {}, taken = {}, live_fds = {}, next_fd = 100,
-        next_port = 40000, watched = {}, guarded = {}, groups = {}, queues = {}, touched = {},
+        next_port = 40000, watched = {}, guarded = {}, groups = {}, queues = {}, touched = {}, inodes = {},
         quiet_ms = 5000 }
     function platform.address(text)
         local host, port = text:match '^([^:]*):(%d+)$'
@@ -236,6 +236,11 @@ function M.add(platform)
             list[i] = { pid = 7000 + inode, group = network.groups[inode] or 0, name = 'nginx' }
         end
         return list
+    end
+    -- Of a descriptor: another one may be of the same socket.
+    function platform.stat(path)
+        local fd = tonumber(path:match '^/proc/self/fd/(%d+)$')
+        return { ino = network.inodes[fd] or fd }
     end
     function platform.untouched(fd)
         assert(network.live_fds[fd], 'closed: ' .. tostring(fd))

@@ -45,6 +45,7 @@ function Platform.new(options)
     self.pid = function()
         return 1
     end
+    self.master_pid = self.pid
     self.touch = function() end -- nobody keeps it
     self.store = {} -- name -> descriptor: what a keeper would have
     self.keep_fd = function(name, fd)

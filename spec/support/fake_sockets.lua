@@ -11,7 +11,8 @@ local M = { A = '127.0.0.1:80' }
 --- What sockets are made with, as a master would: `given`, and of the rest what is usual.
 function M.options(given)
     local options = { want = 2, balance = 'steered', backlog = 511, stall_timeout_ms = 1000, lost_after_ms = 30000,
-        inherited = {}, stalled = function() end, spoilt = function() end, awaits_workers = function() return true end }
+        inherited = {}, worker_of = function() end,
+        stalled = function() end, spoilt = function() end, awaits_workers = function() return true end }
     for key, value in pairs(given or {}) do
         options[key] = value
     end

@@ -4,9 +4,9 @@
  * after it has read what its keeper says. DM_FAULTS names a file with numbers of 8 bytes. Each call
  * counts the first one down: at 0 it happens, whichever master it is by then, and the second one
  * takes its place. 0: nothing happens. The third one takes the first one's place when a master
- * accepts a TCP connection. From then on reading a message counts too. Process number four is
- * stopped in that moment. What a master's second process does (base/outlive.h) counts as well, and
- * it is the master who dies. */
+ * accepts a TCP connection, the fifth one when a message brings it one. From then on reading a
+ * message counts too. Process number four is stopped in that moment. What a master's second process
+ * does (base/outlive.h) counts as well, and it is the master who dies. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -24,7 +24,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { COUNT = 4 };
+enum { COUNT = 5 };
 static volatile int64_t *left;
 static bool accepted;
 static pid_t keeper;         /* who was started; its master is forked from it */
@@ -83,6 +83,22 @@ ssize_t sendmsg(int fd, const struct msghdr *message, int flags) {
     return next(fd, message, flags);
 }
 
+/* It begins, if that number says so and `fd` is a TCP connection. */
+static void begin_with(int fd, int number) {
+    int domain;
+    socklen_t length = sizeof domain;
+    if (fd >= 0 && left && left[number] > 0 && (is_master() || second == getpid()) &&
+        getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 && domain != AF_UNIX) {
+        left[0] = left[number];
+        left[number] = 0;
+        accepted = true;
+        if (left[3] > 0) {
+            kill((pid_t)left[3], SIGSTOP);
+            left[3] = 0;
+        }
+    }
+}
+
 ssize_t recvmsg(int fd, struct msghdr *message, int flags) {
     static __typeof__(&recvmsg) next;
     if (!next) {
@@ -91,7 +107,12 @@ ssize_t recvmsg(int fd, struct msghdr *message, int flags) {
     if (accepted) {
         step();
     }
-    return next(fd, message, flags);
+    const ssize_t got = next(fd, message, flags);
+    const struct cmsghdr *control = got > 0 ? CMSG_FIRSTHDR(message) : NULL;
+    if (control && control->cmsg_type == SCM_RIGHTS) {
+        begin_with(*(const int *)CMSG_DATA(control), 4);
+    }
+    return got;
 }
 
 int accept4(int fd, struct sockaddr *address, socklen_t *size, int flags) {
@@ -100,19 +121,8 @@ int accept4(int fd, struct sockaddr *address, socklen_t *size, int flags) {
         *(void **)&next = dlsym(RTLD_NEXT, "accept4");
     }
     const int got = next(fd, address, size, flags);
-    int domain;
-    socklen_t length = sizeof domain;
     second = master && getppid() == master ? getpid() : 0;
-    if (got >= 0 && left && left[2] > 0 && (is_master() || second) &&
-        getsockopt(got, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 && domain != AF_UNIX) {
-        left[0] = left[2];
-        left[2] = 0;
-        accepted = true;
-        if (left[3] > 0) {
-            kill((pid_t)left[3], SIGSTOP);
-            left[3] = 0;
-        }
-    }
+    begin_with(got, 2);
     return got;
 }
 

@@ -5,7 +5,7 @@ local uv = require 'luv'
 
 local M = {}
 
-local COUNT = 4 -- numbers in the file
+local COUNT = 5 -- numbers in the file
 
 local library -- built once
 
@@ -39,18 +39,23 @@ function M.counter(dir)
     local self = {}
     --- @param n steps until it happens, next = the same for the master that follows
     -- @param after_accept steps after the next connection that a master accepts, stopped = a process to stop then
-    function self.set(n, next, after_accept, stopped)
+    -- @param after_return steps after the next one that it is given by a worker
+    function self.set(n, next, after_accept, stopped, after_return)
         local fd = assert(uv.fs_open(path, 'r+', 0))
-        local values = ffi.new('int64_t[?]', COUNT, { n, next or 0, after_accept or 0, stopped or 0 })
+        local values = ffi.new('int64_t[?]', COUNT, { n, next or 0, after_accept or 0, stopped or 0,
+            after_return or 0 })
         assert(uv.fs_write(fd, ffi.string(values, 8 * COUNT), 0))
         uv.fs_close(fd)
     end
-    --- What is left of the first number, and of the third.
-    function self.get()
+    --- What is left of the first number, and of the third; or of that number.
+    function self.get(number)
         local fd = assert(uv.fs_open(path, 'r', 0))
         local values = ffi.new('int64_t[?]', COUNT)
         ffi.copy(values, uv.fs_read(fd, 8 * COUNT, 0), 8 * COUNT)
         uv.fs_close(fd)
+        if number then
+            return tonumber(values[number - 1])
+        end
         return tonumber(values[0]), tonumber(values[2])
     end
     return self

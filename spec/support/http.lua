@@ -172,4 +172,22 @@ end
 
 math.randomseed(tonumber(tostring(uv.hrtime()):sub(-9)) + uv.os_getpid())
 
+--- Begins one request. @return function() -> 'done' or what went wrong, nil: neither yet; the body
+function M.begin(options)
+    local parser, outcome, handle = M.parser(), nil, nil
+    handle = M.connect(options, function(err, connection)
+        assert(not err, err)
+        connection:write(M.request_text(options))
+        connection:read_start(function(failed, data)
+            outcome = outcome or failed or (data and parser:feed(data)) or (not data and parser:finish()) or nil
+            if outcome and not handle:is_closing() then
+                handle:close()
+            end
+        end)
+    end)
+    return function()
+        return outcome, parser.body
+    end
+end
+
 return M

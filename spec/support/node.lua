@@ -29,12 +29,13 @@ end
 
 --- Starts `node argv...`. options: binary, argv (after node), env, tickets, listeners (name -> listener, shared by
 --- workers that are given the same table), refuse (name -> code), spare_fd. The result records what it heard: .heard
---- (list of {what, value}), .queries, .listening, .messages, .channel_closed, .status.
+--- (list of {what, value}), .queries, .listening, .messages, .returned (list of {fd, again, inode}), .channel_closed,
+--- .status. A line in .loses is not sent to it.
 function M.start(options)
     next_id = next_id + 1
     local self = setmetatable({
         id = next_id, heard = {}, listening = {}, messages = {}, queries = {}, listeners = options.listeners or {},
-        own = {},
+        own = {}, returned = {}, loses = {},
     }, Worker)
     local function hear(name)
         return function(value)
@@ -46,7 +47,9 @@ function M.start(options)
         tickets = options.tickets,
         spare_fd = options.spare_fd,
         channel = { send = function(_, line, fd)
-            return self.child:send(line, fd)
+            return self.loses[line] or self.child:send(line, fd)
+        end, take_fd = function()
+            return self.child:take_fd()
         end },
         query = function(socket, reply)
             self.queries[#self.queries + 1] = socket
@@ -59,6 +62,10 @@ function M.start(options)
         end,
         on_listening = function(info)
             self.listening[#self.listening + 1] = info
+        end,
+        on_returned = function(fd, _, again)
+            self.returned[#self.returned + 1] = { fd = fd, again = again,
+                inode = core.stat('/proc/self/fd/' .. fd).ino }
         end,
         on_close_server = hear 'close_server',
         on_leaving = function(let_go)
@@ -166,6 +173,9 @@ function M.cleanup()
     for _, worker in ipairs(started) do
         if not worker.status then
             worker.child:signal_group 'SIGKILL'
+        end
+        for _, connection in ipairs(worker.returned or {}) do
+            core.close_fd(connection.fd)
         end
         for name, listener in pairs(worker.listeners) do
             listener:close()

@@ -76,6 +76,8 @@ enum dm_keeper_mark {
     DM_MARK_TOUCHED, /* something was read from it that the newest snapshot does not know */
     DM_MARK_QUEUED,  /* something is to be written that it may know */
     DM_MARK_WRITING, /* and half a line may be out */
+    DM_MARK_SENDING, /* or whole lines, or nothing; a program that does not know it takes it for the
+                        one before */
 };
 
 /* One descriptor of the store. */

@@ -16,6 +16,7 @@ enum {
     LEAVE_MS = 500,     /* for half a line to be read or written, when we give place */
     PATIENCE_MS = 1000, /* so long what waits for a snapshot waits for a keeper without room */
     FRAMES = 64,        /* read in one turn */
+    AT_ONCE = 1024,     /* so many bytes are in a stream socket as a whole, or not at all */
 
     /* A snapshot takes longer the more workers there are, and in a boot each turn asks for one.
      * What is past a credit for a rush of events may take one part of so many of the time:
@@ -329,7 +330,7 @@ enum dm_keeper_mark dm_mark_open(struct dm_mark *mark, struct dm_kept *kept, int
     kept->used[mark->index] = 1;
     volatile uint8_t *byte = &kept->link.memory->marks[mark->index];
     const enum dm_keeper_mark before = index < 0                 ? DM_MARK_CLEAR
-                                       : *byte > DM_MARK_WRITING ? DM_MARK_WRITING
+                                       : *byte > DM_MARK_SENDING ? DM_MARK_WRITING
                                                                  : (enum dm_keeper_mark) * byte;
     *byte = (uint8_t)before; /* until a snapshot knows what we make of it */
     if (before != DM_MARK_CLEAR) {
@@ -346,6 +347,12 @@ void dm_mark_set(struct dm_mark *mark, enum dm_keeper_mark value) {
             dm_list_append(&mark->kept->touched, &mark->link);
         }
     }
+}
+
+void dm_mark_writing(struct dm_mark *mark, size_t size) {
+    const bool has_half = mark->kept && mark->kept->open &&
+                          mark->kept->link.memory->marks[mark->index] == DM_MARK_WRITING;
+    dm_mark_set(mark, size > AT_ONCE || has_half ? DM_MARK_WRITING : DM_MARK_SENDING);
 }
 
 void dm_mark_written(struct dm_mark *mark, bool all) {

@@ -93,6 +93,7 @@ enum dm_keeper_mark dm_mark_open(struct dm_mark *mark, struct dm_kept *kept, int
                                  void (*commit)(struct dm_mark *mark));
 /* It stays what it is if that is more. */
 void dm_mark_set(struct dm_mark *mark, enum dm_keeper_mark value);
-/* Nothing is to be written any more, or half a line. Of one that is set. */
+/* So many bytes are to be written, the ends of lines; then: nothing any more, or half a line. */
+void dm_mark_writing(struct dm_mark *mark, size_t size);
 void dm_mark_written(struct dm_mark *mark, bool all);
 void dm_mark_close(struct dm_mark *mark);

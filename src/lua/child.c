@@ -410,8 +410,8 @@ int core_spawn(lua_State *L) {
 
 /* adopt{pid, pidfd, channel, mark, out, err (as child:keep() gave them, the descriptors as they are
  * now), stdout, stderr, lingers, and the callbacks of spawn} -> child, whether its channel was in
- * the middle of nothing, whether it can be written to, whether what it was last sent is not out. A
- * child of a master that has died. */
+ * the middle of nothing, whether it can be written to, what it was last sent if that is 'unsent' or
+ * out 'perhaps'. A child of a master that has died. */
 int core_adopt(lua_State *L) {
     luaL_checktype(L, 1, LUA_TTABLE);
     const struct dm_kept_child kept = {
@@ -434,7 +434,9 @@ int core_adopt(lua_State *L) {
     }
     lua_pushboolean(L, before == DM_MARK_CLEAR);
     lua_pushboolean(L, before != DM_MARK_WRITING);
-    lua_pushboolean(L, before == DM_MARK_QUEUED);
+    lua_pushstring(L, before == DM_MARK_QUEUED    ? "unsent"
+                      : before == DM_MARK_SENDING ? "perhaps"
+                                                  : NULL);
     return started(L, proxy, 0, NULL) + 3;
 }
 

@@ -261,7 +261,7 @@ static void transmit_queue(struct dm_channel *channel) {
 
 static void flush(struct dm_channel *channel) {
     if (sendable(channel) > 0) {
-        dm_mark_set(&channel->mark, DM_MARK_WRITING);
+        dm_mark_writing(&channel->mark, sendable(channel));
         transmit_queue(channel);
         dm_mark_written(&channel->mark, sendable(channel) == 0);
         if (dm_outqueue_size(&channel->queue) > 0) {
@@ -329,7 +329,7 @@ int dm_channel_send(struct dm_channel *channel, const char *bytes, size_t length
     if (waiting == 0 && (now || !is_kept(channel))) {
         struct iovec iov[2] = {{.iov_base = (void *)(uintptr_t)bytes, .iov_len = length},
                                {.iov_base = (char[]){'\n'}, .iov_len = 1}};
-        dm_mark_set(&channel->mark, DM_MARK_WRITING);
+        dm_mark_writing(&channel->mark, length + 1);
         const ssize_t n = transmit(channel->fd, iov, 2, fd);
         dm_mark_written(&channel->mark, n <= 0 || (size_t)n > length);
         if (n < 0 && n != -EPIPE && n != -ECONNRESET) {

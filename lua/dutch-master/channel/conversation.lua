@@ -107,8 +107,8 @@ local CALLBACKS = { 'on_online', 'on_listening', 'on_ready', 'on_metrics', 'on_m
 ---   on_metrics(measured)      what it measured of its work: see measured.lua
 ---   on_message(value, text)   from the app: any JSON value; protocol.null for null; and as it was written
 ---   on_load(held, busy)       so many connections are open in it; its loop was busy so many thousandths of the time
----   on_returned(fd, socket)   a connection that it accepted and has no room for; the descriptor is the callee's.
----                             socket is what `query` was given
+---   on_returned(fd, socket, again)  a connection that it accepted and has no room for; the descriptor is the
+---                             callee's. socket is what `query` was given; again: a former master may have had it
 ---   on_refused(info, code, message)  a listen() was answered with an error
 ---   on_close_server(info, socket)  the worker closed it; info {name, stream, open = sockets it still has}, socket is
 ---                             what `query` was given
@@ -186,19 +186,39 @@ end
 -- We never wait for the two acks: lines with descriptors are sent without regard to earlier ones.
 HANDLERS.unknown, HANDLERS.handle_ack, HANDLERS.handle_nack = nothing, nothing, nothing
 
--- A worker that sent a descriptor holds back everything else until this ack, even though we threw it away.
+-- A worker that sent a descriptor holds back everything else until this ack, even though we threw it away. One that is
+-- asked to begin again does not.
+local function ack_handle(self, now)
+    if not self.asked_by then
+        self.channel:send(encode.HANDLE_ACK, nil, now)
+    end
+end
+
 function HANDLERS.handle(self, event)
-    self.channel:send(encode.HANDLE_ACK)
+    ack_handle(self)
     if event.has_value then
         self.on_message(event.value, event.text)
     end
 end
 
+-- The worker has its own until the ack. That is sent at once: whoever is given the connection may say at any time after
+-- this that it has it, and then nobody else knows of it.
 function HANDLERS.returned(self, event)
-    self.channel:send(encode.HANDLE_ACK)
-    local fd, socket = self.channel:take_fd(), self.sockets[event.key]
+    local fd, socket = nil, self.sockets[event.key]
+    if not self.asked_by then -- else it comes again
+        fd = self.channel:take_fd()
+    end
     if fd then
-        self.on_returned(fd, socket)
+        self.on_returned(fd, socket, event.again)
+    end
+    ack_handle(self, true)
+end
+
+-- The first one says that it knows what it is asked by.
+function HANDLERS.here(self, event)
+    self.begins_again = true
+    if event.by == self.asked_by then
+        self.asked_by = nil
     end
 end
 
@@ -463,7 +483,16 @@ end
 --- A line from the worker was too long, and is lost. With a descriptor the worker waits for an ack.
 function M:skipped(had_fd)
     if had_fd and self.state ~= 'closed' and self.state ~= 'broken' then
-        self.channel:send(encode.HANDLE_ACK)
+        ack_handle(self)
+    end
+end
+
+--- The former master may have lost what the worker said, and a descriptor that came with it.
+-- @param by a number that no other master takes
+function M:ask_again(by)
+    if self.begins_again and self.state ~= 'closed' and self.state ~= 'broken' then
+        self.asked_by = by
+        self.channel:send(encode.again(by))
     end
 end
 
@@ -571,7 +600,7 @@ local function keep_queries(self)
 end
 
 local KEPT = { 'state', 'next_key', 'next_newconn', 'handed_tickets', 'booted', 'asked', 'draining', 'leaving_seq',
-    'adds_modes' }
+    'adds_modes', 'begins_again', 'asked_by' }
 
 --- For another master: see keeper/estate.lua.
 function M:keep()

@@ -205,6 +205,9 @@ local COMMANDS = {
     NODE_SOCKET_GET_COUNT = with_key 'get_count',
     NODE_DUTCH_READY = constant 'ready',
     NODE_DUTCH_ADDS_MODES = constant 'adds_modes',
+    NODE_DUTCH_HERE = function(message)
+        return { kind = 'here', by = present(message.by) }
+    end,
     NODE_DUTCH_METRICS = function(message)
         return { kind = 'metrics', measured = measured.read(message) }
     end,
@@ -243,7 +246,7 @@ end
 function COMMANDS.NODE_HANDLE(message)
     local inner = message.msg
     if is_internal(inner) and inner.cmd == 'NODE_DUTCH_RETURN' and type(inner.key) == 'string' then
-        return { kind = 'returned', key = inner.key }
+        return { kind = 'returned', key = inner.key, again = inner.again == true }
     elseif inner == nil or is_internal(inner) then
         return { kind = 'handle' }
     end
@@ -257,9 +260,9 @@ end
 --- One line, without its newline -> event, or nil and what is wrong with it.
 --- Events, by kind: online; query {seq, socket, data}; listening {socket,
 ---   takes_connections}; close {key}; leaving {seq};
----   ack {ack, accepted}; handle {has_value, value, text}; returned {key}; handle_ack; handle_nack; notify_close {key};
----   get_count {key}; ready; adds_modes; own {socket}; load {held, busy}; metrics {measured};
----   message {value, text}; unknown.
+---   ack {ack, accepted}; handle {has_value, value, text}; returned {key, again}; handle_ack; handle_nack;
+---   notify_close {key}; get_count {key}; ready; adds_modes; here {by}; own {socket}; load {held, busy};
+---   metrics {measured}; message {value, text}; unknown.
 --- A socket has name, text (an address as core.address reads it), type, stream, address, port, path, fd, index,
 --- backlog, dual, ipv6only, reuse_address, readable_all, writable_all.
 function M.decode(line)
@@ -343,6 +346,11 @@ end
 
 --- Ours alone, ignored by whoever does not know it: connections should begin to leave.
 encode.DRAIN = line { cmd = 'NODE_DUTCH_DRAIN' }
+
+--- Asks for an answer with the same number, and for what may be lost of the worker's lines before it.
+function encode.again(by)
+    return line { cmd = 'NODE_DUTCH_AGAIN', by = by }
+end
 
 --- A message for the app, in JSON. nil, reason when it is none, or one Node would take for its own.
 function encode.message(text)

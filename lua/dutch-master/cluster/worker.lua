@@ -155,8 +155,8 @@ local function start_conversation(self)
         on_load = function(held, busy)
             self.sockets:load(self.id, held, busy)
         end,
-        on_returned = function(fd, socket)
-            self.sockets:returned(self.id, socket, fd)
+        on_returned = function(fd, socket, again)
+            self.sockets:returned(self.id, socket, fd, again)
         end,
         on_refused = function(info, code, message)
             self.refused = message or ('%s: %s'):format(code, info.text or info.name)
@@ -417,14 +417,15 @@ local function resume(self, kept, former)
         return nil
     end
     self.child, self.log = child, self.log:child { workerPid = self.pid }
-    self.unsent = unsent -- what it was last to be told
+    self.unsent = unsent == 'unsent' -- what it was last to be told
     if kept.conversation then
         start_conversation(self)
         self.conversation:resume(kept.conversation)
     end
     resume_notify(self, kept, former)
-    if not writable and self.asks ~= 'nothing' then
-        self.asks = 'signal' -- a half of a line may be out
+    local has_heard = self.state ~= 'stopping' or unsent ~= 'perhaps'
+    if not (writable and has_heard) and self.asks ~= 'nothing' then
+        self.asks = 'signal' -- a half of a line may be out, or nothing
     end
     return true, clear
 end
@@ -668,6 +669,9 @@ end
 function Worker:distrust(is_alone)
     local why = 'its master died while they talked'
     self.log:warn('Its channel was in use when the former master died: the worker is replaced')
+    if self.conversation then
+        self.conversation:ask_again(self.platform.master_pid())
+    end
     if self.state == 'starting' and is_alone and self.sockets:holds(self.id) then
         self.agenda:post(self, 'ready', { assumed = why })
     elseif self.state == 'starting' then

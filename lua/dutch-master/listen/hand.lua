@@ -91,6 +91,23 @@ function Hand:is_untouched(connection)
     return self.platform.untouched(connection.fd) == true
 end
 
+-- @return the number of a socket; nil: it is none
+local function inode_of(self, fd)
+    local found = self.platform.stat(('/proc/self/fd/%d'):format(fd))
+    return found and found.ino
+end
+
+--- Whether a connection that came from elsewhere is one of those. @return and its number
+function Hand:has(fd)
+    local inode = inode_of(self, fd)
+    for connection in pairs(self.held) do
+        if inode and inode_of(self, connection.fd) == inode then
+            return true
+        end
+    end
+    return false, inode
+end
+
 --- It is a worker's, or nobody's any more.
 function Hand:close(connection)
     self.held[connection] = nil

@@ -44,7 +44,7 @@ local BUSY_TICK_MS = 50
 function Sockets.new(options)
     local self = setmetatable({
         platform = options.platform, log = options.log,
-        inherited = { unpack(options.inherited) },
+        inherited = { unpack(options.inherited) }, worker_of_group = options.worker_of,
         workers = {}, -- id -> {state, leaving = timer, target = the rotation where it is asked}
     }, Sockets)
     self.hand = Hand.new { platform = options.platform }
@@ -341,11 +341,26 @@ function Sockets:load(id, held, busy)
     end
 end
 
+-- Whether a former master has given a connection to somebody else before it died, or was about to.
+local function is_placed(self, id, fd)
+    local in_hand, inode = self.hand:has(fd)
+    if in_hand or not self.platform.untouched(fd) then
+        return true
+    end
+    for _, holder in ipairs(self.platform.holders { inode }) do
+        local other = self.worker_of_group(holder.group)
+        if other and other ~= id then
+            return true
+        end
+    end
+    return false
+end
+
 --- A worker accepted a connection for which it has no room. Another one gets it; `fd` is ours now.
--- @param request what it gave to `query`
-function Sockets:returned(id, request, fd)
+-- @param request what it gave to `query`, again = a former master may have had it
+function Sockets:returned(id, request, fd, again)
     local rotation = request and self.directory:find(id, request)
-    if rotation then
+    if rotation and not (again and is_placed(self, id, fd)) then
         stir(self)
         rotation:returned(id, fd)
     else

@@ -1,4 +1,5 @@
 -- conversation.lua and drain.cjs against real Node workers of every version.
+-- Longer than 400 lines: one worker, each kind of talk with it.
 local core = require 'dutch-master.core'
 local cjson = require 'cjson'
 local conversation = require 'dutch-master.channel.conversation'
@@ -246,6 +247,107 @@ versions.each(function(version, binary)
             end
             local client = node.client(binary, { HERE .. 'tls_resume.cjs', cjson.encode(ports) })
             assert.equal('false true true', table.concat(client:message(), ' ', 1, 3))
+        end)
+
+        describe('at maxConnections', function()
+            local ACK = '{"cmd":"NODE_HANDLE_ACK"}'
+            -- It is its own client. Told a number it makes so many connections, and says so; 0: it ends them.
+            local FULL = [[
+                const net = require('net'), made = [], { disconnect } = process
+                process.disconnect = () => { disconnect.call(process); console.error('disconnects') }
+                const server = net.createServer((s) => s.on('error', () => {})).listen(0, '127.0.0.1')
+                server.maxConnections = 1
+                process.on('message', (count) => {
+                    let left = count
+                    if (count === 0) made.forEach((client) => client.destroy())
+                    for (let i = 0; i < count; i++) {
+                        const client = net.connect(server.address().port, '127.0.0.1', () => { if (--left === 0) say('made') })
+                        made.push(client.on('error', (error) => say(error.code)).on('end', () => say('ended')))
+                    }
+                })
+            ]]
+
+            local function full()
+                local w = app(FULL)
+                w:await(function() return w.listening[1] end, 'listening')
+                w:tell(1)
+                assert.equal('made', w:message())
+                return w
+            end
+
+            local function gives_back(w, count)
+                w:await(function() return #w.returned == count end, count .. ' connections')
+            end
+
+            it('gives connections back, also while it leaves', function()
+                local w = full()
+                w:tell(2)
+                gives_back(w, 2)
+                assert.equal('made', w:message())
+                w.conv:drain()
+                w:tell(2)
+                gives_back(w, 4)
+                assert.same({ false, false }, { w.returned[1].again, w.returned[4].again })
+                assert.equal('made', w:message())
+                assert.equal(0, #w.messages)
+            end)
+
+            for _, leaves in ipairs { false, true } do
+                it('gives one back once more where its master died with it: ' .. (leaves and 'it leaves' or 'it serves'), function()
+                    local w = full()
+                    w.loses[ACK] = true
+                    local count = leaves and 1 or 3
+                    w:tell(count)
+                    gives_back(w, 1)
+                    if leaves then
+                        w.conv:disconnect()
+                        w:tell(0)
+                        w:await(function() return (w.child:tail() or ''):find 'disconnects' end, 'a disconnect that waits')
+                    end
+                    w.conv:ask_again(5)
+                    w.loses[ACK] = nil
+                    gives_back(w, count + 1)
+                    local first = w.returned[1].inode
+                    for i, connection in ipairs(w.returned) do
+                        assert.equal(i == 2, connection.again)
+                        assert.equal(i <= 2, connection.inode == first)
+                    end
+                    if leaves then
+                        w:await(function() return w.channel_closed end, 'the end of the channel')
+                        return
+                    end
+                    assert.equal('made', w:message())
+                    w.conv:ask_again(6) -- nothing is lost
+                    w:tell(1)
+                    gives_back(w, 5)
+                    assert.is_false(w.returned[5].again)
+                    assert.equal('made', w:message())
+                    for _, connection in ipairs(w.returned) do
+                        core.close_fd(connection.fd)
+                    end
+                    w.returned = {}
+                    for _ = 1, 4 do -- it has none of them
+                        assert.equal('ended', w:message())
+                    end
+                end)
+            end
+
+            it('goes on where an ack is lost of what the app sent', function()
+                local w = app [[
+                    const net = require('net')
+                    net.createServer().listen(0, '127.0.0.1', function () {
+                        process.send({ passed: 1 }, this)
+                        process.send({ passed: 2 }, this)
+                        process.send({ passed: 3 })
+                    })
+                ]]
+                w.loses[ACK] = true
+                assert.same({ passed = 1 }, w:message())
+                w.conv:ask_again(5)
+                w.loses[ACK] = nil
+                assert.same({ passed = 2 }, w:message())
+                assert.same({ passed = 3 }, w:message())
+            end)
         end)
 
         it('cannot see the preload before the drain begins', function()

@@ -429,6 +429,18 @@ describe('handles and internals', function()
         assert.equal(1, #w.heard)
     end)
 
+    it('acks a connection that comes back when that is somebody\'s, at once', function()
+        local steps = {}
+        local w = worker { on_returned = function(fd, _, again)
+            steps[#steps + 1] = ('%d placed%s'):format(fd, again and ' again' or '')
+        end }
+        w.conv.channel = { take_fd = function() return 60 end, send = function(_, line, fd, now)
+            steps[#steps + 1] = { line, fd or 'no descriptor', now }
+        end }
+        w.says '{"cmd":"NODE_HANDLE","type":"net.Native","msg":{"cmd":"NODE_DUTCH_RETURN","key":"1.2"}}'
+        assert.same({ '60 placed', { '{"cmd":"NODE_HANDLE_ACK"}', 'no descriptor', true } }, steps)
+    end)
+
     it('never sends an ack that nobody waits for', function()
         local w = worker()
         for _, line in ipairs {
@@ -587,7 +599,7 @@ describe('junk', function()
         local acts = { 'online', 'queryServer', 'listening', 'close', 'exitedAfterDisconnect', 'disconnect', 'newconn' }
         local commands = {
             'NODE_CLUSTER', 'NODE_CLUSTER', 'NODE_CLUSTER', 'NODE_HANDLE', 'NODE_HANDLE_ACK', 'NODE_',
-            'NODE_DUTCH_READY', 'NODE_SOCKET_NOTIFY_CLOSE', 'NODE_SOCKET_GET_COUNT', 'NODE_Y', 'app',
+            'NODE_DUTCH_READY', 'NODE_DUTCH_HERE', 'NODE_SOCKET_NOTIFY_CLOSE', 'NODE_SOCKET_GET_COUNT', 'NODE_Y', 'app',
         }
         local function random_line()
             local fields = { ('"cmd":"%s"'):format(pick(commands)), ('"act":"%s"'):format(pick(acts)) }
@@ -679,6 +691,79 @@ describe('a talk that another master goes on with', function()
         assert.not_equal(open, key)
         next_one.says(('{"cmd":"NODE_CLUSTER","act":"close","key":"%s","seq":9}'):format(key))
         assert.equal(2, #next_one.queries) -- its address is free
+    end)
+
+    -- What it reads of a worker that its former master may have read of, until that answers.
+    describe('and asks a worker to begin again,', function()
+        local RETURN = '{"cmd":"NODE_HANDLE","type":"net.Native","msg":{"cmd":"NODE_DUTCH_RETURN","key":"%s"%s}}'
+        local w, came, next_fd
+
+        local function resumed(former)
+            local next_one = worker { on_returned = function(fd, socket, again)
+                came[#came + 1] = { fd, socket.name, again or false }
+            end }
+            next_one.conv.channel.take_fd = function()
+                next_fd = next_fd + 1
+                return next_fd
+            end
+            next_one.conv:resume(cjson.decode(cjson.encode(former.conv:keep())))
+            return next_one
+        end
+
+        local function returns(next_one, key, more)
+            next_one.says(RETURN:format(key, more or ''))
+        end
+
+        before_each(function()
+            came, next_fd = {}, 50
+            w = worker()
+        end)
+
+        it('acks no handle before it does, and takes no connection', function()
+            w.says '{"cmd":"NODE_DUTCH_HERE"}'
+            local key = w.opens(TCP)
+            local next_one = resumed(w)
+            next_one.conv:ask_again(5)
+            assert.same({ cmd = 'NODE_DUTCH_AGAIN', by = 5 }, next_one.last())
+            returns(next_one, key)
+            next_one.conv:skipped(true)
+            next_one.says '{"cmd":"NODE_HANDLE","type":"net.Socket","msg":{"take":"this"}}'
+            next_one.says '{"cmd":"NODE_DUTCH_HERE","by":4}' -- another master asked for that
+            assert.equal(1, #next_one.sent)
+            assert.same({ 'on_message', { take = 'this' } }, next_one.heard[1])
+            assert.same({}, came)
+            for _ = 1, 2 do
+                next_one.says '{"cmd":"NODE_DUTCH_HERE","by":5}'
+            end
+            returns(next_one, key, ',"again":true')
+            returns(next_one, key)
+            assert.same({ { 51, 'tcp4:*:8000', true }, { 52, 'tcp4:*:8000', false } }, came)
+            assert.same({ cmd = 'NODE_HANDLE_ACK' }, next_one.last())
+            assert.equal(3, #next_one.sent)
+        end)
+
+        it('waits on where a third one follows', function()
+            w.says '{"cmd":"NODE_DUTCH_HERE"}'
+            local key = w.opens(TCP)
+            local second = resumed(w)
+            second.conv:ask_again(5)
+            local third = resumed(second)
+            returns(third, key)
+            assert.same({}, third.sent)
+            third.says '{"cmd":"NODE_DUTCH_HERE","by":5}'
+            returns(third, key, ',"again":true')
+            assert.equal(1, #came)
+        end)
+
+        it('if that knows how to', function()
+            local key = w.opens(TCP)
+            local next_one = resumed(w)
+            next_one.conv:ask_again(5)
+            assert.same({}, next_one.sent)
+            returns(next_one, key)
+            assert.same({ { cmd = 'NODE_HANDLE_ACK' } }, next_one.sent)
+            assert.equal(1, #came)
+        end)
     end)
 
     it('lets go of a worker that waits for that', function()

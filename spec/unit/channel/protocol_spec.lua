@@ -93,7 +93,12 @@ describe('protocol.decode', function()
             ['{"cmd":"NODE_DUTCH_OWN","address":"::1","port":80}'] = { kind = 'own', socket = { own = true, stream = true,
                 type = 'tcp4', address = '::1', port = 80, name = 'own:[::1]:80', text = '[::1]:80' } },
             ['{"cmd":"NODE_HANDLE","type":"net.Native","msg":{"cmd":"NODE_DUTCH_RETURN","key":"1.2"}}'] =
-                { kind = 'returned', key = '1.2' },
+                { kind = 'returned', key = '1.2', again = false },
+            ['{"cmd":"NODE_HANDLE","type":"net.Native","msg":{"cmd":"NODE_DUTCH_RETURN","key":"1.2","again":true}}'] =
+                { kind = 'returned', key = '1.2', again = true },
+            ['{"cmd":"NODE_DUTCH_HERE"}'] = { kind = 'here' },
+            ['{"cmd":"NODE_DUTCH_HERE","by":5}'] = { kind = 'here', by = 5 },
+            ['{"cmd":"NODE_DUTCH_HERE","by":null}'] = { kind = 'here' },
             ['{"cmd":"NODE_HANDLE","type":"net.Native","msg":{"cmd":"NODE_DUTCH_RETURN","key":5}}'] = { kind = 'handle' },
         } do
             assert.same(want, decode(line), line)

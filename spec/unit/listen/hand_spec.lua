@@ -21,6 +21,10 @@ describe('the hand', function()
             assert(store[name], 'dropped twice')
             store[name] = nil
         end,
+        stat = function(path)
+            local fd = tonumber(path:match '^/proc/self/fd/(%d+)$')
+            return fd ~= 99 and { ino = fd % 100 } or nil
+        end,
         untouched = function(fd) return fd ~= 99 and (fd ~= 98 or nil) end,
     }
 
@@ -68,6 +72,16 @@ describe('the hand', function()
         assert.same({ ['conn/4.1.7'] = 12 }, store)
         hand:close(connection)
         assert.same({}, store)
+    end)
+
+    it('knows a connection that it has, by another descriptor too', function()
+        lane.waiting = { 10 }
+        local connection = hand:accept(lane, 4, 7)
+        assert.is_true(hand:has(110))
+        assert.same({ false, 11 }, { hand:has(111) })
+        assert.same({ false }, { hand:has(99) })
+        hand:close(connection)
+        assert.is_false((hand:has(110)))
     end)
 
     it('goes on with a keeper that takes nothing', function()

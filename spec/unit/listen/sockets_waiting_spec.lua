@@ -1,3 +1,5 @@
+-- Connections that wait in lanes, or come back from a worker: who is given them.
+-- Longer than 400 lines: as long as the ways in which one may wait.
 local fake_sockets = require 'spec.support.fake_sockets'
 
 local A = fake_sockets.A
@@ -20,6 +22,53 @@ describe('sockets', function()
 
     after_each(function()
         world.finish()
+    end)
+
+    describe('that a worker has accepted and gives back', function()
+        local answers
+
+        before_each(function()
+            answers = {}
+            new { worker_of = function(group)
+                return group > 0 and group or nil
+            end }
+            sockets:open { A }
+            asking(1, 2)
+            function world.rescue(fd, answer, worker)
+                rescued[#rescued + 1], answers[#answers + 1] = { fd = fd, worker = worker }, answer
+                return true
+            end
+        end)
+
+        local function returned(fd, again)
+            network.live_fds[fd] = true
+            sockets:returned(1, world.request(A), fd, again)
+        end
+
+        it('go to another one, once more too, if a former master has not placed them', function()
+            returned(900)
+            answers[1](true)
+            returned(901, true)
+            answers[2](true)
+            assert.same({ { fd = 900, worker = 2 }, { fd = 901, worker = 2 } }, rescued)
+            assert.is_nil(next(network.live_fds))
+        end)
+
+        it('go nowhere once more if they are on their way, begun, or with another one', function()
+            returned(900)
+            network.inodes[901] = 900
+            returned(901, true)
+            network.touched[902] = true
+            returned(902, true)
+            network.groups[903] = 2
+            returned(903, true)
+            network.groups[904] = 1 -- itself
+            returned(904, true)
+            assert.same({ { fd = 900, worker = 2 }, { fd = 904, worker = 2 } }, rescued)
+            assert.same({ [900] = true, [904] = true }, network.live_fds)
+            answers[1](true)
+            answers[2](true)
+        end)
     end)
 
     describe('of a worker that died', function()
