@@ -173,6 +173,7 @@ function handleAcked() {
 // The master died, and what it had read of us may be lost. The next one acks no handle before our answer, of which it may
 // lose the first line: what came of it may be the rest of another one.
 function sayAgain(by) {
+  if (!process.connected && !process.channel) return;
   const queue = process._handleQueue;
   const lost = isOnItsWay(returning[0]) ? returning[0] : null;
   process._handleQueue = null; // what waits there waits for an ack that will not come

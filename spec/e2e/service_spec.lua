@@ -26,7 +26,8 @@ server:accept(function(connection)
 end)
 ]]
 
-local STRICT = [[
+-- A sanitizer that looks for leaks traces the program at its end.
+local STRICT = (os.getenv 'DM_SANITIZE' and 'SystemCallFilter=ptrace\n' or '') .. [[
 CapabilityBoundingSet=
 SystemCallFilter=@system-service
 SystemCallErrorNumber=EPERM

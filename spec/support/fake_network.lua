@@ -40,6 +40,7 @@ local function new_lane(network, listener)
         return table.remove(lane.waiting, 1)
     end
     function lane.shut_out()
+        lane.is_shut = true
         return true
     end
     function lane.repair()

@@ -38,7 +38,7 @@ void dm_children_put(struct dm_children *c, const char *name, int fd, pid_t pid)
     const bool is_held =
         fd >= 0 && strlen(name) < DM_KEEPER_NAME && dm_held_put(&c->held, name, fd, pid) == 0;
     if (!is_held) {
-        dm_close(&fd);
+        dm_close_foreign(&fd);
     }
 }
 

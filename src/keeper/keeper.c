@@ -208,7 +208,8 @@ static void hear_the_last(void) {
     do {
         while (listen_to_master()) {
         }
-    } while (!(end.revents & POLLHUP) && poll(&end, 1, shorter(-1, until)) > 0);
+    } while (!(end.revents & POLLHUP) && dm_now_ms() < until &&
+             poll(&end, 1, shorter(-1, until)) > 0);
     dm_manager_flush(&k.manager);
 }
 

@@ -350,9 +350,12 @@ void dm_mark_set(struct dm_mark *mark, enum dm_keeper_mark value) {
 }
 
 void dm_mark_writing(struct dm_mark *mark, size_t size) {
-    const bool has_half = mark->kept && mark->kept->open &&
-                          mark->kept->link.memory->marks[mark->index] == DM_MARK_WRITING;
-    dm_mark_set(mark, size > AT_ONCE || has_half ? DM_MARK_WRITING : DM_MARK_SENDING);
+    if (mark->kept && mark->kept->open) {
+        volatile uint8_t *byte = &mark->kept->link.memory->marks[mark->index];
+        const bool may_be_half = size > AT_ONCE || *byte == DM_MARK_WRITING;
+        dm_mark_set(mark, may_be_half ? DM_MARK_WRITING : DM_MARK_SENDING);
+        *byte = may_be_half ? DM_MARK_WRITING : *byte;
+    }
 }
 
 void dm_mark_written(struct dm_mark *mark, bool all) {

@@ -209,7 +209,9 @@ function HANDLERS.returned(self, event)
         fd = self.channel:take_fd()
     end
     if fd then
-        self.on_returned(fd, socket, event.again)
+        local is_repeated = event.again and self.may_repeat -- once for each time that it is asked
+        self.may_repeat = self.may_repeat and not is_repeated
+        self.on_returned(fd, socket, is_repeated)
     end
     ack_handle(self, true)
 end
@@ -491,8 +493,8 @@ end
 -- @param by a number that no other master takes
 function M:ask_again(by)
     if self.begins_again and self.state ~= 'closed' and self.state ~= 'broken' then
-        self.asked_by = by
-        self.channel:send(encode.again(by))
+        self.may_repeat = true
+        self.asked_by = self.channel:send(encode.again(by)) and by or nil
     end
 end
 
@@ -600,7 +602,7 @@ local function keep_queries(self)
 end
 
 local KEPT = { 'state', 'next_key', 'next_newconn', 'handed_tickets', 'booted', 'asked', 'draining', 'leaving_seq',
-    'adds_modes', 'begins_again', 'asked_by' }
+    'adds_modes', 'begins_again', 'asked_by', 'may_repeat' }
 
 --- For another master: see keeper/estate.lua.
 function M:keep()

@@ -528,10 +528,13 @@ function Rotation:served_by_others(worker_id)
 end
 
 --- Nobody may begin to connect any more. What waits in a socket that all have is waited for by all, where that can be
--- seen.
+-- seen. Sockets of others are left as they are: theirs to serve, or to keep for who comes after us.
 function Rotation:shut_out()
+    if self.borrowed or self.fd then
+        return
+    end
     self.shut = self.address.type ~= 'dgram' and self.address.family ~= 'unix'
-    for _, lane in ipairs(self.borrowed and {} or self.lanes) do -- else theirs to serve, whatever becomes of us
+    for _, lane in ipairs(self.lanes) do
         lane:shut_out()
     end
 end

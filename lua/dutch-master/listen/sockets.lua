@@ -344,7 +344,7 @@ end
 -- Whether a former master has given a connection to somebody else before it died, or was about to.
 local function is_placed(self, id, fd)
     local in_hand, inode = self.hand:has(fd)
-    if in_hand or not self.platform.untouched(fd) then
+    if in_hand or self.platform.untouched(fd) == false then -- nil: not TCP
         return true
     end
     for _, holder in ipairs(self.platform.holders { inode }) do

@@ -742,6 +742,30 @@ describe('a talk that another master goes on with', function()
             assert.equal(3, #next_one.sent)
         end)
 
+        it('does not wait for what could not be asked', function()
+            w.says '{"cmd":"NODE_DUTCH_HERE"}'
+            local key = w.opens(TCP)
+            local next_one = resumed(w)
+            local send = next_one.conv.channel.send
+            next_one.conv.channel.send = function() return nil, 'broken pipe', 'EPIPE' end
+            next_one.conv:ask_again(5)
+            next_one.conv.channel.send = send
+            returns(next_one, key)
+            assert.equal(1, #came)
+        end)
+
+        it('believes it once that it repeats something', function()
+            w.says '{"cmd":"NODE_DUTCH_HERE"}'
+            local key = w.opens(TCP)
+            returns(resumed(w), key, ',"again":true') -- nobody asked
+            local next_one = resumed(w)
+            next_one.conv:ask_again(5)
+            next_one.says '{"cmd":"NODE_DUTCH_HERE","by":5}'
+            returns(next_one, key, ',"again":true')
+            returns(next_one, key, ',"again":true')
+            assert.same({ { 51, 'tcp4:*:8000', false }, { 52, 'tcp4:*:8000', true }, { 53, 'tcp4:*:8000', false } }, came)
+        end)
+
         it('waits on where a third one follows', function()
             w.says '{"cmd":"NODE_DUTCH_HERE"}'
             local key = w.opens(TCP)

@@ -279,6 +279,17 @@ describe('sockets', function()
             end
         end)
 
+        it('is open to all when the cluster stops, if others keep it for who comes after', function()
+            for _, theirs in ipairs { false, true } do
+                new { inherited = theirs and { { fd = 3, address = platform.address(A) } } or {} }
+                sockets:open { A }
+                sockets:take(1)
+                sockets:shut_out()
+                assert.equal(not theirs, network.open[A].all[1].is_shut == true)
+                sockets:close()
+            end
+        end)
+
         it('a worker without a lane leaves at once, a dropped one is never called back', function()
             new()
             sockets:open { 'unix:/s', A }
