@@ -204,7 +204,8 @@ while True:
             kept.await_quiet(m, keeper)
             uv.kill(keeper, 'sigkill')
             local record = m:await('The former master has become the keeper, this one has taken over', { count = i })
-            assert.same({ former, 3 }, { record.keeper, record.workers }, m:dump())
+            assert.equal(former, record.keeper, m:dump())
+            assert.is_true(record.workers >= 3, m:dump())
             keeper = former
             assert.equal(keeper, tonumber(io.open(dir .. '/pid'):read '*a'))
             running:await(running.counts.total + 50)
@@ -214,12 +215,12 @@ while True:
             end
             count = count or kept.descriptors(keeper)
             m:wait_until(function() return kept.descriptors(keeper) <= count end, 'no more descriptors than before')
-            assert.same(before, m:workers(), m:dump())
+            kept.same_workers(m, before)
         end
         -- Of those that somebody else reaps it is known how they ended, where the kernel tells (Linux 6.15).
-        local mark = m:mark()
-        uv.kill(before[1], 'sigterm')
-        local exit = m:await({ msg = 'Worker exited', workerPid = before[1] }, { after = mark })
+        local mark, _, one = m:mark(), kept.same_workers(m, before)
+        uv.kill(one, 'sigterm')
+        local exit = m:await({ msg = 'Worker exited', workerPid = one }, { after = mark })
         assert.is_true(exit.signal == 'SIGTERM' or exit.code == 0 or exit.code == 255, m:dump())
         m:await('Worker listening', { after = mark })
         assert.equal(0, cli.run(m, { 'upgrade', m.script }).code, m:dump())

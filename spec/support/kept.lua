@@ -245,7 +245,7 @@ function M.distrusted(m)
 end
 
 --- Who serves is who served, but for such: another one replaces each, and no request fails by that either.
--- @return whether there was none
+-- @return whether there was none, one who serves still
 function M.same_workers(m, before)
     local distrusted = M.distrusted(m)
     local now, expected = {}, {}
@@ -258,7 +258,7 @@ function M.same_workers(m, before)
     for _, pid in ipairs(expected) do
         assert.is_true(now[pid], m:dump())
     end
-    return #expected == #before
+    return #expected == #before, expected[1]
 end
 
 function M.start(options)
