@@ -35,8 +35,14 @@ end
 
 -- Both slots are served, and nobody is on the way out.
 local function is_quiet(m)
-    local created = #m:records 'Creating new worker'
-    return #m:records 'Worker listening' == created and created - #m:records 'Worker exited' == 2
+    local gone, serving = {}, 0
+    for _, record in ipairs(m:records 'Worker exited') do
+        gone[record.workerId] = true
+    end
+    for _, record in ipairs(m:records 'Worker listening') do -- who was killed before that never does
+        serving = serving + (gone[record.workerId] and 0 or 1)
+    end
+    return serving == 2 and #m:records 'Creating new worker' - #m:records 'Worker exited' == 2
 end
 
 -- Puts the attack in place and has slot 1 forked anew. The record of the attacker's readiness.
