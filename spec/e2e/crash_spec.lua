@@ -1,11 +1,11 @@
 -- Workers that die without being told to: replaced at once, then more and more slowly, and nobody else notices.
 
 local uv = require 'luv'
-local wait = require 'spec.support.wait'
 local apps = require 'spec.support.apps'
 local http = require 'spec.support.http'
 local load = require 'spec.support.load'
 local master = require 'spec.support.master'
+local wait = require 'spec.support.wait'
 
 -- Processor time that a process has used, in ms.
 local function cpu_ms(pid)
