@@ -91,7 +91,7 @@ function Hand:is_untouched(connection)
     return self.platform.untouched(connection.fd) == true
 end
 
--- @return the number of a socket; nil: it is none
+-- @return the number of what is open there, by which the same socket is known again; nil: nothing is
 local function inode_of(self, fd)
     local found = self.platform.stat(('/proc/self/fd/%d'):format(fd))
     return found and found.ino
