@@ -68,6 +68,9 @@ local function new_sockets(platform, settle_ms)
             done()
         end
     end
+    function sockets.is_helped()
+        return false
+    end
     function sockets:drop(id)
         self.joined[id] = nil
     end

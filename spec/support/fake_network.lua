@@ -43,6 +43,11 @@ local function new_lane(network, listener)
         lane.is_shut = true
         return true
     end
+    function lane.defer(_, seconds)
+        local before = lane.deferred or network.deferred or 0
+        lane.deferred = seconds or before
+        return before
+    end
     function lane.repair()
         local done = lane.repairs
         lane.repairs = {}

@@ -30,7 +30,7 @@ local running = {} -- every load that was not stopped
 
 --- load.start { port= | socket=, clients=8, mode='close'|'keepalive', rate= (requests a second, all
 --- clients together), source= (the clients' address), path=, timeout= (ms), expect= (pattern of the body),
---- slow_ms=, protocol= (http.lua, or fastcgi.lua) } starts at once.
+--- lag_ms= (it is sent up to so long after the client has connected), slow_ms=, protocol= (http.lua, or fastcgi.lua) } starts at once.
 function M.start(options)
     local self = setmetatable({ options = options, running = true, active = 0, waiting = {}, clients = {} }, M)
     self.counts = { total = 0, stale = 0, late = 0, max_ms = 0 }
@@ -76,6 +76,21 @@ local function drop(client)
     end
 end
 
+-- The request of a client that has just connected.
+function M:send(client)
+    local handle, lag = client.handle, self.options.lag_ms
+    if not lag then
+        return handle:write(self.text)
+    end
+    local timer = uv.new_timer()
+    timer:start(math.random(0, lag), 0, function()
+        timer:close()
+        if client.handle == handle then
+            handle:write(self.text)
+        end
+    end)
+end
+
 function M:request(client, again)
     self.waiting[client] = nil
     if not again then
@@ -104,7 +119,7 @@ function M:request(client, again)
             return
         end
         client.port = not self.target.socket and connection:getsockname().port or nil
-        connection:write(self.text)
+        self:send(client)
         client.late = uv.hrtime() - connecting >= LATE_MS * 1e6
         connection:read_start(function(read_error, data)
             if client.handle == connection then

@@ -38,13 +38,13 @@ local OBJECTS = {
         ['each is kept, by the list it is in'] = 'plan by_key retired rotations',
     },
     ['listen/rotation'] = {
-        ['with the lanes'] = 'users', [AGAIN] = 'steering census rescue shared',
+        ['with the lanes'] = 'users', [AGAIN] = 'steering census rescue shared helpers',
         [MOMENT] = 'asleep glances mending repaired_at unused_at',
     },
     ['listen/lane'] = {
         ['follows from its users'] = 'state weight', [AGAIN] = 'steered fd',
         [MOMENT] = [[accepted accepted_before broken busy_at clean deaf depth disturbed emptied given_up orphaned_at
-            out_since probation quiet retry_at seen since spoilt stalled]],
+            out_since probation quiet retry_at seen since spoilt stalled deferred_until]],
     },
     ['channel/conversation'] = {
         ['counted again'] = 'count', ['with its sockets'] = 'by_name',

@@ -49,6 +49,13 @@ static int l_lane_fd(lua_State *L) {
     return dm_lua_result_integer(L, lane ? dm_lane_hand_out(lane, how) : -EBADF, NULL);
 }
 
+/* lane:defer([seconds]) -> what was in force: see dm_lane_defer */
+static int l_lane_defer(lua_State *L) {
+    const struct dm_lane *lane = dm_lua_to_lane(L, 1);
+    const int seconds = (int)luaL_optinteger(L, 2, -1);
+    return dm_lua_result_integer(L, lane ? dm_lane_defer(lane, seconds) : -EBADF, NULL);
+}
+
 static int l_lane_shut_out(lua_State *L) {
     struct dm_lane *lane = dm_lua_to_lane(L, 1);
     return dm_lua_result(L, lane ? dm_lane_shut_out(lane) : -EBADF, NULL);
@@ -155,10 +162,9 @@ static int l_lane_gc(lua_State *L) {
 }
 
 static const luaL_Reg lane_methods[] = {
-    {"fd", l_lane_fd},         {"index", l_lane_index},
-    {"queue", l_lane_queue},   {"accept", l_lane_accept},
-    {"repair", l_lane_repair}, {"shut_out", l_lane_shut_out},
-    {"close", l_lane_close},   {NULL, NULL},
+    {"fd", l_lane_fd},         {"index", l_lane_index},   {"queue", l_lane_queue},
+    {"accept", l_lane_accept}, {"repair", l_lane_repair}, {"shut_out", l_lane_shut_out},
+    {"defer", l_lane_defer},   {"close", l_lane_close},   {NULL, NULL},
 };
 
 void dm_lua_open_lane(lua_State *L) {

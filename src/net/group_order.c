@@ -28,14 +28,6 @@ static int announce(const struct dm_lane *lane, int size) {
     return setsockopt(lane->fd, IPPROTO_TCP, TCP_MAXSEG, &size, sizeof size) == 0 ? 0 : -errno;
 }
 
-/* Meanwhile a client that has sent nothing yet is not let in: a connection of ours, which is reset,
- * never comes into a queue. What was in force is given back. */
-static int defer(const struct dm_lane *lane, int seconds) {
-    const int before = dm_socket_option(lane->fd, IPPROTO_TCP, TCP_DEFER_ACCEPT);
-    setsockopt(lane->fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof seconds);
-    return before > 0 ? before : 0;
-}
-
 /* A client socket with a port; the port, or a negative error. */
 static int open_client(const struct dm_address *to, int *fd) {
     const struct linger reset = {1, 0};
@@ -154,14 +146,15 @@ int dm_group_order_learn(struct dm_listener *listener) {
     for (size_t i = 0; i < listener->members; i++) {
         const int step = announce(listener->lanes[i], SIZE_BASE + SIZE_STEP * (int)i);
         error = error ? error : step;
-        deferred[i] = defer(listener->lanes[i], 1);
+        /* A connection of ours has sent nothing when it is reset: it never comes into a queue. */
+        deferred[i] = dm_lane_defer(listener->lanes[i], 1);
     }
     if (!error) {
         error = learn(listener, order, indexes);
     }
     for (size_t i = 0; i < listener->members; i++) {
         announce(listener->lanes[i], 0);
-        defer(listener->lanes[i], deferred[i]);
+        dm_lane_defer(listener->lanes[i], deferred[i]);
     }
     for (size_t i = 0; i < listener->members && !error; i++) {
         listener->lanes[i] = order[i];

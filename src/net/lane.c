@@ -56,6 +56,16 @@ int dm_lane_hand_out(const struct dm_lane *lane, enum dm_hand_out how) {
     return lane->fd;
 }
 
+int dm_lane_defer(const struct dm_lane *lane, int seconds) {
+    const int before =
+        lane->tcp ? dm_socket_option(lane->fd, IPPROTO_TCP, TCP_DEFER_ACCEPT) : -ENOTSUP;
+    if (before >= 0 && seconds >= 0 &&
+        setsockopt(lane->fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof seconds) != 0) {
+        return -errno;
+    }
+    return before;
+}
+
 /* A filter of a listening socket sees the TCP header. Kernels since June 2026 want
  * CAP_NET_ADMIN for it. Backlog 0 is a poor way to do it: it lets one in whenever the queue is
  * empty, and who is shaking hands meanwhile has to try again. */

@@ -37,5 +37,9 @@ enum dm_hand_out {
     DM_AS_IT_IS     /* others use it now, as they need it */
 };
 int dm_lane_hand_out(const struct dm_lane *lane, enum dm_hand_out how);
+/* A client that has sent nothing yet is let in after so many seconds (TCP_DEFER_ACCEPT, tcp(7): the
+ * kernel's unit are its tries, 1 is exact), 0: at once, -1: as before. What was in force until now,
+ * or a negative errno. */
+int dm_lane_defer(const struct dm_lane *lane, int seconds);
 /* From now on the kernel drops who begins to connect; who has begun, or waits, still comes in. */
 int dm_lane_shut_out(struct dm_lane *lane);

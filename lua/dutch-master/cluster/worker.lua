@@ -651,10 +651,10 @@ local function walk_out(self, why, sick)
     return 'settling'
 end
 
--- Nobody talks to a worker that is not ready: it is asked at once. Of one that was starting when its master died nobody
--- knows: that may have let it serve, and its snapshot did not say so yet.
+-- Nobody talks to a worker that is not ready, unless others serve its socket: it is asked at once. Of one that was
+-- starting when its master died nobody knows: that may have let it serve, and its snapshot did not say so yet.
 local function stop_starting(self, why)
-    if self.taken_over then
+    if self.taken_over or self.sockets:is_helped(self.id) then
         return walk_out(self, why)
     end
     self.health:close()

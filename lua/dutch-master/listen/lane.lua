@@ -29,6 +29,9 @@ local SURE_MS = 12
 local DEAF = 2
 -- At a time.
 local MAX_TURNED_AWAY = 1000
+-- Who is let in with his request alone is let in without one after this: then the kernel says SYN-ACK again.
+local DEFER_S = 1
+local DEFERRED_MS = 1200
 -- How long a worker that has just had no room for a connection is given none.
 local FULL_MS = 100
 
@@ -143,6 +146,25 @@ function Lane:give_up()
     self.given_up = self.state == 'leaving'
 end
 
+--- Who leaves while others go on accepts until it has heard that it should not, and many servers (puma, daphne) close
+-- then what they accepted and have heard nothing of. So meanwhile who connects is let in with his request, or a second
+-- later.
+-- @param on whether this is so
+function Lane:defer(on)
+    if on and not self.deferred then
+        local before = self.socket:defer(DEFER_S)
+        self.deferred = before == DEFER_S and 0 or before -- see resume
+    elseif self.deferred and not on then
+        self.socket:defer(self.deferred)
+        self.deferred, self.deferred_until = nil, self.platform.now() + DEFERRED_MS
+    end
+end
+
+--- How long who was not let in may still come, in ms.
+function Lane:late_ms()
+    return math.max(0, (self.deferred_until or 0) - self.platform.now())
+end
+
 --- Ends what waits in it. @return how many
 function Lane:turn_away()
     local count = 0
@@ -211,6 +233,16 @@ function Lane:takers(list)
             list[#list + 1] = { worker = id, request = user.request }
         end
     end
+end
+
+--- Whether users that serve could be given connections: now, or once they listen again or have room.
+function Lane:may_be_given()
+    for _, user in pairs(self.users) do
+        if user.state == 'live' and user.request then
+            return true
+        end
+    end
+    return false
 end
 
 --- Users that serve and have no channel to say anything by. @return list of worker ids
@@ -489,15 +521,18 @@ function Lane:keep(book)
             request = user.request and { name = user.request.name } }
     end
     return { fd = book:fd('lane/' .. self.name, self.fd), name = self.name, group = self.group, users = users,
-        spare = self.spare or nil }
+        spare = self.spare or nil, deferred = self.deferred }
 end
 
---- Its users as a former master had them.
-function Lane:resume(users)
-    for _, user in ipairs(users) do
+--- Its users as a former master had them. Whoever leaves is looked for again. One second is that master's, which may
+-- have died before it said so: a server that has asked for exactly that is not given it back.
+function Lane:resume(kept)
+    for _, user in ipairs(kept.users) do
         self.users[user.id] = { state = user.state, weight = user.weight, request = user.request }
     end
     update(self)
+    self.deferred = kept.deferred or self.socket:defer() == DEFER_S and 0 or nil
+    self:defer(false)
 end
 
 --- For status.

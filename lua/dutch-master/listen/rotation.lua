@@ -26,6 +26,7 @@ Rotation.MAX_WORKERS = 512
 --   may_block (workers choose how they accept), stall_timeout_ms, want,
 --   lost_after_ms (what waits where nobody serves is reset then),
 --   hand, doubts,
+--   serves = function(worker_id) -> whether it takes connections,
 --   give = sockets.lua's rescue, takes, idle, worker_of, holds, or nil, deserted, stalled, spoilt, awaits_workers}
 function Rotation.new(options)
     local self = setmetatable(options, Rotation)
@@ -33,6 +34,7 @@ function Rotation.new(options)
     self.lanes = {}
     self.users = {} -- worker id -> its lane
     self.guests = {} -- the same for those that use a lane of others: of a shared socket, or where lanes ran out
+    self.helpers = {} -- worker id -> true: it leaves a lane that others serve, and may not have heard of it yet
     return self
 end
 
@@ -250,7 +252,7 @@ end
 -- Users live on from fork to exit: one whose worker is not there any more is dropped by sockets.lua.
 local function resume_lane(self, socket, kept)
     local lane = add_lane(self, socket, kept.group, kept.name)
-    lane:resume(kept.users)
+    lane:resume(kept)
     if kept.spare then
         lane:reserve()
     end
@@ -462,14 +464,69 @@ local function queue_of(self, worker_id)
     return self.users[worker_id] or self.shut and self.guests[worker_id] or nil
 end
 
+local function lane_of(self, worker_id)
+    return self.users[worker_id] or self.guests[worker_id]
+end
+
+local function is_tcp(self)
+    return self.address.type ~= 'dgram' and self.address.family ~= 'unix'
+end
+
+--- Whether others serve the worker's lane as well.
+function Rotation:served_by_others(worker_id)
+    local lane = lane_of(self, worker_id)
+    if lane and self.shared then
+        for other in pairs(self.guests) do
+            if other ~= worker_id and is_tcp(self) and self.serves(other) then
+                return true
+            end
+        end
+        return false
+    end
+    return lane ~= nil and lane.state == 'live'
+end
+
+-- Whether somebody helps in a lane.
+local function defer(self, lane)
+    local on = false
+    for id in pairs(self.helpers) do
+        on = on or lane_of(self, id) == lane and self:served_by_others(id)
+    end
+    lane:defer(on)
+end
+
 --- Out of rotation, before it is asked to go.
--- @return true if there is a queue to wait for
+-- @return as `detains`
 function Rotation:leave(worker_id)
     local lane = self.users[worker_id]
     if lane and lane:leave(worker_id) then
         self.steering:leave(worker_id, self.want)
     end
-    return queue_of(self, worker_id) ~= nil
+    lane = lane_of(self, worker_id)
+    if lane then
+        defer(self, lane)
+    end
+    return self:detains(worker_id)
+end
+
+--- Whether a worker that leaves is not asked to go at once: there is a queue to wait for, or others have it as well.
+function Rotation:detains(worker_id)
+    return queue_of(self, worker_id) ~= nil or self:served_by_others(worker_id)
+end
+
+--- The worker leaves a lane that others serve; `over`: it has heard so by now, and accepts nothing more.
+function Rotation:help(worker_id, over)
+    local lane = lane_of(self, worker_id)
+    self.helpers[worker_id] = lane and not over or nil
+    if lane then
+        defer(self, lane)
+    end
+end
+
+--- How long somebody may still come who connected while others helped in the worker's lane, in ms.
+function Rotation:late_ms(worker_id)
+    local lane = lane_of(self, worker_id)
+    return lane and lane:late_ms() or 0
 end
 
 --- It is asked to go although connections wait for it, for it takes none of them.
@@ -489,11 +546,12 @@ function Rotation:drop(worker_id)
     if self.address.path then
         lane:repair(worker_id)
     end
-    self.guests[worker_id] = nil
-    if not self.users[worker_id] then
+    local is_user = self.users[worker_id] ~= nil
+    self.users[worker_id], self.guests[worker_id], self.helpers[worker_id] = nil, nil, nil
+    defer(self, lane)
+    if not is_user then
         return
     end
-    self.users[worker_id] = nil
     lane:remove(worker_id)
     self.steering:unprobe(worker_id)
     self.steering:leave(worker_id, self.want)
@@ -521,19 +579,13 @@ function Rotation:load(worker_id, held, busy)
     end
 end
 
---- Whether others serve the worker's lane as well.
-function Rotation:served_by_others(worker_id)
-    local lane = self.users[worker_id]
-    return lane ~= nil and lane.state == 'live'
-end
-
 --- Nobody may begin to connect any more. What waits in a socket that all have is waited for by all, where that can be
 -- seen. Sockets of others are left as they are: theirs to serve, or to keep for who comes after us.
 function Rotation:shut_out()
     if self.borrowed or self.fd then
         return
     end
-    self.shut = self.address.type ~= 'dgram' and self.address.family ~= 'unix'
+    self.shut = is_tcp(self)
     for _, lane in ipairs(self.lanes) do
         lane:shut_out()
     end
@@ -854,13 +906,27 @@ local function look(self, lane, now)
     return lane.depth > 0 and 'busy' or lane.stalled and 'unsettled' or nil
 end
 
+-- Whether there may be somebody in a moment who takes what waits in this lane: a worker that is to come gets the lane,
+-- one that has a channel is given its connections. That one may be without its server just now, or without room.
+local function is_hopeful(self, lane)
+    if self.awaits_workers() then
+        return true
+    end
+    for _, other in ipairs(self.lanes) do
+        if other ~= lane and not other.stalled and other:may_be_given() then
+            return true
+        end
+    end
+    return false
+end
+
 -- What waits where nobody serves and nobody can be given it: the kernel moves it, if it may; else the next worker takes
--- the lane. Where none is to come, or came in time, it is reset, so that its clients know.
+-- the lane. Where there is no hope, or nobody came in time, it is reset, so that its clients know.
 local function look_after_orphan(self, i, now)
     local lane = self.lanes[i]
     local age = lane:orphaned(now, can_take(self, lane))
     local moves = age and self.platform.migrates()
-    if not age or not moves and age < self.lost_after_ms and self.awaits_workers() then
+    if not age or not moves and age < self.lost_after_ms and is_hopeful(self, lane) then
         return
     end
     local waiting = lane:waiting()
@@ -963,8 +1029,7 @@ end
 
 --- Adds the sockets that somebody may shut down, and that can be repaired then.
 function Rotation:frail(fds)
-    local tcp = self.address.type ~= 'dgram' and self.address.family ~= 'unix'
-    for _, lane in ipairs(tcp and self.lanes or {}) do
+    for _, lane in ipairs(is_tcp(self) and self.lanes or {}) do
         fds[#fds + 1] = not lane.broken and lane.fd or nil
     end
 end

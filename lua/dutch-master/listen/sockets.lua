@@ -20,6 +20,8 @@ local SETTLE_MS = 150
 local SERVER_SETTLE_MS = 300
 -- How often a leaving worker's queue is looked at, and how long, at least, one that does not move.
 local LEAVE_POLL_MS, LEAVE_LIMIT_MS = 20, 2000
+-- How long a server needs at most, once it is asked to go, until it accepts nothing more.
+local HEARD_MS = 2000
 -- What nobody reports is still looked for: a unix path that was removed, and what a worker did to a socket's options.
 local REST_PATH_MS, REST_MS = 1000, 5000
 -- While connections wait somewhere. A queue that moves is hardly ever seen not to, this often.
@@ -57,6 +59,9 @@ function Sockets.new(options)
             platform = options.platform, log = options.log, balance = options.balance, backlog = options.backlog,
             stall_timeout_ms = options.stall_timeout_ms, lost_after_ms = options.lost_after_ms,
             hand = self.hand, doubts = self.doubts, give = options.rescue, takes = options.takes, idle = options.idle,
+            serves = function(id)
+                return self.workers[id] ~= nil and self.workers[id].state == 'live'
+            end,
             worker_of = options.worker_of, holds = options.holds, deserted = options.deserted,
             stalled = options.stalled, spoilt = options.spoilt, awaits_workers = options.awaits_workers,
         },
@@ -243,28 +248,11 @@ function Sockets:join(id)
     end
 end
 
-local function waiting(self, id)
-    local count = 0
-    for _, rotation in ipairs(self.directory.rotations) do
-        count = count + rotation:waiting(id)
-    end
-    return count
-end
-
 local function stop_leaving(worker)
     if worker.leaving then
         worker.leaving:close()
         worker.leaving = nil
     end
-end
-
-local function served_by_others(self, id)
-    for _, rotation in ipairs(self.directory.rotations) do
-        if rotation:served_by_others(id) then
-            return true
-        end
-    end
-    return false
 end
 
 local function give_up(self, id)
@@ -273,32 +261,96 @@ local function give_up(self, id)
     end
 end
 
--- Empty, and empty still after the settling time; or it has not moved for so long that nobody takes anything.
--- Who leaves a lane that others go on serving helps them until it is empty once: new connections come all the time.
+local function help(self, id, over)
+    for _, rotation in ipairs(self.directory.rotations) do
+        rotation:help(id, over)
+    end
+end
+
+-- It may be asked to go by now, while others go on where it accepts.
+local function await_hearing(self, worker)
+    worker.leaving = self.platform.timer(function()
+        stop_leaving(worker)
+        help(self, worker.id, true)
+    end)
+    worker.leaving:start(HEARD_MS)
+end
+
+-- @return {count = connections that wait for a worker, own = whether any wait where it is alone, shared = whether
+-- others serve with it somewhere, late_ms = how long somebody may still come where it is alone, in ms}; nil: nothing
+-- detains it
+local function look_around(self, id)
+    local seen, detained = { count = 0, own = false, shared = false, late_ms = 0 }, false
+    for _, rotation in ipairs(self.directory.rotations) do
+        local waiting = rotation:waiting(id)
+        detained = detained or rotation:detains(id)
+        seen.count = seen.count + waiting
+        if rotation:served_by_others(id) then
+            seen.shared = true
+        else
+            seen.own, seen.late_ms = seen.own or waiting > 0, math.max(seen.late_ms, rotation:late_ms(id))
+        end
+    end
+    return detained and seen or nil
+end
+
+-- Empty for the settling time; or it has not moved for so long that nobody takes anything. Who leaves a lane that
+-- others go on serving helps them until it is empty once, since new connections come all the time.
 local function await_empty(self, id, worker, done, limit_ms, patience_ms)
-    local begun = self.platform.now()
-    local settling, before, moved_at = false, nil, begun
+    local begun, settle_ms = self.platform.now(), worker.given and SERVER_SETTLE_MS or SETTLE_MS
+    local before, moved_at, quiet_at = nil, begun, nil
+
+    -- @return how long it is still to settle, in ms; or nil, while connections wait
+    local function settling(now, seen)
+        if not before or seen.own or seen.shared ~= before.shared then
+            quiet_at = nil
+        end
+        quiet_at = quiet_at or not seen.own and now or nil
+        if seen.count == 0 then
+            return math.min(math.max(quiet_at + settle_ms - now, seen.late_ms), quiet_at + limit_ms - now)
+        end
+    end
+
+    local function over(helps)
+        stop_leaving(worker)
+        if helps then
+            await_hearing(self, worker)
+        end
+        return done()
+    end
+
     local function look()
         worker.leaving:start(LEAVE_POLL_MS) -- first: whatever becomes of this look
-        local now, count = self.platform.now(), waiting(self, id)
-        moved_at = (not before or count < before) and now or moved_at
-        before = count
-        local empty, stuck = count == 0, now - moved_at >= patience_ms
-        local late = now - begun >= limit_ms or stuck
-        if empty and (settling or served_by_others(self, id)) or not empty and late then
-            if stuck then
+        local now, seen = self.platform.now(), look_around(self, id)
+        if not seen then
+            return over(false)
+        elseif seen.shared then
+            help(self, id)
+        end
+        moved_at = (not before or seen.count < before.count) and now or moved_at
+        local left_ms, stuck = settling(now, seen), now - moved_at >= patience_ms
+        before = seen
+        if left_ms and left_ms > 0 then
+            worker.leaving:start(math.min(left_ms, LEAVE_POLL_MS))
+        elseif left_ms or stuck or now - begun >= limit_ms then
+            if stuck and not left_ms then
                 give_up(self, id)
             end
-            stop_leaving(worker)
-            return done()
-        end
-        settling = empty
-        if empty then
-            worker.leaving:start(worker.given and SERVER_SETTLE_MS or SETTLE_MS)
+            over(seen.shared)
         end
     end
     worker.leaving = self.platform.timer(look)
     worker.leaving:start(0) -- others of its lane may leave in this very turn: then nobody goes on
+end
+
+--- Whether others serve a socket of the worker's: then it may have connections from there before it is ready.
+function Sockets:is_helped(id)
+    for _, rotation in ipairs(self.directory.rotations) do
+        if rotation:served_by_others(id) then
+            return true
+        end
+    end
+    return false
 end
 
 --- Out of rotation. done() once nothing waits for the worker and what it accepted last has settled: at once if it has
@@ -609,6 +661,12 @@ function Sockets:resume(kept, former)
     end
     for _, worker in ipairs(kept.workers) do
         self.workers[worker.id] = { id = worker.id, state = worker.state, given = worker.given }
+    end
+    for id, worker in pairs(self.workers) do
+        if worker.state == 'leaving' then
+            help(self, id)
+            await_hearing(self, worker)
+        end
     end
     stir(self)
     return true

@@ -41,6 +41,34 @@ describe('a lane', function()
         assert.equal('EBADF', select(3, core.quiet_ms(1000)))
     end)
 
+    it('lets in who has sent something, and who is silent later', function()
+        local listener = core.listen(core.address '127.0.0.1:0', { reuseport = true })
+        local lane, port = listener:lane(), listener:address().port
+        assert.equal(0, lane:defer())
+        assert.equal(0, lane:defer(1))
+        assert.equal(1, lane:defer())
+        local silent, speaks = assert(net.connect('127.0.0.1', port)), assert(net.connect('127.0.0.1', port))
+        local begun = core.now()
+        assert.equal(0, (lane:queue()))
+        assert.equal(1, tonumber(net.C.send(speaks, 'x', 1, 0)))
+        assert.equal(1, (lane:queue())) -- on the loopback device it is there by now
+        assert.equal(1, lane:defer(0))
+        while lane:queue() == 1 and core.now() < begun + 10000 do
+            loop.run_once(20)
+        end
+        assert.equal(2, (lane:queue()))
+        assert.is_true(core.now() > begun + 800, core.now() - begun) -- when the kernel tries again
+        for _, client in ipairs { silent, speaks } do
+            core.close_fd(lane:accept())
+            net.abort(client)
+        end
+        listener:close()
+        assert.equal('EBADF', select(3, lane:defer(1)))
+        listener = core.listen(core.address 'unix:/tmp/dm-spec-defer', {})
+        assert.equal('ENOTSUP', select(3, listener:lane():defer(1)))
+        listener:close()
+    end)
+
     it('shuts out who begins to connect, not who waits', function()
         local listener = core.listen(core.address '127.0.0.1:0', { reuseport = true })
         local lane, port = listener:lane(), listener:address().port

@@ -49,15 +49,16 @@ describe('worker', function()
         assert.equal(0, world.code)
     end)
 
-    it('that starts is asked at once, and walks out if it may have served under a master that died', function()
-        for _, taken_over in ipairs { false, true } do
+    it('that starts is asked at once, and walks out if it may have served: under a master that died, beside others', function()
+        for _, case in ipairs { {}, { taken_over = true }, { helped = true } } do
             local worker, world = one { ready_ms = 1000, exit_ms = 2000 }
             assert.equal('starting', worker.state)
-            worker.taken_over = taken_over
+            worker.taken_over = case.taken_over
+            function world.sockets.is_helped() return case.helped end
             world.cluster:stop { signal = 'SIGTERM' }
             world.platform:advance(1)
-            assert.equal(taken_over, states(world, worker):find 'settling' ~= nil)
-            assert.matches(taken_over and 'NODE_DUTCH_DRAIN' or '"disconnect"', worker.child.lines[1])
+            assert.equal(next(case) ~= nil, states(world, worker):find 'settling' ~= nil)
+            assert.matches(next(case) and 'NODE_DUTCH_DRAIN' or '"disconnect"', worker.child.lines[1])
             assert.is_true(world.await('stopped', 60000))
         end
     end)

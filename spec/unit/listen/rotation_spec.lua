@@ -25,6 +25,9 @@ describe('a rotation', function()
             stalled = function() end,
             awaits_workers = function()
                 return awaited
+            end,
+            serves = function()
+                return false
             end }
         options.hand, options.doubts = fake_sockets.hands(platform, log)
         for key, value in pairs(fields or {}) do
@@ -96,6 +99,41 @@ describe('a rotation', function()
         assert.equal('0.8', rotation.users[rotation:assign(4) and 4].name) -- of which none had the name
         for _, lane in ipairs(network.open[':80'].all) do
             lane.waiting = {}
+        end
+    end)
+
+    it('lets in at once whom a former master kept out, whether or not that could say so', function()
+        for _, said in ipairs { true, false } do
+            new { balance = 'queue', may_block = true }
+            for id = 1, 3 do
+                rotation:assign(id, nil, 1, true)
+                rotation:join(id)
+            end
+            local listener = network.open[':80']
+            listener.all[1].deferred = said and 60 or 1
+            if said then
+                rotation:leave(1)
+                rotation:help(1)
+                assert.equal(1, listener.all[1].deferred)
+            end
+            local book = books.new(books.shared(), 0)
+            local kept = { version = estate.VERSION, shared = {}, one = rotation:keep(book) }
+            local store, text = {}, books.text(assert(book:close(kept)))
+            for _, part in ipairs(book.parts) do
+                for _, held in ipairs(part.fds) do
+                    store[held.name] = held.fd
+                end
+            end
+            local options = { platform = platform, log = log, want = 2, stall_timeout_ms = 1000, may_block = true,
+                balance = 'queue', stalled = function() end, awaits_workers = function() return awaited end }
+            options.hand, options.doubts = fake_sockets.hands(platform, log)
+            rotation:close()
+            local former = assert(estate.read({ state = text, store = store }, platform))
+            network.deferred = 1
+            rotation = assert(Rotation.resume(options, former.state.one, former))
+            assert.equal(said and 60 or 0, network.open[':80'].all[1].deferred)
+            network.deferred = nil
+            rotation:close()
         end
     end)
 
@@ -326,6 +364,17 @@ describe('a rotation', function()
         it('resets them at once where no worker is to come', function()
             network.resets, awaited = true, false
             tick()
+            assert.same({ 0, 0, 2 }, { rotation:count() })
+        end)
+
+        it('keeps them while somebody is there who may take them in a moment', function()
+            network.resets, awaited = true, false
+            rotation:assign(3, { name = ':80' }, 2) -- has a channel; its server is closed now, or it is full
+            rotation:join(3)
+            tick()
+            tick(29000)
+            assert.same({ 2, 0 }, { rotation:snapshot().unserved, (select(3, rotation:count())) })
+            tick(2000)
             assert.same({ 0, 0, 2 }, { rotation:count() })
         end)
 

@@ -235,6 +235,61 @@ describe('sockets', function()
             assert.is_true(left)
         end)
 
+        -- Most servers close what they accepted and heard nothing of.
+        it('keeps who has sent nothing out of a queue that others go on serving, until the leaving one has heard', function()
+            for _, balance in ipairs { 'queue', 'shared' } do
+                new { balance = balance }
+                sockets:open { A }
+                for id = 1, 3 do
+                    assert(sockets:take(id, 1))
+                    sockets:join(id)
+                end
+                local lane, begun, left = network.open[A].all[1], platform.now(), {}
+                lane.deferred = 5 -- a server's own wish
+                local function leave(id)
+                    sockets:leave(id, function()
+                        left[id] = platform.now() - begun
+                    end, 10000)
+                end
+                leave(1)
+                platform:advance(299)
+                assert.same({ 1, {} }, { lane.deferred, left })
+                platform:advance(1)
+                assert.same({ 1, { 300 } }, { lane.deferred, left })
+                platform:advance(1999)
+                assert.equal(1, lane.deferred)
+                platform:advance(1)
+                assert.equal(5, lane.deferred)
+
+                begun, left = platform.now(), {}
+                leave(2)
+                platform:advance(400)
+                assert.same({ 1, { [2] = 300 } }, { lane.deferred, left })
+                sockets:drop(2)
+                assert.equal(5, lane.deferred)
+                begun = platform.now()
+                leave(3) -- for whoever was kept out may come still, and finds nobody else
+                platform:advance(5000)
+                assert.same({ 5, balance == 'queue' and 1200 or 0 }, { lane.deferred, left[3] })
+                sockets:close()
+            end
+        end)
+
+        it('lets them in again when all leave', function()
+            new { balance = 'queue' }
+            sockets:open { A }
+            for id = 1, 2 do
+                assert(sockets:take(id, 1))
+                sockets:join(id)
+            end
+            local lane = network.open[A].all[1]
+            sockets:leave(1, function() end, 10000)
+            platform:advance(10)
+            assert.equal(1, lane.deferred)
+            sockets:leave(2, function() end, 10000)
+            assert.equal(0, lane.deferred)
+        end)
+
         it('gives all who leave a queue at once their time: what each has accepted last may still be silent', function()
             new { balance = 'queue' }
             sockets:open { A }
