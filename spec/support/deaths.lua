@@ -535,10 +535,17 @@ end
 --- One death while it stops; nothing is left of it.
 function Life:stop(way)
     return measure(self, 'stopping', way, function()
+        await_up(self)
+        self.m:wait_until(function()
+            for _, running in ipairs(self.loads) do
+                if running.active > 0 then
+                    return true
+                end
+            end
+        end, 'a request that is under way')
         for _, running in ipairs(self.loads) do
             running:no_more()
         end
-        await_up(self)
         self.m:signal 'SIGTERM'
         local death = self.begin_death()
         local exit = self.m:exit { timeout = TAKE_OVER_MS }

@@ -548,11 +548,13 @@ function Rotation:drop(worker_id)
     end
     local is_user = self.users[worker_id] ~= nil
     self.users[worker_id], self.guests[worker_id], self.helpers[worker_id] = nil, nil, nil
+    if is_user then
+        lane:remove(worker_id)
+    end
     defer(self, lane)
     if not is_user then
         return
     end
-    lane:remove(worker_id)
     self.steering:unprobe(worker_id)
     self.steering:leave(worker_id, self.want)
     count_strangers(self)

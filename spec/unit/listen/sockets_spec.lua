@@ -290,6 +290,24 @@ describe('sockets', function()
             assert.equal(0, lane.deferred)
         end)
 
+        it('lets them in again when whoever goes on dies', function()
+            for _, balance in ipairs { 'queue', 'shared' } do
+                new { balance = balance }
+                sockets:open { A }
+                for id = 1, 2 do
+                    assert(sockets:take(id, 1))
+                    sockets:join(id)
+                end
+                local lane = network.open[A].all[1]
+                sockets:leave(1, function() end, 10000)
+                platform:advance(10)
+                assert.equal(1, lane.deferred)
+                sockets:drop(2)
+                assert.equal(0, lane.deferred)
+                sockets:close()
+            end
+        end)
+
         it('gives all who leave a queue at once their time: what each has accepted last may still be silent', function()
             new { balance = 'queue' }
             sockets:open { A }
