@@ -153,10 +153,10 @@ end
 function Lane:defer(on)
     if on and not self.deferred then
         local before = self.socket:defer(DEFER_S)
-        self.deferred = before == DEFER_S and 0 or before -- see resume
+        self.deferred, self.part = before == DEFER_S and 0 or before, nil -- see resume
     elseif self.deferred and not on then
         self.socket:defer(self.deferred)
-        self.deferred, self.deferred_until = nil, self.platform.now() + DEFERRED_MS
+        self.deferred, self.part, self.deferred_until = nil, nil, self.platform.now() + DEFERRED_MS
     end
 end
 
