@@ -59,6 +59,35 @@ describe('the death of a master', function()
         m:finish { code = 0 }
     end, { versions = { '22' } })
 
+    -- With one processor for both whoever reads a record goes on before whoever wrote it does.
+    it('makes no record come twice, however soon after it', function()
+        local own = uv.os_getpid()
+        local mask = io.popen(('taskset -p %d'):format(own)):read '*a':match 'mask: (%x+)'
+        assert(os.execute(('taskset -p 1 %d >/dev/null'):format(own)) == 0)
+        local ok, why = pcall(function()
+            local m = kept.start { wrap = { 'taskset', '1' }, files = { ['app.lua'] = apps.idle },
+                script = [[require('dutch-master').start { worker = 'app.lua', numWorkers = 1,
+                    backoff = { first = 0.01, max = 0.01 } }]] }
+            local over = kept.without_pauses(m)
+            for i = 1, 20 do
+                m:await('Worker listening', { count = i })
+                kept.await_snapshot(m, function(state)
+                    return state.cluster.workers[1] and state.cluster.workers[1].ready_at
+                end, 'a worker that serves')
+                local former = kept.pid(m)
+                uv.kill(m:records('Worker listening')[i].workerPid, 'sigkill')
+                m:await('Worker exited', { count = i })
+                uv.kill(former, 'sigkill')
+                m:await('The former master died, this one has taken over', { count = i })
+            end
+            over()
+            m:finish { code = 0 }
+            assert.same({}, kept.gaps_in_story(m))
+        end)
+        os.execute(('taskset -p %s %d >/dev/null'):format(mask, own))
+        assert(ok, why)
+    end)
+
     it('loses and tears no record of the log file, and the next one reopens it', function()
         local dir = master.temp_dir()
         local path = dir .. '/log'

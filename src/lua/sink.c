@@ -1,6 +1,7 @@
-/* lua/sink.c: core.sink(target) -> s; s:write(line, grave) s:lost() s:on_drain(fn) s:reopen()
- * s:flush(ms) s:is_tty() s:close(). */
+/* lua/sink.c: core.sink(target) -> s; s:write(line, grave, number) s:lost() s:on_drain(fn)
+ * s:reopen() s:flush(ms) s:is_tty() s:close(). */
 #include "service/sink.h"
+#include "keeper/kept.h"
 #include "lua/call.h"
 #include "lua/open.h"
 #include "lua/support.h"
@@ -36,13 +37,29 @@ int core_sink(lua_State *L) {
     return err == 0 ? 1 : dm_lua_fail_why(L, err, path, dm_append_why(err));
 }
 
+struct saying {
+    struct dm_kept *kept;
+    uint64_t number;
+};
+
+static void say(void *data) {
+    const struct saying *saying = data;
+    dm_kept_say(saying->kept, saying->number);
+}
+
+/* number: core.say() it as soon as the line is out, nil: nothing is said. */
 static int l_write(lua_State *L) {
     const struct l_sink *s = check(L);
     size_t len;
     const char *record = luaL_checklstring(L, 2, &len);
     const bool grave = lua_toboolean(L, 3);
     luaL_argcheck(L, len > 0 && record[len - 1] == '\n', 2, "a record ends with a newline");
-    return dm_lua_result(L, s->sink ? dm_sink_write(s->sink, record, len, grave) : -EBADF, NULL);
+    struct saying saying = {&dm_lua_core(L)->kept, (uint64_t)luaL_optnumber(L, 4, 0)};
+    const struct dm_sink_then then = {say, &saying};
+    const bool says = saying.number != 0 && saying.kept->open;
+    return dm_lua_result(
+        L, s->sink ? dm_sink_write(s->sink, record, len, grave, says ? &then : NULL) : -EBADF,
+        NULL);
 }
 
 static int l_lost(lua_State *L) {

@@ -9,6 +9,7 @@
 #include "service/sink.h"
 
 #include "base/close.h"
+#include "base/outlive.h"
 #include "base/outqueue.h"
 #include "base/poll.h"
 #include "base/timer.h"
@@ -60,6 +61,37 @@ static int put(struct dm_sink *s, const char *data, size_t len, size_t *done) {
         *done += (size_t)n;
     }
     return 0;
+}
+
+struct putting {
+    struct dm_sink *s;
+    const char *record;
+    size_t len, done;
+    int err;
+    const struct dm_sink_then *then;
+};
+
+static void put_and_then(void *data) {
+    struct putting *p = data;
+    p->err = put(p->s, p->record, p->len, &p->done);
+    if (p->err == 0) {
+        p->then->fn(p->then->ctx);
+    }
+}
+
+static int put_record(struct dm_sink *s, const char *record, size_t len,
+                      const struct dm_sink_then *then, size_t *done) {
+    struct putting p = {.s = s,
+                        .record = record,
+                        .len = len,
+                        .err = -EIO,
+                        .then = then}; /* unless it ends in time */
+    if (then == NULL) {
+        return put(s, record, len, done);
+    }
+    dm_outlive(put_and_then, &p);
+    *done = p.done;
+    return p.err;
 }
 
 /* ---- the buffer ---- */
@@ -266,7 +298,8 @@ void dm_sink_on_drain(struct dm_sink *s, dm_sink_drain_cb cb, void *ctx) {
     s->ctx = ctx;
 }
 
-int dm_sink_write(struct dm_sink *s, const char *record, size_t len, bool grave) {
+int dm_sink_write(struct dm_sink *s, const char *record, size_t len, bool grave,
+                  const struct dm_sink_then *then) {
     if (is_pending(s) && !s->waiting) {
         flush_pending(s);
     }
@@ -274,7 +307,7 @@ int dm_sink_write(struct dm_sink *s, const char *record, size_t len, bool grave)
         return keep(s, record, len, grave, 0);
     }
     size_t done;
-    int err = put(s, record, len, &done);
+    int err = put_record(s, record, len, then, &done);
     if (err == 0) {
         tell_drained(s);
         return 0;

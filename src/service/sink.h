@@ -23,9 +23,17 @@ int dm_sink_open_path(uv_loop_t *loop, const char *path, struct dm_sink **sink);
 
 void dm_sink_on_drain(struct dm_sink *sink, dm_sink_drain_cb cb, void *ctx);
 
+/* What is done as soon as a record is out whole: both, or neither, if this process is killed (see
+ * base/outlive.h, whose rules fn keeps). */
+struct dm_sink_then {
+    void (*fn)(void *ctx);
+    void *ctx;
+};
+
 /* 0: written or buffered. Negative: this record is lost (and counted). A part of the buffer is for
- * grave records alone: no flood of others takes it. */
-int dm_sink_write(struct dm_sink *sink, const char *record, size_t len, bool grave);
+ * grave records alone: no flood of others takes it. then: NULL, or done if it is not buffered. */
+int dm_sink_write(struct dm_sink *sink, const char *record, size_t len, bool grave,
+                  const struct dm_sink_then *then);
 /* Records lost since the last call. */
 uint64_t dm_sink_take_lost(struct dm_sink *sink);
 /* Waits until nothing is buffered, ms at most. Only for the end of the process. */

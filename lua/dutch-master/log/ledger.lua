@@ -1,6 +1,7 @@
 --- ledger.lua: records that wait until the state of which they speak is kept (keeper/commit.lua). They are in that
 -- state themselves, with numbers: a master that dies in between leaves them to the next one, and the number of the last
--- one that was written stands beside the state (platform.said), so that none is written twice.
+-- one that was written stands beside the state (platform.said), so that none is written twice. Who delivers a record to
+-- a file or a pipe says its number in the same breath; what a script's own logger took is said here.
 
 local cjson = require 'cjson'
 
@@ -10,7 +11,7 @@ Ledger.__index = Ledger
 -- Bytes of records that may wait. In a flood the oldest ones go out before they are kept.
 local BYTES = 512 * 1024
 
---- @param options {platform, commit, deliver = function(record)}
+--- @param options {platform, commit, deliver = function(record, number or nil)}
 function Ledger.new(options)
     local self = setmetatable(options, Ledger)
     self.first = self.platform.said() + 1 -- the number of the first that waits
@@ -19,9 +20,9 @@ function Ledger.new(options)
 end
 
 local function deliver_first(self)
-    local record = table.remove(self.records, 1)
-    self.first, self.bytes = self.first + 1, self.bytes - #record.text
-    self.deliver(record)
+    local record, number = table.remove(self.records, 1), self.first
+    self.first, self.bytes = number + 1, self.bytes - #record.text
+    self.deliver(record, number)
     self.platform.say(self.first - 1)
 end
 

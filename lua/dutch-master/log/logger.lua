@@ -26,10 +26,11 @@ local GRAVE = { error = true, fatal = true }
 
 -- Writes to the sink; a count of lost records that is itself lost is kept for the next time.
 -- record: {level, fields, msg, at, text = as a line of JSON, or nil: it is none yet}
+-- number: see ledger.lua, nil: it has none
 -- @return whether it was written
-local function write_sink(core, record)
+local function write_sink(core, record, number)
     local line = core.format == format.json and record.text or core.format(core, record)
-    return core.sink:write(line, GRAVE[record.level])
+    return core.sink:write(line, GRAVE[record.level], number)
 end
 
 local function new_record(core, level, fields, msg)
@@ -48,12 +49,12 @@ local function report_lost(core)
 end
 
 -- A reader that never catches up never lets the sink drain either; it must hear of the loss all the same.
-local function write_record(core, record)
+local function write_record(core, record, number)
     if core.losing_since and math.abs(core.wall() - core.losing_since) >= LOSS_REPORT_S then
         core.losing_since = nil
         report_lost(core)
     end
-    if not write_sink(core, record) then
+    if not write_sink(core, record, number) then
         core.losing_since = core.losing_since or core.wall()
     end
 end
@@ -124,11 +125,11 @@ local function merged(a, b, c)
     return add(add(add({}, a), b), c)
 end
 
-local function deliver(core, record)
+local function deliver(core, record, number)
     if core.custom then
         write_custom(core, record)
     else
-        write_record(core, record)
+        write_record(core, record, number)
     end
     local line = #record.text <= RECENT_MAX and record.text or format.json(core, record, RECENT_MAX)
     core.recent:push(line, GRAVE[record.level])
@@ -302,8 +303,8 @@ function M.new(options)
     local core, message, code = new_core(options)
     if not core then return nil, message, code end
     core.ledger = options.commit and Ledger.new { platform = options.platform, commit = options.commit,
-        deliver = function(record)
-            deliver(core, record)
+        deliver = function(record, number)
+            deliver(core, record, number)
         end }
     return setmetatable({ core = core, fields = {} }, Logger)
 end
