@@ -25,14 +25,18 @@ static unsigned wanted(int events) {
            (events & UV_DISCONNECT ? EPOLLRDHUP : 0U);
 }
 
+static void park(struct dm_poll *self) {
+    uv_poll_stop(&self->uv);
+    dm_list_append(&polls.parked, &self->parked);
+    dm_timer_start(&polls.retry, DM_POLL_PARKED_MS);
+}
+
 static int try_start(struct dm_poll *self) {
     const int error = uv_poll_start(&self->uv, self->events, self->on_poll);
     if (error || add(self->uv.loop, self->fd, wanted(self->events)) == 0 || !polls.timers) {
         return error;
     }
-    uv_poll_stop(&self->uv);
-    dm_list_append(&polls.parked, &self->parked);
-    dm_timer_start(&polls.retry, DM_POLL_PARKED_MS);
+    park(self);
     return 0;
 }
 
@@ -96,6 +100,12 @@ int dm_poll_start(struct dm_poll *self, int events, uv_poll_cb on_poll) {
     self->events = events;
     self->on_poll = on_poll;
     return try_start(self);
+}
+
+void dm_poll_rest(struct dm_poll *self) {
+    if (polls.timers && self->events && dm_list_empty(&self->parked)) {
+        park(self);
+    }
 }
 
 void dm_poll_stop(struct dm_poll *self) {

@@ -29,6 +29,9 @@ void dm_polls_deinit(void);
 int dm_poll_init(uv_loop_t *loop, struct dm_poll *poll, int fd);
 /* 0, also where there is no room: then it is parked. */
 int dm_poll_start(struct dm_poll *poll, int events, uv_poll_cb on_poll);
+/* From a callback that can do nothing about what it is told: it is told again after
+ * DM_POLL_PARKED_MS, not at once. */
+void dm_poll_rest(struct dm_poll *poll);
 void dm_poll_stop(struct dm_poll *poll);
 /* on_closed gets the handle, `poll` itself; NULL: nobody wants to know. */
 void dm_poll_close(struct dm_poll *poll, uv_close_cb on_closed);

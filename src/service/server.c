@@ -116,6 +116,12 @@ static void admit(struct dm_server *server, int fd) {
     server->options.on_client(server->options.ctx, client);
 }
 
+static void reserve_descriptor(struct dm_server *server) {
+    if (server->spare_fd < 0) {
+        server->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    }
+}
+
 /* accept4 wants a descriptor first, and looks then whether there is somebody. */
 static bool is_awaited(const struct dm_server *server) {
     struct pollfd p = {.fd = server->fd, .events = POLLIN};
@@ -123,30 +129,41 @@ static bool is_awaited(const struct dm_server *server) {
 }
 
 /* No descriptor is left: a client that asks nothing gives way, or else the newcomer is told and
- * closed. */
-static void free_descriptor(struct dm_server *server) {
+ * closed. False: neither, the whole system may have none. */
+static bool free_descriptor(struct dm_server *server) {
     struct dm_stream *victim = choose_victim(server);
     if (victim != NULL && !victim->asked) {
         dm_stream_drop(victim, "no descriptors left");
-        return;
+        return true;
     }
-    close(server->spare_fd);
+    dm_close(&server->spare_fd);
     int fd = accept4(server->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd >= 0) {
         dm_stream_complain(fd, "EMFILE", "the master has no descriptors left");
         close(fd);
     }
-    server->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    reserve_descriptor(server);
+    return fd >= 0;
 }
 
 static void on_readable(uv_poll_t *poll, int status, int events) {
     struct dm_server *server = poll->data;
+    reserve_descriptor(server); /* the system had none */
     for (int i = 0; i < ACCEPTS && !server->closed; i++) {
         int fd = accept4(server->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
             admit(server, fd);
-        } else if ((errno == EMFILE || errno == ENFILE) && is_awaited(server)) {
-            free_descriptor(server);
+        } else if (errno == EMFILE || errno == ENFILE) {
+            if (!is_awaited(server)) {
+                return;
+            }
+            if (!free_descriptor(server)) {
+                dm_poll_rest(&server->poll);
+                return;
+            }
+        } else if (errno == ENOMEM || errno == ENOBUFS) {
+            dm_poll_rest(&server->poll);
+            return;
         } else if (errno != EINTR && errno != ECONNABORTED) {
             return;
         }
@@ -250,7 +267,10 @@ static int open_sockets(struct dm_server *server, const struct sockaddr_un *addr
     if (!resumes) {
         server->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     }
-    server->spare_fd = server->fd < 0 ? -1 : open("/dev/null", O_RDONLY | O_CLOEXEC);
+    if (server->fd < 0) {
+        return -errno;
+    }
+    reserve_descriptor(server);
     if (server->spare_fd < 0) {
         return -errno;
     }
@@ -309,6 +329,6 @@ void dm_server_close(struct dm_server *server) {
     server->count = 0;
     dm_poll_close(&server->poll, on_closed);
     remove_path(server);
-    close(server->fd);
-    close(server->spare_fd);
+    dm_close(&server->fd);
+    dm_close(&server->spare_fd);
 }

@@ -445,6 +445,23 @@ describe('stream', function()
             assert_serving()
         end)
 
+        it('its pace, where not even the newcomer can be told', function()
+            serve()
+            local client = connect()
+            local old = sys.limit('nofile', 3) -- as if the table of the whole system were full: its reserve is of no use
+            local turns, start = 0, sys.now()
+            while sys.now() - start < 200 do
+                loop.run_once(100)
+                turns = turns + 1
+            end
+            sys.limit('nofile', old)
+            assert.is_true(turns < 40, turns)
+            client.conn:write 'hello\n'
+            assert.equal('you said hello', await_line(client))
+            client.conn:close()
+            assert_serving()
+        end)
+
         it('the time to ask', function()
             serve(path, 200)
             local client, silent, slow = connect(), connect(), connect()
