@@ -1,12 +1,14 @@
 -- The page of `dutch-master web`: who may see it, and what a real browser makes of it.
 
 local bit = require 'bit'
+local cjson = require 'cjson'
 local uv = require 'luv'
 local browser = require 'spec.support.browser'
 local cli = require 'spec.support.cli'
 local http = require 'spec.support.http'
 local master = require 'spec.support.master'
 local versions = require 'spec.support.node_versions'
+local wait = require 'spec.support.wait'
 
 local TALKER = [[
     local worker = require 'dutch-master.worker'
@@ -14,11 +16,12 @@ local TALKER = [[
     worker.ready()
 ]]
 
-local function start(workers)
+local SCRIPT = "require('dutch-master').start { worker = 'app.lua', ready = 'message', numWorkers = %d, "
+    .. 'restartSoak = 0.2 }'
+
+local function start(workers, keeper)
     local m = master.start {
-        script = ("require('dutch-master').start { worker = 'app.lua', ready = 'message', numWorkers = %d, "
-            .. 'restartSoak = 0.2 }'):format(workers or 2),
-        files = { ['app.lua'] = TALKER },
+        script = SCRIPT:format(workers or 2), files = { ['app.lua'] = TALKER }, keeper = keeper,
     }
     m:await 'Cluster ready'
     return m
@@ -42,6 +45,15 @@ local function ask(m, port, path, ...)
     local c = cli.run(m, { '-si', '--max-time', '10', url, ... }, { program = 'curl' })
     local status = tonumber(c.out:match '^HTTP/1.1 (%d+)')
     return status, c.out
+end
+
+--- What /events sent: how often each kind came, and what was there when it was asked for the first time.
+local function read_events(text)
+    local seen = {}
+    for kind, data in text:gmatch 'event: (%l+)\ndata: ([^\n]*)\n' do
+        seen[kind] = kind == 'init' and cjson.decode(data).masters[1] or (seen[kind] or 0) + 1
+    end
+    return seen
 end
 
 describe('web', function()
@@ -126,6 +138,26 @@ describe('web', function()
         local second = cli.run(m, { 'web', '--listen', '127.0.0.1:' .. port })
         assert.equal(1, second.code)
         assert.matches('127.0.0.1:' .. port .. ': .*in use', second.err)
+        stop(c)
+        m:finish()
+    end)
+
+    it('sends an open page nothing twice, neither while nobody writes nor when another master follows', function()
+        local m = start(1, true)
+        local c, port = start_web(m)
+        m:wait_until(function()
+            return #read_events(select(2, ask(m, port, '/events', '--max-time', '1'))).init.lines == 1
+        end, 'the line')
+        local open = cli.start(m, { '-sN', ('http://127.0.0.1:%d/events'):format(port) }, { program = 'curl' })
+        open:await_output 'event: init.*event: status'
+        wait.let_run(4000)
+        local seen = read_events(open.out)
+        assert.same({ 1, 0, 0 }, { #seen.init.lines, seen.line or 0, seen.record or 0 })
+        uv.kill(m:process_pid(), 'sigkill')
+        open:await_output 'event: record\n[^\n]*this one has taken over'
+        assert.is_nil(read_events(open.out).line)
+        open:kill 'sigterm'
+        open:wait()
         stop(c)
         m:finish()
     end)

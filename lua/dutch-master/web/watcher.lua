@@ -83,7 +83,9 @@ function Link:ask(request, seconds, on_event)
             if not answer.event then
                 return answer.ok and answer or nil, 'failed'
             elseif on_event then
-                seconds = answer.event == 'accepted' and nil or seconds
+                if answer.event == 'accepted' then
+                    seconds = nil
+                end
                 on_event(answer)
             end
         end
@@ -201,15 +203,35 @@ local function look(self)
     link:close()
 end
 
+-- After a new connection the past comes again: pages that are open have it.
+-- @return function(item) -> whether it is none of those
+local function unknown(items, key)
+    local known = {}
+    for _, item in ipairs(items) do
+        known[key(item)] = true
+    end
+    return function(item)
+        return not known[key(item)]
+    end
+end
+
+local function key_of_record(record)
+    return ('%s %s %s'):format(record.time, tostring(record.workerId), record.msg)
+end
+
+local function key_of_line(line)
+    return ('%d %.3f'):format(line.number, line.time)
+end
+
 local function follow_events(self)
     local link = not self.problem and open_link(self)
     if not link then
         return
     end
-    self.records = {}
+    local is_new = unknown(self.records, key_of_record)
     link:ask({ verb = 'events', last = RECORDS, follow = true }, SILENT_S, function(answer)
-        if answer.event == 'record' then
-            local record = answer.record
+        local record = answer.record
+        if answer.event == 'record' and is_new(record) then
             record.name, record.hostname, record.v = nil, nil, nil
             keep(self.records, record, RECORDS)
             self.tell('record', { id = self.id, record = record })
@@ -224,11 +246,11 @@ local function follow_output(self)
         return
     end
     local after, more
-    self.lines = {}
+    local is_new = unknown(self.lines, key_of_line)
     repeat
         local answer = link:ask({ verb = 'logs', after = after, last = not after and LINES or nil,
             wait = after ~= nil and not more }, SILENT_S, function(event)
-            if event.event == 'line' then
+            if event.event == 'line' and is_new(event.line) then
                 keep(self.lines, event.line, LINES)
                 self.tell('line', { id = self.id, line = event.line })
             end
