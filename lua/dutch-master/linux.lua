@@ -67,13 +67,14 @@ end
 local STAT = '^.*%) (%a)' .. (' %-?%d+'):rep(10) .. ' (%d+) (%d+)' .. (' %-?%d+'):rep(6) .. ' (%d+) %d+ (%-?%d+)'
 
 --- What the kernel counts of a process: { rss_kb, cpu_ms, starttime = clock ticks since boot, which tell a number that
--- was used again, runnable = it works, or waits for a processor to work on }; nil if there is none.
+-- was used again, runnable = it works, or waits for a processor to work on, stopped = until it is continued }; nil if
+-- there is none.
 function M.proc_stat(pid)
     local text = core.read_file(('/proc/%d/stat'):format(pid), 4096)
     local state, user, system, start, pages = (text or ''):match(STAT)
     return state and { rss_kb = math.max(0, tonumber(pages)) * core.page_kb,
         cpu_ms = math.floor((tonumber(user) + tonumber(system)) * core.tick_ms), starttime = tonumber(start),
-        runnable = state == 'R' }
+        runnable = state == 'R', stopped = state == 'T' or state == 't' }
 end
 
 -- Bytes. More than the kernel lets a program have.

@@ -174,6 +174,25 @@ describe('lanes', function()
         m:finish()
     end)
 
+    it('give a worker that is frozen nothing of what another one leaves', function()
+        local m = start()
+        local frozen, victim = unpack(serving(m))
+        assert(connections.freeze(frozen.workerPid))
+        assert(connections.freeze(victim.workerPid))
+        local requests = {}
+        for i = 1, 60 do
+            requests[i] = http.begin { port = m.port }
+        end
+        wait.turn()
+        uv.kill(victim.workerPid, 'sigkill')
+        for i, outcome in ipairs(requests) do
+            m:wait_until(outcome, 'an answer', { timeout = 10000 })
+            assert.equal('done', (outcome()), i)
+        end
+        uv.kill(frozen.workerPid, 'sigcont')
+        m:finish()
+    end)
+
     it('lose nothing of a frozen worker where no other can be handed its connections', function()
         local m = start('stallTimeout = 0.3,', RAW)
         local l = load.start { port = m.port, clients = 200, rate = 400 }

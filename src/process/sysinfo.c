@@ -162,5 +162,6 @@ int dm_proc_idle(pid_t pid) {
     if (strcmp(text, "0") != 0) {
         return strstr(text, "epoll_wait") || strstr(text, "ep_poll");
     }
-    return dm_proc_state(pid) == 'R' ? 0 : -1;
+    const char state = dm_proc_state(pid);
+    return state == 'R' || state == 'T' || state == 't' ? 0 : -1; /* 'T': it is stopped */
 }

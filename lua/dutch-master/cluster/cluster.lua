@@ -247,10 +247,16 @@ function Cluster:takes(id, request)
     return worker ~= nil and worker:takes(request.name)
 end
 
+-- What is sent to one that is stopped stays in its channel until it is continued, out of reach of everybody.
+local function is_stopped(self, worker)
+    local stat = worker.pid and self.platform.proc_stat(worker.pid)
+    return stat ~= nil and stat.stopped
+end
+
 --- Hands it over. done(accepted) comes later, once, if this returns true. @return whether it was handed over
 function Cluster:rescue(fd, done, id, request)
     local worker = self.workers[id]
-    return worker ~= nil and worker:rescue(fd, done, request and request.name)
+    return worker ~= nil and not is_stopped(self, worker) and worker:rescue(fd, done, request and request.name)
 end
 
 --- What has become of a connection that a former master gave to one worker, or was about to.

@@ -66,6 +66,12 @@ describe('system information', function()
             return core.idle(loop.child:pid()) and not linux.proc_stat(other.child:pid()).runnable
         end, 5000, 'both to sleep')
         assert.is_false(core.idle(other.child:pid()))
+        assert.is_false(linux.proc_stat(loop.child:pid()).stopped)
+        loop.child:signal 'SIGSTOP'
+        p.await(function()
+            return linux.proc_stat(loop.child:pid()).stopped
+        end, 5000, 'one to be stopped')
+        assert.is_false(core.idle(loop.child:pid()))
         loop.child:signal 'SIGKILL'
         other.child:signal 'SIGKILL'
         p.exit_of(loop)

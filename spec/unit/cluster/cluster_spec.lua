@@ -36,6 +36,20 @@ describe('cluster', function()
         assert.equal(0, world.asked_script)
     end)
 
+    it('hands nothing over to a worker that is stopped', function()
+        local world = booted()
+        local worker, stopped = world.cluster:find(1), true
+        function worker.rescue()
+            return true
+        end
+        function world.platform.proc_stat(pid)
+            return pid == worker.pid and { stopped = stopped } or nil
+        end
+        assert.is_false(world.cluster:rescue(40, error, 1))
+        stopped = false
+        assert.is_true(world.cluster:rescue(40, error, 1))
+    end)
+
     it('gives up a boot in which a slot fails restartAttempts times and nothing was ever ready', function()
         local world = fake.new { behaviour = function()
             return { crash_ms = 5, code = 3 }
