@@ -112,6 +112,7 @@ describe('init', function()
             local text = read(script)
             assert.truthy(text:find('worker = ' .. project.worker, 1, true), text)
             assert.matches(project.says or '', text)
+            assert.falsy(text:find('Build it first', 1, true), text) -- it is there
             c = cli.run(nil, { 'check', script }, { env = env })
             assert.equal(0, c.code, c.out .. c.err)
             -- A second time it touches nothing.

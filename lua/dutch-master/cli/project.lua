@@ -340,7 +340,7 @@ local function of_go(world)
     end
     return { worker = list_text { './' .. name }, listen = LISTEN, found = 'go.mod', notes = {
         'It takes its socket as fd 3: net.FileListener(os.NewFile(3, "")), or a package such as coreos/go-systemd.',
-        is_executable(world, name) and nil or ('Build it first: go build -o %s .'):format(name),
+        not is_executable(world, name) and ('Build it first: go build -o %s .'):format(name) or nil,
     } }
 end
 
