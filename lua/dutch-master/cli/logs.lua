@@ -58,8 +58,12 @@ function M.moment(text, now)
     if not y then
         return nil
     end
-    local at = os.time { year = y, month = mo, day = d, hour = tonumber(h) or 0, min = tonumber(mi) or 0,
-        sec = tonumber(s) or 0, isdst = zone ~= 'Z' and nil or false }
+    local fields = { year = y, month = mo, day = d, hour = tonumber(h) or 0, min = tonumber(mi) or 0,
+        sec = tonumber(s) or 0 }
+    if zone == 'Z' then
+        fields.isdst = false -- else it is found out: summer time or not
+    end
+    local at = os.time(fields)
     if zone == 'Z' then
         at = at + os.difftime(os.time(os.date('*t', at)), os.time(os.date('!*t', at)))
     end
