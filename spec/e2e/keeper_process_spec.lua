@@ -232,6 +232,7 @@ exec sleep 1000]] } }
         assert.is_true(longest < 1.5 * wait.scale, longest)
         assert.matches(('if somebody has stopped it, kill %%-CONT %d$'):format(m.pid),
             m:await('State could not be kept, the keeper has an older one').reason)
+        m:wait_until(function() return #m:workers() == 6 end, 'the last old ones to end')
         local before = m:workers()
         uv.kill(m.pid, 'sigcont')
         m:await 'State is kept again'

@@ -8,7 +8,8 @@ local load = require 'spec.support.load'
 local master = require 'spec.support.master'
 local versions = require 'spec.support.node_versions'
 
--- Says READY=1, and WATCHDOG=1 as often as it was told to, while there is no file `hang`; what the file says, if it is there.
+-- Says READY=1, and WATCHDOG=1 as often as it was told to, once at least, while there is no file `hang`; what the file
+-- says, if it is there.
 local PYTHON = [[
 import os, select, socket, signal
 assert int(os.environ['WATCHDOG_PID']) == os.getpid(), 'WATCHDOG_PID is not mine'
@@ -18,8 +19,7 @@ n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 n.connect(os.environ['NOTIFY_SOCKET'])
 n.send(b'READY=1')
 hang = 'hang' + os.environ['DUTCH_MASTER_WORKER']
-while not os.path.exists(hang):
-    n.send(b'WATCHDOG=1')
+while n.send(b'WATCHDOG=1') and not os.path.exists(hang):
     select.select([], [], [], every)
 said = open(hang, 'rb').read()
 if said:

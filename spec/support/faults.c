@@ -5,8 +5,9 @@
  * counts the first one down: at 0 it happens, whichever master it is by then, and the second one
  * takes its place. 0: nothing happens. The third one takes the first one's place when a master
  * accepts a TCP connection, the fifth one when a message brings it one. From then on reading a
- * message counts too. Process number four is stopped in that moment. What a master's second process
- * does (base/outlive.h) counts as well, and it is the master who dies. */
+ * message counts too, and process number four is stopped just before a worker is sent a connection.
+ * What a master's second process does (base/outlive.h) counts as well, and it is the master who
+ * dies. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -78,24 +79,38 @@ long syscall(long number, ...) {
     return next(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 
+static bool is_connection(int fd) {
+    int domain;
+    socklen_t length = sizeof domain;
+    return fd >= 0 && getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 &&
+           domain != AF_UNIX;
+}
+
+/* Who made the pair of sockets is at its other end, for all the kernel knows: the keeper, or we. */
+static void stop_taker(int fd, const struct msghdr *message) {
+    struct ucred peer;
+    socklen_t length = sizeof peer;
+    const struct cmsghdr *control = CMSG_FIRSTHDR(message);
+    if (accepted && left[3] > 0 && control && control->cmsg_type == SCM_RIGHTS &&
+        is_connection(*(const int *)CMSG_DATA(control)) &&
+        getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 && peer.pid != keeper) {
+        kill((pid_t)left[3], SIGSTOP);
+        left[3] = 0;
+    }
+}
+
 ssize_t sendmsg(int fd, const struct msghdr *message, int flags) {
     NEXT(sendmsg);
+    stop_taker(fd, message);
     return next(fd, message, flags);
 }
 
 /* It begins, if that number says so and `fd` is a TCP connection. */
 static void begin_with(int fd, int number) {
-    int domain;
-    socklen_t length = sizeof domain;
-    if (fd >= 0 && left && left[number] > 0 && (is_master() || second == getpid()) &&
-        getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 && domain != AF_UNIX) {
+    if (left && left[number] > 0 && (is_master() || second == getpid()) && is_connection(fd)) {
         left[0] = left[number];
         left[number] = 0;
         accepted = true;
-        if (left[3] > 0) {
-            kill((pid_t)left[3], SIGSTOP);
-            left[3] = 0;
-        }
     }
 }
 
