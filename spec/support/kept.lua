@@ -209,6 +209,23 @@ local function patience_of(m)
     return timer
 end
 
+--- Calls fn(a copy of it) for each socket of a process.
+function M.each_socket(pid, fn)
+    local pidfd = ffi.C.syscall(PIDFD_OPEN, ffi.new('long', pid), ffi.new('long', 0))
+    assert(pidfd >= 0, 'pidfd_open')
+    local scan = uv.fs_scandir(('/proc/%d/fd'):format(pid))
+    for name in function() return scan and (uv.fs_scandir_next(scan)) end do
+        local link = uv.fs_readlink(('/proc/%d/fd/%s'):format(pid, name)) or ''
+        local fd = link:find '^socket:'
+            and tonumber(ffi.C.syscall(PIDFD_GETFD, pidfd, ffi.new('long', tonumber(name)), ffi.new('long', 0))) or -1
+        if fd >= 0 then
+            fn(fd)
+            ffi.C.close(fd)
+        end
+    end
+    ffi.C.close(pidfd)
+end
+
 --- The keeper's patience with its master ends now, and not in a minute, as often as it is said: twice, unless given.
 -- @return a function to call until it says true
 function M.impatience(m, times)

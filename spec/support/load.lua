@@ -30,7 +30,8 @@ local running = {} -- every load that was not stopped
 
 --- load.start { port= | socket=, clients=8, mode='close'|'keepalive', rate= (requests a second, all
 --- clients together), source= (the clients' address), path=, timeout= (ms), expect= (pattern of the body),
---- lag_ms= (it is sent up to so long after the client has connected), slow_ms=, protocol= (http.lua, or fastcgi.lua) } starts at once.
+--- lag_ms= (it is sent up to so long after the client has connected), slow_ms=,
+--- protocol= (http.lua, or fastcgi.lua) } starts at once.
 function M.start(options)
     local self = setmetatable({ options = options, running = true, active = 0, waiting = {}, clients = {} }, M)
     self.counts = { total = 0, stale = 0, late = 0, max_ms = 0 }

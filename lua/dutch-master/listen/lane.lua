@@ -152,12 +152,19 @@ end
 -- @param on whether this is so
 function Lane:defer(on)
     if on and not self.deferred then
-        local before = self.socket:defer(DEFER_S)
-        self.deferred, self.part = before == DEFER_S and 0 or before, nil -- see resume
+        self.deferred, self.part = self.socket:defer(DEFER_S), nil -- what was in force
     elseif self.deferred and not on then
         self.socket:defer(self.deferred)
         self.deferred, self.part, self.deferred_until = nil, nil, self.platform.now() + DEFERRED_MS
     end
+end
+
+--- Of a socket of a former master, which may have kept them out when it died. One second is that master's, who may have
+-- died before it said so: a server that has asked for exactly that (unicorn does) is not given it back.
+-- @param deferred as that master has kept it
+function Lane:let_in(deferred)
+    self.deferred = deferred or self.socket:defer() == DEFER_S and 0 or nil
+    self:defer(false)
 end
 
 --- How long who was not let in may still come, in ms.
@@ -524,15 +531,13 @@ function Lane:keep(book)
         spare = self.spare or nil, deferred = self.deferred }
 end
 
---- Its users as a former master had them. Whoever leaves is looked for again. One second is that master's, which may
--- have died before it said so: a server that has asked for exactly that is not given it back.
+--- Its users as a former master had them. Whoever leaves is looked for again.
 function Lane:resume(kept)
     for _, user in ipairs(kept.users) do
         self.users[user.id] = { state = user.state, weight = user.weight, request = user.request }
     end
     update(self)
-    self.deferred = kept.deferred or self.socket:defer() == DEFER_S and 0 or nil
-    self:defer(false)
+    self:let_in(kept.deferred)
 end
 
 --- For status.

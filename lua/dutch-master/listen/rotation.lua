@@ -174,6 +174,7 @@ local function borrow(self)
     furnish(self)
     for i, socket in ipairs(listener:lanes()) do
         local lane = add_lane(self, socket, -i, nil, true)
+        lane:let_in()
         if not self.shared then
             lane:add(-i)
             self.users[-i] = lane

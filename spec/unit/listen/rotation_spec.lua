@@ -48,6 +48,30 @@ describe('a rotation', function()
         assert.is_nil(next(network.open))
     end)
 
+    -- Another master follows. @param left function(store): what is in the keeper's store, name -> descriptor, before that
+    -- @return what that master finds
+    local function follow(fields, left)
+        local book = books.new(books.shared(), 0)
+        local kept = { version = estate.VERSION, shared = {}, one = rotation:keep(book) }
+        local store, text = {}, books.text(assert(book:close(kept)))
+        for _, part in ipairs(book.parts) do
+            for _, held in ipairs(part.fds) do
+                store[held.name] = held.fd
+            end
+        end
+        left(store)
+        local options = { platform = platform, log = log, want = 2, stall_timeout_ms = 1000, stalled = function() end,
+            awaits_workers = function() return awaited end }
+        options.hand, options.doubts = fake_sockets.hands(platform, log)
+        for key, value in pairs(fields) do
+            options[key] = value
+        end
+        rotation:close()
+        local former = assert(estate.read({ state = text, store = store }, platform))
+        rotation = assert(Rotation.resume(options, former.state.one, former))
+        return former
+    end
+
     local function steered()
         local ids = {}
         for _, lane in ipairs(rotation:snapshot().lanes) do
@@ -74,23 +98,11 @@ describe('a rotation', function()
             fds[id] = rotation:assign(id)
             rotation:join(id)
         end
-        local book = books.new(books.shared(), 0)
-        local kept = { version = estate.VERSION, shared = {}, one = rotation:keep(book) }
-        local store, text = {}, books.text(assert(book:close(kept)))
-        for _, part in ipairs(book.parts) do
-            for _, held in ipairs(part.fds) do
-                store[held.name] = held.fd
-            end
-        end
-        assert.same({ ['lane/0.1'] = fds[1], ['lane/0.2'] = fds[2] }, store)
-        store['lane/0.7'], store['lane/01.1'] = 901, 902
         network.queues[901] = { 5, 6 }
-        local options = { platform = platform, log = log, balance = 'steered', want = 2, stall_timeout_ms = 1000,
-            stalled = function() end, awaits_workers = function() return awaited end }
-        options.hand, options.doubts = fake_sockets.hands(platform, log)
-        rotation:close()
-        local former = assert(estate.read({ state = text, store = store }, platform))
-        rotation = assert(Rotation.resume(options, former.state.one, former))
+        local former = follow({ balance = 'steered' }, function(store)
+            assert.same({ ['lane/0.1'] = fds[1], ['lane/0.2'] = fds[2] }, store)
+            store['lane/0.7'], store['lane/01.1'] = 901, 902
+        end)
         assert.same({ 'lane/01.1' }, former:unknown 'lane/')
         assert.is_true(network.open[':80'].options.kept.uncertain)
         assert.same({ 1, 2 }, steered())
@@ -116,25 +128,19 @@ describe('a rotation', function()
                 rotation:help(1)
                 assert.equal(1, listener.all[1].deferred)
             end
-            local book = books.new(books.shared(), 0)
-            local kept = { version = estate.VERSION, shared = {}, one = rotation:keep(book) }
-            local store, text = {}, books.text(assert(book:close(kept)))
-            for _, part in ipairs(book.parts) do
-                for _, held in ipairs(part.fds) do
-                    store[held.name] = held.fd
-                end
-            end
-            local options = { platform = platform, log = log, want = 2, stall_timeout_ms = 1000, may_block = true,
-                balance = 'queue', stalled = function() end, awaits_workers = function() return awaited end }
-            options.hand, options.doubts = fake_sockets.hands(platform, log)
-            rotation:close()
-            local former = assert(estate.read({ state = text, store = store }, platform))
             network.deferred = 1
-            rotation = assert(Rotation.resume(options, former.state.one, former))
+            follow({ balance = 'queue', may_block = true }, function() end)
             assert.equal(said and 60 or 0, network.open[':80'].all[1].deferred)
             network.deferred = nil
             rotation:close()
         end
+    end)
+
+    it('lets them in at sockets that are borrowed of workers whose master and keeper died', function()
+        network.deferred = 1
+        new { borrowed = { { fd = 31, reuseport = true } } }
+        assert.equal(0, network.open[':80'].all[1].deferred)
+        network.deferred = nil
     end)
 
     it('prefers the free lane in which most wait', function()

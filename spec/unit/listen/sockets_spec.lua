@@ -235,16 +235,21 @@ describe('sockets', function()
             assert.is_true(left)
         end)
 
+        -- So many workers of one generation serve at A. @return their socket
+        local function together(balance, count)
+            new { balance = balance }
+            sockets:open { A }
+            for id = 1, count do
+                assert(sockets:take(id, 1))
+                sockets:join(id)
+            end
+            return network.open[A].all[1]
+        end
+
         -- Most servers close what they accepted and heard nothing of.
         it('keeps who has sent nothing out of a queue that others go on serving, until the leaving one has heard', function()
             for _, balance in ipairs { 'queue', 'shared' } do
-                new { balance = balance }
-                sockets:open { A }
-                for id = 1, 3 do
-                    assert(sockets:take(id, 1))
-                    sockets:join(id)
-                end
-                local lane, begun, left = network.open[A].all[1], platform.now(), {}
+                local lane, begun, left = together(balance, 3), platform.now(), {}
                 lane.deferred = 5 -- a server's own wish
                 local function leave(id)
                     sockets:leave(id, function()
@@ -276,13 +281,7 @@ describe('sockets', function()
         end)
 
         it('lets them in again when all leave', function()
-            new { balance = 'queue' }
-            sockets:open { A }
-            for id = 1, 2 do
-                assert(sockets:take(id, 1))
-                sockets:join(id)
-            end
-            local lane = network.open[A].all[1]
+            local lane = together('queue', 2)
             sockets:leave(1, function() end, 10000)
             platform:advance(10)
             assert.equal(1, lane.deferred)
@@ -292,13 +291,7 @@ describe('sockets', function()
 
         it('lets them in again when whoever goes on dies', function()
             for _, balance in ipairs { 'queue', 'shared' } do
-                new { balance = balance }
-                sockets:open { A }
-                for id = 1, 2 do
-                    assert(sockets:take(id, 1))
-                    sockets:join(id)
-                end
-                local lane = network.open[A].all[1]
+                local lane = together(balance, 2)
                 sockets:leave(1, function() end, 10000)
                 platform:advance(10)
                 assert.equal(1, lane.deferred)
@@ -309,13 +302,8 @@ describe('sockets', function()
         end)
 
         it('gives all who leave a queue at once their time: what each has accepted last may still be silent', function()
-            new { balance = 'queue' }
-            sockets:open { A }
+            together('queue', 2)
             local left, asked = {}, platform.now()
-            for id = 1, 2 do
-                assert(sockets:take(id, 1))
-                sockets:join(id)
-            end
             for id = 1, 2 do
                 sockets:leave(id, function()
                     left[id] = platform.now() - asked
