@@ -75,8 +75,7 @@ local function can_be_asked(self)
     end
     local target, why, code = self.sockets:probe_target(self.id, self.rule.port)
     if code == 'ENOTSUP' then
-        self.log:warn({ reason = why, watchdog = self.watchdog_ms and false or nil },
-            'HTTP readiness check impossible, using the default rule')
+        self.log:warn({ reason = why }, 'HTTP readiness check impossible, using the default rule')
         self.rule = self.fallback
     elseif not target then
         self.lacks = why
